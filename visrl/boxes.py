@@ -1,0 +1,183 @@
+"""Boxes that know their frame of reference, and the one IoU everything is scored with.
+
+A frame is what the four numbers are measured in: which area they span (the picture, or the padded square around it)
+and how many units that area's sides have. All conversions are one formula, ``pixel = unit * side / extent - pad``:
+
+=============  =========  ===================  =====================================================================
+frame          area       extent               who uses it
+=============  =========  ===================  =====================================================================
+``PIXEL``      picture    its size in pixels   benchmarks; all scoring
+``UNIT``       picture    (1, 1)               lmms-eval's REC, the ``compat_visrl`` crop
+``SQUARE``     square     (1, 1)               LLaVA, VisCoT: (x + pad) / max(W, H)   (visrl-method.md, a1)
+``grid(n)``    picture    (n, n)               Qwen3-VL and InternVL (1000), PaliGemma (1024)
+``resized``    picture    the resized size     Qwen2.5-VL: pixels of the picture as the model saw it
+=============  =========  ===================  =====================================================================
+
+Coordinates are always x1, y1, x2, y2; sizes are (width, height).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A system of coordinates. ``extent`` is the number of units along x and y; None means pixels of the picture."""
+
+    name: str
+    area: Literal["picture", "square"] = "picture"
+    extent: tuple[float, float] | None = None
+
+    def origin(self, size: Size) -> tuple[float, float]:
+        """Where this frame's zero lies, in pixels of the picture: (0, 0), or minus the pad of the square.
+
+        The pad is ``|W - H| // 2``, an integer, because that is where expand2square really pastes the picture.
+        """
+        if self.area == "picture":
+            return 0.0, 0.0
+        side = max(size)
+        return -float((side - size[0]) // 2), -float((side - size[1]) // 2)
+
+    def unit(self, size: Size) -> tuple[float, float]:
+        """Pixels per unit along x and y for a picture of ``size``."""
+        if self.extent is None:
+            return 1.0, 1.0
+        spanned = size if self.area == "picture" else (max(size), max(size))
+        return spanned[0] / self.extent[0], spanned[1] / self.extent[1]
+
+
+PIXEL = Frame("pixel")
+UNIT = Frame("unit", "picture", (1.0, 1.0))
+SQUARE = Frame("square", "square", (1.0, 1.0))
+
+
+def grid(n: int, area: Literal["picture", "square"] = "picture") -> Frame:
+    """The frame of coordinates that run from 0 to ``n`` over the picture, or over its padded square."""
+    return Frame(f"grid{n}" if area == "picture" else f"square-grid{n}", area, (float(n), float(n)))
+
+
+def resized(size: Size) -> Frame:
+    """The frame of pixels of a picture that was resized (not padded) to ``size`` = (width, height)."""
+    return Frame(f"resized{size[0]}x{size[1]}", "picture", (float(size[0]), float(size[1])))
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle x1, y1, x2, y2 in ``frame``. Finite by construction; may be empty or reach outside the picture."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame = PIXEL
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.xyxy)):
+            raise ValueError(f"a box needs four finite numbers, not {self.xyxy}")
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return self.x1, self.y1, self.x2, self.y2
+
+    @property
+    def area(self) -> float:
+        """Area in squared units of the frame; 0 for an empty or reversed box."""
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.x2 <= self.x1 or self.y2 <= self.y1
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
+
+    def to(self, frame: Frame, size: Size) -> Box:
+        """The same rectangle in another frame, for a picture of ``size`` = (width, height) in pixels."""
+        if frame == self.frame:
+            return self
+        (ax, ay), (ux, uy) = self.frame.origin(size), self.frame.unit(size)
+        (bx, by), (vx, vy) = frame.origin(size), frame.unit(size)
+        return Box(
+            (self.x1 * ux + ax - bx) / vx,
+            (self.y1 * uy + ay - by) / vy,
+            (self.x2 * ux + ax - bx) / vx,
+            (self.y2 * uy + ay - by) / vy,
+            frame,
+        )
+
+    def to_pixel(self, size: Size) -> Box:
+        """In pixels of the original picture, the frame all scoring happens in."""
+        return self.to(PIXEL, size)
+
+    def clipped(self, size: Size) -> Box:
+        """A pixel box cut at the edges of a picture of ``size``; may come out empty."""
+        if self.frame != PIXEL:
+            raise ValueError(f"clip pixel boxes, not {self.frame.name}")
+        width, height = size
+        return Box(
+            min(max(self.x1, 0.0), width),
+            min(max(self.y1, 0.0), height),
+            min(max(self.x2, 0.0), width),
+            min(max(self.y2, 0.0), height),
+        )
+
+    def contains(self, x: float, y: float) -> bool:
+        return self.x1 <= x <= self.x2 and self.y1 <= y <= self.y2
+
+
+def hull(boxes: Sequence[Box]) -> Box:
+    """The smallest box around several of one frame: VisCoT's rule for questions with more than one box."""
+    frames = {box.frame for box in boxes}
+    if len(frames) != 1:
+        raise ValueError(f"hull needs boxes of one frame, got {sorted(f.name for f in frames)}")
+    return Box(
+        min(b.x1 for b in boxes),
+        min(b.y1 for b in boxes),
+        max(b.x2 for b in boxes),
+        max(b.y2 for b in boxes),
+        boxes[0].frame,
+    )
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1. Empty and reversed boxes have area 0, and two of them have IoU 0.
+
+    Raises ValueError for boxes of different frames: convert both to pixels first.
+    """
+    if a.frame != b.frame:
+        raise ValueError(f"iou of a {a.frame.name} box and a {b.frame.name} box: convert both to pixels first")
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if width <= 0.0 or height <= 0.0:
+        return 0.0
+    inter = width * height
+    return inter / (a.area + b.area - inter)
+
+
+def iou_arrays(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Row-wise IoU of ``a`` [N, 4] and ``b`` [N, 4], xyxy in one frame the caller vouches for; returns [N].
+
+    The arithmetic of :func:`iou`, vectorised; rows with NaN (nothing parsed) score 0.
+    """
+    import numpy as np
+
+    wide = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    high = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    inter = np.where((wide > 0) & (high > 0), wide * high, 0.0)
+
+    def area(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        return np.maximum(x[:, 2] - x[:, 0], 0) * np.maximum(x[:, 3] - x[:, 1], 0)
+
+    scores = np.divide(inter, area(a) + area(b) - inter, out=np.zeros(len(inter)), where=inter > 0)
+    return np.asarray(scores, dtype=np.float64)

@@ -1,0 +1,33 @@
+"""What a user can mend: printed as ``error: …`` / ``hint: …`` and exit code 2, never as a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_GATE_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 3
+
+
+class UsageError(Exception):
+    """Wrong use or bad input. ``message`` names the file and line or the sample; ``hint`` says what to do next."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"error: {self.message}\n\nhint: {self.hint}" if self.hint else f"error: {self.message}"
+
+
+class PictureError(Exception):
+    """A picture that cannot be opened or decoded: its sample is recorded as failed with this reason; the run goes on."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint naming the closest of ``known``, or how to list them all."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else "`visrl-eval ls` lists what there is"

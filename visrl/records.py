@@ -1,0 +1,85 @@
+"""What visrl writes down for others: one TaskResult per task and metric, and nothing in it that time or place would change.
+
+Two runs of the same request on the same data give byte-identical records: when, where and how long stand in run.json.
+JSON never holds NaN: an unscored metric is ``null`` with a reason. The JSON Schema is docs/task_result.schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Unit = Literal["percent", "points", "fraction"]
+
+
+class TaskResult(BaseModel):
+    """One number, with all that is needed to trust it or to refuse to compare it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    schema_version: int = SCHEMA_VERSION
+    task: str = Field(description="task or group name, e.g. refcoco_val")
+    task_version: str = Field(description="changes when prompt, data or scoring of the task change")
+    metric: str = Field(description="e.g. acc@0.5")
+    value: float | None = Field(description="in `unit`; null when nothing could be scored")
+    se: float | None = Field(description="standard error, cluster-robust by picture, in `unit`")
+    ci: tuple[float, float] | None = Field(description="95 % interval, in `unit`")
+    unit: Unit
+    higher_is_better: bool = True
+    n: int = Field(description="samples with a value (unparsed ones included: they score as wrong)")
+    n_expected: int = Field(description="samples the published split has")
+    n_clusters: int = Field(description="distinct pictures among the n")
+    n_unscored: int = Field(default=0, description="samples without a value: failed, or a judge failed; never counted as zero")
+    n_unparsed: int = Field(default=0, description="samples whose output held no box or option; counted as wrong")
+    n_missing: int = Field(default=0, description="documents of the split that were not run: limit, or no prediction")
+    unscored_reasons: dict[str, int] = Field(default_factory=dict)
+    protocol: str = Field(description="name/version, e.g. visrl_train/v1")
+    focus: str
+    crop: str
+    model: str
+    model_info: dict[str, Any] = Field(default_factory=dict, description="revision, weights hash, dtype, …")
+    box_format: dict[str, str] = Field(default_factory=dict, description="syntax, frame and mode of the parser")
+    judge: str | None = Field(default=None, description="who judged free answers; null where no judge is involved")
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    data: dict[str, Any] = Field(default_factory=dict, description="origin and hash of the documents")
+    versions: dict[str, str] = Field(default_factory=dict, description="visrl and the libraries that touch the number")
+    small_world: bool = Field(default=False, description="drawn here: never set beside a published number")
+    notes: list[str] = Field(default_factory=list)
+
+
+def dump_json(value: Any) -> str:
+    """JSON as all our files have it: sorted keys, two spaces, UTF-8, no NaN, a final newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, fsync and rename: a reader, or a full disk, never leaves half a file. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_results(path: Path, results: Iterable[TaskResult]) -> None:
+    write_atomically(path, dump_json([result.model_dump(mode="json") for result in results]))
+
+
+def read_results(path: Path) -> list[TaskResult]:
+    """The results in a record file. Raises pydantic's ValidationError or ValueError on a damaged one."""
+    return [TaskResult.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]

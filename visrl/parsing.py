@@ -38,8 +38,11 @@ _TAGGED = re.compile(
 class Syntax(Protocol):
     """How four numbers stand in a text. ``stop`` is the text that ends a box, so that generation can end there."""
 
-    name: str
-    stop: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stop(self) -> str: ...
 
     def write(self, numbers: Numbers) -> str: ...
 

@@ -1,0 +1,97 @@
+"""Model names as users write them -> Policy. Heavy libraries are imported only for the kind that needs them.
+
+``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL#NAME`` · ``replay:FILE_OR_DIR`` · ``constant:TEXT`` · a shipped name
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from visrl.errors import UsageError, nearest
+from visrl.parsing import FORMATS
+from visrl.policies import FunctionPolicy, Policy
+
+SHIPPED = ("tiny", "sft", "base")
+"""Checkpoints of the small world that ship with the package (visrl/world/checkpoints)."""
+
+
+def parse_model_args(text: str) -> dict[str, str]:
+    """``"a=b,c=d"`` -> dict. Raises UsageError for a part without ``=``."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if "=" not in part:
+            raise UsageError(f"--model-args: {part!r} is not key=value", "for example dtype=bfloat16,device_map=auto")
+    return dict(part.split("=", 1) for part in parts)
+
+
+def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
+    """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
+    kind, separator, rest = spec.partition(":")
+    if not separator or kind not in _KINDS:
+        if spec in SHIPPED:
+            kind, rest = "shipped", spec
+        elif Path(spec).exists() or _is_hub_id(spec):
+            kind, rest = "hf", spec
+        else:
+            known = [*SHIPPED, *(f"{name}:" for name in _KINDS)]
+            raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
+    loader = _KINDS[kind]()
+    accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in args or {}:
+        if name not in accepted:
+            raise UsageError(f"--model-args: {kind} takes no {name!r}", f"it takes {', '.join(accepted) or 'none'}")
+    return loader(rest, **(args or {}))
+
+
+def _is_hub_id(spec: str) -> bool:
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~"))
+
+
+def _hf() -> Callable[..., Policy]:
+    from visrl.policies.hf import HFPolicy
+
+    return HFPolicy.load
+
+
+def _endpoint() -> Callable[..., Policy]:
+    from visrl.policies.endpoint import EndpointPolicy
+
+    return EndpointPolicy.load
+
+
+def _replay() -> Callable[..., Policy]:
+    from visrl.policies.replay import ReplayPolicy
+
+    return ReplayPolicy.load
+
+
+def _shipped() -> Callable[..., Policy]:
+    from visrl.policies.hf import HFPolicy
+    from visrl.world import checkpoint_path
+
+    def load(name: str, *, batch_size: str = "", dtype: str = "float32") -> Policy:
+        return HFPolicy.load(str(checkpoint_path(name)), dtype=dtype)
+
+    return load
+
+
+def _constant() -> Callable[..., Policy]:
+    def load(text: str, *, box_format: str = "padded_square_3dp") -> Policy:
+        if box_format not in FORMATS:
+            raise UsageError(f"unknown box format {box_format!r}", nearest(box_format, FORMATS))
+        return FunctionPolicy(
+            f"constant:{text}", lambda _: text, FORMATS[box_format], about={"kind": "constant", "text": text}
+        )
+
+    return load
+
+
+_KINDS: dict[str, Callable[[], Callable[..., Policy]]] = {
+    "hf": _hf,
+    "endpoint": _endpoint,
+    "replay": _replay,
+    "constant": _constant,
+    "shipped": _shipped,
+}

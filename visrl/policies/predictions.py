@@ -1,0 +1,315 @@
+"""Reading published prediction files: each layout becomes rows with the keys by which their documents are found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from visrl.boxes import Box
+from visrl.errors import UsageError
+from visrl.types import CoTSample
+
+Key = tuple[str, ...]
+Row = dict[str, Any]
+
+# What evaluation code appends to a question before the model sees it; two questions that differ only here are one document.
+_SUFFIXES = (
+    "answer the question using a single word or phrase.",
+    "please answer yes or no.",
+    "answer with the option's letter from the given choices directly.",
+)
+_REC_PROMPT = re.compile(
+    r"^(?:please provide the bounding box coordinates? of the region this sentence describes:"
+    r"|locate the region this sentence describes:)\s*(?P<expression>.*?)\.?$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One recorded output. ``where`` is file:line for messages; ``true_box`` (pixels) tells twins of a picture apart."""
+
+    where: str
+    keys: tuple[Key, ...]
+    text: str | None = None
+    box_text: str | None = None
+    task: str | None = None
+    true_box: tuple[float, float, float, float] | None = None
+    error: str | None = None
+
+    def fits(self, sample: CoTSample) -> bool:
+        """Whether the true box on file, if any, is the document's, to half a pixel."""
+        if self.true_box is None or sample.box is None:
+            return True
+        return all(abs(a - b) <= 0.5 for a, b in zip(self.true_box, sample.box.xyxy, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionFile:
+    """All rows of a file or folder; protocol and box format where the layout records them."""
+
+    kind: str
+    rows: list[Prediction]
+    sha256: str
+    protocol: str | None = None
+    box_format: str | None = None
+
+
+def question_key(text: str) -> str:
+    """A question without picture marks, instructions, REC wrapping, case and extra blanks: equal for equal documents."""
+    text = " ".join(text.replace("<image>", " ").lower().split())
+    for suffix in _SUFFIXES:
+        text = text.removesuffix(suffix).rstrip()
+    match = _REC_PROMPT.match(text)
+    return (match["expression"] if match else text).rstrip(" .?")
+
+
+def picture_key(name: str) -> str:
+    """A picture's stem: published files name one picture 0020.png, 0020.jpg or code_reasoning/0020.txt."""
+    return PurePosixPath(name.replace("\\", "/")).stem.lower()
+
+
+def sample_keys(sample: CoTSample) -> list[Key]:
+    """The keys a row may have for this document, the surest first."""
+    picture, question = sample.meta.get("picture", sample.cluster), sample.meta.get("raw_question", sample.question)
+    keys: list[Key] = [("id", sample.id)]
+    if sample.group:
+        keys.append(("group+picture+question", sample.group.lower(), picture_key(picture), question_key(question)))
+    keys.append(("picture+question", picture_key(picture), question_key(question)))
+    if "question_id" in sample.meta:
+        keys.append(("question_id+question", str(sample.meta["question_id"]), question_key(question)))
+    if "index" in sample.meta:
+        keys.append(("index", str(sample.meta["index"])))
+    return keys
+
+
+def read_predictions(source: Path, questions: Path | None = None) -> PredictionFile:
+    """Read a file or folder of predictions; the layout is told from its content, and is named in ``kind``.
+
+    Raises UsageError: missing, empty, unknown layout, a malformed line (file:line), or a prediction of the wrong type.
+    """
+    if source.is_dir():
+        return _read_folder(source)
+    data = _read_bytes(source)
+    digest = hashlib.sha256(data).hexdigest()
+    if source.suffix == ".xlsx":
+        return PredictionFile("mmbench", list(_mmbench_rows(source, _xlsx_rows(data, source))), digest)
+    text = _decode(data, source)
+    if ".tsv" in source.suffixes:
+        return PredictionFile("mmbench", list(_mmbench_rows(source, _tsv_rows(text))), digest)
+    rows = list(_json_rows(text, source))
+    kind, reader = _layout(rows[0][1], source)
+    if kind == "vlm-r1":
+        rows = [(n, item) for n, item in enumerate(rows[0][1]["results"], 1)]
+    lookup = _question_file(questions) if questions else {}
+    predictions = []
+    for line, row in rows:
+        try:
+            predictions.append(reader(row, f"{source}:{line}", lookup))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"{source}:{line}: not a {kind} row: {_say(error)}", "see visrl/policies/replay.py"
+            ) from error
+    protocol, box_format = _run_facts(source) if kind == "episodes" else (None, None)
+    return PredictionFile(kind, predictions, digest, protocol, box_format)
+
+
+def _say(error: Exception) -> str:
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file", "give the path of a predictions file or a run folder") from error
+    except (OSError, EOFError) as error:  # EOFError: a truncated .gz
+        raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
+    if not data.strip():
+        raise UsageError(f"{path} is empty", "a predictions file has a row per sample")
+    return data
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: not UTF-8 text at byte {error.start}", "predictions are JSON, jsonl, tsv or xlsx"
+        ) from error
+
+
+def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of a jsonl, or a single JSON document as line 1 (a list gives its items)."""
+    if text.lstrip()[0] == "[" or "\n" not in text.strip() or text.lstrip().startswith("{\n"):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            line = getattr(error, "lineno", 1)
+            raise UsageError(f"{path}:{line}: not JSON: {error}", "is the file complete?") from error
+        items = value if isinstance(value, list) else [value]
+        if not items:
+            raise UsageError(f"{path} holds no predictions", "a predictions file has a row per sample")
+        yield from enumerate(items, 1)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise UsageError(f"{path}:{number}: not JSON: {error}", "each line is one JSON object") from error
+
+
+Reader = Callable[[Row, str, dict[str, tuple[str, str]]], Prediction]
+
+
+def _layout(first: Any, source: Path) -> tuple[str, Reader]:
+    """Which layout a file has, from the fields of its first row."""
+    if isinstance(first, dict):
+        if isinstance(first.get("results"), list):
+            return "vlm-r1", _vlm_r1
+        for kind, fields, reader in (
+            ("episodes", {"sample_id", "task"}, _episode),
+            ("llava", {"question_id", "text"}, _llava),
+            ("generic", {"id", "text"}, _generic),
+        ):
+            if fields <= first.keys():
+                return kind, reader
+    raise UsageError(
+        f"{source}: unknown layout of predictions",
+        'a generic file is jsonl of {"id": …, "text": …} or {"id": …, "box_text": …, "text": …}',
+    )
+
+
+def _text(row: Row, name: str) -> str:
+    if not isinstance(row[name], str):
+        raise TypeError(f"{name} is {type(row[name]).__name__}, not text")
+    return str(row[name])
+
+
+def _vlm_r1(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+    x1, y1, x2, y2 = (float(value) for value in row["ground_truth"])
+    key = ("picture+question", picture_key(_text(row, "image")), question_key(_text(row, "question")))
+    return Prediction(where, (key,), _text(row, "model_output"), true_box=Box(x1, y1, x2, y2).xyxy)
+
+
+def _generic(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+    box_text = _text(row, "box_text") if row.get("box_text") is not None else None
+    return Prediction(where, (("id", str(row["id"])),), _text(row, "text"), box_text, row.get("task"))
+
+
+def _llava(row: Row, where: str, questions: dict[str, tuple[str, str]]) -> Prediction:
+    """LLaVA's answer file; also its MME jsonl, whose question_id is ``subtask/picture`` and names no single question."""
+    number, text = str(row["question_id"]), _text(row, "text")
+    if questions:
+        if number not in questions:
+            raise ValueError(f"question_id {number} is not in the question file")
+        picture, question = questions[number]
+        return Prediction(where, (("picture+question", picture_key(picture), question_key(question)),), text)
+    question = question_key(str(row.get("prompt", "")))
+    if "/" in number:
+        subtask, _, picture = number.partition("/")
+        return Prediction(where, (("group+picture+question", subtask.lower(), picture_key(picture), question),), text)
+    keys: tuple[Key, ...] = (("question_id+question", number, question), ("index", number))
+    return Prediction(where, keys if question else keys[1:], text)
+
+
+def _episode(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+    box, answer = row.get("box_step") or {}, row.get("answer_step") or {}
+    return Prediction(
+        where,
+        (("id", _text(row, "sample_id")),),
+        answer.get("output"),
+        box.get("output"),
+        _text(row, "task"),
+        error=row.get("error"),
+    )
+
+
+def _question_file(path: Path) -> dict[str, tuple[str, str]]:
+    """question_id -> (picture, question) of a LLaVA question file."""
+    rows = _json_rows(_decode(_read_bytes(path), path), path)
+    try:
+        return {str(row["question_id"]): (str(row["image"]), str(row["text"])) for _, row in rows}
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path}: a question file has question_id, image and text: {error}", "") from error
+
+
+def _run_facts(episodes: Path) -> tuple[str | None, str | None]:
+    """Protocol and box format from the run.json beside an episodes file, if it is there."""
+    run_file = episodes.parent / "run.json"
+    if not run_file.is_file():
+        return None, None
+    request = json.loads(run_file.read_text(encoding="utf-8")).get("request", {})
+    return str(request.get("protocol", "")).split("/")[0] or None, request.get("box_format", {}).get("name")
+
+
+def _read_folder(folder: Path) -> PredictionFile:
+    episodes = folder / "episodes.jsonl"
+    if episodes.is_file():
+        return read_predictions(episodes)
+    files = sorted(folder.glob("*.txt")) + sorted(folder.glob("*.txt.gz"))
+    if not files:
+        raise UsageError(
+            f"{folder}: neither episodes.jsonl nor MME's <subtask>.txt files", "give the predictions file itself"
+        )
+    rows: list[Prediction] = []
+    digest = hashlib.sha256()
+    for file in files:
+        data = _read_bytes(file)
+        digest.update(data)
+        rows += _mme_rows(file, _decode(data, file))
+    return PredictionFile("mme", rows, digest.hexdigest())
+
+
+def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
+    subtask = file.name.split(".")[0].lower()
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            fields = line.split("\t")
+            if len(fields) != 4:
+                raise UsageError(
+                    f"{file}:{number}: {len(fields)} fields, not picture, question, truth, answer",
+                    "tabs separate the fields",
+                )
+            key = ("group+picture+question", subtask, picture_key(fields[0]), question_key(fields[1]))
+            yield Prediction(f"{file}:{number}", (key,), fields[3])
+
+
+def _mmbench_rows(file: Path, rows: Iterator[Row]) -> Iterator[Prediction]:
+    for number, row in enumerate(rows, 2):  # line 1 is the header
+        if "index" not in row or "prediction" not in row:
+            raise UsageError(
+                f"{file}: columns {sorted(map(str, row))[:8]}", "MMBench predictions have index and prediction"
+            )
+        yield Prediction(f"{file}:{number}", (("index", str(row["index"])),), str(row["prediction"] or ""))
+
+
+def _tsv_rows(text: str) -> Iterator[Row]:
+    import csv
+
+    csv.field_size_limit(2**24)  # pictures stand in the table as base64
+    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+
+
+def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
+    from zipfile import BadZipFile
+
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True).worksheets[0]
+    except (BadZipFile, InvalidFileException, KeyError) as error:
+        raise UsageError(f"{path}: not an xlsx workbook: {error}", "is the download complete?") from error
+    rows = sheet.iter_rows(values_only=True)
+    header = [str(name) for name in next(rows, ())]
+    for values in rows:
+        yield dict(zip(header, values, strict=False))

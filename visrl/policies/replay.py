@@ -1,0 +1,141 @@
+"""Replay: anyone's recorded outputs through our scoring, as a policy that looks nothing up but files.
+
+Rows find their document by id or by (picture, question), never by position: POPE random exists with 2,910 and 3,000 rows in
+another order, and pairing by position gives F1 .457 instead of .871. What is read (``read_predictions`` tells which):
+
+==========================  =====================================================================================
+our ``episodes.jsonl``      or the run folder that holds it; matched by task and sample id
+VLM-R1 REC json             ``{"results": [{"image", "question", "ground_truth", "model_output"}]}``
+LLaVA answer jsonl          ``{"question_id", "prompt", "text"}``; where the id alone does not name the document, with its
+                            question file, ``questions=FILE`` (``{"question_id", "image", "text"}``)
+MME                         a folder of ``<subtask>.txt`` (picture, question, truth, answer), or LLaVA's MME jsonl, whose
+                            question_id is ``subtask/picture``
+MMBench                     the official xlsx or tsv with ``index`` and ``prediction``
+generic jsonl               ``{"id", "text"}`` or ``{"id", "box_text", "text"}``; optional ``"task"``
+==========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from visrl.errors import UsageError, nearest
+from visrl.parsing import FORMATS, BoxFormat
+from visrl.policies import Output, Request, Sampling
+from visrl.policies.predictions import Key, Prediction, PredictionFile, read_predictions, sample_keys
+from visrl.types import CoTSample
+
+_DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """Rows no task of the run took: ``duplicates`` are those whose document another row had."""
+
+    unused: int
+    duplicates: int
+    examples: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ReplayPolicy:
+    """Recorded outputs. ``bind`` first: it finds each document's row; ``generate`` then only looks up."""
+
+    source: Path
+    file: PredictionFile
+    box_format: BoxFormat
+    name: str
+    needs_pictures: bool = False
+    default_protocol: str = "direct"
+    _bound: dict[str, tuple[Prediction, CoTSample]] = field(default_factory=dict, repr=False)
+    _taken: set[int] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        questions: str | None = None,
+        parser: str = "lenient",
+        box_format: str | None = None,
+        name: str | None = None,
+    ) -> ReplayPolicy:
+        """Read predictions. parser: ``strict`` or ``lenient`` (parsing.py). Raises UsageError naming file and line."""
+        source = Path(path)
+        file = read_predictions(source, Path(questions) if questions else None)
+        format_name = box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
+        if format_name not in FORMATS:
+            raise UsageError(f"unknown box format {format_name!r}", nearest(format_name, FORMATS))
+        if parser not in ("strict", "lenient"):
+            raise UsageError(f"unknown parser mode {parser!r}", "parser=strict or parser=lenient")
+        mode: Literal["strict", "lenient"] = "strict" if parser == "strict" else "lenient"
+        looked = any(row.box_text is not None for row in file.rows)
+        protocol = file.protocol or ("viscot_eval" if looked else "direct")
+        return cls(source, file, FORMATS[format_name].with_mode(mode), name or _stem(source), default_protocol=protocol)
+
+    def bind(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
+        """The documents of ``task`` that have a row, each given its own; the others are left out.
+
+        Rows alike in every key (RefCOCO holds some sentences twice) go to the documents alike, one each.
+        Raises UsageError when not one row fits: a file for another split.
+        """
+        index: dict[Key, list[int]] = defaultdict(list)
+        for position, row in enumerate(self.file.rows):
+            if row.task in (None, task):
+                for key in row.keys:
+                    index[key].append(position)
+        self._bound, taken = {}, set[int]()
+        for sample in samples:
+            number = self._first_free(sample, index, taken)
+            if number is not None:
+                taken.add(number)
+                self._bound[sample.id] = self.file.rows[number], sample
+        if not taken:
+            raise UsageError(
+                f"no prediction in {self.source} belongs to a document of {task}",
+                "a file for another split, or one that needs its question file: --model-args questions=FILE",
+            )
+        self._taken |= taken
+        return [sample for _, sample in self._bound.values()]
+
+    def _first_free(self, sample: CoTSample, index: Mapping[Key, list[int]], taken: set[int]) -> int | None:
+        for key in sample_keys(sample):
+            for number in index.get(key, ()):
+                if number not in taken and self.file.rows[number].fits(sample):
+                    return number
+        return None
+
+    def leftovers(self) -> Leftovers:
+        """Rows that no bound task took; call when all tasks of the run are bound."""
+        rows = self.file.rows
+        taken_keys = {key for number in self._taken for key in rows[number].keys}
+        unused = [row for number, row in enumerate(rows) if number not in self._taken]
+        duplicates = sum(any(key in taken_keys for key in row.keys) for row in unused)
+        return Leftovers(len(unused) - duplicates, duplicates, tuple(row.where for row in unused[:3]))
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        return [self._output(request) for request in requests]
+
+    def _output(self, request: Request) -> Output:
+        if request.key not in self._bound:
+            return Output(error="no prediction for this sample")
+        row, sample = self._bound[request.key]
+        if row.error is not None:
+            return Output(error=row.error)
+        text = row.text
+        if request.step == "box" and (row.box_text is not None or sample.kind == "qa"):
+            text = row.box_text  # for a REC row without box_text, its text is the box
+        if text is None:
+            return Output(error=f"{row.where}: no {request.step} text recorded")
+        return Output(texts=(text,))
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "replay", "layout": self.file.kind, "sha256": self.file.sha256, "rows": len(self.file.rows)}
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0] or path.resolve().name

@@ -1,0 +1,221 @@
+"""A run on disk: what was asked, what came out, and how to go on after any interruption.
+
+``run.json``        the request, its hash, versions; started, finished, durations (never part of what is compared)
+``episodes.jsonl``  a line per finished sample, append-only; fsynced at least once a second and at the end of each task
+``scores.jsonl``    a line per sample, metric -> value or null with a reason; rewritten whole by every scoring
+``records/*.json``  TaskResults; byte-identical for equal requests, however often the run was interrupted
+
+Samples go through in batches with fixed boundaries, so that a resumed run asks the model the same batches. Failed samples
+are tried again by the next run; the last line of a sample counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from visrl.boxes import Box
+from visrl.errors import UsageError
+from visrl.records import dump_json, write_atomically
+from visrl.types import Episode, Step, Unparsed
+
+log = logging.getLogger(__name__)
+FSYNC_EVERY_S = 1.0
+Key = tuple[str, str]
+"""(task, sample id)"""
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def request_hash(request: Mapping[str, Any]) -> str:
+    """sha256 of the request as canonical JSON: two commands with one hash are the same run."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """A file name from user text: word characters, dot, plus and minus; at most 60, never empty or hidden."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60] or "run"
+
+
+def episode_to_json(episode: Episode) -> dict[str, Any]:
+    """An episode as a JSON object; None fields are left out."""
+    box = episode.box
+    value: dict[str, Any] = {"task": episode.task, "sample_id": episode.sample_id}
+    if isinstance(box, Box):
+        value["box"] = list(box.xyxy)
+    elif isinstance(box, Unparsed):
+        value["unparsed"] = box.reason
+    if episode.looked_at is not None:
+        value["looked_at"] = list(episode.looked_at)
+    for name in ("box_step", "answer_step"):
+        step: Step | None = getattr(episode, name)
+        if step is not None:
+            value[name] = {k: v for k in Step.__slots__ if (v := getattr(step, k)) is not None}
+    if episode.error is not None:
+        value["error"] = episode.error
+    return value
+
+
+def episode_from_json(value: Mapping[str, Any]) -> Episode:
+    """The inverse of :func:`episode_to_json`. Raises KeyError, TypeError or ValueError on another shape."""
+    box: Box | Unparsed | None = None
+    if "box" in value:
+        box = Box(*value["box"])
+    elif "unparsed" in value:
+        box = Unparsed(value["unparsed"])
+    looked = value.get("looked_at")
+    return Episode(
+        sample_id=value["sample_id"],
+        task=value["task"],
+        box_step=Step(**value["box_step"]) if "box_step" in value else None,
+        box=box,
+        looked_at=None if looked is None else (looked[0], looked[1], looked[2], looked[3]),
+        answer_step=Step(**value["answer_step"]) if "answer_step" in value else None,
+        error=value.get("error"),
+    )
+
+
+def read_episodes(path: Path) -> Iterator[Episode]:
+    """Episodes in file order. A torn last line (a kill in mid-write) is dropped with a warning.
+
+    Raises UsageError naming the line for anything else that is damaged: nothing is skipped in silence.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
+                return
+            try:
+                yield episode_from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{path}:{number}: damaged: {error}",
+                    "delete that line to run its sample again, or start a new --output",
+                ) from error
+
+
+@dataclass(slots=True)
+class Run:
+    """An open run folder. Use as a context manager: one process at a time writes to it."""
+
+    folder: Path
+    request: Mapping[str, Any]
+    _file: BinaryIO | None = field(default=None, repr=False)
+    _synced: float = 0.0
+    _meta: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def episodes_path(self) -> Path:
+        return self.folder / "episodes.jsonl"
+
+    def __enter__(self) -> Run:
+        try:
+            self._open()
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder}: cannot write the run: {error}", "choose another place with --output"
+            ) from error
+        return self
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._meta = self._check_request()
+        self._file = self.episodes_path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{self.folder}: another process is writing this run", "wait for it, or use another --output"
+            ) from error
+        self._cut_torn_line()
+        self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
+
+    def _check_request(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if not path.exists():
+            return {}
+        meta: dict[str, Any] = read_meta(self.folder)
+        if meta["request_hash"] != request_hash(self.request):
+            changed = sorted(
+                k for k in {*meta["request"], *self.request} if meta["request"].get(k) != self.request.get(k)
+            )
+            raise UsageError(
+                f"{self.folder} holds another run: {', '.join(changed)} differ",
+                "give a new --output, or delete that folder",
+            )
+        return meta
+
+    def _cut_torn_line(self) -> None:
+        """Before appending: half a line from a killed process would glue itself to the next one."""
+        with self.episodes_path.open("rb+") as file:
+            whole = sum(len(line) for line in file if line.endswith(b"\n"))
+            if whole < file.seek(0, os.SEEK_END):
+                log.warning("%s: the last line is torn and dropped; its sample runs again", self.episodes_path)
+                file.truncate(whole)
+
+    def finished(self, task: str | None = None) -> dict[Key, Episode]:
+        """The last episode of every sample on file (of ``task``)."""
+        found = read_episodes(self.episodes_path)
+        return {(e.task, e.sample_id): e for e in found if task in (None, e.task)}
+
+    def append(self, episodes: Iterable[Episode]) -> None:
+        """Write finished samples. Raises UsageError when the disk refuses; what was written before stays."""
+        assert self._file is not None, "a Run is written inside its with-block"
+        lines = [json.dumps(episode_to_json(e), ensure_ascii=True, allow_nan=False) + "\n" for e in episodes]
+        try:
+            self._file.write("".join(lines).encode("ascii"))
+            self._file.flush()
+            if time.monotonic() - self._synced > FSYNC_EVERY_S:
+                self.sync()
+        except OSError as error:
+            raise UsageError(
+                f"{self.episodes_path}: {error}", "finished samples are kept; make room and run the same command again"
+            ) from error
+
+    def sync(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def write_meta(self, **facts: Any) -> None:
+        """Update run.json: the request and its hash, and what must stay out of records (times, durations, argv)."""
+        self._meta.update(facts, request=dict(self.request), request_hash=request_hash(self.request))
+        write_atomically(self.folder / "run.json", dump_json(self._meta))
+
+    def write_scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+        write_atomically(self.folder / "scores.jsonl", text)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """run.json of a run folder. Raises UsageError where there is none, or it is damaged."""
+    path = folder / "run.json"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} is not a run folder: it has no run.json", "runs are written below runs/") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {error}", "start a new run with another --output") from error
+    return meta

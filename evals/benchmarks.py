@@ -1,0 +1,182 @@
+"""Every split: what it is called, how many samples the published one has, and where the paper reports it.
+
+Standard library only: ``visrl-eval ls`` must answer before anything heavy is imported. Sizes were counted in the
+published files (visrl-method.md b2 and c); a result with another n is *not comparable*.
+
+Departures from what others run under these names:
+1. ``pope`` is COCO's three splits, scored one by one and averaged (what papers report), not 9,000 pooled questions.
+2. ``viscot`` is the 11 sets of the official aggregation; visual7w and emotic can be run but are in no average.
+3. ``mmbench`` counts rows: 4,329 rotations of 1,164 questions. ``circular`` is an average over questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from visrl.errors import UsageError, nearest
+
+Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
+Unit = Literal["percent", "points", "fraction"]
+UNITS: dict[Benchmark, Unit] = {
+    "rec": "percent",
+    "viscot": "fraction",
+    "pope": "percent",
+    "mme": "points",
+    "mmbench": "percent",
+}
+PRIMARY: dict[Benchmark, str] = {
+    "rec": "acc@0.5",
+    "viscot": "answer",
+    "pope": "f1",
+    "mme": "perception",
+    "mmbench": "circular",
+}
+"""The metric that stands in the paper's tables. Which of POPE's the paper printed is not stated: F1 is an inference (b5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task: a split of a benchmark.
+
+    name: fixed, scripts rely on it. n: rows of the published split. n_pictures: distinct pictures, the clusters of the
+    standard errors; None where the benchmark names none. version: changes when prompt, data or scoring change.
+    unit: what values are reported in, the unit of the paper's table. paper: (table, column), if the paper reports it.
+    judge_needed: free answers, so that ``answer`` depends on a judge. small_world: drawn by visrl, never comparable.
+    aliases: other names :func:`resolve` understands. about: one line for ``visrl-eval ls``.
+    """
+
+    name: str
+    benchmark: Benchmark
+    n: int
+    version: str = "1"
+    n_pictures: int | None = None
+    unit: Unit = "percent"
+    paper: tuple[str, str] | None = None
+    judge_needed: bool = False
+    small_world: bool = False
+    aliases: tuple[str, ...] = ()
+    about: str = ""
+
+    @property
+    def primary(self) -> str:
+        """The metric to watch, and the one the paper's table holds."""
+        return PRIMARY[self.benchmark]
+
+
+TASKS: dict[str, TaskSpec] = {}
+GROUPS: dict[str, tuple[str, ...]] = {}
+GROUP_PAPER: dict[str, tuple[str, str]] = {"pope": ("general", "pope")}
+"""Groups whose mean the paper reports. VisCoT's average is lost (b5), so ``viscot`` is not here."""
+
+
+def register(*specs: TaskSpec, group: str | None = None) -> None:
+    """Add tasks, and optionally the group of exactly these. Raises ValueError for a name that is taken."""
+    for spec in specs:
+        if spec.name in TASKS or spec.name in GROUPS:
+            raise ValueError(f"the task name {spec.name!r} is taken")
+        TASKS[spec.name] = spec
+    if group is not None:
+        if group in TASKS or group in GROUPS:
+            raise ValueError(f"the group name {group!r} is taken")
+        GROUPS[group] = tuple(spec.name for spec in specs)
+
+
+def resolve(names: Iterable[str]) -> list[TaskSpec]:
+    """Tasks of the given names, groups expanded in order, each task once. A name may be a comma-separated list.
+
+    Raises UsageError for an unknown name, with the nearest known one, and for no name at all.
+    """
+    if isinstance(names, str):
+        names = (names,)
+    wanted = [part.strip() for name in names for part in name.split(",") if part.strip()]
+    if not wanted:
+        raise UsageError("no task was named", "for example --tasks refcoco_val,pope")
+    found: dict[str, TaskSpec] = {}
+    for name in wanted:
+        for member in _members(name):
+            found[member] = TASKS[member]
+    return list(found.values())
+
+
+def _members(name: str) -> tuple[str, ...]:
+    if name in GROUPS:
+        return GROUPS[name]
+    if name in TASKS:
+        return (name,)
+    for spec in TASKS.values():
+        if name in spec.aliases:
+            return (spec.name,)
+    raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS]))
+
+
+# rows, pictures: visrl-method.md c
+_REC = {
+    "refcoco": {"val": (10834, 1500), "testA": (5657, 750), "testB": (5095, 750)},
+    "refcoco+": {"val": (10758, 1500), "testA": (5726, 750), "testB": (4889, 750)},
+    "refcocog": {"val": (4896, 1300), "test": (9602, 2600)},
+}
+# rows, pictures, the paper's column (None: not in its table): visrl-method.md b2 and b5, in the poster's order
+_VISCOT: dict[str, tuple[int, int, str | None]] = {
+    "docvqa": (888, 617, "docvqa"),
+    "textcap": (853, 755, "textcaps"),
+    "textvqa": (526, 496, "textvqa"),
+    "dude": (603, 492, "dude"),
+    "sroie": (686, 322, "sroie"),
+    "infographicsvqa": (360, 216, "infographicsvqa"),
+    "flickr30k": (1546, 1255, "flickr30k"),
+    "gqa": (978, 938, "gqa"),
+    "openimages": (945, 889, "openimages"),
+    "vsr": (404, 327, "vsr"),
+    "cub": (492, 485, "cub"),
+}
+_VISCOT_EXTRA = {"visual7w": (1000, 900), "emotic": (656, 588)}
+_POPE_SPLITS = ("random", "popular", "adversarial")
+
+
+def _rec_specs(family: str) -> list[TaskSpec]:
+    return [
+        TaskSpec(
+            f"{family}_{split}",
+            "rec",
+            n,
+            n_pictures=pictures,
+            paper=("rec", f"{family}_{split}"),
+            about=f"referring expressions, {'UMD' if family == 'refcocog' else 'UNC'} split, one row per sentence",
+        )
+        for split, (n, pictures) in _REC[family].items()
+    ]
+
+
+def _viscot_spec(name: str, n: int, pictures: int, column: str | None) -> TaskSpec:
+    about = "VisCoT benchmark" if column else "VisCoT benchmark, outside the official average"
+    paper = ("viscot", column) if column else None
+    aliases = (f"viscot_{column}",) if column and column != name else ()
+    return TaskSpec(f"viscot_{name}", "viscot", n, "1", pictures, "fraction", paper, True, aliases=aliases, about=about)
+
+
+def _pope_specs(source: str) -> list[TaskSpec]:
+    about = f"is the object there? yes or no; {source} pictures"
+    return [TaskSpec(f"pope_{source}_{split}", "pope", 3000, n_pictures=500, about=about) for split in _POPE_SPLITS]
+
+
+def _register_published() -> None:
+    for family in _REC:
+        register(*_rec_specs(family), group=family)
+    GROUPS["rec"] = tuple(name for family in _REC for name in GROUPS[family])
+    register(*(_viscot_spec(name, *row) for name, row in _VISCOT.items()), group="viscot")
+    register(*(_viscot_spec(name, *row, None) for name, row in _VISCOT_EXTRA.items()))
+    register(*_pope_specs("coco"), group="pope")
+    register(*_pope_specs("aokvqa"), group="pope_aokvqa")
+    register(*_pope_specs("gqa"), group="pope_gqa")
+    GROUPS["pope_all"] = GROUPS["pope"] + GROUPS["pope_aokvqa"] + GROUPS["pope_gqa"]
+    old = "the older random split that published LLaVA answers use; in no group"
+    register(TaskSpec("pope_coco_random_original", "pope", 2910, n_pictures=500, about=old))
+    mme = "14 subtasks of yes/no pairs; perception and cognition totals"
+    register(TaskSpec("mme", "mme", 2374, "1", 1187, "points", ("general", "mme_perception"), about=mme))
+    mmbench = "English dev split: 1,164 questions in all rotations of their options"
+    register(TaskSpec("mmbench", "mmbench", 4329, paper=("general", "mmbench"), about=mmbench))
+
+
+_register_published()

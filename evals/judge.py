@@ -1,0 +1,245 @@
+"""Who says how right a free answer is: the paper's judge through any OpenAI-compatible endpoint, or offline rules.
+
+The paper's judge (visrl-method.md b3, eval_cot_score.py) is gpt-3.5-turbo-1106, shown question, standard answer and answer,
+never the picture, and replying ``score: x``. A judge moves a benchmark by .2 (b3), so its name goes in every record, and
+only :func:`is_papers` may stand beside a published number. The offline judges are for tests and for first looks.
+
+Departures from the official script: 1. a failed request or a reply without exactly one ``score: x`` is *unscored*, not 0.
+2. temperature 0 and a seedless request, both in the name; the script leaves the API's default of 1. 3. "score: 0.8." is read as
+0.8; the script crashes on the full stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from visrl.errors import UsageError, nearest
+from visrl.types import Score
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+PROMPT_VERSION = "viscot/v1"
+# The official prompt, byte for byte: it is part of the metric. Quoted from Visual-CoT (Apache-2.0), eval_cot_score.py.
+SYSTEM = (
+    "\nYou are responsible for proofreading the answers, you need to give a score to the model's answer by referring to the"
+    " standard answer, based on the given question. The full score is 1 point and the minimum score is 0 points. Please output"
+    ' the score in the form "score: <score>". The evaluation criteria require that the closer the model\'s answer is to the'
+    " standard answer, the higher the score.\n"
+)
+USER = "\nquestion: {question}\nstandard answer: {standard}\nmodel's answer: {answer}\n"
+PICTURE_MARK = "<image>\n"  # the script leaves it before the question
+PAPER_MODEL = "gpt-3.5-turbo-1106"
+PAPER_HOST = "api.openai.com"
+_REPLY = re.compile(r"score: (\d[\d.]*|\.\d+)")
+_ARTICLES = frozenset({"a", "an", "the"})
+NOT_THE_PAPERS = "not the paper's judge"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeItem:
+    """One answer to judge. ``standard``: acceptable answers; a model judge is shown the first, rules take the best."""
+
+    id: str
+    question: str
+    standard: tuple[str, ...]
+    answer: str
+
+
+class Judge(Protocol):
+    """name: as records print it, with all that changes a score. description: for people. kind: a rule, or a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def kind(self) -> Literal["rule", "model"]: ...
+
+    def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
+        """A Score in 0..1 per item, in order; None with the reason where the judge failed. Never raises for an item."""
+        ...
+
+
+def is_papers(name: str | None) -> bool:
+    """Whether a recorded judge is the paper's: model, endpoint and prompt. Temperature differs from the script's (note 2)."""
+    return name is not None and name.startswith(f"openai:{PAPER_HOST}#{PAPER_MODEL}/{PROMPT_VERSION}")
+
+
+def make_judge(spec: str) -> Judge:
+    """``exact``, ``anls``, ``contains`` or ``openai:URL#MODEL``. Raises UsageError for anything else."""
+    if spec in _RULES:
+        return _RULES[spec]
+    if spec.startswith("openai:"):
+        return _endpoint(spec)
+    known = [*_RULES, "openai:URL#MODEL"]
+    raise UsageError(f"unknown judge {spec!r}", nearest(spec, known) if spec else f"one of {', '.join(known)}")
+
+
+# --- offline rules
+
+
+def normalised(text: str) -> str:
+    """Lower case, punctuation to blanks, no articles, single blanks: "The Bird's." -> "bird s". Decimal points stay."""
+    text = re.sub(r"(?<=\d)[.,](?=\d)", lambda m: "\0" if m.group() == "." else "", text.lower())
+    text = "".join(" " if c in string.punctuation or c in "‘’“”–—…" else c for c in text)
+    return " ".join(word for word in text.split() if word not in _ARTICLES).replace("\0", ".")
+
+
+def exact(standard: str, answer: str) -> float:
+    """1 when both are equal once :func:`normalised`, else 0."""
+    return float(normalised(standard) == normalised(answer))
+
+
+def contains(standard: str, answer: str) -> float:
+    """1 when the standard answer stands in the answer as whole words, else 0. Generous to answers that list everything."""
+    wanted, given = normalised(standard), normalised(answer)
+    return float(f" {wanted} " in f" {given} ") if wanted else exact(standard, answer)
+
+
+def anls(standard: str, answer: str) -> float:
+    """1 - edit distance / longer length of the lower-cased texts, and 0 from a distance of half the length on (ANLS, DocVQA)."""
+    a, b = (" ".join(text.lower().split()) for text in (standard, answer))
+    longer = max(len(a), len(b))
+    if longer == 0:
+        return 1.0
+    if abs(len(a) - len(b)) * 2 >= longer:  # the distance is at least that: a megabyte of answer costs nothing
+        return 0.0
+    distance = _edit_distance(a, b) / longer
+    return 1.0 - distance if distance < 0.5 else 0.0
+
+
+def _edit_distance(a: str, b: str) -> int:
+    """Levenshtein's, one row at a time."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
+    return row[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleJudge:
+    """An offline judge: a function of standard answer and answer, the best over the standard answers counts."""
+
+    name: str
+    rule: Any
+    what: str
+    kind: Literal["rule", "model"] = "rule"
+
+    @property
+    def description(self) -> str:
+        return f"{self.what}; {NOT_THE_PAPERS}"
+
+    def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
+        return [
+            Score(max(self.rule(standard, item.answer) for standard in item.standard))
+            if item.standard
+            else Score(None, "the sample has no standard answer")
+            for item in items
+        ]
+
+
+_RULES: dict[str, Judge] = {
+    "exact": RuleJudge("exact", exact, "equal but for case, punctuation and articles"),
+    "anls": RuleJudge("anls", anls, "normalised Levenshtein similarity, 0 below a half"),
+    "contains": RuleJudge("contains", contains, "the standard answer stands in the answer"),
+}
+
+
+# --- a model behind an endpoint
+
+
+def _endpoint(spec: str) -> EndpointJudge:
+    url, _, model = spec.removeprefix("openai:").partition("#")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+        raise UsageError(f"judge {spec!r} is not openai:URL#MODEL", f"openai:https://{PAPER_HOST}/v1#{PAPER_MODEL}")
+    if parts.username or parts.password:
+        raise UsageError("a judge's URL must not hold credentials", "put the key into OPENAI_API_KEY")
+    return EndpointJudge(url, model)
+
+
+def read_reply(reply: str) -> Score:
+    """The score of a reply that holds ``score: x`` exactly once, cut to 0..1; else unscored."""
+    found = _REPLY.findall(reply.lower())
+    if len(found) != 1:
+        return Score(None, f"judge: {len(found)} scores in the reply, not one")
+    try:
+        value = float(found[0].rstrip("."))
+    except ValueError:
+        return Score(None, "judge: the score is not a number")
+    return Score(min(1.0, max(0.0, value)))
+
+
+def _cut(text: str, limit: int = 4000) -> str:
+    """An answer as the judge is shown it: model text may be a megabyte, a context window is not."""
+    return text if len(text) <= limit else text[:limit]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointJudge:
+    """The paper's prompt sent to ``model`` at an OpenAI-compatible ``url``, the key from OPENAI_API_KEY.
+
+    At most ``concurrency`` requests at a time, each tried ``1 + retries`` times with growing pauses (the client's).
+    """
+
+    url: str
+    model: str
+    temperature: float = 0.0
+    concurrency: int = 16
+    retries: int = 3
+    timeout: float = 60.0
+    kind: Literal["rule", "model"] = "model"
+
+    @property
+    def name(self) -> str:
+        host = urlsplit(self.url)
+        port = f":{host.port}" if host.port else ""
+        return f"openai:{host.hostname}{port}#{self.model}/{PROMPT_VERSION}/T{self.temperature:g}"
+
+    @property
+    def description(self) -> str:
+        whose = "the paper's model and prompt, at temperature 0" if is_papers(self.name) else NOT_THE_PAPERS
+        return f"{self.model} with VisCoT's prompt ({PROMPT_VERSION}); {whose}"
+
+    def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
+        if not items:
+            return []
+        key = os.environ.get("OPENAI_API_KEY")
+        if not key and urlsplit(self.url).hostname == PAPER_HOST:
+            raise UsageError(f"the judge {self.model} needs a key", "export OPENAI_API_KEY, or use --judge exact")
+        return asyncio.run(self._judge_all(items, key or "none"))
+
+    async def _judge_all(self, items: Sequence[JudgeItem], key: str) -> list[Score]:
+        from openai import AsyncOpenAI
+
+        gate = asyncio.Semaphore(self.concurrency)
+        async with AsyncOpenAI(
+            api_key=key, base_url=self.url, timeout=self.timeout, max_retries=self.retries
+        ) as client:
+            return list(await asyncio.gather(*(self._judge(client, item, gate) for item in items)))
+
+    async def _judge(self, client: AsyncOpenAI, item: JudgeItem, gate: asyncio.Semaphore) -> Score:
+        if not item.standard:
+            return Score(None, "the sample has no standard answer")
+        text = USER.format(question=PICTURE_MARK + item.question, standard=item.standard[0], answer=_cut(item.answer))
+        async with gate:
+            try:
+                reply = await client.chat.completions.create(
+                    model=self.model,
+                    messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+                    temperature=self.temperature,
+                )
+                content = reply.choices[0].message.content
+            except Exception as error:  # noqa: BLE001 - any endpoint, any failure: this answer is unscored, the rest goes on
+                return Score(None, f"judge: {type(error).__name__}")
+        return read_reply(content or "")

@@ -1,0 +1,154 @@
+"""MMBench: which letter? All rotations of a question must be right (circular evaluation).
+
+accuracy  share of rows whose letter is right
+circular  share of questions all of whose rotations are right; the paper's number. Rotations of one question share
+          index mod 1,000,000 (the sample's ``group``); a question with k options has k of them.
+
+A letter is read from the text in this order, first hit wins: the whole answer is a letter ("B", "B.", "(B)", "**B**"); inside
+<answer>…</answer>; after "answer is", "answer:", "option", "choice"; a letter that opens the text ("B. a dog", "B) …");
+the text of exactly one option, as whole words. Letters that name no option are not read.
+
+Departures: 1. lmms-eval asks an API up to 15 times and then picks at random (lmms-eval.md 2.4); here what cannot be read is
+wrong and counted, or a model judge decides. 2. options are matched as whole words ("nan" is not in "finance"), and "A" that
+is an article is no letter. 3. a question with a rotation missing or unscored has no circular score, and its rows are counted
+as unscored. n counts rows, n_clusters pictures or, where the data name none, questions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.judge import Judge, JudgeItem, normalised
+from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric
+from visrl.evals.pope import why_unscored
+from visrl.evals.stats import Floats, Part
+
+from visrl.parsing import answer_block
+from visrl.types import CoTSample, Episode, Score
+
+_HEAD = 20_000  # a letter stands near the start or the end: a megabyte in between is not searched
+_ALONE = re.compile(r"^[\s*_\"'`({\[]*([A-Z])[\s*_\"'`)}\].:]*$")
+_STATED = re.compile(
+    r"(?:answer|option|choice)(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+|choice\s+)?[*_\"'`({\[]*([A-Z])\b(?![’'])",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(r"^[\s*_({\[]*([A-Z])(?:[).:\]}]|\*\*|\s*[-–:]\s|,)")
+INCOMPLETE = "not all rotations of the question have a score"
+
+
+def letter(text: str, options: Mapping[str, str]) -> str | None:
+    """The option's letter that ``text`` chooses, or None. ``options``: letter -> text of the options that exist."""
+    text = text if len(text) <= 2 * _HEAD else f"{text[:_HEAD]}\n{text[-_HEAD:]}"
+    for candidate in (answer_block(text), text):
+        if candidate is not None and (found := _read(candidate, options)):
+            return found
+    return None
+
+
+def _read(text: str, options: Mapping[str, str]) -> str | None:
+    alone = _ALONE.match(text.strip())
+    if alone:
+        return alone.group(1) if alone.group(1) in options else None
+    stated = [match.group(1) for match in _STATED.finditer(text) if match.group(1) in options]
+    if stated:
+        return stated[-1]  # the last one said: reasoning weighs options before it concludes
+    opening = _OPENING.match(text)
+    if opening and opening.group(1) in options:
+        return opening.group(1)
+    return _by_text(text, options)
+
+
+def _by_text(text: str, options: Mapping[str, str]) -> str | None:
+    """The only option whose text stands in ``text`` as whole words; an option inside a longer matching one does not count."""
+    given = f" {normalised(text)} "
+    found = {name: words for name, option in options.items() if (words := normalised(option)) and f" {words} " in given}
+    longest = [
+        name
+        for name, words in found.items()
+        if not any(name != other and f" {words} " in f" {more} " for other, more in found.items())
+    ]
+    return longest[0] if len(longest) == 1 else None
+
+
+def score(
+    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+) -> tuple[SampleScores, list[Estimand]]:
+    """Per sample ``accuracy`` and ``circular`` (0, 1); both metrics in percent.
+
+    A judge that is a model decides answers without a readable letter (right from a score of 0.5 on); a rule does not.
+    """
+    items = done(samples, episodes)
+    scores: SampleScores = {}
+    unread: Done = []
+    for sample, episode in items:
+        scores[sample.id] = {"accuracy": _row(sample, episode, unread)}
+    decides = judge if judge is not None and judge.kind == "model" else None
+    if decides is not None:
+        for (sample, _), verdict in zip(unread, decides.judge_many([_item(*row) for row in unread]), strict=True):
+            scores[sample.id]["accuracy"] = _verdict(verdict)
+    _circles(items, scores)
+    unparsed, name = (0, decides.name) if decides is not None else (len(unread), None)
+    accuracy = average("accuracy", of_metric(scores, items, "accuracy"), 100.0, unparsed=unparsed, judge=name)
+    return scores, [accuracy, _circular(scores, items, unread, name)]
+
+
+def _row(sample: CoTSample, episode: Episode, unread: Done) -> Score:
+    reason = why_unscored(sample, episode)
+    if reason:
+        return Score(None, reason)
+    chosen = letter(episode.answer or "", sample.meta["options"])
+    if chosen is None:
+        unread.append((sample, episode))
+    return ONE if chosen == sample.answers[0] else ZERO
+
+
+def _item(sample: CoTSample, episode: Episode) -> JudgeItem:
+    options = sample.meta["options"]
+    listed = "\n".join(f"{name}. {text}" for name, text in options.items())
+    right = sample.answers[0]
+    return JudgeItem(sample.id, f"{sample.question}\n{listed}", (f"{right}. {options[right]}",), episode.answer or "")
+
+
+def _verdict(score: Score) -> Score:
+    return score if score.value is None else ONE if score.value >= 0.5 else ZERO
+
+
+def _circles(items: Done, scores: SampleScores) -> None:
+    """Adds ``circular`` to every row: whether all rotations of its question are right; unscored when one has no score."""
+    circles: dict[str, list[CoTSample]] = {}
+    for sample, _ in items:
+        circles.setdefault(sample.group, []).append(sample)
+    for rows in circles.values():
+        values = [scores[row.id]["accuracy"].value for row in rows]
+        complete = len(rows) >= len(rows[0].meta["options"]) and None not in values
+        for row in rows:
+            own = scores[row.id]["accuracy"].reason
+            scores[row.id]["circular"] = (ONE if all(values) else ZERO) if complete else Score(None, own or INCOMPLETE)
+
+
+def _circular(scores: SampleScores, items: Done, unread: Done, judge: str | None) -> Estimand:
+    """The mean over questions: every row weighs one over the number of its question's rows."""
+    scored = [(s, v.value) for s, v in of_metric(scores, items, "circular") if v.value is not None]
+    sizes = Counter(sample.group for sample, _ in scored)
+    rows = np.array([(v / sizes[s.group], 1 / sizes[s.group]) for s, v in scored], dtype=np.float64).reshape(-1, 2)
+    unscored = Counter(v.reason for _, v in of_metric(scores, items, "circular") if v.value is None)
+    counted = {sample.id for sample, _ in scored}
+    return Estimand(
+        "circular",
+        (Part(rows, [sample.cluster or f"question {sample.group}" for sample, _ in scored]),),
+        _share,
+        scale=100.0,
+        unscored=unscored,
+        unparsed=0 if judge else sum(sample.id in counted for sample, _ in unread),
+        judge=judge,
+        notes=(f"{len(sizes)} questions with all rotations",),
+    )
+
+
+def _share(sums: Floats) -> Floats:
+    """Right over all, of sums [..., 2]."""
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full_like(sums[..., 0], np.nan), where=sums[..., 1] > 0)

@@ -1,0 +1,119 @@
+"""MME: yes/no questions in pairs about one picture, by the authors' calculation.py.
+
+Of a subtask: 100 * (acc + acc+), at most 200, where acc is the share of right answers and acc+ the share of pictures with
+both answers right. ``mme/<subtask>`` is that; ``perception`` adds ten subtasks (2000), ``cognition`` four (800). The paper's
+table holds perception. An answer is what its first four characters hold: "yes", else "no", else neither, which is wrong.
+
+A sample's score is its picture's points, 100 * (share right + all right), so a subtask is a plain mean over samples.
+
+Departures: 1. pairs are grouped by picture, not by consecutive lines. 2. white space before the answer is not counted.
+3. a picture with one of its questions unscored or not run has no score, and its other question is counted as unscored.
+4. a total over less than all of its subtasks is no total: no value. (Small world: the total of the subtasks it has.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.judge import Judge
+from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, cluster_of, done
+from visrl.evals.pope import why_unscored
+
+from visrl.types import CoTSample, Episode, Score
+
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
+HALF_A_PAIR = "the other question about its picture has no score"
+
+
+def says(text: str) -> str:
+    """ "yes", "no" or "other": what the first four characters hold, lower-cased. "Not sure" is a no; MME's own rule."""
+    start = text.strip().lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def score(
+    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+) -> tuple[SampleScores, list[Estimand]]:
+    """Per sample ``correct`` (0, 1) and ``mme/<subtask>`` (its picture's points); totals and subtasks in points."""
+    items = done(samples, episodes)
+    scores: SampleScores = {sample.id: {"correct": _correct(sample, episode)} for sample, episode in items}
+    for pair in _pictures(items).values():
+        points = _points([scores[sample.id]["correct"] for sample in pair])
+        for sample in pair:
+            reason = scores[sample.id]["correct"].reason or HALF_A_PAIR
+            scores[sample.id][metric_of(sample)] = Score(None, reason) if points is None else points
+    found = list(dict.fromkeys(metric_of(sample) for sample, _ in items))
+    subtasks = {metric: _subtask(metric, scores, items) for metric in found}
+    totals = [_total(name, members, subtasks, spec.small_world) for name, members in TOTALS.items()]
+    return scores, [*(total for total in totals if total is not None), *subtasks.values()]
+
+
+def metric_of(sample: CoTSample) -> str:
+    return f"mme/{sample.group}"
+
+
+def _correct(sample: CoTSample, episode: Episode) -> Score:
+    reason = why_unscored(sample, episode)
+    if reason:
+        return Score(None, reason)
+    return ONE if says(episode.answer or "") == sample.answers[0] else ZERO
+
+
+def _pictures(items: Done) -> dict[tuple[str, str], list[CoTSample]]:
+    """Samples by (subtask, picture): two subtasks may ask about one picture."""
+    pictures: dict[tuple[str, str], list[CoTSample]] = {}
+    for sample, _ in items:
+        pictures.setdefault((sample.group, cluster_of(sample)), []).append(sample)
+    return pictures
+
+
+def _points(correct: Sequence[Score]) -> Score | None:
+    """100 * (share right + all right) of one picture; None without at least two scored questions."""
+    values = [score.value for score in correct if score.value is not None]
+    if len(values) < max(2, len(correct)):
+        return None
+    return Score(100.0 * (sum(values) / len(values) + all(values)))
+
+
+def _subtask(metric: str, scores: SampleScores, items: Done) -> Estimand:
+    mine = [(sample, episode) for sample, episode in items if metric_of(sample) == metric]
+    unparsed = sum(
+        scores[sample.id][metric].value is not None and says(episode.answer or "") == "other"
+        for sample, episode in mine
+    )
+    return average(metric, [(sample, scores[sample.id][metric]) for sample, _ in mine], 1.0, unparsed=unparsed)
+
+
+def _total(name: str, members: Sequence[str], subtasks: Mapping[str, Estimand], small_world: bool) -> Estimand | None:
+    """The sum over a total's subtasks; None where there is nothing at all to add."""
+    present = [subtasks[f"mme/{member}"] for member in members if f"mme/{member}" in subtasks]
+    scored = [what for what in present if len(what.parts[0].values)]
+    if not present:
+        return None
+    short = len(scored) < len(members) and not small_world
+    unscored: Counter[str] = Counter()
+    for what in present:
+        unscored.update(what.unscored)
+    return Estimand(
+        name,
+        tuple(what.parts[0] for what in scored),
+        unscored=unscored,
+        unparsed=sum(what.unparsed for what in present),
+        undefined=f"a total needs all {len(members)} subtasks, not {len(scored)}" if short else "",
+        notes=(f"sum of {len(scored)} subtasks",) if small_world else (),
+    )

@@ -1,0 +1,103 @@
+"""POPE: is there a … in the picture? By LLaVA's rule (llava/eval/eval_pope.py), scored over the *answers*.
+
+The answer is the text before the first '.', without commas; if the words No, not or no stand in it, it is "no", else "yes".
+With yes as the positive class: accuracy, precision TP/(TP+FP), recall TP/(TP+FN), f1 2TP/(2TP+FP+FN), yes_ratio.
+
+Departures from lmms-eval's pope (lmms-eval.md 2.3): 1. "No." and "Yes, there is" count. 2. every answer enters recall.
+3. yes_ratio is the answers', not the truth's. 4. groups average the splits' F1, they do not pool the questions.
+From LLaVA's: 5. precision of a model that never says yes is undefined, not a crash. 6. answers in which neither yes nor
+no stands are counted in a note: the rule makes them "yes", even an empty one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.judge import Judge
+from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric, part
+from visrl.evals.stats import Floats
+
+from visrl.types import CoTSample, Episode, Score
+
+_NO = frozenset({"No", "not", "no"})
+
+
+def says(text: str) -> str:
+    """ "yes" or "no" by LLaVA's rule. Case matters: "NO" is a yes, as in the official script."""
+    words = text.split(".", 1)[0].replace(",", "").split(" ")
+    return "no" if _NO.intersection(words) else "yes"
+
+
+def score(
+    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+) -> tuple[SampleScores, list[Estimand]]:
+    """Per sample ``accuracy`` and ``yes_ratio`` (0 or 1); the five metrics in percent. ``judge`` is not needed."""
+    items = done(samples, episodes)
+    scores: SampleScores = {sample.id: _sample(sample, episode) for sample, episode in items}
+    accuracy = average("accuracy", of_metric(scores, items, "accuracy"), 100.0, notes=_notes(items))
+    yes_ratio = average("yes_ratio", of_metric(scores, items, "yes_ratio"), 100.0)
+    return scores, [accuracy, *_ratios(scores, items, accuracy.unscored), yes_ratio]
+
+
+def _sample(sample: CoTSample, episode: Episode) -> dict[str, Score]:
+    reason = why_unscored(sample, episode)
+    if reason:
+        return dict.fromkeys(("accuracy", "yes_ratio"), Score(None, reason))
+    answer = says(episode.answer or "")
+    return {
+        "accuracy": ONE if answer == sample.answers[0] else ZERO,
+        "yes_ratio": ONE if answer == "yes" else ZERO,
+    }
+
+
+def why_unscored(sample: CoTSample, episode: Episode) -> str:
+    """Why a yes/no or multiple-choice sample has no score; "" when it has one. Shared by POPE, MME and MMBench."""
+    if episode.error is not None:
+        return episode.error or "failed without a reason"
+    if not sample.answers:
+        return "the sample has no true answer"
+    return "no answer was given" if episode.answer is None else ""
+
+
+def _notes(items: Done) -> tuple[str, ...]:
+    neither = sum(
+        not re.search(r"\b(yes|no|not)\b", (episode.answer or "").split(".", 1)[0], re.IGNORECASE)
+        for sample, episode in items
+        if not why_unscored(sample, episode)
+    )
+    return (f"{neither} answers say neither yes nor no: the rule counts them as yes",) if neither else ()
+
+
+def _ratios(scores: SampleScores, items: Done, unscored: Mapping[str, int]) -> list[Estimand]:
+    rows, chosen = [], []
+    for sample, _ in items:
+        right, yes = scores[sample.id]["accuracy"].value, scores[sample.id]["yes_ratio"].value
+        if right is not None and yes is not None:
+            rows.append((right * yes, (1 - right) * yes, (1 - right) * (1 - yes)))  # TP, FP, FN
+            chosen.append(sample)
+    counts = part(np.array(rows, dtype=np.float64).reshape(-1, 3), chosen)
+    return [
+        Estimand(name, (counts,), statistic, scale=100.0, unscored=unscored)
+        for name, statistic in (("precision", _precision), ("recall", _recall), ("f1", _f1))
+    ]
+
+
+def _divide(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
+
+
+def _precision(sums: Floats) -> Floats:
+    """TP / (TP + FP) of sums [..., 3] = TP, FP, FN."""
+    return _divide(sums[..., 0], sums[..., 0] + sums[..., 1])
+
+
+def _recall(sums: Floats) -> Floats:
+    return _divide(sums[..., 0], sums[..., 0] + sums[..., 2])
+
+
+def _f1(sums: Floats) -> Floats:
+    """2 TP / (2 TP + FP + FN): the harmonic mean of precision and recall, and 0 where every positive is missed."""
+    return _divide(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])

@@ -1,0 +1,105 @@
+"""Samples and what became of them -> scores per sample and numbers with standard errors; tasks -> group numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from visrl.evals import mmbench, mme, pope, rec, viscot
+from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
+from visrl.evals.judge import Judge
+from visrl.evals.measure import Estimand, Measured, SampleScores, done, measured
+
+from visrl.records import TaskResult
+from visrl.types import CoTSample, Episode
+
+Scorer = Callable[
+    [TaskSpec, Sequence[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]
+]
+SCORERS: dict[Benchmark, Scorer] = {
+    "rec": rec.score,
+    "viscot": viscot.score,
+    "pope": pope.score,
+    "mme": mme.score,
+    "mmbench": mmbench.score,
+}
+AVERAGED: tuple[Benchmark, ...] = ("viscot", "pope")
+"""Benchmarks whose groups have an average. The paper averages neither REC's splits nor anything across benchmarks."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskScores:
+    """All that scoring found out about a task.
+
+    samples: sample id -> metric -> Score, for every sample that was run (scales: docs/reading-the-numbers.md).
+    metrics: the task's numbers. estimands: what they are averages of, for groups. n_run: samples with an episode.
+    """
+
+    spec: TaskSpec
+    samples: SampleScores
+    metrics: list[Measured]
+    estimands: list[Estimand]
+    n_run: int
+
+
+def score_task(
+    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None = None
+) -> TaskScores:
+    """Score one task. ``episodes``: by sample id; samples without one are missing, those with an error unscored.
+
+    Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
+    """
+    scores, estimands = SCORERS[spec.benchmark](spec, samples, episodes, judge)
+    n_run = len(done(samples, episodes))
+    metrics = [measured(what, spec.unit, spec.n, n_run) for what in estimands]
+    return TaskScores(spec, scores, metrics, estimands, n_run)
+
+
+def score_group(name: str, tasks: Mapping[str, TaskScores]) -> list[Measured]:
+    """The unweighted mean over a group's tasks of each metric that all of them have; pictures shared by tasks count once.
+
+    Empty when a member is missing, and for groups that have no average (REC). Counts are sums over the members.
+    Raises KeyError for a name that is no group.
+    """
+    members = [tasks[member] for member in GROUPS[name] if member in tasks]
+    if len(members) < len(GROUPS[name]) or not members or members[0].spec.benchmark not in AVERAGED:
+        return []
+    if len({member.spec.benchmark for member in members}) > 1 or name == "pope_all":
+        return []  # nine splits of three sources: nobody publishes that mean
+    n_expected, n_run = sum(m.spec.n for m in members), sum(m.n_run for m in members)
+    return [
+        measured(_mean_of(whats), members[0].spec.unit, n_expected, n_run)
+        for metric in dict.fromkeys(what.metric for what in members[0].estimands)
+        if len(whats := [w for m in members for w in m.estimands if w.metric == metric]) == len(members)
+    ]
+
+
+def _mean_of(whats: Sequence[Estimand]) -> Estimand:
+    unscored: Counter[str] = Counter()
+    for what in whats:
+        unscored.update(what.unscored)
+    return replace(
+        whats[0],
+        parts=tuple(part for what in whats for part in what.parts),
+        weight=whats[0].weight / len(whats),
+        unscored=unscored,
+        unparsed=sum(what.unparsed for what in whats),
+        notes=tuple(dict.fromkeys(note for what in whats for note in what.notes)),
+    )
+
+
+def to_result(what: Measured, task: str, context: Mapping[str, Any]) -> TaskResult:
+    """A record: the number, the task's or group's name, and the run it came from.
+
+    context: TaskResult's remaining fields (protocol, focus, crop, model, …), which this module knows nothing of. A metric
+    that no judge touched gets judge None, whatever the run was given.
+    """
+    fields = asdict(what)
+    notes = [*context.get("notes", ()), *fields.pop("notes")]
+    versions = {TASKS[member].version for member in GROUPS.get(task, (task,))}
+    rest = {key: value for key, value in context.items() if key not in ("notes", "judge")}
+    small_world = any(TASKS[member].small_world for member in GROUPS.get(task, (task,)))
+    version = "+".join(sorted(versions))
+    return TaskResult(**fields, **rest, task=task, task_version=version, small_world=small_world, notes=notes)

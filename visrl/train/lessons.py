@@ -1,0 +1,245 @@
+"""What the small models are taught, one example at a time: token ids, the targets among them, and the pictures.
+
+A lesson is a function of (dice, picture's index). Prompts come from visrl.prompts, so training asks in the very words that
+evaluation asks in. The base gets ``PRETEXT`` lessons only: no question in them is ever answered by a box.
+
+=========  ===================================================  ==================================================
+lesson     conversation                                         target
+=========  ===================================================  ==================================================
+bind       expression or question + picture                     on a few picture tokens: does the asked thing lie here
+describe   location tokens + picture                            colour and shape of what is there
+read       question + crop alone (what a critic is shown)       the answer, and on picture tokens where signs are
+look       question + picture + crop of the true box            the same
+whole      question about the whole picture, no crop            the answer
+box        expression or question + picture                     the box: labelled pictures only, never for the base
+=========  ===================================================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import LlavaProcessor
+
+from visrl.boxes import SQUARE, Box, Size
+from visrl.focus import tight
+from visrl.prompts import PROTOCOLS, answer_turns, box_turns
+from visrl.types import Picture, Turn
+from visrl.world import documents, splits
+from visrl.world.dice import Dice
+from visrl.world.documents import DOMAINS, Document
+from visrl.world.drawing import draw, sign_box
+from visrl.world.model import BOX_FORMAT, IMAGE_SIZE, NOT_HERE, PATCH, PICTURE_TOKENS, READ_HERE, YES_HERE
+from visrl.world.samples import sample_of
+from visrl.world.scenes import Scene, Thing
+
+IGNORE = -100
+GRID = IMAGE_SIZE // PATCH
+View = NDArray[np.uint8]  # [64, 64, 3]
+PRETEXT = ("bind", "describe", "read", "look", "whole")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """ids, labels: [T], labels IGNORE where nothing is learned. views: the pictures in order, [64, 64, 3] each."""
+
+    ids: list[int]
+    labels: list[int]
+    views: list[View]
+
+
+def view(image: Image.Image) -> View:
+    """A picture as the model sees it, [64, 64, 3]: what the processor makes of it, before normalisation."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
+
+
+@lru_cache(maxsize=64)
+def _drawn(key: str) -> Image.Image:
+    return draw(splits.redraw(key))
+
+
+def patches_in(box: Box, size: Size) -> NDArray[np.bool_]:
+    """Which patches' centres lie in ``box`` (pixels of a picture of ``size``), [PICTURE_TOKENS], row by row."""
+    x1, y1, x2, y2 = box.to(SQUARE, size).xyxy
+    centre = (np.arange(GRID) + 0.5) / GRID
+    inside = ((centre >= y1) & (centre <= y2))[:, None] & ((centre >= x1) & (centre <= x2))[None, :]
+    return np.asarray(inside.flatten())
+
+
+class Teacher:
+    """Makes examples with one processor. ``split`` and ``pictures`` say which pictures it may use."""
+
+    def __init__(self, processor: LlavaProcessor, split: str, pictures: int | None = None) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.split, self.pictures = split, pictures or splits.SPLITS[split].pictures
+        self.image_id = self.tokenizer.convert_tokens_to_ids("<image>")
+        self.here, self.away, self.blank = self.tokenizer.convert_tokens_to_ids([YES_HERE, NOT_HERE, READ_HERE])
+        self.lessons: dict[str, Callable[[Dice], Example | None]] = {
+            "bind": self.bind,
+            "describe": self.describe,
+            "read": self.read,
+            "look": self.look,
+            "whole": self.whole,
+            "box": self.box,
+        }
+
+    def example(self, lesson: str, dice: Dice) -> Example:
+        """One example; pictures that afford no such question are passed over."""
+        while True:
+            made = self.lessons[lesson](dice)
+            if made is not None:
+                return made
+
+    # -- the lessons -------------------------------------------------------------------------------------------------
+
+    def bind(self, dice: Dice) -> Example | None:
+        row = self._grounded(dice)
+        if row is None:
+            return None
+        example = self.prompt(row)
+        inside = patches_in(_box(row), row["size"])
+        targets = dict.fromkeys(dice.some(np.flatnonzero(inside).tolist(), 6), self.here)
+        targets |= dict.fromkeys(dice.some(np.flatnonzero(~inside).tolist(), 6), self.away)
+        self._on_picture(example, 0, targets)
+        return example
+
+    def describe(self, dice: Dice) -> Example | None:
+        scene = self._scene(dice, ("scene",))
+        thing = dice.one(scene.things)
+        where = BOX_FORMAT.write(thing.as_box(), scene.size)
+        turns = (Turn("user", (_PICTURE, f"\nWhat is in {where}?")),)
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [_drawn(scene.key)])
+
+    def read(self, dice: Dice) -> Example | None:
+        return self._on_crop(dice, alone=True)
+
+    def look(self, dice: Dice) -> Example | None:
+        return self._on_crop(dice, alone=False)
+
+    def whole(self, dice: Dice) -> Example | None:
+        row = self._general(dice) if dice.chance(0.75) else self._question(dice)
+        if row is None:
+            return None
+        turns = answer_turns(PROTOCOLS["direct"], sample_of(row), _PICTURE, None, "")
+        return self._encode(turns, row["answer"], [_drawn(row["picture"])])
+
+    def box(self, dice: Dice) -> Example | None:
+        row = self._grounded(dice) if dice.chance(0.9) else self._general(dice)
+        if row is None:
+            return None
+        turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
+        return self._encode(turns, BOX_FORMAT.write(_box(row), row["size"]), [_drawn(row["picture"])])
+
+    def prompt(self, row: Document) -> Example:
+        """The box turn of a row, without a target."""
+        turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
+        return self._encode(turns, "", [_drawn(row["picture"])])
+
+    # -- what to ask -------------------------------------------------------------------------------------------------
+
+    def _index(self, dice: Dice, kinds: tuple[str, ...]) -> int:
+        while True:
+            index = dice.between(0, self.pictures - 1)
+            if splits.kind_of(index) in kinds:
+                return index
+
+    def _scene(self, dice: Dice, kinds: tuple[str, ...]) -> Scene:
+        return splits.picture(self.split, self._index(dice, kinds))
+
+    def _grounded(self, dice: Dice) -> Document | None:
+        """A row with a thing to point at: half referring expressions, half questions."""
+        if dice.chance(0.5):
+            return documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+        return self._question(dice)
+
+    def _question(self, dice: Dice) -> Document | None:
+        domain = dice.one(list(DOMAINS))
+        return documents.viscot(self.split, self._index(dice, (DOMAINS[domain],)), domain, dice.between(0, 7))
+
+    def _general(self, dice: Dice) -> Document | None:
+        rows = dice.one((documents.pope, documents.mme, documents.mmbench))(self.split, self._index(dice, ("scene",)))
+        return dice.one(rows) if rows else None
+
+    def _on_crop(self, dice: Dice, alone: bool) -> Example | None:
+        row = self._question(dice) if dice.chance(0.8) else self._general(dice)
+        if row is None:
+            return None
+        scene = splits.redraw(row["picture"])
+        region = tight(jittered(_box(row), scene.size, dice), scene.size)
+        picture = _drawn(scene.key)
+        crop = picture.crop(region)
+        sample = sample_of(row)
+        if alone:
+            turns, images = answer_turns(PROTOCOLS["direct"], sample, _PICTURE, None, ""), [crop]
+        else:
+            turns = answer_turns(PROTOCOLS["visrl_train"], sample, _PICTURE, _PICTURE, "")
+            images = [picture, crop]
+        example = self._encode(turns, row["answer"], images)
+        self._on_picture(example, len(images) - 1, self._signs(scene, region, crop.size, dice))
+        return example
+
+    # -- tokens and targets ------------------------------------------------------------------------------------------
+
+    def _signs(self, scene: Scene, region: tuple[int, int, int, int], size: Size, dice: Dice) -> dict[int, int]:
+        """Targets on the crop's patches: the sign that lies there, or that none does."""
+        inside = np.zeros(PICTURE_TOKENS, dtype=bool)
+        targets: dict[int, int] = {}
+        for thing in scene.things:
+            box = _shifted(thing, scene.kind, region)
+            if Box(*map(float, (0, 0, *size))).contains(*box.centre):
+                here = patches_in(box, size)
+                inside |= here
+                token = self.tokenizer.convert_tokens_to_ids(thing.sign)
+                targets |= dict.fromkeys(dice.some(np.flatnonzero(here).tolist(), 6), token)
+        return targets | dict.fromkeys(dice.some(np.flatnonzero(~inside).tolist(), 3), self.blank)
+
+    def _encode(self, turns: tuple[Turn, ...], answer: str, images: list[Image.Image]) -> Example:
+        """Prompt, answer and end token. ``answer`` "": the prompt alone, to be given targets on its picture tokens."""
+        text = self.processor.apply_chat_template(_messages(turns))
+        prompt = self.tokenizer(text.replace("<image>", "<image>" * PICTURE_TOKENS), add_special_tokens=False).input_ids
+        reply = self.tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids if answer else []
+        return Example(prompt + reply, [IGNORE] * len(prompt) + reply, [view(image) for image in images])
+
+    def _on_picture(self, example: Example, which: int, targets: dict[int, int]) -> None:
+        """Set targets on patches of picture ``which``. The model's loss scores label t + 1 from hidden state t, so a
+        patch's target stands one place to its right."""
+        first = [i for i, token in enumerate(example.ids) if token == self.image_id][which * PICTURE_TOKENS]
+        last = len(example.labels) - 1
+        for patch, token in targets.items():
+            if first + patch + 1 <= last and example.labels[first + patch + 1] == IGNORE:
+                example.labels[first + patch + 1] = token
+
+
+_PICTURE = Picture("", lambda: Image.new("RGB", (1, 1)))
+
+
+def _box(row: Document) -> Box:
+    return Box(*map(float, row["box"]))
+
+
+def _shifted(thing: Thing, kind: str, region: tuple[int, int, int, int]) -> Box:
+    x1, y1, x2, y2 = sign_box(thing, kind)
+    return Box(x1 - region[0], y1 - region[1], x2 - region[0], y2 - region[1])
+
+
+def _messages(turns: tuple[Turn, ...]) -> list[dict[str, object]]:
+    def part(p: str | Picture) -> dict[str, str]:
+        return {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
+
+    return [{"role": turn.role, "content": [part(p) for p in turn.parts]} for turn in turns]
+
+
+def jittered(box: Box, size: Size, dice: Dice, share: float = 0.08) -> Box:
+    """The box with each edge moved by a few per cent of its side: crops of a model's own boxes are never exact."""
+    width, height = box.x2 - box.x1, box.y2 - box.y1
+    dx1, dy1, dx2, dy2 = (share * dice.normal() for _ in range(4))
+    moved = Box(box.x1 + dx1 * width, box.y1 + dy1 * height, box.x2 + dx2 * width, box.y2 + dy2 * height).clipped(size)
+    return box if moved.is_empty else moved

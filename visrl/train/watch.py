@@ -1,0 +1,103 @@
+"""What a training run is watched by, on ``val``: do words and regions bind, can it read, can it point.
+
+Box accuracy alone cannot tell "the wrong thing" from "no thing": ``any`` counts a hit on any thing of the picture, and
+accuracies are split by how many things there are to confuse.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from visrl.boxes import Box, iou
+from visrl.train.lessons import Example, Teacher, patches_in
+from visrl.types import Unparsed
+from visrl.world import documents, splits
+from visrl.world.dice import Dice
+from visrl.world.model import BOX_FORMAT, PICTURE_TOKENS
+
+EVERY, N, BATCH = 500, 192, 48
+
+
+def watch(step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Any]:
+    """Every ``EVERY`` steps: pointing, reading and box accuracy on ``N`` val questions each; {} in between."""
+    if step % EVERY:
+        return {}
+    model.eval()
+    teacher = Teacher(processor, "val")
+    with torch.no_grad():
+        row = {**_pointing(model, teacher), **_reading(model, teacher), **_boxes(model, teacher)}
+    model.train()
+    return {name: round(value, 4) for name, value in row.items()}
+
+
+def _prompts(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, for reading the next token or generating."""
+    prompts = [e.ids[: next((i for i, t in enumerate(e.labels) if t != -100), len(e.ids))] for e in examples]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    views = torch.from_numpy(np.stack([v for e in examples for v in e.views])).permute(0, 3, 1, 2).float()
+    return {"input_ids": ids, "attention_mask": (ids != pad).long(), "pixel_values": (views / 255 - 0.5) / 0.25}
+
+
+def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+    """Does the patch that says "here" loudest lie in the asked thing (``point``), or in any thing (``point_any``)?"""
+    hits, anywhere, by_things = [], [], {}
+    for start in range(0, N, BATCH):
+        rows = [documents.rec("val", i) for i in _scenes(start, BATCH)]
+        rows = [row for row in rows if row is not None]
+        examples = [teacher.prompt(row) for row in rows]
+        batch = _prompts(examples, teacher.tokenizer.pad_token_id)
+        logits = model(**batch).logits
+        for row, ids, scores in zip(rows, batch["input_ids"], logits, strict=True):
+            where = (ids == teacher.image_id).nonzero().flatten()[:PICTURE_TOKENS]
+            best = int((scores[where, teacher.here] - scores[where, teacher.away]).argmax())
+            things = splits.redraw(row["picture"]).things
+            hit = bool(patches_in(Box(*map(float, row["box"])), row["size"])[best])
+            hits.append(hit)
+            by_things.setdefault(len(things), []).append(hit)
+            anywhere.append(any(patches_in(t.as_box(), row["size"])[best] for t in things))
+    shares = {f"point/{n}_things": float(np.mean(v)) for n, v in sorted(by_things.items())}
+    return {"point": float(np.mean(hits)), "point_any": float(np.mean(anywhere)), **shares}
+
+
+def _scenes(start: int, n: int) -> list[int]:
+    return [6 * (i // 4) + i % 4 for i in range(start, start + n)]
+
+
+def _reading(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+    """Next-token accuracy of answers: ``read`` from a crop alone, ``look`` from picture and crop, ``whole`` without."""
+    scores = {}
+    for lesson in ("read", "look", "whole"):
+        right = 0
+        for start in range(0, N, BATCH):
+            examples = [teacher.example(lesson, Dice("watch", lesson, i)) for i in range(start, start + BATCH)]
+            plain = [_without_targets(e, teacher) for e in examples]
+            logits = model(**_prompts(plain, teacher.tokenizer.pad_token_id)).logits[:, -1]
+            right += sum(int(t == e.ids[-2]) for t, e in zip(logits.argmax(-1).tolist(), examples, strict=True))
+        scores[lesson] = right / N
+    return scores
+
+
+def _without_targets(example: Example, teacher: Teacher) -> Example:
+    return Example(example.ids[:-2], [-100] * (len(example.ids) - 2), example.views)
+
+
+def _boxes(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+    """Box accuracy at IoU 0.5 of greedy outputs, and the same counting a hit on any thing."""
+    hits, anywhere = [], []
+    for start in range(0, N, BATCH):
+        rows = [row for row in (documents.rec("val", i) for i in _scenes(start, BATCH)) if row is not None]
+        batch = _prompts([teacher.prompt(row) for row in rows], teacher.tokenizer.pad_token_id)
+        out = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        for row, ids in zip(rows, out, strict=True):
+            size = (row["size"][0], row["size"][1])
+            box = BOX_FORMAT.parse(teacher.tokenizer.decode(ids), size)
+            things = splits.redraw(row["picture"]).things
+            scores = [0.0 if isinstance(box, Unparsed) else iou(box, t.as_box()) for t in things]
+            anywhere.append(max(scores) > 0.5)
+            hits.append(not isinstance(box, Unparsed) and iou(box, Box(*map(float, row["box"]))) > 0.5)
+    return {"box": float(np.mean(hits)), "box_any": float(np.mean(anywhere))}

@@ -1,0 +1,139 @@
+"""Documents of the small world: plain JSON rows, as a benchmark's file would hold them. tasks/world.py makes samples of them.
+
+A row: {id, picture, size, question, answer, box, cluster, group, sort, ...}. Rows of an unlabelled split have no box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from visrl.world import general
+from visrl.world.bitmaps import SIGNS
+from visrl.world.dice import Dice
+from visrl.world.language import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out
+from visrl.world.scenes import Kind, Scene, Thing
+from visrl.world.splits import SPLITS, indices, picture
+
+Document = dict[str, Any]
+DOMAINS: dict[str, Kind] = {"doc": "form", "chart": "chart", "general": "scene", "relation": "scene", "fine": "scene"}
+SORTS = ("attribute", "attribute", "size", "position", "relation")  # two in five by colour and shape
+
+
+def rec(split: str, index: int, turn: int = 0) -> Document | None:
+    """A referring expression for picture ``index``; ``turn`` asks again, differently. None if nothing can be asked."""
+    scene = picture(split, index)
+    dice = Dice("rec", scene.key, turn)
+    chosen = choose(scene, split, dice, SORTS)
+    if chosen is None:
+        return None
+    question = dice.one(EXPRESSION).format(it=chosen.words)
+    return _row(f"rec:{index}:{turn}", split, scene, question, "", chosen.thing, chosen.sort)
+
+
+def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | None:
+    """A question whose answer is written too small to read in the whole picture, with the box that shows it."""
+    scene = picture(split, index)
+    dice = Dice("viscot", domain, scene.key, turn)
+    sorts: tuple[str, ...] = {"relation": ("relation",), "doc": ("field",), "chart": ("bar",)}.get(domain, SORTS[:4])
+    chosen = choose(scene, split, dice, sorts)
+    if chosen is None:
+        return None
+    question, answer = ask(chosen, dice, scene.kind), chosen.thing.sign
+    if domain == "fine":
+        question, answer = _verify(scene, chosen, dice)
+    return _row(f"{domain}:{index}:{turn}", split, scene, question, answer, chosen.thing, chosen.sort, group=domain)
+
+
+def _verify(scene: Scene, chosen: Description, dice: Dice) -> tuple[str, str]:
+    """Yes or no, half each; a wrong sign is one that another thing of the scene carries, where there is one."""
+    truth = dice.chance(0.5)
+    others = sorted({t.sign for t in scene.things} - {chosen.thing.sign})
+    sign = chosen.thing.sign if truth else dice.one(others or [s for s in SIGNS if s != chosen.thing.sign])
+    return dice.one(VERIFY).format(it=chosen.words, sign=sign), "yes" if truth else "no"
+
+
+def choose(scene: Scene, split: str, dice: Dice, sorts: tuple[str, ...]) -> Description | None:
+    """A description the split may ask for: first its sort, then one of that sort. None if the scene affords none."""
+    allowed = [d for d in descriptions(scene) if d.sort in sorts and is_held_out(d) == (split == "heldout")]
+    if split == "heldout" and scene.kind == "chart":  # bars have no shape to hold out
+        allowed = descriptions(scene)
+    available = [sort for sort in sorts if any(d.sort == sort for d in allowed)]
+    if not available:
+        return None
+    sort = dice.one(available)
+    return dice.one([d for d in allowed if d.sort == sort])
+
+
+def _row(
+    name: str, split: str, scene: Scene, question: str, answer: str, thing: Thing | None, sort: str, group: str = ""
+) -> Document:
+    row: Document = {
+        "id": f"{split}:{name}",
+        "picture": scene.key,
+        "size": list(scene.size),
+        "question": question,
+        "answer": answer,
+        "cluster": scene.key,
+        "group": group,
+        "sort": sort,
+        "things": len(scene.things),
+    }
+    if SPLITS[split].labelled:
+        row["box"] = list(thing.box) if thing else [0, 0, *scene.size]
+    return row
+
+
+def _asked(name: str, split: str, scene: Scene, asked: general.Asked) -> Document:
+    row = _row(name, split, scene, asked.question, asked.answer, asked.thing, asked.group, asked.group)
+    return {**row, **asked.extra}
+
+
+def pope(split: str, index: int) -> list[Document]:
+    """Presence questions of one picture: the variant goes round with the picture, up to six questions each."""
+    scene = picture(split, index)
+    variant = general.VARIANTS[(index // 6) % len(general.VARIANTS)]
+    rows = general.presence(scene, variant, Dice("pope", scene.key))
+    return [_asked(f"pope:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
+
+
+def mme(split: str, index: int) -> list[Document]:
+    """A yes and a no question about one picture; the subtask goes round with the picture."""
+    scene = picture(split, index)
+    subtask = general.SUBTASKS[(index // 6) % len(general.SUBTASKS)]
+    pair = general.pair(scene, subtask, Dice("mme", scene.key))
+    return [_asked(f"mme:{index}:{i}", split, scene, asked) for i, asked in enumerate(pair or ())]
+
+
+def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
+    """One question with four options, asked ``rotations`` times with the options turned by one each time."""
+    scene = picture(split, index)
+    kind = general.CHOICES[(index // 6) % len(general.CHOICES)]
+    asked = general.choice(scene, kind, Dice("mmbench", scene.key))
+    if asked is None:
+        return []
+    rows = []
+    for turn in range(rotations):
+        options = asked.extra["options"][turn:] + asked.extra["options"][:turn]
+        letter = "ABCD"[options.index(asked.answer)]
+        row = _asked(f"mmbench:{index}:{turn}", split, scene, asked)
+        rows.append({**row, "options": options, "answer": letter, "base": f"{split}:{index}", "turn": turn})
+    return rows
+
+
+def documents(task: str, split: str = "test", limit: int | None = None) -> Iterator[Document]:
+    """The rows of a task, lazily: ``rec``, ``pope``, ``mme``, ``mmbench`` or a domain of :data:`DOMAINS`."""
+    many = {"pope": pope, "mme": mme, "mmbench": mmbench}
+    kind: Kind = DOMAINS.get(task, "scene")
+
+    def rows() -> Iterator[Document]:
+        for index in indices(split, kind):
+            if task in many:
+                yield from many[task](split, index)
+                continue
+            row = rec(split, index) if task == "rec" else viscot(split, index, task)
+            if row is not None:
+                yield row
+
+    return islice(rows(), limit)

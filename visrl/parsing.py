@@ -185,7 +185,8 @@ class BoxFormat:
             return numbers
         if not all(map(math.isfinite, numbers)):
             return Unparsed("a number is too large")
-        box = Box(*numbers, frame=self.frame_for(size)).to_pixel(size)
+        x1, y1, x2, y2 = numbers
+        box = Box(x1, y1, x2, y2, self.frame_for(size)).to_pixel(size)
         return Unparsed("empty box: x2 <= x1 or y2 <= y1") if box.is_empty else box
 
     def with_mode(self, mode: Mode) -> BoxFormat:

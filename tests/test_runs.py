@@ -1,0 +1,107 @@
+import contextlib
+import json
+import logging
+
+import pytest
+
+from visrl.boxes import Box
+from visrl.errors import UsageError
+from visrl.runs import Run, episode_from_json, episode_to_json, read_episodes, request_hash, slug
+from visrl.types import Episode, Step, Unparsed
+
+REQUEST = {"model": "m", "tasks": {"t": "1"}}
+EPISODES = [
+    Episode(
+        "1", "t", Step("p", "[0, 0, 1, 1]", 5, 6), Box(0, 0, 10, 10), (0, 0, 10, 10), Step("q", "cat \u202e\x1b[31m")
+    ),
+    Episode("2", "t", Step("p", "?"), Unparsed("no list of four numbers")),
+    Episode("3", "t", error="picture: truncated"),
+]
+
+
+def write(folder, episodes, request=REQUEST):
+    with Run(folder, request) as run:
+        run.append(episodes)
+
+
+def test_episodes_survive_the_disk(tmp_path):
+    write(tmp_path, EPISODES)
+    assert list(read_episodes(tmp_path / "episodes.jsonl")) == EPISODES
+    assert [episode_from_json(episode_to_json(e)) for e in EPISODES] == EPISODES
+
+
+def test_last_line_of_a_sample_counts(tmp_path):
+    write(tmp_path, [EPISODES[2]])
+    with Run(tmp_path, REQUEST) as run:
+        run.append([Episode("3", "t", answer_step=Step("q", "dog"))])
+        assert run.finished()["t", "3"].answer == "dog"
+
+
+def test_a_torn_last_line_is_dropped_and_appending_goes_on(tmp_path, caplog):
+    write(tmp_path, EPISODES[:2])
+    path = tmp_path / "episodes.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    with caplog.at_level(logging.WARNING):
+        assert [e.sample_id for e in read_episodes(path)] == ["1"]
+        write(tmp_path, EPISODES[2:])
+    assert "torn" in caplog.text
+    assert [e.sample_id for e in read_episodes(path)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["not json\n", '{"task": "t"}\n', '{"task": "t", "sample_id": "9", "box": [1, 2, 3]}\n']
+)
+def test_other_damage_names_its_line(tmp_path, damage):
+    write(tmp_path, EPISODES[:1])
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(damage + path.read_text())
+    with pytest.raises(UsageError, match=r"episodes\.jsonl:1: damaged"):
+        list(read_episodes(path))
+
+
+def test_another_request_is_refused(tmp_path):
+    write(tmp_path, EPISODES)
+    with (
+        pytest.raises(UsageError, match="holds another run: model differ"),
+        Run(tmp_path, {**REQUEST, "model": "other"}),
+    ):
+        pass
+
+
+def test_two_writers_are_refused(tmp_path):
+    with Run(tmp_path, REQUEST), pytest.raises(UsageError, match="another process"), Run(tmp_path, REQUEST):
+        pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write the run"), Run(tmp_path / "file" / "run", REQUEST):
+        pass
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path):
+    with Run(tmp_path, REQUEST) as run:
+        run.append(EPISODES[:1])
+        real, run._file = run._file, open("/dev/full", "ab")  # noqa: SIM115 - closed below
+        with pytest.raises(UsageError, match="make room"):
+            run.append(EPISODES[1:])
+        broken, run._file = run._file, real
+        with contextlib.suppress(OSError):  # /dev/full refuses the buffered bytes once more
+            broken.close()
+    assert [e.sample_id for e in read_episodes(tmp_path / "episodes.jsonl")] == ["1"]
+
+
+def test_hash_ignores_the_order_of_keys():
+    assert request_hash({"a": 1, "b": 2}) == request_hash({"b": 2, "a": 1}) != request_hash({"a": 1, "b": 3})
+
+
+def test_slug_stays_in_its_folder():
+    assert slug("../../etc/passwd") == "etc-passwd"
+    assert slug("replay:a b\n\x1b") == "replay-a-b" and slug("...") == "run"
+
+
+def test_json_lines_hold_no_raw_control_characters(tmp_path):
+    write(tmp_path, EPISODES)
+    raw = (tmp_path / "episodes.jsonl").read_bytes()
+    assert b"\x1b" not in raw and raw.isascii()
+    assert json.loads(raw.splitlines()[0])["answer_step"]["output"] == EPISODES[0].answer

@@ -1,0 +1,76 @@
+"""How a benchmark's document becomes a sample: ``load`` and ``fingerprint``.
+
+docs/data.md says what a data folder looks like and which hub dataset stands in for it. The adapters (rec, viscot, general)
+are pure: a row in, a CoTSample out. Files, the hub and pictures are common.py's, hub.py's and pictures.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from visrl.errors import UsageError
+from visrl.evals.benchmarks import TASKS, resolve
+from visrl.tasks.common import Document, Source, sha256_of
+from visrl.tasks.sources import SOURCES
+from visrl.types import CoTSample
+
+__all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load"]
+
+
+def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None = None) -> Iterator[CoTSample]:
+    """The samples of task ``name`` in published order, one at a time: memory does not grow with the split.
+
+    data: a folder as docs/data.md lays out, or None for the hub. with_pictures: give samples their pictures, which are opened
+    only when asked for. Raises UsageError for an unknown task, a missing, empty or malformed file (file:line), a name that
+    leaves the data folder, a missing folder of pictures. A split of another size than published is the caller's to state.
+    """
+    source = _source(name)
+    if data is not None:
+        source.files_in(data)
+    if with_pictures:
+        source.require_pictures(data)
+    return (
+        adapt(source, name, document, data, with_pictures=with_pictures)
+        for document in islice(documents(name, data), limit)
+    )
+
+
+def documents(name: str, data: Path | None) -> Iterator[Document]:
+    """The rows of task ``name`` before they become samples. Raises UsageError as :func:`load` does."""
+    source = _source(name)
+    empty = True
+    for document in source.read(data):
+        empty = False
+        yield document
+    if empty:
+        where = data if data is not None else "the hub dataset"
+        raise UsageError(f"{where}: no documents of {name}", "is the file empty, or the download incomplete?")
+
+
+def adapt(source: Source, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:
+    """One row as a sample. Raises UsageError that names the row."""
+    try:
+        return source.sample(name, document, data, with_pictures=with_pictures)
+    except KeyError as error:
+        raise UsageError(f"{document.where}: no field {error}", f"rows of {name}: see docs/data.md") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UsageError(f"{document.where}: {error}", f"rows of {name}: see docs/data.md") from error
+
+
+def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
+    """What the documents are, for records: origin, and per file its sha256 (of the unpacked bytes) or the hub's revision."""
+    source = _source(name)
+    if data is None:
+        return {"origin": "hub", **source.hub_facts()}
+    files = {file: sha256_of(path) for file, path in source.files_in(data).items()}
+    return {"origin": "files", "sha256": files}
+
+
+def _source(name: str) -> Source:
+    (spec,) = resolve([name]) if name not in SOURCES else (TASKS[name],)
+    if spec.name not in SOURCES:
+        raise UsageError(f"{name} has no documents to load", "its samples are drawn, not read")
+    return SOURCES[spec.name]

@@ -1,0 +1,129 @@
+"""MMBench-EN dev: multiple choice, each question once per rotation of its options (index mod 1,000,000 is the question).
+
+The official TSV: index, question, hint, A, B, C, D (E), answer, category, l2-category, split, image (base64). A rotated row
+may hold the index of the row that has the picture instead of the picture. Pictures are read again from the file when they
+are asked for, so that memory stays flat. The prompt is LLaVA's with --single-pred-prompt (model_vqa_mmbench.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from visrl.errors import PictureError, UsageError
+from visrl.tasks.common import Document, Row, opened
+from visrl.types import CoTSample
+
+INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = ("A", "B", "C", "D", "E")
+ROTATIONS = 1_000_000
+_LARGEST_FIELD = 1 << 26  # a picture in base64
+_REFERENCE = 64  # an image field shorter than this names another row
+
+
+def documents(file: Path) -> Iterator[Document]:
+    """Rows of the TSV without the pictures' text; ``picture_id`` tells rows that share a picture."""
+    csv.field_size_limit(_LARGEST_FIELD)
+    places: dict[str, tuple[int, int]] = {}
+    ids: dict[str, str] = {}
+    header: list[str] = []
+    for line, start, end, fields in _records(file):
+        where = f"{file}:{line}"
+        if not header:
+            header = _checked_header(fields, where)
+            continue
+        if len(fields) != len(header):
+            raise UsageError(f"{where}: {len(fields)} fields, the header has {len(header)}", "tabs separate the fields")
+        row = dict(zip(header, fields, strict=True))
+        image, index = row.pop("image", ""), row["index"]
+        if len(image) >= _REFERENCE:
+            places[index] = start, end
+            ids[index] = hashlib.sha256(image.encode()).hexdigest()[:16]
+        owner = index if index in places else image
+        picture = _reader(file, header, *places[owner]) if owner in places else None
+        yield Document(where, {**row, "picture_id": ids.get(owner)}, picture)
+
+
+def _records(file: Path) -> Iterator[tuple[int, int, int, list[str]]]:
+    """(line, first byte, last byte + 1, fields) of each record; a quoted field may run over several lines."""
+    with opened(file) as handle:
+        offset, number = 0, 0
+
+        def text() -> Iterator[str]:
+            nonlocal offset, number
+            for raw in handle:
+                offset, number = offset + len(raw), number + 1
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+
+        start, line = 0, 1
+        try:
+            for fields in csv.reader(text(), delimiter="\t"):
+                if fields:
+                    yield line, start, offset, fields
+                start, line = offset, number + 1
+        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
+            raise UsageError(
+                f"{file}:{number}: not a TSV of UTF-8 text: {error}", "is the download complete?"
+            ) from error
+
+
+def _checked_header(fields: list[str], where: str) -> list[str]:
+    missing = {"index", "question", "answer", "A", "B"} - set(fields)
+    if missing:
+        raise UsageError(f"{where}: no column {', '.join(sorted(missing))}", "MMBench's official TSV has a header line")
+    return fields
+
+
+def _reader(file: Path, header: list[str], start: int, end: int) -> Callable[[], bytes]:
+    def read() -> bytes:
+        with opened(file) as handle:
+            fields = _record_at(handle, start, end)
+        try:
+            return base64.b64decode(fields[header.index("image")], validate=True)
+        except binascii.Error as error:
+            raise PictureError(f"the picture is not base64: {error}") from error
+
+    return read
+
+
+def _record_at(handle: BinaryIO, start: int, end: int) -> list[str]:
+    handle.seek(start)
+    return next(csv.reader([handle.read(end - start).decode("utf-8-sig")], delimiter="\t"))
+
+
+def sample(row: Row, task: str) -> CoTSample:
+    """The sample of one rotation. Raises KeyError, TypeError or ValueError for a malformed row."""
+    index = int(row["index"])
+    options = {letter: str(row[letter]) for letter in LETTERS if not is_absent(row.get(letter))}
+    answer = str(row["answer"]).strip()
+    if answer not in options:
+        raise ValueError(f"the true answer {answer!r:.40} is not among the options {', '.join(options)}")
+    asked = str(row["question"])
+    question = asked if is_absent(row.get("hint")) else f"{row['hint']}\n{asked}"
+    base = str(index % ROTATIONS)
+    return CoTSample(
+        id=str(index),
+        task=task,
+        kind="qa",
+        question="\n".join([question, *(f"{letter}. {option}" for letter, option in options.items())]),
+        answers=(answer,),
+        instruction=INSTRUCTION,
+        cluster=str(row.get("picture_id") or base),
+        group=base,
+        meta={"index": index, "options": options, "raw_question": asked, "category": str(row.get("category", ""))},
+    )
+
+
+def is_absent(value: Any) -> bool:
+    """Whether an option or hint is missing: empty, None, or what pandas makes of an empty cell."""
+    return value is None or value != value or str(value).strip().lower() in ("", "nan", "none")
+
+
+def from_hub(row: Row) -> Iterator[Row]:
+    """A row of lmms-lab/MMBench (config en): the TSV's columns, with ``L2-category`` capitalised."""
+    yield {**row, "l2-category": row.get("L2-category")}

@@ -1,0 +1,106 @@
+"""Pictures by name: found under a data folder's ``images/``, opened strictly and only when somebody looks.
+
+lmms-eval turns Pillow's LOAD_TRUNCATED_IMAGES on for the whole process, which scores half a picture as if it were whole. Here
+it is off while a picture is decoded: a truncated file is a PictureError, and its sample is unscored.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from visrl.errors import PictureError, UsageError
+from visrl.types import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGES_VARIABLE = "VISRL_IMAGES"
+_decoding = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The folder of pictures, and the places in it where a name is looked up. ``root`` None: there is no folder.
+
+    places: patterns of ``{name}``, ``{parent}`` and ``{file}``, the name's folder and last part.
+    """
+
+    root: Path | None
+    places: tuple[str, ...] = ("{name}",)
+
+    @classmethod
+    def of(cls, data: Path | None, places: tuple[str, ...]) -> Library:
+        """``DIR/images``; without a data folder, the folder that VISRL_IMAGES names."""
+        named = os.environ.get(IMAGES_VARIABLE)
+        return cls(data / "images" if data is not None else Path(named) if named else None, places)
+
+    def require(self) -> None:
+        """Raises UsageError if there is no folder of pictures at all."""
+        if self.root is None:
+            raise UsageError(
+                "these documents have no pictures in them",
+                f"name the folder that has: {IMAGES_VARIABLE}=DIR, or --data DIR",
+            )
+        if not self.root.is_dir():
+            raise UsageError(f"no pictures: {self.root} is not a folder", "docs/data.md says where pictures belong")
+
+    def check(self, name: str, where: str) -> None:
+        """Raises UsageError for a name that would leave the folder of pictures: absolute, with ``..``, or of another system."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
+            raise UsageError(f"{where}: {name!r:.120} is not the name of a picture", "names are relative, without ..")
+
+    def picture(self, name: str) -> Picture:
+        """The picture of this name; opening it raises PictureError where it is missing or damaged."""
+        return Picture(name, lambda: self._open(name))
+
+    def packed(self, name: str, data: Callable[[], bytes]) -> Picture:
+        """The picture whose encoded bytes stand in the documents themselves."""
+        return Picture(name, lambda: decoded(data(), name))
+
+    def _open(self, name: str) -> Image:
+        if self.root is None:
+            raise PictureError(f"no folder of pictures to look up {name}")
+        parent, _, file = name.rpartition("/")
+        for place in self.places:
+            path = self.root / place.format(name=name, parent=parent, file=file)
+            if path.is_file():
+                try:
+                    return decoded(path.read_bytes(), name)
+                except OSError as error:
+                    raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.places)})")
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    from PIL import ImageFile
+
+    with _decoding:  # the switch belongs to the process
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def decoded(data: bytes, name: str) -> Image:
+    """An RGB image of encoded bytes, in the file's own orientation: annotations are in its raw pixels.
+
+    Raises PictureError for anything Pillow cannot decode completely, or that is too large to be a picture.
+    """
+    from PIL import Image as PillowImage
+
+    try:
+        with _strictly(), PillowImage.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:  # SyntaxError: broken PNGs
+        reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else error
+        raise PictureError(f"{name}: {reason}") from error

@@ -1,0 +1,59 @@
+"""``visrl-train RECIPE.yaml [--set a.b=c]``: the same command starts a run, resumes it and, under ``accelerate launch --no_python``,
+is one of its processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from visrl.errors import EXIT_DONE, EXIT_USAGE, UsageError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visrl-train",
+        description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
+        epilog="The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
+    )
+    parser.add_argument(
+        "words", nargs="+", metavar="RECIPE.yaml", help="a recipe; `visrl-train KIND RECIPE.yaml` also checks its kind"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, then stop")
+    return parser
+
+
+def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
+    if len(words) > 2:
+        raise UsageError(f"one recipe at a time, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
+    return Path(words[-1]), words[0] if len(words) == 2 else None
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command line ``arguments``. Raises UsageError."""
+    args = _parser().parse_args(arguments)
+    path, kind = _recipe_path(args.words)
+    from visrl.train.recipe import load_recipe
+
+    resolved = load_recipe(path, args.set)
+    if kind is not None and kind != resolved.recipe.kind:
+        raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("\n".join(resolved.lines()), file=sys.stderr)
+    if not args.dry_run:
+        resolved.module.run(resolved.recipe)
+
+
+def main() -> None:
+    """The console script: exit codes 0 done, 2 wrong use."""
+    try:
+        run(sys.argv[1:])
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_USAGE) from error
+    raise SystemExit(EXIT_DONE)

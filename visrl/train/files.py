@@ -1,0 +1,172 @@
+"""Training data on disk: one JSON object a line, SFT chains (``ChainRow``) and preference pairs (``PairRow``).
+
+Boxes are x1, y1, x2, y2 in **pixels of the original picture**, whatever frame a model writes them in; ``box_text`` is what a model
+really wrote, and is trained on verbatim where it is given (on-policy text), else the family writes the box in its own format.
+Pictures are named relative to the folder the recipe gives (``data.pictures``) and cannot point outside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from visrl.boxes import Box
+from visrl.errors import PictureError, UsageError
+from visrl.prompts import ProtocolName
+from visrl.records import write_atomically
+from visrl.types import CoTSample, Picture, PreferencePair
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Chain(_Row):
+    """One way of answering: where it looked and what it said."""
+
+    box: tuple[float, float, float, float] | None = Field(default=None, description="pixels; null only under `direct`")
+    box_text: str | None = Field(default=None, description="the box as a model wrote it; trained on verbatim")
+    answer: str = Field(default="", description="empty for referring expressions, where the box is the answer")
+    scores: dict[str, float] = Field(
+        default_factory=dict, description="critics' scores, e.g. box, answer (visrl-method.md d)"
+    )
+
+    @field_validator("box")
+    @classmethod
+    def _ordered(cls, box: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        if box is not None and Box(*box).is_empty:
+            raise ValueError("x2 <= x1 or y2 <= y1")
+        return box
+
+
+class _Question(_Row):
+    id: str
+    picture: str
+    size: tuple[int, int] | None = Field(
+        default=None, description="width, height; checked against the picture when given"
+    )
+    question: str
+    instruction: str = ""
+    kind: Literal["qa", "rec"] = "qa"
+    protocol: ProtocolName = "visrl_train"
+    answers: tuple[str, ...] = ()
+
+
+class ChainRow(_Question):
+    """An SFT example."""
+
+    chain: Chain
+
+
+class PairRow(_Question):
+    """A preference: ``win`` over ``lose``, for boxes and for answers."""
+
+    win: Chain
+    lose: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An SFT example with its picture at hand."""
+
+    sample: CoTSample
+    protocol: ProtocolName
+    chain: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A preference pair with its picture at hand."""
+
+    sample: CoTSample
+    protocol: ProtocolName
+    win: Chain
+    lose: Chain
+
+    @classmethod
+    def of(cls, pair: PreferencePair, protocol: ProtocolName) -> Preference:
+        """From the core's pair, whose boxes are pixels and have no text of their own."""
+        win = Chain(box=pair.win_box.xyxy, answer=pair.win_answer, scores=dict(pair.scores))
+        return cls(pair.sample, protocol, win, Chain(box=pair.lose_box.xyxy, answer=pair.lose_answer))
+
+
+Row = TypeVar("Row", ChainRow, PairRow)
+
+
+def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """The rows of a jsonl file. Raises UsageError naming file and line for the first bad one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "the line"
+                hint = "docs/training.md lists the fields"
+                raise UsageError(f"{path}:{number}: {where}: {first['msg']}", hint) from error
+
+
+def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
+    """One row a line, written beside and renamed; defaults are left out."""
+    dumped = (row.model_dump(mode="json", exclude_defaults=True) for row in rows)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in dumped))
+
+
+def picture_in(folder: Path, name: str) -> Picture:
+    """A picture below ``folder``. Raises UsageError for a name that leads out of it."""
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
+
+    def load() -> Image:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise PictureError(f"{name}: {error}") from error
+
+    return Picture(name, load)
+
+
+def sample_of(row: _Question, folder: Path) -> CoTSample:
+    """The row's question as the core knows it, without the box: that is what is trained."""
+    answers = row.answers
+    return CoTSample(
+        id=row.id,
+        task="train",
+        kind=row.kind,
+        question=row.question,
+        picture=picture_in(folder, row.picture),
+        size=row.size,
+        answers=answers,
+        instruction=row.instruction,
+        cluster=row.picture,
+    )
+
+
+def demonstrations(rows: Iterable[ChainRow], folder: Path) -> list[Demonstration]:
+    return [Demonstration(sample_of(row, folder), row.protocol, row.chain) for row in rows]
+
+
+def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
+    return [Preference(sample_of(row, folder), row.protocol, row.win, row.lose) for row in rows]
+
+
+def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
+    """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
+    return [row.id for row in rows if not (folder / row.picture).is_file()]

@@ -1,0 +1,167 @@
+"""Other people's training files -> our rows, with boxes converted to pixels of the original picture.
+
+``viscot``    LLaVA-format JSON, ``viscot_363k.json`` and the benchmark files: two-turn chains, box as padded-square text and, after
+              ``###`` in the second picture's name, as raw pixels (visrl-method.md a1). The pixels are used
+``cot``       VisCoT's metadata, ``*_cot_train.jsonl``: one object a line with width, height and a list of pixel boxes
+``official``  VisRL's preference file: ``chosen_step``/``rejected_step`` (box text) and ``chosen``/``rejected`` (answers), strings or
+              ``{"from", "value"}``. Its box numbers are those of SFT, padded square (a1), so the pictures must be there to be measured
+
+Departure 1: several boxes become their hull, as in VisCoT; degenerate ones (some are) leave the row out, counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from visrl.boxes import Box, Size, hull
+from visrl.errors import PictureError, UsageError
+from visrl.parsing import FORMATS
+from visrl.prompts import P_BOX, P_RL
+from visrl.train.files import Chain, ChainRow, PairRow, picture_in
+from visrl.types import Unparsed
+
+_PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
+Row = TypeVar("Row", ChainRow, PairRow)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What came in: the rows, and how many were left out for which reason."""
+
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+
+
+def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON list or of a jsonl file, gzipped or not, numbered from 1."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8")
+        many = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "a JSON list or one object a line, gzipped or not") from error
+    for number, item in enumerate(many, start=1):
+        if not isinstance(item, dict):
+            raise UsageError(f"{path}: item {number} is not an object", "a JSON list or one object a line")
+        yield number, item
+
+
+def _question(text: str) -> str:
+    """The bare question of a human turn: picture mark and the protocols' requests for a box removed."""
+    text = text.replace("<image>", "").strip()
+    for request in (P_BOX.strip(), P_RL):
+        text = text.removesuffix(request).strip()
+    return text
+
+
+def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | None:
+    """A two-turn chain of VisCoT's LLaVA format; None, counted, where it has no usable box."""
+    pictures, turns = item["image"], item["conversations"]
+    found = _PIXELS.search(pictures[-1]) if isinstance(pictures, list) and len(pictures) == 2 else None
+    if found is None or len(turns) != 4:
+        tally.skip("no second picture with ###[x1, y1, x2, y2]")
+        return None
+    box = Box(*(float(value) for value in found.groups()))
+    if box.is_empty:
+        tally.skip("empty box")
+        return None
+    return ChainRow(
+        id=f"{item.get('dataset', 'viscot')}-{item.get('question_id', number)}-{number}",
+        picture=pictures[0],
+        question=_question(turns[0]["value"]),
+        protocol="viscot_train",
+        chain=Chain(box=box.xyxy, answer=turns[3]["value"]),
+        answers=(turns[3]["value"],),
+    )
+
+
+def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | None:
+    """A line of ``*_cot_train.jsonl``: pixel boxes, their hull; None, counted, where that is empty."""
+    boxes = [Box(*map(float, box)) for box in item["bboxs"]]
+    if not boxes or hull(boxes).is_empty:
+        tally.skip("empty box")
+        return None
+    return ChainRow(
+        id=f"{item['dataset']}-{number}",
+        picture=item["image"],
+        size=(int(item["width"]), int(item["height"])),
+        question=item["question"],
+        protocol="viscot_train",
+        chain=Chain(box=hull(boxes).xyxy, answer=item["answer"]),
+        answers=(item["answer"],),
+    )
+
+
+def _value(item: Any) -> str:
+    return str(item["value"]) if isinstance(item, dict) else str(item)
+
+
+def official_row(number: int, item: dict[str, Any], tally: Imported, size: Callable[[str], Size]) -> PairRow | None:
+    """One preference of VisRL's layout. ``size`` measures a picture; raises PictureError where it cannot."""
+    picture = item["images"][0] if "images" in item else item["image"]
+    try:
+        measured = size(picture)
+    except PictureError:
+        tally.skip("picture not readable")
+        return None
+    square = FORMATS["padded_square_3dp"]
+    win, lose = (square.parse(_value(item[key]), measured) for key in ("chosen_step", "rejected_step"))
+    if isinstance(win, Unparsed) or isinstance(lose, Unparsed):
+        tally.skip("no box in chosen_step or rejected_step")
+        return None
+    human = next(turn["value"] for turn in item["conversations"] if turn["from"] in ("human", "user"))
+    return PairRow(
+        id=str(item.get("id", number)),
+        picture=picture,
+        size=measured,
+        question=_question(human),
+        protocol="visrl_train",
+        win=Chain(box=win.xyxy, answer=_value(item["chosen"])),
+        lose=Chain(box=lose.xyxy, answer=_value(item["rejected"])),
+    )
+
+
+def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:
+    """SFT chains from ``viscot`` or ``cot``. Raises UsageError naming file and item for one that is not of that layout."""
+    reader = {"viscot": viscot_row, "cot": cot_row}[layout]
+    tally = Imported()
+    return _collect(path, layout, lambda number, item: reader(number, item, tally)), tally
+
+
+def import_pairs(path: Path, pictures: Path) -> tuple[list[PairRow], Imported]:
+    """Preference pairs from the official layout; ``pictures`` is the folder their names are relative to."""
+    tally = Imported()
+
+    def size(name: str) -> Size:
+        return picture_in(pictures, name).open().size
+
+    return _collect(path, "official", lambda number, item: official_row(number, item, tally, size)), tally
+
+
+def _collect(path: Path, layout: str, read: Callable[[int, dict[str, Any]], Row | None]) -> list[Row]:
+    rows: list[Row] = []
+    for number, item in _items(path):
+        try:
+            row = read(number, item)
+        except (KeyError, TypeError, ValueError, StopIteration, ValidationError) as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UsageError(
+                f"{path}: item {number} is not of layout {layout}: {what}", "is data.format right?"
+            ) from error
+        if row is not None:
+            rows.append(row)
+    return rows

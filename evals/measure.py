@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from visrl.evals import stats
 from visrl.evals.stats import Estimate, Floats, Part
-
 from visrl.types import CoTSample, Episode, Score
 
 Done = list[tuple[CoTSample, Episode]]

@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge, JudgeItem, normalised
 from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric
 from visrl.evals.pope import why_unscored
 from visrl.evals.stats import Floats, Part
-
 from visrl.parsing import answer_block
 from visrl.types import CoTSample, Episode, Score
 

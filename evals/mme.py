@@ -20,7 +20,6 @@ from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, cluster_of, done
 from visrl.evals.pope import why_unscored
-
 from visrl.types import CoTSample, Episode, Score
 
 PERCEPTION = (

@@ -15,11 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric, part
 from visrl.evals.stats import Floats
-
 from visrl.types import CoTSample, Episode, Score
 
 _NO = frozenset({"No", "not", "no"})

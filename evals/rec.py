@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from visrl.boxes import PIXEL, Box, iou_arrays
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, done, part
 from visrl.evals.stats import Floats
-
-from visrl.boxes import PIXEL, Box, iou_arrays
 from visrl.types import CoTSample, Episode, Score, Unparsed
 
 METRICS = ("acc@0.5", "miou", "acc@0.75", "centre_acc")

@@ -11,7 +11,6 @@ from visrl.evals import mmbench, mme, pope, rec, viscot
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.measure import Estimand, Measured, SampleScores, done, measured
-
 from visrl.records import TaskResult
 from visrl.types import CoTSample, Episode
 

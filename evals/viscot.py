@@ -17,7 +17,6 @@ from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge, JudgeItem
 from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric, part
 from visrl.evals.rec import match, with_boxes
-
 from visrl.types import CoTSample, Episode, Score, Unparsed
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from visrl.errors import UsageError
+
 SCHEMA_VERSION = 1
 Unit = Literal["percent", "points", "fraction"]
 
@@ -36,7 +38,9 @@ class TaskResult(BaseModel):
     n: int = Field(description="samples with a value (unparsed ones included: they score as wrong)")
     n_expected: int = Field(description="samples the published split has")
     n_clusters: int = Field(description="distinct pictures among the n")
-    n_unscored: int = Field(default=0, description="samples without a value: failed, or a judge failed; never counted as zero")
+    n_unscored: int = Field(
+        default=0, description="samples without a value: failed, or a judge failed; never counted as zero"
+    )
     n_unparsed: int = Field(default=0, description="samples whose output held no box or option; counted as wrong")
     n_missing: int = Field(default=0, description="documents of the split that were not run: limit, or no prediction")
     unscored_reasons: dict[str, int] = Field(default_factory=dict)
@@ -81,5 +85,18 @@ def write_results(path: Path, results: Iterable[TaskResult]) -> None:
 
 
 def read_results(path: Path) -> list[TaskResult]:
-    """The results in a record file. Raises pydantic's ValidationError or ValueError on a damaged one."""
-    return [TaskResult.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
+    """The results in a record file. Raises UsageError naming a damaged one."""
+    try:
+        return [TaskResult.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise UsageError(
+            f"{path}: not a record: {error}", "`visrl-eval score RUN` writes a run's records anew"
+        ) from error
+
+
+def read_records(place: Path) -> list[TaskResult]:
+    """All results in a record file, a run folder, or any folder of record files, by file name."""
+    if (place / "records").is_dir():
+        place = place / "records"
+    files = sorted(place.rglob("*.json")) if place.is_dir() else [place]
+    return [result for file in files for result in read_results(file)]

@@ -197,16 +197,18 @@ class Run:
         self._meta.update(facts, request=dict(self.request), request_hash=request_hash(self.request))
         write_atomically(self.folder / "run.json", dump_json(self._meta))
 
-    def write_scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
-        write_atomically(self.folder / "scores.jsonl", text)
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
             self.sync()
             self._file.close()
+
+
+def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """scores.jsonl: a line per sample, metric -> value, or null with a reason."""
+    text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    write_atomically(folder / "scores.jsonl", text)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

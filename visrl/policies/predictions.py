@@ -25,6 +25,7 @@ _SUFFIXES = (
     "please answer yes or no.",
     "answer with the option's letter from the given choices directly.",
 )
+_MISPRINTS = {" imange": " image"}  # POPE's first release, and LLaVA's question file: "… an umbrella in the imange?"
 _REC_PROMPT = re.compile(
     r"^(?:please provide the bounding box coordinates? of the region this sentence describes:"
     r"|locate the region this sentence describes:)\s*(?P<expression>.*?)\.?$"
@@ -64,6 +65,8 @@ class PredictionFile:
 def question_key(text: str) -> str:
     """A question without picture marks, instructions, REC wrapping, case and extra blanks: equal for equal documents."""
     text = " ".join(text.replace("<image>", " ").lower().split())
+    for wrong, right in _MISPRINTS.items():
+        text = text.replace(wrong, right)
     for suffix in _SUFFIXES:
         text = text.removesuffix(suffix).rstrip()
     match = _REC_PROMPT.match(text)

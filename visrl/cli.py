@@ -1,0 +1,254 @@
+"""``visrl-eval``: one flat command that works, and subcommands for the rest. Imports lazily: help answers in 0.3 s.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a gate failed, 2 wrong use, 3 incomplete.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, UsageError, nearest
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from visrl.evaluate import Outcome
+    from visrl.records import TaskResult
+
+# click's ClickException, or its copy inside newer typers, which do not export it
+_ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Evaluate models that look, then answer.  `visrl-eval --model M --tasks T` is short for `visrl-eval run …`.",
+)
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="tiny | hf:ID_OR_PATH | endpoint:URL#NAME | replay:FILE_OR_DIR | constant:TEXT"),
+]
+TasksOption = Annotated[
+    str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups; `visrl-eval ls` lists them")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="folder with the benchmark files (docs/data.md); else the hub")
+]
+JudgeOption = Annotated[
+    str, typer.Option("--judge", help="exact | anls | contains | openai:URL#MODEL (who scores free answers)")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print TaskResults as JSON on stdout")]
+
+
+@app.command()
+def run(
+    model: ModelOption,
+    tasks: TasksOption,
+    data: DataOption = None,
+    model_args: Annotated[str, typer.Option(help="key=value,…, e.g. dtype=bfloat16,parser=strict")] = "",
+    protocol: Annotated[
+        str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
+    ] = None,
+    focus: Annotated[
+        str, typer.Option(help="whose box is looked at: predicted | gold | random | centre | full")
+    ] = "predicted",
+    crop: Annotated[
+        str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
+    batch_size: Annotated[str, typer.Option(help="samples per batch, or auto")] = "auto",
+    judge: JudgeOption = "exact",
+    seed: Annotated[int, typer.Option(help="of sampling and of random boxes")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="run folder; default runs/<model>-<tasks>-<hash>")
+    ] = None,
+    fail_on_error: Annotated[
+        float,
+        typer.Option(
+            min=0, help="how many samples may fail, a number or a fraction below 1, before the exit code is 3"
+        ),
+    ] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest output of a turn")] = 128,
+    json_: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+) -> None:
+    """Evaluate a model. The same command again finishes what is missing."""
+    from visrl.evaluate import Options, evaluate
+    from visrl.policies.load import load_policy, parse_model_args
+
+    upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
+    policy = load_policy(model, parse_model_args(model_args))
+    options = Options(
+        data=data,
+        protocol=protocol,
+        focus=focus,
+        crop=crop or getattr(policy, "default_crop", "viscot_square112"),
+        limit=limit,
+        batch_size=_batch_size(batch_size, policy),
+        judge=judge,
+        seed=seed,
+        output=output,
+        max_tokens=max_tokens,
+        quiet=quiet,
+    )
+    own = [name.strip() for name in tasks.split(",") if name.strip() not in upstream]
+    if upstream:
+        from visrl.harness import print_upstream
+
+        print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
+    if own or not upstream:
+        _finish(evaluate(policy, own, options), fail_on_error, json_)
+
+
+def _batch_size(text: str, policy: object) -> int:
+    if text == "auto":
+        return int(getattr(policy, "batch_size", 8) if getattr(policy, "needs_pictures", True) else 512)
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
+    return int(text)
+
+
+def _finish(outcome: Outcome, fail_on_error: float, json_: bool) -> None:
+    _print_results(outcome.results, json_)
+    print(f"run: {outcome.folder}", file=sys.stderr)
+    allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
+    if outcome.problems or outcome.n_failed:
+        print(f"{outcome.n_failed} of {outcome.n_samples} samples failed or are unaccounted for", file=sys.stderr)
+        for problem in outcome.problems:
+            print(f"  {problem}", file=sys.stderr)
+    if outcome.n_failed > allowed or outcome.skipped:
+        print(
+            f"error: incomplete: {outcome.n_failed} problems, {allowed:g} allowed\n\n"
+            "hint: the same command tries failed samples again; --fail-on-error N allows some",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _print_results(results: list[TaskResult], json_: bool) -> None:
+    if json_:
+        from visrl.records import dump_json
+
+        sys.stdout.write(dump_json([result.model_dump(mode="json") for result in results]))
+    else:
+        from visrl.tables import print_results
+
+        print_results(results)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    judge: Annotated[str | None, typer.Option(help="another judge than the run's own")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score a run again without generating."""
+    from visrl.evaluate import score as score_folder
+
+    _print_results(score_folder(folder, judge), json_)
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOption = False) -> None:
+    """What a run asked and what came out."""
+    from visrl.records import read_records
+    from visrl.runs import read_meta
+
+    meta = read_meta(folder)
+    request = meta["request"]
+    facts = ("model", "protocol", "focus", "crop", "limit", "seed")
+    print(" · ".join(f"{fact} {request[fact]}" for fact in facts if request[fact] is not None), file=sys.stderr)
+    _print_results(read_records(folder), json_)
+
+
+@app.command()
+def ls(
+    what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
+    path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
+) -> None:
+    """Tasks with their size and version, and kinds of models."""
+    if path:
+        print(Path(__file__).parent.parent / "tasks")
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if what in ("tasks", "all"):
+        console.print(_task_table())
+    if what in ("models", "all"):
+        console.print(MODELS, markup=False)
+    if what not in ("tasks", "models", "all"):
+        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "all"]))
+
+
+MODELS = """models
+  tiny, sft, base         the small world's checkpoints, shipped with visrl
+  hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too
+  endpoint:URL#NAME       an OpenAI-compatible server; the key from OPENAI_API_KEY
+  replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
+  constant:TEXT           always says TEXT: the baseline every score should beat"""
+
+
+def _task_table() -> Table:
+    from rich.table import Table
+
+    from visrl.evals.benchmarks import GROUPS, TASKS
+
+    table = Table("task", "n", "version", "unit", "about", box=None, pad_edge=False)
+    for spec in TASKS.values():
+        table.add_row(spec.name, f"{spec.n:,}", spec.version, spec.unit, spec.about)
+    for group, members in GROUPS.items():
+        table.add_row(group, f"{sum(TASKS[m].n for m in members):,}", "", "", f"group of {len(members)} tasks")
+    return table
+
+
+@app.command()
+def tables(
+    paper: Annotated[str, typer.Option(help="general | viscot | rec | datagen")],
+    records: Annotated[
+        list[Path] | None,
+        typer.Argument(help="run folders or record files; default: results/records", show_default=False),
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="rich | md | csv | latex")] = "rich",
+    against: Annotated[str | None, typer.Option(help="the published row to compare with")] = None,
+) -> None:
+    """The paper's table with our results beside it, and a verdict per cell."""
+    from visrl.records import read_records
+    from visrl.tables import print_paper_table
+
+    places = records or [Path("results/records")]
+    found = [result for place in places for result in read_records(place)]
+    print_paper_table(paper, found, format_, against)
+
+
+def _command(args: list[str]) -> str:
+    return args[0] if args and not args[0].startswith("-") else ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
+    from typer.main import get_command
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
+        args.insert(0, "run")
+    try:
+        code = get_command(app).main(args=args, prog_name="visrl-eval", standalone_mode=False)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except _ClickException as error:
+        print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nstopped: finished samples are kept; the same command goes on from there", file=sys.stderr)
+        return EXIT_INCOMPLETE
+    return code if isinstance(code, int) else EXIT_DONE

@@ -1,0 +1,269 @@
+"""A request -> episodes on disk -> scores -> TaskResults: what ``visrl-eval run`` and ``visrl-eval score`` do.
+
+Our own tasks run here, without lmms_eval: its evaluator takes 9 s and 0.6 GB to import and keeps nothing before the end of
+all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (harness.py); a test holds both to one number.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visrl import __version__
+from visrl.errors import UsageError, nearest
+from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
+from visrl.focus import CROPS, FOCUSES
+from visrl.policies import Policy, Sampling
+from visrl.progress import progress
+from visrl.prompts import PROTOCOLS
+from visrl.rollout import Look, batches, look_then_answer
+from visrl.runs import Run, read_episodes, read_meta, request_hash, slug, write_scores
+from visrl.types import CoTSample, Episode, Score
+
+if TYPE_CHECKING:
+    from visrl.evals.judge import Judge
+    from visrl.evals.measure import Measured
+    from visrl.records import TaskResult
+
+log = logging.getLogger(__name__)
+HOPELESS = 50
+"""So many failures with nothing else before them: a server that is down should not cost a night."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user asked for, beyond model and tasks. None: the policy's or the benchmark's default."""
+
+    data: Path | None = None
+    protocol: str | None = None
+    focus: str = "predicted"
+    crop: str = "viscot_square112"
+    limit: int | None = None
+    batch_size: int = 8
+    judge: str = "exact"
+    seed: int = 0
+    output: Path | None = None
+    max_tokens: int = 128
+    quiet: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to. ``problems``: what keeps it from being complete, one sentence each."""
+
+    folder: Path
+    results: list[TaskResult]
+    n_failed: int = 0
+    n_samples: int = 0
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def make_look(policy: Policy, options: Options) -> Look:
+    """Protocol, focus, crop and sampling, checked. Raises UsageError naming the nearest known value."""
+    name = options.protocol or policy.default_protocol
+    for value, known, flag in (
+        (name, PROTOCOLS, "--protocol"),
+        (options.focus, FOCUSES, "--focus"),
+        (options.crop, CROPS, "--crop"),
+    ):
+        if value not in known:
+            raise UsageError(f"{flag}: unknown {value!r}", nearest(value, known))
+    sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
+    return Look(PROTOCOLS[name], options.focus, options.crop, sampling, options.seed)  # type: ignore[arg-type]  # checked
+
+
+def describe_request(policy: Policy, specs: Sequence[TaskSpec], look: Look, options: Options) -> dict[str, Any]:
+    """Everything that decides the numbers, as JSON: its hash names the run. Batch size and output folder do not decide."""
+    from visrl.tasks import fingerprint
+
+    return {
+        "model": policy.name,
+        "model_info": dict(policy.describe()),
+        "box_format": policy.box_format.describe(),
+        "tasks": {spec.name: spec.version for spec in specs},
+        "data": {spec.name: fingerprint(spec.name, options.data) for spec in specs},
+        "data_folder": None if options.data is None else str(options.data.resolve()),
+        "protocol": look.protocol.id,
+        "focus": look.focus,
+        "crop": look.crop,
+        "sampling": {"temperature": look.sampling.temperature, "max_tokens": look.sampling.max_tokens},
+        "seed": options.seed,
+        "limit": options.limit,
+    }
+
+
+def default_folder(request: Mapping[str, Any]) -> Path:
+    """runs/<model>-<tasks>-<hash>: the same command finds its own folder again."""
+    tasks = "+".join(request["tasks"])
+    return Path("runs") / f"{slug(request['model'])}-{slug(tasks)[:40]}-{request_hash(request)[:8]}"
+
+
+def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
+    """Run what is missing, then score everything. Finished samples survive any interruption of this function."""
+    specs = resolve(tasks)
+    look = make_look(policy, options)
+    request = describe_request(policy, specs, look, options)
+    outcome = Outcome(options.output or default_folder(request), [])
+    with Run(outcome.folder, request) as run:
+        run.write_meta(model_spec=policy.name, judge=options.judge)
+        for spec in specs:
+            _run_task(policy, spec, look, options, run, outcome)
+    _check_leftovers(policy, outcome)
+    outcome.results = score(outcome.folder, options.judge)
+    return outcome
+
+
+def _run_task(policy: Policy, spec: TaskSpec, look: Look, options: Options, run: Run, outcome: Outcome) -> None:
+    from visrl.tasks import load
+
+    samples = list(load(spec.name, options.data, with_pictures=policy.needs_pictures, limit=options.limit))
+    bind = getattr(policy, "bind", None)
+    if bind is not None:
+        try:
+            samples = bind(samples, spec.name)
+        except UsageError as error:
+            if len(run.request["tasks"]) == 1:
+                raise
+            outcome.problems.append(f"{spec.name} skipped: {error.message}")
+            outcome.skipped += 1
+            return
+    counts = run_samples(policy, samples, look, run, spec.name, options)
+    outcome.n_samples += counts[0]
+    outcome.n_failed += counts[1]
+
+
+def run_samples(
+    policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, task: str, options: Options
+) -> tuple[int, int]:
+    """Episodes for the samples that have none; returns (samples, failures). Batches keep their boundaries on resuming."""
+    finished = {key: e for key, e in run.finished(task).items() if e.error is None}
+    failed = fresh = 0
+    with progress(task, len(samples), quiet=options.quiet) as ticker:
+        for batch in batches(samples, options.batch_size):
+            todo = {s.id for s in batch if (task, s.id) not in finished}
+            ticker.add([finished[task, s.id] for s in batch if s.id not in todo])
+            if not todo:
+                continue
+            episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in todo]
+            run.append(episodes)
+            ticker.add(episodes)
+            failed += sum(e.error is not None for e in episodes)
+            fresh += len(episodes)
+            if fresh == failed and failed >= min(HOPELESS, len(samples)) and fresh < len(samples):
+                raise UsageError(
+                    f"{task}: the first {failed} samples all failed: {episodes[-1].error}", "see the reason above"
+                )
+    run.sync()
+    return len(samples), failed
+
+
+def _check_leftovers(policy: Policy, outcome: Outcome) -> None:
+    """Predictions no document took are a fact about the file that must not pass unseen."""
+    leftovers = getattr(policy, "leftovers", None)
+    if leftovers is None:
+        return
+    rest = leftovers()
+    for count, what in ((rest.unused, "without a document"), (rest.duplicates, "of a document another prediction has")):
+        if count:
+            outcome.n_failed += count
+            outcome.problems.append(f"{count} predictions {what}, for example {', '.join(rest.examples)}")
+
+
+def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
+    """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
+
+    judge_spec: another judge than the run's own. Raises UsageError where run, data or episodes cannot be read.
+    """
+    from visrl.evals.judge import make_judge
+    from visrl.evals.scoring import TaskScores, score_group, score_task
+
+    meta = read_meta(folder)
+    request = meta["request"]
+    judge = make_judge(judge_spec or meta.get("judge", "exact"))
+    specs = resolve(list(request["tasks"]))
+    by_task: dict[str, dict[str, Episode]] = {spec.name: {} for spec in specs}
+    for episode in read_episodes(folder / "episodes.jsonl"):
+        by_task[episode.task][episode.sample_id] = episode
+    scored: dict[str, TaskScores] = {}
+    results: list[TaskResult] = []
+    for spec in specs:
+        if episodes := by_task[spec.name]:
+            scored[spec.name] = score_task(spec, _samples_of(spec, request, episodes), episodes, judge)
+            results += _record(folder, spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
+    for group, members in GROUPS.items():
+        if len(members) > 1 and all(member in scored for member in members):
+            results += _record(folder, group, members, score_group(group, scored), request, judge)
+    write_scores(
+        folder,
+        [
+            {
+                "task": task,
+                "sample_id": sample_id,
+                "scores": {m: s.value for m, s in scores.items()},
+                **_reasons(scores),
+            }
+            for task, scores_of in scored.items()
+            for sample_id, scores in scores_of.samples.items()
+        ],
+    )
+    return results
+
+
+def _reasons(scores: Mapping[str, Score]) -> dict[str, Any]:
+    reasons = {metric: score.reason for metric, score in scores.items() if score.reason}
+    return {"reasons": reasons} if reasons else {}
+
+
+def _record(
+    folder: Path, task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any], judge: Judge
+) -> list[TaskResult]:
+    """One record file per task or group, written as soon as it is scored."""
+    from visrl.evals.scoring import to_result
+    from visrl.records import write_results
+
+    context = result_context(request, members, judge)
+    results = [to_result(measured, task, context) for measured in found]
+    if results:
+        write_results(folder / "records" / f"{slug(task)}.json", results)
+    return results
+
+
+def _samples_of(spec: TaskSpec, request: Mapping[str, Any], episodes: Mapping[str, Episode]) -> list[CoTSample]:
+    """The documents that were run, in the order of the split; the data must be what the run saw."""
+    from visrl.tasks import fingerprint, load
+
+    folder = Path(request["data_folder"]) if request["data_folder"] else None
+    if fingerprint(spec.name, folder) != request["data"][spec.name]:
+        raise UsageError(
+            f"the documents of {spec.name} in {folder} have changed since the run", "score with the data it was made on"
+        )
+    return [s for s in load(spec.name, folder, with_pictures=False, limit=request["limit"]) if s.id in episodes]
+
+
+def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Judge) -> dict[str, Any]:
+    """The fields of a TaskResult that are the run's, not the metric's. members: the tasks the number is made of."""
+    return {
+        "protocol": request["protocol"],
+        "focus": request["focus"],
+        "crop": request["crop"],
+        "model": request["model"],
+        "model_info": request["model_info"],
+        "box_format": request["box_format"],
+        "sampling": request["sampling"],
+        "seed": request["seed"],
+        "limit": request["limit"],
+        "data": {member: request["data"][member] for member in members},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
+    found = {"visrl": __version__, "python": platform.python_version()}
+    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}

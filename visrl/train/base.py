@@ -34,7 +34,7 @@ MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogon
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A phase. lessons: lesson -> share of the batches. pictures: how many of the split's are used (None: all).
+    """A phase. lessons: lesson -> (share of the batches at the start, at the end), linear in between. pictures: how many of the split's are used (None: all).
 
     start: a checkpoint folder to begin from, None for random weights. lr: AdamW's peak; Muon's is ten times that.
     """
@@ -42,7 +42,7 @@ class Recipe:
     name: str
     split: str
     steps: int
-    lessons: dict[str, float]
+    lessons: dict[str, tuple[float, float]]
     batch: int = 32
     lr: float = 1.5e-3
     warmup: int = 100
@@ -99,14 +99,14 @@ def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
 
 def lesson_at(recipe: Recipe, step: int) -> str:
     """Which lesson a batch is of: drawn by the recipe's shares, the same for every run of the seed."""
-    names = list(recipe.lessons)
-    total = sum(recipe.lessons.values())
-    mark = Dice("lesson", recipe.seed, step).between(0, 9999) / 10_000 * total
-    for name in names:
-        mark -= recipe.lessons[name]
+    done = step / recipe.steps
+    shares = {name: a + (b - a) * done for name, (a, b) in recipe.lessons.items()}
+    mark = Dice("lesson", recipe.seed, step).between(0, 9999) / 10_000 * sum(shares.values())
+    for name, share in shares.items():
+        mark -= share
         if mark < 0:
             return name
-    return names[-1]
+    return list(shares)[-1]
 
 
 def batches(recipe: Recipe, teacher: Teacher) -> Iterator[tuple[str, list[Example]]]:
@@ -124,7 +124,9 @@ def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
 
 
-def train(recipe: Recipe, watch: Any = None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict[str, Any]], str]:
+def train(
+    recipe: Recipe, watch: Any = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict[str, Any]], str]:
     """Run a phase. Returns model, processor, the log (a row per ``log_every`` steps) and the SHA-256 of all it was shown."""
     torch.manual_seed(recipe.seed)
     if recipe.start is None:

@@ -7,6 +7,8 @@ evaluation asks in. The base gets ``PRETEXT`` lessons only: no question in them 
 lesson     conversation                                         target
 =========  ===================================================  ==================================================
 bind       expression or question + picture                     on a few picture tokens: does the asked thing lie here
+name       picture                                              on picture tokens: the colour (or shape) of what is there
+spell      a page of signs, large enough to read                on picture tokens: the sign that is there
 describe   location tokens + picture                            colour and shape of what is there
 read       question + crop alone (what a critic is shown)       the answer, and on picture tokens where signs are
 look       question + picture + crop of the true box            the same
@@ -19,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +34,16 @@ from visrl.types import Picture, Turn
 from visrl.world import documents, splits
 from visrl.world.dice import Dice
 from visrl.world.documents import DOMAINS, Document
-from visrl.world.drawing import draw, sign_box
+from visrl.world.bitmaps import ink
+from visrl.world.drawing import ink_on, sign_box
 from visrl.world.model import BOX_FORMAT, IMAGE_SIZE, NOT_HERE, PATCH, PICTURE_TOKENS, READ_HERE, YES_HERE
-from visrl.world.samples import sample_of
-from visrl.world.scenes import Scene, Thing
+from visrl.world.samples import drawn, sample_of
+from visrl.world.scenes import COLOURS, Scene, Thing, a_hand, a_sign
 
 IGNORE = -100
 GRID = IMAGE_SIZE // PATCH
 View = NDArray[np.uint8]  # [64, 64, 3]
-PRETEXT = ("bind", "describe", "read", "look", "whole")
+PRETEXT = ("bind", "name", "spell", "describe", "read", "look", "whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,34 @@ def view(image: Image.Image) -> View:
     return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
 
 
-@lru_cache(maxsize=64)
-def _drawn(key: str) -> Image.Image:
-    return draw(splits.redraw(key))
-
-
 def patches_in(box: Box, size: Size) -> NDArray[np.bool_]:
     """Which patches' centres lie in ``box`` (pixels of a picture of ``size``), [PICTURE_TOKENS], row by row."""
     x1, y1, x2, y2 = box.to(SQUARE, size).xyxy
     centre = (np.arange(GRID) + 0.5) / GRID
     inside = ((centre >= y1) & (centre <= y2))[:, None] & ((centre >= x1) & (centre <= x2))[None, :]
     return np.asarray(inside.flatten())
+
+
+def alphabet_page(dice: Dice) -> tuple[Image.Image, list[tuple[str, Box]]]:
+    """A 64-pixel page of two by two or three by three tiles, and each sign with its box in pixels of the page."""
+    side = dice.between(2, 3)
+    tile = IMAGE_SIZE // side
+    page = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (127, 127, 127))
+    where = []
+    for row in range(side):
+        for column in range(side):
+            r, g, b = (min(max(v + dice.between(-30, 30), 0), 255) for v in dice.one([*COLOURS.values(), (250, 250, 250)]))
+            sign = a_sign(dice)
+            small = ink(sign, a_hand(sign, dice.between(0, 10_000), unseen=False), 3)
+            high = dice.between(8, tile - 4)
+            wide = max(4, round(small.shape[1] * high / small.shape[0]))
+            mask = Image.fromarray((small.astype(np.uint16) * 255 // 16).astype(np.uint8)).resize((wide, high), 2)
+            x, y = column * tile, row * tile
+            page.paste((r, g, b), (x, y, x + tile, y + tile))
+            x, y = x + dice.between(1, max(1, tile - wide - 1)), y + dice.between(1, tile - high - 1)
+            page.paste(ink_on((r, g, b)), (x, y), mask)
+            where.append((sign, Box(float(x), float(y), float(x + wide), float(y + high))))
+    return page, where
 
 
 class Teacher:
@@ -84,6 +103,8 @@ class Teacher:
         self.here, self.away, self.blank = self.tokenizer.convert_tokens_to_ids([YES_HERE, NOT_HERE, READ_HERE])
         self.lessons: dict[str, Callable[[Dice], Example | None]] = {
             "bind": self.bind,
+            "name": self.name,
+            "spell": self.spell,
             "describe": self.describe,
             "read": self.read,
             "look": self.look,
@@ -106,8 +127,37 @@ class Teacher:
             return None
         example = self.prompt(row)
         inside = patches_in(_box(row), row["size"])
-        targets = dict.fromkeys(dice.some(np.flatnonzero(inside).tolist(), 6), self.here)
-        targets |= dict.fromkeys(dice.some(np.flatnonzero(~inside).tolist(), 6), self.away)
+        things = [patches_in(thing.as_box(), row["size"]) for thing in splits.redraw(row["picture"]).things]
+        elsewhere = np.any(things, axis=0) & ~inside
+        targets = dict.fromkeys(dice.some(np.flatnonzero(inside).tolist(), 8), self.here)
+        # mostly patches of other things: against bare ground alone it would learn "a thing", not "the asked thing"
+        targets |= dict.fromkeys(dice.some(np.flatnonzero(elsewhere).tolist(), 10), self.away)
+        targets |= dict.fromkeys(dice.some(np.flatnonzero(~inside & ~elsewhere).tolist(), 2), self.away)
+        self._on_picture(example, 0, targets)
+        return example
+
+    def name(self, dice: Dice) -> Example:
+        """Every thing's patches say its colour, or every thing's patches say its shape."""
+        scene = self._scene(dice, ("scene", "scene", "form", "chart"))
+        colour = dice.chance(0.5) or scene.kind != "scene"
+        turns = (Turn("user", (_PICTURE, "\nWhat colour is the shape?" if colour else "\nWhich shape is the shape?")),)
+        example = self._encode(turns, "", [drawn(scene.key)])
+        targets: dict[int, int] = {}
+        for thing in scene.things:
+            token = self.tokenizer.convert_tokens_to_ids(thing.colour if colour else thing.shape)
+            inside = np.flatnonzero(patches_in(thing.as_box(), scene.size)).tolist()
+            targets |= dict.fromkeys(inside, token)
+        self._on_picture(example, 0, targets)
+        return example
+
+    def spell(self, dice: Dice) -> Example:
+        """A page of the alphabet at the model's own resolution: signs on coloured tiles, each patch says its sign."""
+        page, where = alphabet_page(dice)
+        example = self._encode((Turn("user", (_PICTURE, "\nWhat is written?")),), "", [page])
+        targets: dict[int, int] = {}
+        for sign, box in where:
+            token = self.tokenizer.convert_tokens_to_ids(sign)
+            targets |= dict.fromkeys(np.flatnonzero(patches_in(box, page.size)).tolist(), token)
         self._on_picture(example, 0, targets)
         return example
 
@@ -116,7 +166,7 @@ class Teacher:
         thing = dice.one(scene.things)
         where = BOX_FORMAT.write(thing.as_box(), scene.size)
         turns = (Turn("user", (_PICTURE, f"\nWhat is in {where}?")),)
-        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [_drawn(scene.key)])
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [drawn(scene.key)])
 
     def read(self, dice: Dice) -> Example | None:
         return self._on_crop(dice, alone=True)
@@ -129,19 +179,19 @@ class Teacher:
         if row is None:
             return None
         turns = answer_turns(PROTOCOLS["direct"], sample_of(row), _PICTURE, None, "")
-        return self._encode(turns, row["answer"], [_drawn(row["picture"])])
+        return self._encode(turns, row["answer"], [drawn(row["picture"])])
 
     def box(self, dice: Dice) -> Example | None:
         row = self._grounded(dice) if dice.chance(0.9) else self._general(dice)
         if row is None:
             return None
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, BOX_FORMAT.write(_box(row), row["size"]), [_drawn(row["picture"])])
+        return self._encode(turns, BOX_FORMAT.write(_box(row), row["size"]), [drawn(row["picture"])])
 
     def prompt(self, row: Document) -> Example:
         """The box turn of a row, without a target."""
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, "", [_drawn(row["picture"])])
+        return self._encode(turns, "", [drawn(row["picture"])])
 
     # -- what to ask -------------------------------------------------------------------------------------------------
 
@@ -174,7 +224,7 @@ class Teacher:
             return None
         scene = splits.redraw(row["picture"])
         region = tight(jittered(_box(row), scene.size, dice), scene.size)
-        picture = _drawn(scene.key)
+        picture = drawn(scene.key)
         crop = picture.crop(region)
         sample = sample_of(row)
         if alone:

@@ -19,7 +19,7 @@ from visrl.world import documents, splits
 from visrl.world.dice import Dice
 from visrl.world.model import BOX_FORMAT, PICTURE_TOKENS
 
-EVERY, N, BATCH = 500, 192, 48
+EVERY, N, BATCH = 200, 192, 48
 
 
 def watch(step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Any]:

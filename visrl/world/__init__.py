@@ -3,5 +3,21 @@
 Everything here is a function of (split, index): no file is downloaded and every machine draws the same pixels. Numbers
 measured on it are numbers of the small world, never to be set beside a published one.
 
-dice.py -> scenes.py, papers.py (what is where) -> drawing.py (pixels); language.py (words) -> documents.py (questions)
+dice -> scenes, papers (what is where) -> drawing (pixels); language, general (words) -> documents (rows) -> samples;
+vision, model: the small LLaVA; checkpoints/: trained ones (recipes/world-*.yaml; visrl/train/base.py)
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visrl.errors import UsageError, nearest
+
+CHECKPOINTS = ("tiny", "sft", "base")
+
+
+def checkpoint_path(name: str) -> Path:
+    """The folder of a shipped checkpoint. Raises UsageError for another name."""
+    if name not in CHECKPOINTS:
+        raise UsageError(f"no shipped model {name!r}", nearest(name, CHECKPOINTS))
+    return Path(__file__).parent / "checkpoints" / name

@@ -5,14 +5,15 @@ A row: {id, picture, size, question, answer, box, cluster, group, sort, ...}. Ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from visrl.world import general
 from visrl.world.bitmaps import SIGNS
 from visrl.world.dice import Dice
-from visrl.world.language import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out
+from visrl.world.language import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
 from visrl.world.scenes import Kind, Scene, Thing
 from visrl.world.splits import SPLITS, indices, picture
 
@@ -51,7 +52,7 @@ def _verify(scene: Scene, chosen: Description, dice: Dice) -> tuple[str, str]:
     truth = dice.chance(0.5)
     others = sorted({t.sign for t in scene.things} - {chosen.thing.sign})
     sign = chosen.thing.sign if truth else dice.one(others or [s for s in SIGNS if s != chosen.thing.sign])
-    return dice.one(VERIFY).format(it=chosen.words, sign=sign), "yes" if truth else "no"
+    return dice.one(VERIFY).format(it=chosen.words, sign=sign, a_sign=with_article(sign)), "yes" if truth else "no"
 
 
 def choose(scene: Scene, split: str, dice: Dice, sorts: tuple[str, ...]) -> Description | None:
@@ -90,12 +91,12 @@ def _asked(name: str, split: str, scene: Scene, asked: general.Asked) -> Documen
     return {**row, **asked.extra}
 
 
-def pope(split: str, index: int) -> list[Document]:
-    """Presence questions of one picture: the variant goes round with the picture, up to six questions each."""
+def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
+    """Presence questions of one picture, up to six; the variant goes round with the picture unless it is given."""
     scene = picture(split, index)
-    variant = general.VARIANTS[(index // 6) % len(general.VARIANTS)]
-    rows = general.presence(scene, variant, Dice("pope", scene.key))
-    return [_asked(f"pope:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
+    variant = variant or general.VARIANTS[(index // 6) % len(general.VARIANTS)]
+    rows = general.presence(scene, variant, Dice("pope", variant, scene.key))
+    return [_asked(f"pope:{variant}:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
 
 
 def mme(split: str, index: int) -> list[Document]:
@@ -116,15 +117,16 @@ def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
     rows = []
     for turn in range(rotations):
         options = asked.extra["options"][turn:] + asked.extra["options"][:turn]
-        letter = "ABCD"[options.index(asked.answer)]
         row = _asked(f"mmbench:{index}:{turn}", split, scene, asked)
-        rows.append({**row, "options": options, "answer": letter, "base": f"{split}:{index}", "turn": turn})
+        letter = "ABCD"[options.index(asked.answer)]
+        rows.append({**row, "options": options, "answer": letter, "group": str(index), "turn": turn})
     return rows
 
 
 def documents(task: str, split: str = "test", limit: int | None = None) -> Iterator[Document]:
-    """The rows of a task, lazily: ``rec``, ``pope``, ``mme``, ``mmbench`` or a domain of :data:`DOMAINS`."""
-    many = {"pope": pope, "mme": mme, "mmbench": mmbench}
+    """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench`` or a domain of :data:`DOMAINS`."""
+    many: dict[str, Callable[[str, int], list[Document]]] = {"mme": mme, "mmbench": mmbench}
+    many |= {f"pope_{variant}": partial(pope, variant=variant) for variant in general.VARIANTS}
     kind: Kind = DOMAINS.get(task, "scene")
 
     def rows() -> Iterator[Document]:

@@ -91,7 +91,12 @@ def _draw_thing(canvas: Canvas, thing: Thing, kind: str) -> None:
     else:
         _fill(canvas, "square" if kind == "chart" else thing.shape, thing.box, fill)
         paper = fill
-    _write(canvas, thing, kind, (0, 0, 0) if sum(paper) > 330 else (255, 255, 255))
+    _write(canvas, thing, kind, ink_on(paper))
+
+
+def ink_on(paper: Colour) -> Colour:
+    """Black on what is light, white on what is dark (luma, ITU-R BT.601 in integers)."""
+    return (0, 0, 0) if 299 * paper[0] + 587 * paper[1] + 114 * paper[2] > 140_000 else (255, 255, 255)
 
 
 def shaded(thing: Thing) -> Colour:

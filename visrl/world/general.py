@@ -7,7 +7,7 @@ from typing import Any
 
 from visrl.world.bitmaps import SIGNS
 from visrl.world.dice import Dice
-from visrl.world.language import THERE_IS, Description, descriptions
+from visrl.world.language import THERE_IS, Description, descriptions, with_article
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, related
 
 POPULAR: tuple[str, ...] = ("red circle", "blue square", "green triangle", "yellow diamond", "red square", "blue circle")
@@ -18,7 +18,7 @@ CHOICES: tuple[str, ...] = ("sign", "colour", "shape")
 COUNT = "Are there {n} shapes in the image?"
 WHERE = "Is the {it} {relation} the {other}?"
 COLOUR = "Is the {it} {colour}?"
-SAYS = "Is the sign on the {it} a {sign}?"
+SAYS = "Is the sign on the {it} {a_sign}?"
 CHOOSE = {
     "sign": "Which sign is on the {it}?",
     "colour": "What colour is the {it}?",
@@ -31,7 +31,7 @@ SENTENCES: tuple[str, ...] = (
     "What colour is the ?",
     "Which shape carries the sign ?",
     "A . B . C . D .",
-    "a",
+    "What is written?",
 )
 
 
@@ -69,8 +69,8 @@ def presence(scene: Scene, variant: str, dice: Dice) -> list[Asked]:
     rows: list[Asked] = []
     for name in yes:
         thing = next(t for t in scene.things if f"{t.colour} {t.shape}" == name)
-        rows.append(Asked(THERE_IS.format(it=name), "yes", thing, variant))
-        rows.append(Asked(THERE_IS.format(it=absent(scene, variant, dice)), "no", None, variant))
+        rows.append(Asked(THERE_IS.format(it=with_article(name)), "yes", thing, variant))
+        rows.append(Asked(THERE_IS.format(it=with_article(absent(scene, variant, dice))), "no", None, variant))
     return rows
 
 
@@ -80,7 +80,7 @@ def pair(scene: Scene, subtask: str, dice: Dice) -> tuple[Asked, Asked] | None:
         yes = dice.one(presence(scene, "random", dice)[::2])
         return (
             Asked(yes.question, "yes", yes.thing, subtask),
-            Asked(THERE_IS.format(it=absent(scene, "random", dice)), "no", None, subtask),
+            Asked(THERE_IS.format(it=with_article(absent(scene, "random", dice))), "no", None, subtask),
         )
     if subtask == "count":
         n = len(scene.things)
@@ -95,8 +95,8 @@ def pair(scene: Scene, subtask: str, dice: Dice) -> tuple[Asked, Asked] | None:
     if subtask == "OCR":
         wrong_sign = dice.one([s for s in SIGNS if s != target.thing.sign])
         return (
-            Asked(SAYS.format(it=target.words, sign=target.thing.sign), "yes", target.thing, subtask),
-            Asked(SAYS.format(it=target.words, sign=wrong_sign), "no", target.thing, subtask),
+            Asked(SAYS.format(it=target.words, a_sign=with_article(target.thing.sign)), "yes", target.thing, subtask),
+            Asked(SAYS.format(it=target.words, a_sign=with_article(wrong_sign)), "no", target.thing, subtask),
         )
     return _colour_pair(scene, dice)
 

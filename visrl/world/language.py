@@ -40,11 +40,11 @@ READ_BAR = (
     "How is the {it} labelled?",
 )
 VERIFY = (
-    "Is the sign on the {it} a {sign}?",
+    "Is the sign on the {it} {a_sign}?",
     "Does the {it} say {sign}?",
 )
 EXPRESSION = ("the {it}", "{it}", "find the {it}")
-THERE_IS = "Is there a {it} in the image?"
+THERE_IS = "Is there {it} in the image?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,11 @@ def is_held_out(description: Description) -> bool:
     return thing.shape in SHAPES and held_out(thing.colour, thing.shape, description.relation)
 
 
+def with_article(words: str) -> str:
+    """"an orange circle", "an E", "a U": by sound, for the words and signs there are."""
+    return f"{'an' if words.split()[0] in ('orange', 'E', 'H', 'L', 'X') else 'a'} {words}"
+
+
 def ask(description: Description, dice: Dice, kind: str) -> str:
     """A question whose answer is the sign on the described thing."""
     templates = {"form": READ_FIELD, "chart": READ_BAR}.get(kind, READ)
@@ -149,6 +154,6 @@ def vocabulary() -> list[str]:
 
     sentences = [*READ, *READ_FIELD, *READ_BAR, *VERIFY, *EXPRESSION, THERE_IS, *general.SENTENCES]
     words = re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", " ", " ".join(sentences)))
-    names = [*COLOURS, *SHAPES, "bar", "shape", "small", "large", "tallest", "shortest", "the", "yes", "no", *SIGNS]
+    names = [*COLOURS, *SHAPES, "bar", "shape", "small", "large", "tallest", "shortest", "the", "a", "an", "yes", "no", *SIGNS]
     places = [word for phrase in (*SIDES_OF_PICTURE, *RELATIONS) for word in phrase.split()]
     return sorted({*words, *names, *places})

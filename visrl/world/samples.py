@@ -1,55 +1,65 @@
-"""The small world's documents -> samples. Not a published benchmark: its numbers stand beside no paper's."""
+"""The small world's documents as samples, for tasks, training and self-evolution alike. Their pictures are drawn when opened.
+
+Not a published benchmark: its numbers stand beside no paper's. Instructions are the published benchmarks' own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visrl.boxes import Box
 from visrl.types import CoTSample, Picture
+from visrl.world.documents import Document, documents
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 YES_NO = " Please answer yes or no."
-LETTER = " Answer with the option's letter from the given choices directly."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+_KEPT = ("sort", "things", "turn")
 
 
-def sample_of(row: dict[str, Any]) -> CoTSample:
-    """A document of :mod:`visrl.world.documents` as a sample; its picture is drawn when it is opened."""
-    task = row["id"].split(":")[1]
-    question = row["question"]
+def sample_of(row: Document, task: str = "world") -> CoTSample:
+    """One document as a sample of ``task``."""
+    question, meta = row["question"], {key: row[key] for key in _KEPT if key in row}
+    meta["picture"] = row["picture"]
+    instruction = YES_NO if row["answer"] in ("yes", "no") else ""
     if "options" in row:
-        question = " ".join([question, *(f"{letter}. {text}" for letter, text in zip("ABCD", row["options"], strict=True))])
-    yes_no = row["answer"] in ("yes", "no")
+        meta["options"] = dict(zip("ABCD", row["options"], strict=True))
+        question = "\n".join([question, *(f"{letter}. {text}" for letter, text in meta["options"].items())])
+        instruction = LETTER
     return CoTSample(
         id=row["id"],
-        task=f"world_{task}",
-        kind="rec" if task == "rec" else "qa",
+        task=task,
+        kind="qa" if row["answer"] else "rec",
         question=question,
-        picture=_picture(row["picture"]),
+        picture=picture_of(row["picture"]),
         size=(row["size"][0], row["size"][1]),
         box=Box(*map(float, row["box"])) if "box" in row else None,
         answers=(row["answer"],) if row["answer"] else (),
-        instruction=LETTER if "options" in row else YES_NO if yes_no else "",
+        instruction=instruction,
         cluster=row["cluster"],
         group=row["group"],
-        meta={key: row[key] for key in ("sort", "things", "options", "base", "turn") if key in row},
+        meta=meta,
     )
 
 
-def _picture(key: str) -> Picture:
-    return Picture(f"world:{key}", lambda: _drawn(key))
+def samples(task: str, split: str = "test", limit: int | None = None, name: str = "world") -> Iterator[CoTSample]:
+    """Samples of :func:`visrl.world.documents.documents`' tasks, lazily; ``name`` is the task they say they are of."""
+    return (sample_of(row, name) for row in documents(task, split, limit))
 
 
-@lru_cache(maxsize=32)
-def _drawn(key: str) -> Any:
+def picture_of(key: str) -> Picture:
+    """The picture of a document's key, ``"split:index"``."""
+    return Picture(f"world:{key}", lambda: drawn(key))
+
+
+@lru_cache(maxsize=64)
+def drawn(key: str) -> Image:
+    """The picture itself. The last few are kept: a picture is asked about more than once in a row."""
     from visrl.world.drawing import draw
     from visrl.world.splits import redraw
 
     return draw(redraw(key))
-
-
-def samples(task: str, split: str = "test", limit: int | None = None) -> Iterator[CoTSample]:
-    """Samples of ``rec``, ``pope``, ``mme``, ``mmbench`` or a domain, lazily."""
-    from visrl.world.documents import documents
-
-    return (sample_of(row) for row in documents(task, split, limit))

@@ -1,0 +1,54 @@
+"""A contact sheet: what the pictures look like, what is asked about them, and what the model sees. ``visrl-eval world --sheet``."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from visrl.focus import tight
+from visrl.world.documents import Document, documents
+from visrl.world.samples import drawn, sample_of
+
+TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench")
+_CELL, _TEXT, _SEEN = 300, 66, 64
+
+
+def sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
+    """Write a PNG: a row per task, each picture with its true box, and below it the 64-pixel view and crop."""
+    high = _CELL + _TEXT + 2 * _SEEN
+    page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(TASKS) * (high + 12) + 12), "white")
+    for row, task in enumerate(TASKS):
+        rows = list(documents(task, split, (skip + columns) * 7))[skip * 7 :: 7][:columns]
+        for column, document in enumerate(rows):
+            page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (high + 12)))
+    page.save(path)
+
+
+def _cell(task: str, document: Document) -> Image.Image:
+    sample = sample_of(document)
+    picture = drawn(document["picture"])
+    marked = picture.copy()
+    if sample.box is not None:
+        ImageDraw.Draw(marked).rectangle(sample.box.xyxy, outline=(255, 0, 255), width=4)
+    marked.thumbnail((_CELL, _CELL))
+    cell = Image.new("RGB", (_CELL, _CELL + _TEXT + 2 * _SEEN), (238, 238, 238))
+    cell.paste(marked, (0, 0))
+    words = textwrap.wrap(f"{task}: {sample.question}", 46)[:4]
+    answer = f"-> {sample.answers[0]}" if sample.answers else "-> the box"
+    ImageDraw.Draw(cell).multiline_text((4, _CELL + 3), "\n".join([*words, answer]), fill="black", spacing=1)
+    seen = [_seen(picture)]
+    if sample.box is not None:
+        seen.append(_seen(picture.crop(tight(sample.box, picture.size))))
+    for place, image in enumerate(seen):
+        cell.paste(image.resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST), (4 + place * (2 * _SEEN + 8), _CELL + _TEXT))
+    return cell
+
+
+def _seen(picture: Image.Image) -> Image.Image:
+    """The picture on a grey square, at the model's 64 pixels."""
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.resize((_SEEN, _SEEN), Image.Resampling.BILINEAR)

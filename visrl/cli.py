@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from visrl.records import TaskResult
 
 # click's ClickException, or its copy inside newer typers, which do not export it
-_ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     add_completion=False,
@@ -89,7 +89,7 @@ def run(
         data=data,
         protocol=protocol,
         focus=focus,
-        crop=crop or getattr(policy, "default_crop", "viscot_square112"),
+        crop=crop or str(getattr(policy, "default_crop", "viscot_square112")),
         limit=limit,
         batch_size=_batch_size(batch_size, policy),
         judge=judge,

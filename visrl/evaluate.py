@@ -106,8 +106,11 @@ def default_folder(request: Mapping[str, Any]) -> Path:
 
 def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     """Run what is missing, then score everything. Finished samples survive any interruption of this function."""
+    from visrl.evals.judge import make_judge
+
     specs = resolve(tasks)
     look = make_look(policy, options)
+    make_judge(options.judge)  # a typo must not cost a run
     request = describe_request(policy, specs, look, options)
     outcome = Outcome(options.output or default_folder(request), [])
     with Run(outcome.folder, request) as run:

@@ -40,14 +40,14 @@ class Ticker:
 
     task: str
     total: int
-    out: TextIO
+    out: TextIO | None
     counts: Counts = field(default_factory=Counts)
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
 
     def add(self, episodes: Sequence[Episode]) -> None:
         self.counts.add(episodes)
-        if time.monotonic() - self._said >= LINE_EVERY_S:
+        if self.out is not None and time.monotonic() - self._said >= LINE_EVERY_S:
             self.say()
 
     def say(self) -> None:
@@ -65,7 +65,7 @@ class Ticker:
 def progress(task: str, total: int, *, quiet: bool = False, out: TextIO = sys.stderr) -> Iterator[Ticker]:
     """A ticker for ``total`` samples of ``task``; on a terminal it draws a bar instead of lines."""
     if quiet or total == 0:
-        yield Ticker(task, total, out=_Nowhere())
+        yield Ticker(task, total, None)
     elif out.isatty():
         with _bar(task, total, out) as ticker:
             yield ticker
@@ -73,11 +73,6 @@ def progress(task: str, total: int, *, quiet: bool = False, out: TextIO = sys.st
         ticker = Ticker(task, total, out)
         yield ticker
         ticker.say()
-
-
-class _Nowhere(TextIO):  # type: ignore[misc]  # only write() is ever called, by print
-    def write(self, text: str) -> int:
-        return len(text)
 
 
 @contextmanager

@@ -1,0 +1,231 @@
+"""The commands as a user types them, on real published predictions where they exist."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from visrl.cli import main
+
+QWEN = [  # file, task, parser, accuracy its authors publish
+    ("baseline__refcoco_val", "refcoco_val", "lenient", 89.75),
+    ("baseline__refcocop_val", "refcoco+_val", "lenient", 85.00),
+    ("baseline__refcocog_val", "refcocog_val", "lenient", 86.60),
+    ("checkpoint-100__refcoco_val", "refcoco_val", "strict", 88.40),
+    ("checkpoint-100__refcocop_val", "refcoco+_val", "strict", 83.20),
+    ("checkpoint-100__refcocog_val", "refcocog_val", "strict", 83.75),
+]
+
+
+@pytest.fixture
+def results(shared, tmp_path, capsys):
+    def run(*args):
+        code = main([*map(str, args), "--data", str(shared), "--json", "--quiet", "--output", str(tmp_path / "run")])
+        out = capsys.readouterr()
+        assert code == 0, out.err
+        return {r["metric"]: r for r in json.loads(out.out)}
+
+    return run
+
+
+@pytest.mark.parametrize(("file", "task", "parser", "accuracy"), QWEN)
+def test_published_rec_accuracies(results, shared, file, task, parser, accuracy):
+    model = f"replay:{shared}/predictions/rec/{file}.json.gz"
+    found = results("--model", model, "--tasks", task, "--model-args", f"parser={parser}")["acc@0.5"]
+    assert (found["value"], found["n"], found["n_missing"]) == (accuracy, 2000, found["n_expected"] - 2000)
+
+
+def test_published_pope(results, shared):
+    folder = shared / "predictions/pope"
+    found = results(
+        "--model", f"replay:{folder}/answers_llava-v1.5-13b_popular.jsonl.gz",
+        "--model-args", f"questions={folder}/llava_pope_popular_questions.jsonl.gz",
+        "--tasks", "pope_coco_popular",
+    )  # fmt: skip
+    assert found["accuracy"]["value"] == pytest.approx(87.4333, abs=5e-5)
+    assert found["f1"]["value"] == pytest.approx(86.2459, abs=5e-5)
+
+
+def test_published_mme(results, shared):
+    found = results("--model", f"replay:{shared}/predictions/mme/LaVIN", "--tasks", "mme")
+    assert found["perception"]["value"] == pytest.approx(963.6114, abs=5e-5)
+    assert found["cognition"]["value"] == pytest.approx(249.6429, abs=5e-5)
+
+
+def test_constant_no_on_cub(results):
+    found = results("--model", "constant:no", "--tasks", "viscot_cub", "--judge", "exact")["answer"]
+    assert found["value"] == pytest.approx(285 / 492)  # 285 of the 492 answers are "no": .579
+    assert found["judge"] == "exact"
+
+
+def test_replaying_our_own_run_gives_the_same_numbers(shared, tmp_path, capsys):
+    def run(model, output, *more):
+        args = [
+            "--model",
+            model,
+            "--tasks",
+            "refcocog_val",
+            "--data",
+            str(shared),
+            "--json",
+            "--quiet",
+            "-o",
+            str(output),
+            *more,
+        ]
+        assert main(args) == 0
+        return [
+            {k: v for k, v in r.items() if k not in ("model", "model_info")}
+            for r in json.loads(capsys.readouterr().out)
+        ]
+
+    first = run(f"replay:{shared}/predictions/rec/baseline__refcocog_val.json.gz", tmp_path / "a")
+    assert run(f"replay:{tmp_path / 'a'}", tmp_path / "b") == first
+
+
+def test_score_again_and_show(results, shared, tmp_path, capsys):
+    results("--model", "constant:no", "--tasks", "viscot_cub")
+    run = tmp_path / "run"
+    before = {p.name: p.read_bytes() for p in (run / "records").iterdir()}
+    assert main(["score", str(run), "--json"]) == 0
+    assert {p.name: p.read_bytes() for p in (run / "records").iterdir()} == before
+    capsys.readouterr()
+    assert main(["score", str(run), "--judge", "contains", "--json"]) == 0
+    assert {r["judge"] for r in json.loads(capsys.readouterr().out)} == {"contains"}
+    assert main(["show", str(run)]) == 0
+    assert "viscot_cub" in capsys.readouterr().out
+
+
+def test_same_output_other_request(results, shared, tmp_path, capsys):
+    results("--model", "constant:no", "--tasks", "viscot_cub")
+    code = main(
+        ["--model", "constant:yes", "--tasks", "viscot_cub", "--data", str(shared), "-o", str(tmp_path / "run")]
+    )
+    assert code == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["--model", "constant:x", "--tasks", "refcoc_val"], "unknown task 'refcoc_val'", "refcoco_val"),
+        (["--model", "constantt:x", "--tasks", "mme"], "unknown model", "constant:"),
+        (["--model", "constant:x", "--tasks", "mme", "--protocol", "viscot"], "unknown 'viscot'", "viscot_"),
+        (["--model", "constant:x", "--tasks", "mme", "--focus", "golden"], "unknown 'golden'", "gold"),
+        (["--model", "constant:x", "--tasks", "mme", "--judge", "exakt", "--data", "."], "", ""),
+        (["--model", "constant:x", "--tasks", "mme", "--data", "/nowhere"], "/nowhere", ""),
+        (["--model", "constant:x", "--tasks", "mme", "--limit", "0"], "--limit", "visrl-eval run --help"),
+        (["--model", "constant:x", "--tasks", "mme", "--batch-size", "many"], "neither a number nor auto", ""),
+        (["--model", "constant:x"], "--tasks", "visrl-eval run --help"),
+        (["score", "/nowhere"], "not a run folder", ""),
+        (["nonsense"], "nonsense", ""),
+        (["ls", "taks"], "unknown 'taks'", "tasks"),
+    ],
+)
+def test_wrong_use_is_exit_2_with_a_hint(args, message, hint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "\n\nhint: " in err and "Traceback" not in err
+    assert message in err and hint in err
+
+
+def test_a_wrong_judge_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "constant:no", "--tasks", "mme", "--judge", "exakt"]) == 2
+    assert "exakt" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_leftover_predictions_are_exit_3_and_nothing_is_lost(shared, tmp_path, capsys):
+    rows = [json.loads(line) for line in _lines(shared / "rec/REC_refcocog_umd_val.jsonl.gz", 3)]
+    file = tmp_path / "p.json"
+    results = [
+        {"image": r["img_path"], "question": r["expression"], "ground_truth": r["bbox"], "model_output": str(r["bbox"])}
+        for r in rows
+    ]
+    results.append({**results[0], "question": "something else"})
+    file.write_text(json.dumps({"accuracy": 0, "results": results}))
+    args = [
+        "--model",
+        f"replay:{file}",
+        "--tasks",
+        "refcocog_val",
+        "--data",
+        str(shared),
+        "-o",
+        str(tmp_path / "run"),
+        "--json",
+    ]
+    assert main(args) == 3
+    out = capsys.readouterr()
+    assert "1 predictions without a document" in out.err and f"{file}:4" in out.err
+    assert json.loads(out.out)[0]["value"] == 100.0  # three true boxes, three right: scored and recorded all the same
+    assert main([*args, "--fail-on-error", "1"]) == 0
+
+
+def _lines(path, n):
+    import gzip
+    from itertools import islice
+
+    with gzip.open(path, "rt") as file:
+        return list(islice(file, n))
+
+
+def test_kill_9_and_again_gives_the_same_bytes(shared, tmp_path):
+    """Killed at some sample in the middle, run again: records equal those of a run nobody disturbed."""
+    model = f"replay:{shared}/predictions/rec/baseline__refcoco_val.json.gz"
+
+    def start(output, slow):
+        # a policy that takes a moment per batch, so that the kill lands in the middle
+        code = (
+            "import sys, time; from visrl.policies.replay import ReplayPolicy; from visrl.cli import main; g = ReplayPolicy.generate\n"
+            f"def slow(self, *a): time.sleep({slow}); return g(self, *a)\n"
+            "ReplayPolicy.generate = slow; sys.exit(main(sys.argv[1:]))"
+        )
+        args = [
+            "--model",
+            model,
+            "--tasks",
+            "refcoco_val",
+            "--data",
+            str(shared),
+            "--quiet",
+            "--batch-size",
+            "16",
+            "-o",
+            str(output),
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    assert start(tmp_path / "whole", 0).wait() == 0
+    killed = start(tmp_path / "killed", 0.02)
+    path = tmp_path / "killed/episodes.jsonl"
+    while not path.exists() or path.stat().st_size < 100_000:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    n = path.read_bytes().count(b"\n")
+    assert 0 < n < 2000 and not (tmp_path / "killed/records").exists()
+    assert start(tmp_path / "killed", 0).wait() == 0
+
+    def files(folder):
+        return {
+            p.name: p.read_bytes()
+            for p in [*(folder / "records").iterdir(), folder / "scores.jsonl", folder / "episodes.jsonl"]
+        }
+
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_no_write_permission(tmp_path, capsys):
+    locked = Path("/proc/visrl-run")
+    assert main(["--model", "constant:no", "--tasks", "mme", "--data", str(tmp_path), "-o", str(locked)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -31,6 +31,7 @@ class Estimand:
     values of the parts are already in the task's unit, except a statistic's, whose result is multiplied by ``scale``.
     unscored: reason -> samples without a value. unparsed: samples scored as wrong because nothing could be read.
     judge: who judged, where someone did. undefined: why there is no value although samples were scored.
+    expected: samples of the published split the metric is about; None: all of the task's.
     """
 
     metric: str
@@ -43,6 +44,7 @@ class Estimand:
     judge: str | None = None
     notes: tuple[str, ...] = ()
     undefined: str = ""
+    expected: int | None = None
 
     def estimate(self) -> Estimate:
         """The value with standard error and interval."""
@@ -79,9 +81,11 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
-def measured(what: Estimand, unit: str, n_expected: int, n_run: int) -> Measured:
-    """The number of an estimand. n_run: samples that have an episode, of the ``n_expected`` that were published."""
+def measured(what: Estimand, unit: str, n_task: int) -> Measured:
+    """The number of an estimand of a task (or group) of ``n_task`` published samples."""
     result = what.estimate()
+    n_unscored = sum(what.unscored.values())
+    n_expected = n_task if what.expected is None else what.expected
     notes = what.notes
     if result.value is None:
         notes = (*notes, what.undefined or ("undefined: 0 / 0" if result.n else "nothing could be scored"))
@@ -95,8 +99,8 @@ def measured(what: Estimand, unit: str, n_expected: int, n_run: int) -> Measured
         n=result.n,
         n_clusters=result.n_clusters,
         n_expected=n_expected,
-        n_missing=max(0, n_expected - n_run),
-        n_unscored=sum(what.unscored.values()),
+        n_missing=max(0, n_expected - result.n - n_unscored),
+        n_unscored=n_unscored,
         n_unparsed=what.unparsed,
         unscored_reasons=commonest(what.unscored),
         higher_is_better=what.metric != "yes_ratio",

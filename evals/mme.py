@@ -14,7 +14,8 @@ Departures: 1. pairs are grouped by picture, not by consecutive lines. 2. white 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
@@ -22,19 +23,24 @@ from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average
 from visrl.evals.pope import why_unscored
 from visrl.types import CoTSample, Episode, Score
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+PERCEPTION = {  # subtask -> questions, counted in the published files
+    "existence": 60,
+    "count": 60,
+    "position": 60,
+    "color": 60,
+    "posters": 294,
+    "celebrity": 340,
+    "scene": 400,
+    "landmark": 400,
+    "artwork": 400,
+    "OCR": 40,
+}
+COGNITION = {
+    "commonsense_reasoning": 140,
+    "numerical_calculation": 40,
+    "text_translation": 40,
+    "code_reasoning": 40,
+}
 TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
 HALF_A_PAIR = "the other question about its picture has no score"
 
@@ -56,9 +62,10 @@ def score(
         for sample in pair:
             reason = scores[sample.id]["correct"].reason or HALF_A_PAIR
             scores[sample.id][metric_of(sample)] = Score(None, reason) if points is None else points
-    found = list(dict.fromkeys(metric_of(sample) for sample, _ in items))
-    subtasks = {metric: _subtask(metric, scores, items) for metric in found}
-    totals = [_total(name, members, subtasks, spec.small_world) for name, members in TOTALS.items()]
+    sizes = Counter(sample.group for sample in samples) if spec.small_world else {**PERCEPTION, **COGNITION}
+    found = list(dict.fromkeys(sample.group for sample, _ in items))
+    subtasks = {f"mme/{group}": _subtask(group, sizes.get(group, 0), scores, items) for group in found}
+    totals = [_total(name, members, sizes, subtasks, spec.small_world) for name, members in TOTALS.items()]
     return scores, [*(total for total in totals if total is not None), *subtasks.values()]
 
 
@@ -89,30 +96,40 @@ def _points(correct: Sequence[Score]) -> Score | None:
     return Score(100.0 * (sum(values) / len(values) + all(values)))
 
 
-def _subtask(metric: str, scores: SampleScores, items: Done) -> Estimand:
-    mine = [(sample, episode) for sample, episode in items if metric_of(sample) == metric]
+def _subtask(group: str, expected: int, scores: SampleScores, items: Done) -> Estimand:
+    metric = f"mme/{group}"
+    mine = [(sample, episode) for sample, episode in items if sample.group == group]
     unparsed = sum(
         scores[sample.id][metric].value is not None and says(episode.answer or "") == "other"
         for sample, episode in mine
     )
-    return average(metric, [(sample, scores[sample.id][metric]) for sample, _ in mine], 1.0, unparsed=unparsed)
+    points = [(sample, scores[sample.id][metric]) for sample, _ in mine]
+    return replace(average(metric, points, 1.0, unparsed=unparsed), expected=expected)
 
 
-def _total(name: str, members: Sequence[str], subtasks: Mapping[str, Estimand], small_world: bool) -> Estimand | None:
+def _total(
+    name: str,
+    members: Iterable[str],
+    sizes: Mapping[str, int],
+    subtasks: Mapping[str, Estimand],
+    small_world: bool,
+) -> Estimand | None:
     """The sum over a total's subtasks; None where there is nothing at all to add."""
-    present = [subtasks[f"mme/{member}"] for member in members if f"mme/{member}" in subtasks]
-    scored = [what for what in present if len(what.parts[0].values)]
+    wanted = [member for member in members if member in sizes]
+    present = [subtasks[f"mme/{member}"] for member in wanted if f"mme/{member}" in subtasks]
     if not present:
         return None
-    short = len(scored) < len(members) and not small_world
+    scored = [what for what in present if len(what.parts[0].values)]
     unscored: Counter[str] = Counter()
     for what in present:
         unscored.update(what.unscored)
+    short = len(scored) < len(wanted)
     return Estimand(
         name,
         tuple(what.parts[0] for what in scored),
         unscored=unscored,
         unparsed=sum(what.unparsed for what in present),
-        undefined=f"a total needs all {len(members)} subtasks, not {len(scored)}" if short else "",
+        undefined=f"a total needs all {len(wanted)} subtasks, not {len(scored)}" if short else "",
         notes=(f"sum of {len(scored)} subtasks",) if small_world else (),
+        expected=sum(sizes[member] for member in wanted),
     )

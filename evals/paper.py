@@ -35,13 +35,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: the task (or group) and metric whose record belongs into it, and the unit of its numbers."""
+    """A column: the task (or group) and metric whose record belongs into it, and its unit. short: for narrow screens."""
 
     name: str
     task: str
     metric: str
     title: str
     unit: str
+    short: str
     note: str = ""
 
 
@@ -58,11 +59,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """One published table. against: the row that results are compared with unless another is asked for."""
+    """One published table. digits: decimals as printed. against: the row that results are compared with by default."""
 
     name: str
     title: str
     unit: str
+    digits: int
     against: str
     notes: tuple[str, ...]
     columns: tuple[Column, ...]
@@ -83,11 +85,21 @@ def load(name: str) -> PaperTable:
         raise UsageError(f"no published table {name!r}", f"one of {', '.join(NAMES)}")
     raw = yaml.safe_load(files("visrl.evals").joinpath("paper", f"{name}.yaml").read_text(encoding="utf-8"))
     columns = tuple(
-        Column(key, c["task"], c["metric"], c["title"], c.get("unit", raw["unit"]), c.get("note", ""))
+        Column(
+            key,
+            c["task"],
+            c["metric"],
+            c["title"],
+            c.get("unit", raw["unit"]),
+            c.get("short", c["title"]),
+            c.get("note", ""),
+        )
         for key, c in raw["columns"].items()
     )
     rows = tuple(_row(row, columns, raw["provenance"]) for row in raw["rows"])
-    table = PaperTable(name, raw["title"], raw["unit"], raw["against"], tuple(raw["notes"]), columns, rows)
+    table = PaperTable(
+        name, raw["title"], raw["unit"], raw["digits"], raw["against"], tuple(raw["notes"]), columns, rows
+    )
     table.row(table.against)
     return table
 

@@ -10,7 +10,7 @@ from typing import Any
 from visrl.evals import mmbench, mme, pope, rec, viscot
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Estimand, Measured, SampleScores, done, measured
+from visrl.evals.measure import Estimand, Measured, SampleScores, measured
 from visrl.records import TaskResult
 from visrl.types import CoTSample, Episode
 
@@ -33,14 +33,13 @@ class TaskScores:
     """All that scoring found out about a task.
 
     samples: sample id -> metric -> Score, for every sample that was run (scales: docs/reading-the-numbers.md).
-    metrics: the task's numbers. estimands: what they are averages of, for groups. n_run: samples with an episode.
+    metrics: the task's numbers. estimands: what they are averages of, for groups.
     """
 
     spec: TaskSpec
     samples: SampleScores
     metrics: list[Measured]
     estimands: list[Estimand]
-    n_run: int
 
 
 def score_task(
@@ -51,9 +50,8 @@ def score_task(
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """
     scores, estimands = SCORERS[spec.benchmark](spec, samples, episodes, judge)
-    n_run = len(done(samples, episodes))
-    metrics = [measured(what, spec.unit, spec.n, n_run) for what in estimands]
-    return TaskScores(spec, scores, metrics, estimands, n_run)
+    metrics = [measured(what, spec.unit, spec.n) for what in estimands]
+    return TaskScores(spec, scores, metrics, estimands)
 
 
 def score_group(name: str, tasks: Mapping[str, TaskScores]) -> list[Measured]:
@@ -67,9 +65,9 @@ def score_group(name: str, tasks: Mapping[str, TaskScores]) -> list[Measured]:
         return []
     if len({member.spec.benchmark for member in members}) > 1 or name == "pope_all":
         return []  # nine splits of three sources: nobody publishes that mean
-    n_expected, n_run = sum(m.spec.n for m in members), sum(m.n_run for m in members)
+    n_expected = sum(member.spec.n for member in members)
     return [
-        measured(_mean_of(whats), members[0].spec.unit, n_expected, n_run)
+        measured(_mean_of(whats), members[0].spec.unit, n_expected)
         for metric in dict.fromkeys(what.metric for what in members[0].estimands)
         if len(whats := [w for m in members for w in m.estimands if w.metric == metric]) == len(members)
     ]

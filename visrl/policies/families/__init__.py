@@ -1,0 +1,60 @@
+"""The registry of families: ``config.visrl_family`` if a checkpoint names one, else ``config.model_type``.
+
+Third parties add theirs under the entry-point group ``visrl.families``: name = any value the config may hold, object = a
+:class:`visrl.policies.families.base.Family` subclass. A name of ours cannot be taken over.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from visrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from visrl.policies.families.base import Family
+
+GROUP = "visrl.families"
+_HERE = "visrl.policies.families."
+_OURS: dict[str, str] = {
+    "llava": "llava:Llava",
+    "world": "world:World",
+    "yi_vl": "yi_vl:YiVL",
+    "llava_next": "llava_next:LlavaNext",
+    "mllama": "mllama:Mllama",
+    "paligemma": "paligemma:PaliGemma",
+    "qwen2_vl": "qwen:Qwen2VL",
+    "qwen2_5_vl": "qwen:Qwen25VL",
+    "qwen3_vl": "qwen:Qwen3VL",
+    "internvl": "internvl:InternVL",
+    "idefics3": "idefics:Idefics3",
+    "smolvlm": "idefics:SmolVLM",
+}
+
+
+def known_families() -> list[str]:
+    """Names a config may hold, ours and installed third parties'."""
+    return sorted({*_OURS, *(point.name for point in entry_points(group=GROUP))})
+
+
+def family_class(config: Any) -> type[Family]:
+    """The adapter of a model's config. Raises UsageError where there is none."""
+    wanted = [getattr(config, "visrl_family", None), getattr(config, "model_type", None)]
+    for name in filter(None, wanted):
+        if name in _OURS:
+            module, _, attribute = _OURS[name].partition(":")
+            return getattr(import_module(_HERE + module), attribute)  # type: ignore[no-any-return]
+        for point in entry_points(group=GROUP):
+            if point.name == name:
+                return point.load()  # type: ignore[no-any-return]
+    raise UsageError(
+        f"no family adapter for model type {wanted[1]!r}",
+        f"known: {', '.join(known_families())}; add one by an entry point in the group {GROUP}, or serve the model and use"
+        " --model endpoint:URL#NAME",
+    )
+
+
+def family_for(config: Any, processor: Any) -> Family:
+    """The adapter of a loaded model. Raises UsageError where there is none."""
+    return family_class(config)(config, processor)

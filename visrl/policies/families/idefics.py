@@ -1,0 +1,36 @@
+"""Idefics3 and SmolVLM: pictures cut into rows and columns of tiles, each framed by its own tokens. No boxes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from visrl.policies.families.base import Family
+from visrl.policies.families.layout import Layout
+
+_LAYOUT = Layout(
+    picture="<image>",
+    user="User:",
+    user_end="<end_of_utterance>\n",
+    assistant="Assistant: ",
+    assistant_end="<end_of_utterance>\n",
+    cue="Assistant:",
+    system="System: ",
+    system_end="<end_of_utterance>\n",
+)
+
+
+class Idefics3(Family):
+    """Idefics3. "User:" has no blank behind it when a picture follows, as it does in every protocol."""
+
+    name: ClassVar[str] = "idefics3"
+    model_types: ClassVar[tuple[str, ...]] = ("idefics3",)
+    layout = replace(_LAYOUT, before="<|begin_of_text|>")
+
+
+class SmolVLM(Family):
+    """SmolVLM and SmolVLM2. Their processor needs the package num2words."""
+
+    name: ClassVar[str] = "smolvlm"
+    model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
+    layout = replace(_LAYOUT, before="<|im_start|>")

@@ -1,0 +1,23 @@
+"""InternVL (2.5, 3, 3.5 in the transformers format): tiles, ChatML, boxes 0..1000 in nested brackets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from visrl.parsing import FORMATS, BoxFormat
+from visrl.policies.families.base import Family
+from visrl.policies.families.layout import CHATML
+
+
+class InternVL(Family):
+    """InternVL."""
+
+    name: ClassVar[str] = "internvl"
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    packs: ClassVar[bool] = False
+    layout = replace(CHATML, picture="<IMG_CONTEXT>")
+
+    @property
+    def native(self) -> BoxFormat:
+        return FORMATS["box_tag_nested_1000"]

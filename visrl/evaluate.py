@@ -22,7 +22,7 @@ from visrl.policies import Policy, Sampling
 from visrl.progress import progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Run, read_episodes, read_meta, request_hash, slug, write_scores
+from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, write_scores
 from visrl.types import CoTSample, Episode, Score
 
 if TYPE_CHECKING:
@@ -115,14 +115,17 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     outcome = Outcome(options.output or default_folder(request), [])
     with Run(outcome.folder, request) as run:
         run.write_meta(model_spec=policy.name, judge=options.judge)
+        finished = run.finished()
         for spec in specs:
-            _run_task(policy, spec, look, options, run, outcome)
+            _run_task(policy, spec, look, options, run, finished, outcome)
     _check_leftovers(policy, outcome)
     outcome.results = score(outcome.folder, options.judge)
     return outcome
 
 
-def _run_task(policy: Policy, spec: TaskSpec, look: Look, options: Options, run: Run, outcome: Outcome) -> None:
+def _run_task(
+    policy: Policy, spec: TaskSpec, look: Look, options: Options, run: Run, finished: set[Key], outcome: Outcome
+) -> None:
     from visrl.tasks import load
 
     samples = list(load(spec.name, options.data, with_pictures=policy.needs_pictures, limit=options.limit))
@@ -136,21 +139,19 @@ def _run_task(policy: Policy, spec: TaskSpec, look: Look, options: Options, run:
             outcome.problems.append(f"{spec.name} skipped: {error.message}")
             outcome.skipped += 1
             return
-    counts = run_samples(policy, samples, look, run, spec.name, options)
-    outcome.n_samples += counts[0]
-    outcome.n_failed += counts[1]
+    outcome.n_samples += len(samples)
+    outcome.n_failed += run_samples(policy, samples, look, run, finished, options)
 
 
 def run_samples(
-    policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, task: str, options: Options
-) -> tuple[int, int]:
-    """Episodes for the samples that have none; returns (samples, failures). Batches keep their boundaries on resuming."""
-    finished = {key: e for key, e in run.finished(task).items() if e.error is None}
+    policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, finished: set[Key], options: Options
+) -> int:
+    """Episodes for the samples of one task that have none; returns how many failed. Batches keep their boundaries."""
     failed = fresh = 0
-    with progress(task, len(samples), quiet=options.quiet) as ticker:
+    with progress(samples[0].task, len(samples), quiet=options.quiet) as ticker:
         for batch in batches(samples, options.batch_size):
-            todo = {s.id for s in batch if (task, s.id) not in finished}
-            ticker.add([finished[task, s.id] for s in batch if s.id not in todo])
+            todo = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
+            ticker.skip(len(batch) - len(todo))
             if not todo:
                 continue
             episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in todo]
@@ -158,12 +159,12 @@ def run_samples(
             ticker.add(episodes)
             failed += sum(e.error is not None for e in episodes)
             fresh += len(episodes)
-            if fresh == failed and failed >= min(HOPELESS, len(samples)) and fresh < len(samples):
+            if failed == fresh >= HOPELESS and fresh < len(samples):
                 raise UsageError(
-                    f"{task}: the first {failed} samples all failed: {episodes[-1].error}", "see the reason above"
+                    f"the first {failed} samples all failed: {episodes[-1].error}", "finished samples are kept"
                 )
     run.sync()
-    return len(samples), failed
+    return failed
 
 
 def _check_leftovers(policy: Policy, outcome: Outcome) -> None:

@@ -42,6 +42,7 @@ class Ticker:
     total: int
     out: TextIO | None
     counts: Counts = field(default_factory=Counts)
+    skipped: int = 0
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
 
@@ -50,10 +51,15 @@ class Ticker:
         if self.out is not None and time.monotonic() - self._said >= LINE_EVERY_S:
             self.say()
 
+    def skip(self, n: int) -> None:
+        """Samples an earlier run finished: done, but not at this run's speed."""
+        self.skipped += n
+        self.counts.done += n
+
     def say(self) -> None:
         self._said = time.monotonic()
         spent = max(self._said - self._began, 1e-9)
-        rate = self.counts.done / spent
+        rate = (self.counts.done - self.skipped) / spent
         left = (self.total - self.counts.done) / rate if rate else float("inf")
         print(
             f"{self.task}: {self.counts.done}/{self.total} · {rate:.1f}/s · {self.counts} · {left:.0f} s left",
@@ -62,8 +68,9 @@ class Ticker:
 
 
 @contextmanager
-def progress(task: str, total: int, *, quiet: bool = False, out: TextIO = sys.stderr) -> Iterator[Ticker]:
+def progress(task: str, total: int, *, quiet: bool = False, out: TextIO | None = None) -> Iterator[Ticker]:
     """A ticker for ``total`` samples of ``task``; on a terminal it draws a bar instead of lines."""
+    out = out or sys.stderr
     if quiet or total == 0:
         yield Ticker(task, total, None)
     elif out.isatty():

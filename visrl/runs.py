@@ -168,10 +168,13 @@ class Run:
                 log.warning("%s: the last line is torn and dropped; its sample runs again", self.episodes_path)
                 file.truncate(whole)
 
-    def finished(self, task: str | None = None) -> dict[Key, Episode]:
-        """The last episode of every sample on file (of ``task``)."""
-        found = read_episodes(self.episodes_path)
-        return {(e.task, e.sample_id): e for e in found if task in (None, e.task)}
+    def finished(self) -> set[Key]:
+        """The samples whose last episode did not fail: what a resumed run need not do again."""
+        done: set[Key] = set()
+        for episode in read_episodes(self.episodes_path):
+            key = episode.task, episode.sample_id
+            done.add(key) if episode.error is None else done.discard(key)
+        return done
 
     def append(self, episodes: Iterable[Episode]) -> None:
         """Write finished samples. Raises UsageError when the disk refuses; what was written before stays."""

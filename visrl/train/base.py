@@ -1,70 +1,63 @@
-"""Training of the small models, phase by phase, in one plain loop: base (M_org), warm-up (M_SFT), tiny.
+"""Training of the small models, phase by phase, in one plain loop: the base (M_org), the warm-up (M_SFT), the best (tiny).
 
-    python -m visrl.train.base recipes/world-base.yaml --out visrl/world/checkpoints/base
+    visrl-train recipes/world-base.yaml
 
 The base is this package's stand-in for a pre-trained model, so it may use what no VisRL phase uses: targets on picture tokens
-("a few patches inside the asked thing: here, as many outside: away"), which bind words to regions without a box in sight.
-Muon for the hidden matrices and AdamW for the rest (training.md, point 3). Same recipe, same seed: same weights.
+("a few patches of the asked thing: here, as many elsewhere: away"), which bind words to regions without a box in sight.
+Muon for the hidden matrices and AdamW for the rest (training.md, point 3). Same recipe, same seed: same data, by its hash.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
+from pydantic import Field
+from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visrl.errors import UsageError
-from visrl.train.lessons import IGNORE, Example, Teacher
+from visrl.train.lessons import Teacher
+from visrl.train.recipe import Recipe
+from visrl.train.views import IGNORE, Example
 from visrl.world.dice import Dice
 from visrl.world.model import build_model, build_processor, build_tokenizer
 
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A phase. lessons: lesson -> (share of the batches at the start, at the end), linear in between. pictures: how many of the split's are used (None: all).
+class BaseRecipe(Recipe):
+    """A phase of a small model. ``seed`` draws weights, lessons and questions."""
 
-    start: a checkpoint folder to begin from, None for random weights. lr: AdamW's peak; Muon's is ten times that.
-    """
-
-    name: str
-    split: str
+    kind: Literal["base"]
+    split: str = Field(description="whose pictures are shown")
+    pictures: int | None = Field(default=None, description="only the split's first pictures: label scarcity")
+    start: Path | None = Field(default=None, description="a checkpoint to go on from; random weights otherwise")
     steps: int
-    lessons: dict[str, tuple[float, float]]
     batch: int = 32
-    lr: float = 1.5e-3
-    warmup: int = 100
-    hold: float = 0.3
-    seed: int = 0
-    pictures: int | None = None
-    start: str | None = None
+    lr: float = Field(default=1.5e-3, description="AdamW's peak; Muon's is ten times that")
+    warmup: int = Field(default=100, description="steps of linear warm-up")
+    hold: float = Field(
+        default=0.3, description="the share of the steps before the rate falls along a half cosine to 5 %"
+    )
+    lessons: dict[str, tuple[float, float]] = Field(
+        description="lesson -> share of the batches at the start and at the end, linear in between"
+    )
     log_every: int = 100
-    model: dict[str, int] = field(default_factory=dict)
+    watch_every: int = Field(default=500, description="steps between looks at val; 0: never")
+    workers: int = Field(default=1, description="processes that draw; the model itself runs on one thread")
 
 
-def read_recipe(path: Path) -> Recipe:
-    """A recipe from YAML. Raises UsageError for keys that are not known or missing."""
-    values = yaml.safe_load(path.read_text())
-    values.pop("kind", None)
-    try:
-        return Recipe(**values)
-    except TypeError as error:
-        raise UsageError(f"{path}: {error}", f"a recipe has {', '.join(Recipe.__slots__)}") from error
+RECIPE = BaseRecipe
 
 
-def factor(step: int, recipe: Recipe) -> float:
+def factor(step: int, recipe: BaseRecipe) -> float:
     """The learning rate's share at ``step``: linear warm-up, held, then half a cosine down to 5 %."""
     done = step / recipe.steps
     fall = 1.0 if done < recipe.hold else 0.5 * (1 + math.cos(math.pi * (done - recipe.hold) / (1 - recipe.hold)))
@@ -97,7 +90,7 @@ def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
 
 
-def lesson_at(recipe: Recipe, step: int) -> str:
+def lesson_at(recipe: BaseRecipe, step: int) -> str:
     """Which lesson a batch is of: drawn by the recipe's shares, the same for every run of the seed."""
     done = step / recipe.steps
     shares = {name: a + (b - a) * done for name, (a, b) in recipe.lessons.items()}
@@ -109,13 +102,19 @@ def lesson_at(recipe: Recipe, step: int) -> str:
     return list(shares)[-1]
 
 
-def batches(recipe: Recipe, teacher: Teacher) -> Iterator[tuple[str, list[Example]]]:
-    for step in range(recipe.steps):
-        lesson = lesson_at(recipe, step)
-        yield (
-            lesson,
-            [teacher.example(lesson, Dice("example", recipe.seed, step, row)) for row in range(recipe.batch)],
-        )
+class Lessons(Dataset[tuple[str, list[Example]]]):
+    """Batch ``step`` of a recipe, made when it is asked for and the same in whatever process that is."""
+
+    def __init__(self, recipe: BaseRecipe, teacher: Teacher) -> None:
+        self.recipe, self.teacher = recipe, teacher
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> tuple[str, list[Example]]:
+        lesson = lesson_at(self.recipe, step)
+        dice = [Dice("example", self.recipe.seed, step, row) for row in range(self.recipe.batch)]
+        return lesson, [self.teacher.example(lesson, d) for d in dice]
 
 
 def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -124,45 +123,67 @@ def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
 
 
+def beginning(recipe: BaseRecipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    if recipe.start is not None:
+        return load(recipe.start)
+    tokenizer = build_tokenizer()
+    return build_model(tokenizer, recipe.seed), build_processor(tokenizer)
+
+
 def train(
-    recipe: Recipe, watch: Any = None
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict[str, Any]], str]:
-    """Run a phase. Returns model, processor, the log (a row per ``log_every`` steps) and the SHA-256 of all it was shown."""
+    recipe: BaseRecipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> tuple[list[dict[str, Any]], str]:
+    """Train ``model`` in place. Returns the log, a row per ``log_every`` steps, and the SHA-256 of all that was shown."""
     torch.manual_seed(recipe.seed)
-    if recipe.start is None:
-        tokenizer = build_tokenizer()
-        model, processor = build_model(tokenizer, recipe.seed, **recipe.model), build_processor(tokenizer)
-    else:
-        model, processor = load(Path(recipe.start))
-    teacher = Teacher(processor, recipe.split, recipe.pictures)
+    loader = DataLoader(
+        Lessons(recipe, Teacher(processor, recipe.split, recipe.pictures)),
+        batch_size=None,
+        num_workers=recipe.workers,
+        prefetch_factor=8 if recipe.workers else None,
+    )
     tools = optimisers(model, recipe.lr)
     peaks = [[group["lr"] for group in tool.param_groups] for tool in tools]
-    shown, log, losses = hashlib.sha256(), [], {}
-    started = time.process_time()
+    shown, started = hashlib.sha256(), time.monotonic()
+    log: list[dict[str, Any]] = []
+    losses: dict[str, list[float]] = {}
     model.train()
-    for step, (lesson, examples) in enumerate(batches(recipe, teacher)):
+    for step, (lesson, examples) in enumerate(loader):
         for tool, rates in zip(tools, peaks, strict=True):
             for group, peak in zip(tool.param_groups, rates, strict=True):
                 group["lr"] = peak * factor(step, recipe)
         for example in examples:
-            shown.update(repr((example.ids, example.labels)).encode() + b"".join(v.tobytes() for v in example.views))
-        loss = model(**collate(examples, processor.tokenizer.pad_token_id)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for tool in tools:
-            tool.step()
-            tool.zero_grad(set_to_none=True)
-        losses.setdefault(lesson, []).append(loss.item())
+            shown.update(example.digest())
+        losses.setdefault(lesson, []).append(_update(model, tools, collate(examples, processor.tokenizer.pad_token_id)))
         if (step + 1) % recipe.log_every == 0:
-            row = {"step": step + 1, "cpu_seconds": round(time.process_time() - started)}
-            row |= {f"loss/{name}": round(sum(values) / len(values), 4) for name, values in losses.items()}
-            if watch is not None:
-                row |= watch(step + 1, model, processor)
-            log.append(row)
+            means = {f"loss/{name}": round(sum(values) / len(values), 4) for name, values in losses.items()}
+            row = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
+            log.append({**row, **_look_at_val(recipe, step + 1, model, processor)})
+            print(json.dumps(log[-1]), file=sys.stderr, flush=True)
             losses = {}
-            print(json.dumps(row), flush=True)
     model.eval()
-    return model, processor, log, shown.hexdigest()
+    return log, shown.hexdigest()
+
+
+def _update(
+    model: LlavaForConditionalGeneration, tools: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor]
+) -> float:
+    loss = model(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for tool in tools:
+        tool.step()
+        tool.zero_grad(set_to_none=True)
+    return float(loss)
+
+
+def _look_at_val(
+    recipe: BaseRecipe, step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> dict[str, float]:
+    if not recipe.watch_every or step % recipe.watch_every:
+        return {}
+    from visrl.train.watch import watch
+
+    return watch(model, processor)
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
@@ -174,24 +195,14 @@ def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaPro
     processor.save_pretrained(folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train a small model of the small world from a recipe.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    from dataclasses import replace
+def run(recipe: BaseRecipe) -> None:
+    """Train, and leave in ``output``: the checkpoint, training.json (recipe, data hash, log) and training.png."""
+    torch.set_num_threads(1)  # two threads are slower here, and pathological on a shared machine (training.md)
+    model, processor = beginning(recipe)
+    log, shown = train(recipe, model, processor)
+    save(recipe.output, model, processor)
+    record = {"recipe": recipe.model_dump(mode="json"), "data_sha256": shown, "log": log}
+    (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    from visrl.train.watch import plot
 
-    recipe = read_recipe(options.recipe)
-    recipe = recipe if options.seed is None else replace(recipe, seed=options.seed)
-    from visrl.train.watch import watch
-
-    model, processor, log, shown = train(recipe, watch)
-    save(options.out, model, processor)
-    record = {"recipe": asdict(recipe), "data_sha256": shown, "log": log}
-    (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    plot(log, recipe.output / "training.png", recipe.output.name)

@@ -54,11 +54,6 @@ def join(prompt: Tensor, completions: Tensor) -> Tensor:
     return torch.cat([prompt, fed.reshape(fed.shape[0], -1, *fed.shape[3:])], dim=1)
 
 
-def sequential_positions(prompt_mask: Tensor, start: int = 0) -> Tensor:
-    """Positions [B, P] that count the prompt's tokens from ``start``; padding gets ``start``."""
-    return (prompt_mask.long().cumsum(-1) - 1).clamp(min=0) + start
-
-
 def branch_positions(prompt_positions: Tensor, layout: Layout) -> Tensor:
     """Positions [..., B, T] of whole rows from those of the prompts [..., B, P]: every branch goes on from the last prompt token.
 
@@ -69,21 +64,21 @@ def branch_positions(prompt_positions: Tensor, layout: Layout) -> Tensor:
     return torch.cat([prompt_positions, prompt_positions[..., -1:] + steps], dim=-1)
 
 
-def block_mask(prompt_mask: Tensor, layout: Layout, *, bidirectional_prompt: bool = False) -> Tensor:
+def block_mask(prompt_mask: Tensor, layout: Layout, *, both_ways: Tensor | None = None) -> Tensor:
     """Who sees whom in the shared layout: bool [B, 1, T, T], rows query, columns key.
 
-    prompt_mask: [B, P], 0 for padding. ``bidirectional_prompt``: prompt tokens see the whole prompt (PaliGemma).
+    prompt_mask: [B, P], 0 for padding. both_ways: [B, P], prompt tokens that see each other whatever their order (PaliGemma's prefix).
     """
     batch, device = prompt_mask.shape[0], prompt_mask.device
     prompt, branch = layout.prompt, layout.width - 1
     causal = torch.ones(layout.length, layout.length, dtype=torch.bool, device=device).tril()
     owner = torch.arange(layout.length - prompt, device=device) // max(branch, 1)
     causal[prompt:, prompt:] &= owner[:, None] == owner[None, :]
-    if bidirectional_prompt:
-        causal[:prompt, :prompt] = True
-    keys = torch.ones(batch, layout.length, dtype=torch.bool, device=device)
-    keys[:, :prompt] = prompt_mask.bool()
-    return causal[None, None] & keys[:, None, None, :]
+    allowed = causal.repeat(batch, 1, 1)
+    if both_ways is not None:
+        allowed[:, :prompt, :prompt] |= both_ways[:, :, None] & both_ways[:, None, :]
+    allowed[:, :, :prompt] &= prompt_mask.bool()[:, None, :]
+    return allowed[:, None]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

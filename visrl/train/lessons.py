@@ -20,77 +20,27 @@ box        expression or question + picture                     the box: labelle
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from transformers import LlavaProcessor
 
-from visrl.boxes import SQUARE, Box, Size
+from visrl.boxes import Box, Size
 from visrl.focus import tight
+from visrl.policies.families.layout import render
 from visrl.prompts import PROTOCOLS, answer_turns, box_turns
+from visrl.train.views import IGNORE, Example, alphabet_page, jittered, patches_in, view
 from visrl.types import Picture, Turn
 from visrl.world import documents, splits
+from visrl.world.chat import BOX_FORMAT, LAYOUT
 from visrl.world.dice import Dice
 from visrl.world.documents import DOMAINS, Document
-from visrl.world.bitmaps import ink
-from visrl.world.drawing import ink_on, sign_box
-from visrl.world.model import BOX_FORMAT, IMAGE_SIZE, NOT_HERE, PATCH, PICTURE_TOKENS, READ_HERE, YES_HERE
+from visrl.world.drawing import sign_box
+from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.samples import drawn, sample_of
-from visrl.world.scenes import COLOURS, Scene, Thing, a_hand, a_sign
+from visrl.world.scenes import Scene, Thing
 
-IGNORE = -100
-GRID = IMAGE_SIZE // PATCH
-View = NDArray[np.uint8]  # [64, 64, 3]
 PRETEXT = ("bind", "name", "spell", "describe", "read", "look", "whole")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """ids, labels: [T], labels IGNORE where nothing is learned. views: the pictures in order, [64, 64, 3] each."""
-
-    ids: list[int]
-    labels: list[int]
-    views: list[View]
-
-
-def view(image: Image.Image) -> View:
-    """A picture as the model sees it, [64, 64, 3]: what the processor makes of it, before normalisation."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (127, 127, 127))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
-
-
-def patches_in(box: Box, size: Size) -> NDArray[np.bool_]:
-    """Which patches' centres lie in ``box`` (pixels of a picture of ``size``), [PICTURE_TOKENS], row by row."""
-    x1, y1, x2, y2 = box.to(SQUARE, size).xyxy
-    centre = (np.arange(GRID) + 0.5) / GRID
-    inside = ((centre >= y1) & (centre <= y2))[:, None] & ((centre >= x1) & (centre <= x2))[None, :]
-    return np.asarray(inside.flatten())
-
-
-def alphabet_page(dice: Dice) -> tuple[Image.Image, list[tuple[str, Box]]]:
-    """A 64-pixel page of two by two or three by three tiles, and each sign with its box in pixels of the page."""
-    side = dice.between(2, 3)
-    tile = IMAGE_SIZE // side
-    page = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (127, 127, 127))
-    where = []
-    for row in range(side):
-        for column in range(side):
-            r, g, b = (min(max(v + dice.between(-30, 30), 0), 255) for v in dice.one([*COLOURS.values(), (250, 250, 250)]))
-            sign = a_sign(dice)
-            small = ink(sign, a_hand(sign, dice.between(0, 10_000), unseen=False), 3)
-            high = dice.between(8, tile - 4)
-            wide = max(4, round(small.shape[1] * high / small.shape[0]))
-            mask = Image.fromarray((small.astype(np.uint16) * 255 // 16).astype(np.uint8)).resize((wide, high), 2)
-            x, y = column * tile, row * tile
-            page.paste((r, g, b), (x, y, x + tile, y + tile))
-            x, y = x + dice.between(1, max(1, tile - wide - 1)), y + dice.between(1, tile - high - 1)
-            page.paste(ink_on((r, g, b)), (x, y), mask)
-            where.append((sign, Box(float(x), float(y), float(x + wide), float(y + high))))
-    return page, where
 
 
 class Teacher:
@@ -253,7 +203,7 @@ class Teacher:
 
     def _encode(self, turns: tuple[Turn, ...], answer: str, images: list[Image.Image]) -> Example:
         """Prompt, answer and end token. ``answer`` "": the prompt alone, to be given targets on its picture tokens."""
-        text = self.processor.apply_chat_template(_messages(turns))
+        text = render(LAYOUT, turns).text
         prompt = self.tokenizer(text.replace("<image>", "<image>" * PICTURE_TOKENS), add_special_tokens=False).input_ids
         reply = self.tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids if answer else []
         return Example(prompt + reply, [IGNORE] * len(prompt) + reply, [view(image) for image in images])
@@ -278,18 +228,3 @@ def _box(row: Document) -> Box:
 def _shifted(thing: Thing, kind: str, region: tuple[int, int, int, int]) -> Box:
     x1, y1, x2, y2 = sign_box(thing, kind)
     return Box(x1 - region[0], y1 - region[1], x2 - region[0], y2 - region[1])
-
-
-def _messages(turns: tuple[Turn, ...]) -> list[dict[str, object]]:
-    def part(p: str | Picture) -> dict[str, str]:
-        return {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
-
-    return [{"role": turn.role, "content": [part(p) for p in turn.parts]} for turn in turns]
-
-
-def jittered(box: Box, size: Size, dice: Dice, share: float = 0.08) -> Box:
-    """The box with each edge moved by a few per cent of its side: crops of a model's own boxes are never exact."""
-    width, height = box.x2 - box.x1, box.y2 - box.y1
-    dx1, dy1, dx2, dy2 = (share * dice.normal() for _ in range(4))
-    moved = Box(box.x1 + dx1 * width, box.y1 + dy1 * height, box.x2 + dx2 * width, box.y2 + dy2 * height).clipped(size)
-    return box if moved.is_empty else moved

@@ -6,6 +6,7 @@ accuracies are split by how many things there are to confuse.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,46 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.boxes import Box, iou
-from visrl.train.lessons import Example, Teacher, patches_in
+from visrl.train.lessons import Teacher
+from visrl.train.views import Example, patches_in
 from visrl.types import Unparsed
 from visrl.world import documents, splits
+from visrl.world.chat import BOX_FORMAT
 from visrl.world.dice import Dice
-from visrl.world.model import BOX_FORMAT, PICTURE_TOKENS
+from visrl.world.model import PICTURE_TOKENS
 
-EVERY, N, BATCH = 200, 192, 48
+N, BATCH = 192, 48
 
 
-def watch(step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Any]:
-    """Every ``EVERY`` steps: pointing, reading and box accuracy on ``N`` val questions each; {} in between."""
-    if step % EVERY:
-        return {}
+def watch(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, float]:
+    """Pointing, reading and box accuracy on ``N`` val questions each."""
     model.eval()
     teacher = Teacher(processor, "val")
     with torch.no_grad():
         row = {**_pointing(model, teacher), **_reading(model, teacher), **_boxes(model, teacher)}
     model.train()
     return {name: round(value, 4) for name, value in row.items()}
+
+
+def plot(log: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss per lesson and accuracies on val over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4))
+    names = sorted({name for row in log for name in row} - {"step", "seconds"})
+    for name in names:
+        steps, values = zip(*((row["step"], row[name]) for row in log if name in row), strict=True)
+        panels[0 if name.startswith("loss/") else 1].plot(steps, values, label=name.removeprefix("loss/"), marker=".")
+    for panel, what in zip(panels, ("training loss per lesson", f"accuracy on {N} val questions"), strict=True):
+        panel.set(title=f"{title}: {what}", xlabel="step")
+        if panel.lines:
+            panel.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+    pyplot.close(figure)
 
 
 def _prompts(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,114 @@
+"""Training rows -> conversations: the same turns, crops and box text as evaluation uses, from the same functions.
+
+Every step of a chain is a conversation that ends where the model has to speak (the prompt), and the text it has to say.
+``viscot_train`` holds box and answer in one conversation; the other looking protocols ask for the answer in a new one, so that a chain
+becomes two (visrl-method.md a3). Nothing but box and answer tokens is ever trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from visrl.boxes import Box, Size
+from visrl.errors import PictureError, UsageError
+from visrl.focus import CROPS, CropName
+from visrl.parsing import BoxFormat
+from visrl.prompts import PROTOCOLS, ProtocolName, answer_turns, box_turns
+from visrl.train.files import Chain
+from visrl.types import CoTSample, Picture, Turn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A sample's question with its picture decoded once."""
+
+    sample: CoTSample
+    protocol: ProtocolName
+    picture: Picture
+    size: Size
+
+
+def opened(sample: CoTSample, protocol: ProtocolName) -> Opened:
+    """Decode the picture. Raises UsageError naming the sample where it cannot be, or is not of the annotated size."""
+    if sample.picture is None:
+        raise UsageError(f"sample {sample.id} has no picture", "training needs pictures")
+    try:
+        image: Image = sample.picture.open()
+    except PictureError as error:
+        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or mend the picture") from error
+    if sample.size is not None and tuple(sample.size) != image.size:
+        found = f"{sample.picture.ref} is {image.size}, the row says {tuple(sample.size)}"
+        raise UsageError(f"sample {sample.id}: {found}", "boxes in pixels need the picture they were drawn on")
+    return Opened(sample, protocol, Picture(sample.picture.ref, lambda: image), image.size)
+
+
+def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) -> str:
+    """What a chain says when asked where to look: its own words, else the family's writing of its box."""
+    if chain.box_text is not None:
+        return chain.box_text
+    return box_format.write(_box(chain, sample_id), size)
+
+
+def _box(chain: Chain, sample_id: str) -> Box:
+    if chain.box is None:
+        raise UsageError(f"sample {sample_id} has no box", "only the protocol `direct` does without")
+    return Box(*chain.box)
+
+
+def crop_of(item: Opened, chain: Chain, crop: CropName) -> Picture:
+    """The second picture: where ``chain`` looked."""
+    region = CROPS[crop](_box(chain, item.sample.id), item.size)
+    load: Callable[[], Image] = item.picture.open
+    return Picture(f"{item.picture.ref}#xyxy={','.join(map(str, region))}", lambda: load().crop(region))
+
+
+def box_prompt(item: Opened) -> tuple[Turn, ...]:
+    """The conversation that asks where to look."""
+    return box_turns(PROTOCOLS[item.protocol], item.sample, item.picture)
+
+
+def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
+    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain, visrl-method.md 0.5)."""
+    protocol = PROTOCOLS[item.protocol]
+    if not protocol.looks:
+        return answer_turns(protocol, item.sample, item.picture, None, "")
+    text = box_text(box_format, chain, item.size, item.sample.id)
+    return answer_turns(protocol, item.sample, item.picture, crop_of(item, chain, crop), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A whole conversation to learn from; ``every_reply`` False: only its last reply is trained, the others are context."""
+
+    turns: tuple[Turn, ...]
+    every_reply: bool
+
+
+def count(sample: CoTSample, protocol: ProtocolName, *, joined: bool) -> int:
+    """How many conversations a chain becomes (see :func:`conversations`)."""
+    if sample.kind == "rec" or not PROTOCOLS[protocol].looks:
+        return 1
+    return 1 if protocol == "viscot_train" and joined else 2
+
+
+def conversations(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat, *, joined: bool) -> list[Conversation]:
+    """A chain as conversations with replies.
+
+    joined: the family can learn both replies of ``viscot_train`` from one sequence. It cannot where the first reply would see what
+    comes later: PaliGemma's prefix looks both ways, Mllama's pictures all stand first, the crop among them.
+    """
+    protocol = PROTOCOLS[item.protocol]
+    said = Turn("assistant", (chain.answer,))
+    if protocol.looks or item.sample.kind == "rec":
+        box = (*box_prompt(item), Turn("assistant", (box_text(box_format, chain, item.size, item.sample.id),)))
+        if item.sample.kind == "rec":
+            return [Conversation(box, True)]
+    answer = (*answer_prompt(item, chain, crop, box_format), said)
+    if not protocol.looks or (item.protocol == "viscot_train" and joined):
+        return [Conversation(answer, True)]
+    return [Conversation(box, True), Conversation(answer, False)]

@@ -1,0 +1,156 @@
+"""Models for training: loaded, wrapped in LoRA or frozen where they should be, and guarded against training nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visrl.errors import UsageError
+from visrl.policies.families import family_class
+from visrl.policies.families.base import Family
+from visrl.train.collate import Speaker
+from visrl.train.recipe import LoraSection, ModelSection
+from visrl.train.vision import FeatureStore, freeze_vision, vision_is_frozen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A model that is being trained. model: what is trained, in PEFT's wrapping if there is LoRA; base: the bare transformers model."""
+
+    model: Any
+    processor: Any
+    family: Family
+    speaker: Speaker
+
+    @property
+    def base(self) -> Any:
+        return bare(self.model)
+
+    def feature_store(self, gigabytes: float) -> FeatureStore | None:
+        """Where vision features are kept; None where the vision tower is trained."""
+        return FeatureStore(int(gigabytes * 2**30)) if vision_is_frozen(self.base) else None
+
+    def save(self, folder: Path) -> None:
+        """Weights (safetensors; the adapter alone under LoRA) and processor, for ``--model hf:`` and for the next phase."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def bare(model: Any) -> Any:
+    """The transformers model inside PEFT's wrapping, if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
+    """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains nothing."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    try:
+        family_class(_config_of(section.path))  # registers classes of ours (Yi-VL, the small world) before the config is read
+        config = AutoConfig.from_pretrained(section.path, **where)
+        processor = AutoProcessor.from_pretrained(section.path, **where)
+        model = AutoModelForImageTextToText.from_pretrained(
+            section.path, config=config, dtype=getattr(torch, section.dtype), attn_implementation=section.attn, use_safetensors=True, **where
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights") from error
+    return trainee(model, processor, section, lora)
+
+
+def _config_of(path: str) -> Any:
+    """The raw config as an object with attributes, without needing its class."""
+    from types import SimpleNamespace
+
+    from transformers import PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(path)
+    return SimpleNamespace(**{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}})
+
+
+def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:
+    """A loaded model with what is to be trained of it switched on."""
+    family = family_class(model.config)(model.config, processor)
+    speaker = Speaker(family, family.box_format(section.box_format or "native"))
+    if section.adapter is not None:
+        model = continue_adapter(model, section.adapter)
+    elif lora is not None:
+        model = add_lora(model, lora)
+    elif section.freeze_vision:
+        freeze_vision(model)
+    if hasattr(family, "prepare_tokenizer"):
+        family.prepare_tokenizer()
+    require_something_to_train(model)
+    return Trainee(model, processor, family, speaker)
+
+
+def lora_target(model: nn.Module) -> str:
+    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower too (training.md, trap 4)."""
+    import torch
+
+    decoder = model.get_decoder()  # type: ignore[operator]  # a method of PreTrainedModel
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"
+
+
+def add_lora(model: Any, section: LoraSection) -> Any:
+    """``model`` with fresh adapters (the official r 8, alpha 16; B starts at 0, so the policy starts where the model is)."""
+    from peft import LoraConfig, get_peft_model
+
+    target = section.target or lora_target(model)
+    config = LoraConfig(r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=target, bias="none")
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"lora.target: {error}", "a regex that matches whole module names") from error
+
+
+def continue_adapter(model: Any, folder: str) -> Any:
+    """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say so (trap 3)."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def require_something_to_train(model: nn.Module) -> None:
+    """Raises UsageError where nothing requires a gradient."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("nothing in this model is trainable", "lora, or an adapter loaded for training, or freeze_vision: false")
+
+
+def sliding_window(model: Any) -> int | None:
+    """The attention window of the language model, if it has one in use."""
+    config = model.config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def why_not_shared(model: Any) -> str | None:
+    """Why win and lose cannot stand in one row of this model, or None where they can."""
+    chosen = model.config._attn_implementation
+    return None if chosen in ("sdpa", "eager") else f"attn {chosen} takes no block mask"
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Give the model its forward back afterwards: TRL patches it in place, and a copy would stay bound to the original (trap 2)."""
+    base = bare(model)
+    before = base.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        if before is None:
+            base.__dict__.pop("forward", None)
+        else:
+            base.forward = before

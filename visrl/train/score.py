@@ -1,0 +1,107 @@
+"""One forward of a batch of preference pairs -> log-probabilities of the completions' tokens, in TRL's order.
+
+TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1]. :class:`PairScorer` is such a
+model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so that every loss and metric of TRL works on it
+unchanged; the real forward runs in the layout the batch was collated in (layout.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from visrl.train.layout import Layout, additive, block_mask, branch_positions, join
+from visrl.train.vision import FeatureStore, picture_kwargs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from visrl.policies.families.base import Family
+
+
+@dataclass(slots=True)
+class TokenScores:
+    """Per-token values [2B, C] of the completions, 0 where there is none; the fields TRL reads from its fused head."""
+
+    log_probs: Tensor
+    entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def trl_order(values: Tensor) -> Tensor:
+    """[R, n, ...] -> [n R, ...]: win rows first, then lose rows, in both layouts (plain rows are already so ordered)."""
+    return values.transpose(0, 1).reshape(-1, *values.shape[2:])
+
+
+def compact(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """TRL's inputs for a collated batch: ``input_ids``, ``attention_mask``, ``completion_mask`` [2B, 1 + C]."""
+    ids, mask = trl_order(batch["completions"]), trl_order(batch["completion_mask"])
+    first = torch.zeros_like(ids[:, :1])
+    seen = trl_order(batch["prompt_mask"].sum(1).view(-1, 1, 1).expand(-1, batch["completions"].shape[1], 1))
+    attention = torch.cat([seen, mask], dim=1)  # its sum is what TRL counts as tokens seen
+    return {"input_ids": torch.cat([first, ids], 1), "attention_mask": attention, "completion_mask": torch.cat([first, mask], 1)}
+
+
+class PairScorer:
+    """A model, a collated batch and its family: call it as TRL calls a model with a fused head.
+
+    model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
+    Batch (R rows of n branches, see layout.py and collate.stack): ``prompt_ids``, ``prompt_mask`` [R, P], ``positions`` [R, P] or
+    [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...], ``chats`` the R prompts.
+    detail: also compute what only metrics need.
+    """
+
+    def __init__(self, model: Any, base: Any, family: Family, batch: dict[str, Any], store: FeatureStore | None = None) -> None:
+        self.model, self.base, self.family, self.batch, self.store = model, base, family, batch, store
+        prompt, (_, branches, width) = batch["prompt_ids"].shape[1], batch["completions"].shape
+        self.layout = Layout(prompt, width, branches)
+        self.detail = True
+
+    def __call__(self, **_: Any) -> TokenScores:
+        """The scores of the batch; TRL's compact inputs are the same batch and are not read again."""
+        logits = self.model(**self.inputs()).logits.float()  # [R, kept, V]
+        batch, columns = self.batch, self.layout.columns().to(logits.device)
+        rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
+        picked = logits[rows, columns[None], batch["completions"]]  # [R, n, C]
+        total = logits.logsumexp(-1)
+        mask = trl_order(batch["completion_mask"]).bool()
+        log_probs = trl_order(picked - total[:, columns]).masked_fill(~mask, 0.0)
+        return self._detailed(log_probs, logits.detach(), total.detach(), columns) if self.detail else TokenScores(log_probs)
+
+    def _detailed(self, log_probs: Tensor, logits: Tensor, total: Tensor, columns: Tensor) -> TokenScores:
+        shares = (logits - total[..., None]).exp()
+        per_column = {
+            "entropy": total - (shares * logits).sum(-1),
+            "mean_logits": logits.mean(-1),
+            "log_sum_sq_probs": shares.square().sum(-1).log(),
+        }
+        top1 = logits.argmax(-1)[:, columns] == self.batch["completions"]
+        spread = {name: trl_order(value[:, columns]) for name, value in per_column.items()}
+        return TokenScores(log_probs, is_top1=trl_order(top1), **spread)
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model is called with: ids [R, T], mask, positions, pictures, and how many last columns to project."""
+        batch, layout = self.batch, self.layout
+        prompt_positions = batch["positions"].movedim(-2, 0) if batch["positions"].dim() == 3 else batch["positions"]
+        return {
+            "input_ids": join(batch["prompt_ids"], batch["completions"]),
+            "attention_mask": self._mask(),
+            "position_ids": branch_positions(prompt_positions, layout),
+            "use_cache": False,
+            "logits_to_keep": layout.kept,
+            **({k: v for k, v in batch["tokens"].items() if k != "token_type_ids" or layout.branches == 1}),
+            **picture_kwargs(self.family, self.base, batch["chats"], self.store),
+        }
+
+    def _mask(self) -> Tensor:
+        batch = self.batch
+        if self.layout.branches == 1:
+            return join(batch["prompt_mask"][:, :, None], batch["completion_mask"][..., None]).squeeze(-1)
+        kinds = batch["tokens"].get("token_type_ids")  # PaliGemma: tokens of type 0 see each other both ways
+        both_ways = None if kinds is None else kinds[:, : self.layout.prompt] == 0
+        return additive(block_mask(batch["prompt_mask"], self.layout, both_ways=both_ways), self.base.dtype)

@@ -27,6 +27,12 @@ class PictureError(Exception):
     """A picture that cannot be opened or decoded: its sample is recorded as failed with this reason; the run goes on."""
 
 
+def printable(text: str, limit: int = 300) -> str:
+    """Text of unknown origin for a terminal or a log: one line, no control or bidi characters, cut at ``limit``."""
+    line = "".join(c if c.isprintable() else " " for c in text[: limit + 1])
+    return line if len(text) <= limit else line[:limit] + "…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the closest of ``known``, or how to list them all."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

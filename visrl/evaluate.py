@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
-from visrl.errors import UsageError, nearest
+from visrl.errors import UsageError, nearest, printable
 from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
@@ -161,7 +161,8 @@ def run_samples(
             fresh += len(episodes)
             if failed == fresh >= HOPELESS and fresh < len(samples):
                 raise UsageError(
-                    f"the first {failed} samples all failed: {episodes[-1].error}", "finished samples are kept"
+                    f"the first {failed} samples all failed: {printable(episodes[-1].error or '')}",
+                    "finished samples are kept",
                 )
     run.sync()
     return failed

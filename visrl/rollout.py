@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from visrl.boxes import Box, Size
-from visrl.errors import PictureError
+from visrl.errors import PictureError, printable
 from visrl.focus import CROPS, CropName, Focus, Region, control_box, whole
 from visrl.parsing import BoxFormat
 from visrl.policies import Output, Policy, Request, Sampling
@@ -196,7 +196,9 @@ def _generate(
         outputs = policy.generate(requests, sampling)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; the sample fails with it, the run goes on
         if len(requests) == 1:
-            log.warning("sample %s failed: %s: %s", requests[0].key, type(error).__name__, error)
+            log.warning(
+                "sample %s failed: %s", printable(requests[0].key), printable(f"{type(error).__name__}: {error}")
+            )
             return [Output(error=f"{type(error).__name__}: {error}")]
         return [_generate(policy, [i], [p], step, sampling)[0] for i, p in zip(items, prompts, strict=True)]
     if len(outputs) != len(requests):
@@ -205,5 +207,5 @@ def _generate(
 
 
 def _step(turns: tuple[Turn, ...], output: Output) -> Step:
-    prompt = "\n".join(f"{turn.role}: {turn.text()}" for turn in turns)
+    prompt = output.prompt or "\n".join(f"{turn.role}: {turn.text()}" for turn in turns)
     return Step(prompt, output.texts[0], output.prompt_tokens, output.output_tokens)

@@ -50,12 +50,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on)."""
+    """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on).
+
+    prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
+    """
 
     texts: tuple[str, ...] = ()
     error: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    prompt: str = ""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from visrl.errors import UsageError
 from visrl.types import CoTSample
 
 Key = tuple[str, ...]
+NOT_RECORDED = "(the recording has no prompt)"
 Row = dict[str, Any]
 
 # What evaluation code appends to a question before the model sees it; two questions that differ only here are one document.
@@ -34,7 +35,10 @@ _REC_PROMPT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One recorded output. ``where`` is file:line for messages; ``true_box`` (pixels) tells twins of a picture apart."""
+    """One recorded output. ``where`` is file:line for messages; ``true_box`` (pixels) tells twins of a picture apart.
+
+    prompt, box_prompt: what the recording says was asked.
+    """
 
     where: str
     keys: tuple[Key, ...]
@@ -43,6 +47,8 @@ class Prediction:
     task: str | None = None
     true_box: tuple[float, float, float, float] | None = None
     error: str | None = None
+    prompt: str = NOT_RECORDED
+    box_prompt: str = NOT_RECORDED
 
     def fits(self, sample: CoTSample) -> bool:
         """Whether the true box on file, if any, is the document's, to half a pixel."""
@@ -199,8 +205,9 @@ def _text(row: Row, name: str) -> str:
 
 def _vlm_r1(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
     x1, y1, x2, y2 = (float(value) for value in row["ground_truth"])
-    key = ("picture+question", picture_key(_text(row, "image")), question_key(_text(row, "question")))
-    return Prediction(where, (key,), _text(row, "model_output"), true_box=Box(x1, y1, x2, y2).xyxy)
+    question = _text(row, "question")
+    key = ("picture+question", picture_key(_text(row, "image")), question_key(question))
+    return Prediction(where, (key,), _text(row, "model_output"), true_box=Box(x1, y1, x2, y2).xyxy, prompt=question)
 
 
 def _generic(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
@@ -210,18 +217,20 @@ def _generic(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
 
 def _llava(row: Row, where: str, questions: dict[str, tuple[str, str]]) -> Prediction:
     """LLaVA's answer file; also its MME jsonl, whose question_id is ``subtask/picture`` and names no single question."""
-    number, text = str(row["question_id"]), _text(row, "text")
+    number, text, prompt = str(row["question_id"]), _text(row, "text"), str(row.get("prompt", NOT_RECORDED))
     if questions:
         if number not in questions:
             raise ValueError(f"question_id {number} is not in the question file")
         picture, question = questions[number]
-        return Prediction(where, (("picture+question", picture_key(picture), question_key(question)),), text)
+        found: Key = ("picture+question", picture_key(picture), question_key(question))
+        return Prediction(where, (found,), text, prompt=prompt)
     question = question_key(str(row.get("prompt", "")))
     if "/" in number:
         subtask, _, picture = number.partition("/")
-        return Prediction(where, (("group+picture+question", subtask.lower(), picture_key(picture), question),), text)
+        found = ("group+picture+question", subtask.lower(), picture_key(picture), question)
+        return Prediction(where, (found,), text, prompt=prompt)
     keys: tuple[Key, ...] = (("question_id+question", number, question), ("index", number))
-    return Prediction(where, keys if question else keys[1:], text)
+    return Prediction(where, keys if question else keys[1:], text, prompt=prompt)
 
 
 def _episode(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
@@ -233,6 +242,8 @@ def _episode(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
         box.get("output"),
         _text(row, "task"),
         error=row.get("error"),
+        prompt=answer.get("prompt", ""),
+        box_prompt=box.get("prompt", ""),
     )
 
 
@@ -283,7 +294,7 @@ def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
                     "tabs separate the fields",
                 )
             key = ("group+picture+question", subtask, picture_key(fields[0]), question_key(fields[1]))
-            yield Prediction(f"{file}:{number}", (key,), fields[3])
+            yield Prediction(f"{file}:{number}", (key,), fields[3], prompt=fields[1])
 
 
 def _mmbench_rows(file: Path, rows: Iterator[Row]) -> Iterator[Prediction]:

@@ -126,15 +126,16 @@ class ReplayPolicy:
         row, sample = self._bound[request.key]
         if row.error is not None:
             return Output(error=row.error)
-        text = row.text
+        text, prompt = row.text, row.prompt
         if request.step == "box" and (row.box_text is not None or sample.kind == "qa"):
-            text = row.box_text  # for a REC row without box_text, its text is the box
+            text, prompt = row.box_text, row.box_prompt  # a REC row without box_text has the box in its text
         if text is None:
             return Output(error=f"{row.where}: no {request.step} text recorded")
-        return Output(texts=(text,))
+        return Output(texts=(text,), prompt=prompt)
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": "replay", "layout": self.file.kind, "sha256": self.file.sha256, "rows": len(self.file.rows)}
+        facts = {"kind": "replay", "layout": self.file.kind, "sha256": self.file.sha256, "rows": len(self.file.rows)}
+        return facts if self.file.protocol else {**facts, "prompts": "the recording's own, not visrl's"}
 
 
 def _stem(path: Path) -> str:

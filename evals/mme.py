@@ -114,10 +114,10 @@ def _total(
     subtasks: Mapping[str, Estimand],
     small_world: bool,
 ) -> Estimand | None:
-    """The sum over a total's subtasks; None where there is nothing at all to add."""
+    """The sum over a total's subtasks; None for a total the small world has no subtask of."""
     wanted = [member for member in members if member in sizes]
     present = [subtasks[f"mme/{member}"] for member in wanted if f"mme/{member}" in subtasks]
-    if not present:
+    if not wanted:
         return None
     scored = [what for what in present if len(what.parts[0].values)]
     unscored: Counter[str] = Counter()

@@ -1,0 +1,91 @@
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from visrl.errors import UsageError
+from visrl.evals import benchmarks
+from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, resolve
+
+PUBLISHED = [spec for spec in TASKS.values() if not spec.small_world]
+
+
+def test_sizes_add_up_to_the_published_totals():
+    def total(name):
+        return sum(spec.n for spec in resolve([name]))
+
+    assert total("rec") == 57_457
+    assert total("viscot") == 8_281
+    assert total("viscot,viscot_visual7w,viscot_emotic") == 9_937
+    assert total("pope") == 9_000
+    assert total("mme") == 2_374
+    assert len(GROUPS["rec"]) == 8
+    assert len(GROUPS["viscot"]) == 11
+
+
+def test_every_paper_column_is_a_published_one():
+    from visrl.evals import paper
+
+    for spec in PUBLISHED:
+        if spec.paper:
+            table, column = spec.paper
+            (found,) = [c for c in paper.load(table).columns if c.name == column]
+            assert (found.task, found.metric, found.unit) == (spec.name, spec.primary, spec.unit)
+
+
+def test_groups_expand_in_order_and_each_task_once():
+    assert [s.name for s in resolve(["refcoco_testA", "refcoco, refcocog_val"])] == [
+        "refcoco_testA",
+        "refcoco_val",
+        "refcoco_testB",
+        "refcocog_val",
+    ]
+    assert [s.name for s in resolve("pope_gqa")] == [f"pope_gqa_{s}" for s in ("random", "popular", "adversarial")]
+
+
+def test_the_poster_s_column_name_is_understood():
+    assert resolve(["viscot_textcaps"])[0].name == "viscot_textcap"
+
+
+def test_unknown_names_come_with_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        resolve(["refcoco_vall"])
+    assert "refcoco_vall" in caught.value.message
+    assert "refcoco_val" in caught.value.hint
+    with pytest.raises(UsageError, match="no task"):
+        resolve([" , "])
+
+
+def test_a_name_is_taken_once(monkeypatch):
+    monkeypatch.setattr(benchmarks, "TASKS", dict(TASKS))
+    monkeypatch.setattr(benchmarks, "GROUPS", dict(GROUPS))
+    benchmarks.register(TaskSpec("new_a", "rec", 1), TaskSpec("new_b", "rec", 2), group="new")
+    assert [spec.n for spec in benchmarks.resolve(["new"])] == [1, 2]
+    for taken in ("mme", "pope"):
+        with pytest.raises(ValueError, match="taken"):
+            benchmarks.register(TaskSpec(taken, "rec", 1))
+
+
+def test_listing_tasks_imports_nothing_heavy():
+    code = "import visrl.evals.benchmarks, sys; print({'numpy', 'scipy', 'pydantic', 'torch', 'yaml'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def source(spec):
+    """The published file of a task."""
+    first, *rest = spec.name.split("_")
+    if spec.benchmark == "rec":
+        return f"rec/REC_{first}_{'umd' if first == 'refcocog' else 'unc'}_{rest[0]}.jsonl.gz"
+    if spec.benchmark == "viscot":
+        return f"viscot_benchmark/det_{rest[0]}.jsonl.gz"
+    return f"pope/{rest[0]}_pope_{'_'.join(rest[1:]).replace('original', 'original2910')}.json.gz"
+
+
+@pytest.mark.parametrize("spec", [s for s in PUBLISHED if s.benchmark in ("rec", "viscot", "pope")], ids=lambda s: s.name)
+def test_sizes_and_pictures_are_those_of_the_files(shared, spec):
+    with gzip.open(shared / source(spec), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    assert len(rows) == spec.n
+    assert len({row.get("img_path", row.get("image")) for row in rows}) == spec.n_pictures

@@ -1,0 +1,111 @@
+import gzip
+import json
+
+import pytest
+from made import failed, numbers, said, sample, score
+
+from visrl.evals.benchmarks import GROUPS
+from visrl.evals.pope import says
+from visrl.evals.scoring import score_group
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("No", "no"),
+        ("No, there is no dog.", "no"),
+        ("Yes, there is", "yes"),
+        ("There is not a dog in it. Yes.", "no"),
+        ("Yes. No.", "yes"),  # only the first sentence counts
+        ("Nothing", "yes"),  # whole words
+        ("NO", "yes"),  # the official rule knows No, not, no
+        ("", "yes"),
+        ("1.no", "yes"),
+    ],
+)
+def test_the_official_rule(text, answer):
+    assert says(text) == answer
+
+
+def pairs(*rows, cluster=None):
+    """(truth, answer) rows."""
+    return [
+        (sample(str(i), answer=truth, cluster=cluster or str(i)), said(str(i), answer))
+        for i, (truth, answer) in enumerate(rows)
+    ]
+
+
+def test_every_number_by_hand():
+    # TP 2, FN 1, FP 1, TN 2
+    rows = [("yes", "Yes"), ("yes", "Yes"), ("yes", "No"), ("no", "Yes"), ("no", "No"), ("no", "No")]
+    found = {name: m.value for name, m in numbers(score("pope_coco_popular", pairs(*rows))).items()}
+    assert found == pytest.approx(
+        {"accuracy": 400 / 6, "precision": 200 / 3, "recall": 200 / 3, "f1": 100 * 4 / 6, "yes_ratio": 50.0}
+    )
+
+
+def test_always_no_has_no_precision_recall_zero_and_a_yes_ratio_of_zero():
+    found = numbers(score("pope_coco_popular", pairs(("yes", "No"), ("no", "No"))))
+    assert found["precision"].value is None
+    assert found["precision"].notes == ("undefined: 0 / 0",)
+    assert (found["recall"].value, found["f1"].value, found["yes_ratio"].value) == (0.0, 0.0, 0.0)
+    assert found["accuracy"].value == 50.0
+
+
+def test_answers_that_are_neither_enter_recall_as_yes_and_are_told():
+    found = numbers(score("pope_coco_popular", pairs(("yes", "maybe"), ("no", ""), ("yes", "No"))))
+    assert found["recall"].value == 50.0
+    assert found["accuracy"].notes == ("2 answers say neither yes nor no: the rule counts them as yes",)
+
+
+def test_failures_are_left_out_everywhere():
+    mixed = [*pairs(("yes", "Yes"), ("no", "Yes")), (sample("x", answer="yes"), failed("x", "server"))]
+    for measured in score("pope_coco_popular", mixed).metrics:
+        assert (measured.n, measured.n_unscored, measured.unscored_reasons) == (2, 1, {"server": 1})
+    assert score("pope_coco_popular", [mixed[-1]]).metrics[3].value is None
+
+
+def test_higher_is_better_but_not_for_the_yes_ratio():
+    found = numbers(score("pope_coco_popular", pairs(("yes", "Yes"))))
+    assert found["f1"].higher_is_better
+    assert not found["yes_ratio"].higher_is_better
+
+
+def test_the_group_is_the_mean_of_the_splits_f1_not_the_pooled_one():
+    # f1 of three splits: 1, 1 and 2*1/(2+1+1) = .5 -> mean .8333; pooled: TP 21, FP 1, FN 1 -> .9545
+    easy, hard = [("yes", "Yes")] * 10, [("yes", "Yes"), ("yes", "No"), ("no", "Yes")]
+    names = GROUPS["pope"]
+    tasks = {names[0]: easy, names[1]: easy, names[2]: hard}
+    scored = {name: score(name, pairs(*rows)) for name, rows in tasks.items()}
+    found = {m.metric: m for m in score_group("pope", scored)}
+    assert found["f1"].value == pytest.approx(100 * (1 + 1 + 0.5) / 3)
+    assert (found["f1"].n, found["f1"].n_expected) == (23, 9000)
+    assert found["accuracy"].n_clusters == 10  # pictures shared by the splits count once
+    assert score_group("pope", {names[0]: scored[names[0]]}) == []
+
+
+def test_llava_s_published_answers_give_its_published_numbers(shared):
+    def rows(path):
+        with gzip.open(shared / path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def key(picture, question):  # LLaVA's question file has 44 times "imange"
+        return picture, question.split("\n")[0].replace("imange", "image")
+
+    asked = {row["question_id"]: row for row in rows("predictions/pope/llava_pope_popular_questions.jsonl.gz")}
+    answers = {
+        key(asked[row["question_id"]]["image"], asked[row["question_id"]]["text"]): row["text"]
+        for row in rows("predictions/pope/answers_llava-v1.5-13b_popular.jsonl.gz")
+    }
+    made = [
+        (
+            sample(str(row["question_id"]), answer=row["label"], cluster=row["image"]),
+            said(str(row["question_id"]), answers[key(row["image"], row["text"])]),
+        )
+        for row in rows("pope/coco_pope_popular.json.gz")
+    ]
+    found = numbers(score("pope_coco_popular", made))
+    assert found["accuracy"].value == pytest.approx(87.4333, abs=5e-5)
+    assert found["f1"].value == pytest.approx(86.2459, abs=5e-5)
+    assert (found["f1"].n, found["f1"].n_clusters, found["f1"].n_missing) == (3000, 500, 0)
+    assert 0.3 < found["accuracy"].se < 1.0

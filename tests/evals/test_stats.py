@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+
+from visrl.evals import stats
+from visrl.evals.stats import Part
+
+
+def names(*counts):
+    """("a", "a", "b") for counts 2, 1."""
+    return [chr(97 + i) for i, count in enumerate(counts) for _ in range(count)]
+
+
+def test_with_a_picture_each_it_is_the_ordinary_standard_error():
+    values = [1.0, 2.0, 4.0, 5.0]  # mean 3, deviations -2 -1 1 2, s^2 = 10 / 3, se = s / sqrt(4)
+    found = stats.mean(values, names(1, 1, 1, 1))
+    assert found.value == 3.0
+    assert found.se == pytest.approx(math.sqrt(10 / 3) / 2)
+    assert found.ci == pytest.approx((3 - 3.182446 * found.se, 3 + 3.182446 * found.se), abs=1e-5)  # t(3) = 3.182446
+    assert (found.n, found.n_clusters) == (4, 4)
+
+
+def test_two_questions_about_one_picture_that_agree_count_once():
+    # clusters {1, 1} and {0, 0}: deviations sum to 1 and -1; CR1: sqrt(2 / 1 * (1 + 1)) / 4 = 0.5
+    assert stats.mean([1, 1, 0, 0], names(2, 2)).se == pytest.approx(0.5)
+    # and are as two independent values: sqrt(1/2) / sqrt(2) = 0.5
+    assert stats.mean([1, 0], names(1, 1)).se == pytest.approx(0.5)
+
+
+def test_duplicating_every_sample_within_its_picture_changes_nothing():
+    rng = np.random.default_rng(1)
+    values, pictures = rng.random(50), [str(i % 20) for i in range(50)]
+    once, twice = stats.mean(values, pictures), stats.mean(np.tile(values, 2), pictures * 2)
+    assert (twice.value, twice.se) == pytest.approx((once.value, once.se))
+
+
+def test_one_picture_has_no_standard_error_and_equal_values_have_zero():
+    assert stats.mean([1.0, 0.0], ["a", "a"]) == stats.Estimate(0.5, None, None, 2, 1)
+    assert stats.mean([1.0, 1.0], ["a", "b"]) == stats.Estimate(1.0, 0.0, (1.0, 1.0), 2, 2)
+
+
+def test_nothing_has_no_value():
+    assert stats.mean([], []) == stats.Estimate(None, None, None, 0, 0)
+    assert stats.mean_of_means([]).value is None
+    assert stats.bootstrap([Part(np.zeros((0, 2)), [])], lambda s: s[..., 0]).value is None
+
+
+def test_nan_is_refused_and_so_are_clusters_that_do_not_match():
+    with pytest.raises(ValueError, match="finite"):
+        stats.mean([1.0, float("nan")], ["a", "b"])
+    with pytest.raises(ValueError, match="2 values but 1 clusters"):
+        stats.mean([1.0, 2.0], ["a"])
+
+
+def test_mean_of_means_weighs_sets_alike_and_adds_their_variances():
+    small, large = Part(np.array([0.0, 1.0]), ["a", "b"]), Part(np.array([1.0, 1.0, 1.0, 0.0]), ["c", "d", "e", "f"])
+    found = stats.mean_of_means([small, large])
+    assert found.value == pytest.approx((0.5 + 0.75) / 2)  # not 4 / 6
+    # moves: ±.5/2/2 twice; .25/4/2 three times, -.75/4/2; six clusters, CR1 6/5
+    squares = 2 * 0.125**2 + 3 * 0.03125**2 + 0.09375**2
+    assert found.se == pytest.approx(math.sqrt(6 / 5 * squares))
+
+
+def test_sets_that_share_their_pictures_are_not_independent():
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    one = Part(values, list("abcde"))
+    apart = Part(values, list("fghij"))
+    same = stats.mean_of_means([one, one]).se
+    assert same == pytest.approx(stats.mean(values, list("abcde")).se)  # a second copy of the same set adds nothing
+    assert stats.mean_of_means([one, apart]).se < same
+
+
+def test_total_adds_means():
+    parts = [Part(np.array([100.0, 200.0]), ["a", "b"]), Part(np.array([0.0, 50.0]), ["c", "d"])]
+    assert stats.weighted_means(parts, [1.0, 1.0]).value == 175.0
+
+
+def test_an_empty_set_leaves_no_average():
+    assert stats.mean_of_means([Part(np.array([1.0]), ["a"]), Part(np.array([]), [])]).value is None
+
+
+def test_paired_difference_is_surer_than_two_apart():
+    rng = np.random.default_rng(0)
+    base = rng.random(200)
+    better = base + 0.05
+    pictures = [str(i) for i in range(200)]
+    found = stats.paired_difference(base, better, pictures)
+    assert found.value == pytest.approx(0.05)
+    assert found.se == pytest.approx(0.0, abs=1e-12)
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_formula_and_repeats_itself():
+    rng = np.random.default_rng(3)
+    pictures = [str(i // 3) for i in range(600)]
+    values = np.repeat(rng.random(200), 3) + 0.1 * rng.random(600)
+
+    def mean(sums):
+        return sums[..., 0] / sums[..., 1]
+
+    part = Part(np.stack([values, np.ones(600)], axis=1), pictures)
+    found, again = stats.bootstrap([part], mean), stats.bootstrap([part], mean)
+    exact = stats.mean(values, pictures)
+    assert found == again
+    assert found.value == pytest.approx(exact.value)
+    assert found.se == pytest.approx(exact.se, rel=0.06)  # 2,000 replicates: the se of an se is 1.6 %
+    assert found.ci == pytest.approx(exact.ci, abs=0.3 * exact.se)
+    assert stats.bootstrap([part], mean, seed=1).se != found.se
+
+
+def test_bootstrap_of_an_undefined_ratio_has_no_value():
+    part = Part(np.zeros((4, 2)), list("abcd"))
+
+    def ratio(sums):
+        return np.divide(sums[..., 0], sums[..., 1], out=np.full_like(sums[..., 0], np.nan), where=sums[..., 1] > 0)
+
+    assert stats.bootstrap([part], ratio).value is None
+
+
+def test_memory_of_a_bootstrap_is_bounded_and_chunks_do_not_change_it(monkeypatch):
+    part = Part(np.arange(40.0).reshape(20, 2), [str(i) for i in range(20)])
+
+    def first(sums):
+        return sums[..., 0] / (1 + sums[..., 1])
+
+    whole = stats.bootstrap([part], first)
+    monkeypatch.setattr(stats, "_CHUNK", 200)  # 10 replicates at a time
+    assert stats.bootstrap([part], first).value == whole.value
+    assert stats.bootstrap([part], first).se == pytest.approx(whole.se)
+
+
+def test_scaled():
+    assert stats.Estimate(0.5, 0.1, (0.3, 0.7), 4, 2).scaled(100) == stats.Estimate(50, 10, (30, 70), 4, 2)
+    assert stats.Estimate(None, None, None, 0, 0).scaled(100).value is None

@@ -71,7 +71,7 @@ class Family:
     max_pictures: in one conversation; None: no limit of the architecture.
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
-    default_protocol: what its published checkpoints were made with, as far as the paper says.
+    default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
     """
 
     name: ClassVar[str]
@@ -80,6 +80,7 @@ class Family:
     keeps_prefix: ClassVar[bool] = True
     why_not: ClassVar[str] = ""
     default_protocol: ClassVar[str] = "visrl_train"
+    default_crop: ClassVar[str] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
@@ -129,7 +130,13 @@ class Family:
             padding=False,
         )
         pixels = {k: v for k, v in batch.items() if k not in _TEXT_KEYS}
-        return Seen(_digest(rgb), self._picture_ids(batch["input_ids"][0].tolist()), pixels)
+        return Seen(self.digest(image), self._picture_ids(batch["input_ids"][0].tolist()), pixels)
+
+    @staticmethod
+    def digest(image: Image) -> str:
+        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from."""
+        head = f"{image.mode}:{image.size[0]}x{image.size[1]}:".encode()
+        return hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
 
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)
@@ -236,12 +243,6 @@ class Family:
 _TEXT_KEYS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "cross_attention_mask"}
 )
-
-
-def _digest(image: Image) -> str:
-    return hashlib.blake2b(
-        image.tobytes(), digest_size=12, salt=f"{image.size[0]}x{image.size[1]}".encode()
-    ).hexdigest()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

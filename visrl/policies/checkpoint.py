@@ -1,0 +1,139 @@
+"""A checkpoint on disk or on the hub -> model, processor and what a record must say of them. Safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers.utils import cached_file
+
+from visrl.errors import UsageError
+from visrl.policies.families import family_class, family_for
+from visrl.policies.families.base import Family
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+ATTENTIONS = ("", "sdpa", "eager")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint ready to use. ``about``: JSON values for records."""
+
+    model: Any
+    processor: Any
+    family: Family
+    about: dict[str, Any]
+
+
+def load_checkpoint(
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "",
+    device_map: str = "",
+    attn: str = "",
+    revision: str = "",
+    adapter: str = "",
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Load ``path`` (a folder or a hub id), with a PEFT ``adapter`` folder merged into it if one is named.
+
+    Raises UsageError for anything a user can mend: no such checkpoint, no safetensors, no adapter for its family.
+    """
+    _one_of("dtype", dtype, DTYPES)
+    _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
+    where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
+        family_class(_Raw(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
+        config = AutoConfig.from_pretrained(path, **where)
+        processor = AutoProcessor.from_pretrained(path, **where)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn or None,
+            use_safetensors=True,
+            **where,
+            **({"device_map": device_map} if device_map else {}),
+        )
+    except (OSError, ImportError) as error:
+        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
+    if model.config._attn_implementation not in ATTENTIONS:
+        raise UsageError(f"{path} wants attention {model.config._attn_implementation}", "pass attn=sdpa or attn=eager")
+    if adapter:
+        model = _with_adapter(model, adapter)
+    if not device_map:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval()
+    family = family_for(config, processor)
+    about = {
+        "family": family.name,
+        "path": path,
+        "revision": getattr(config, "_commit_hash", None) or revision or None,
+        "weights_sha256": weights_hash(_files(path, where)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn": model.config._attn_implementation,
+        "image_processor": type(processor.image_processor).__name__,
+        "trust_remote_code": trust_remote_code,
+        "adapter": {"path": adapter, "weights_sha256": weights_hash(Path(adapter))} if adapter else None,
+    }
+    return Loaded(model, processor, family, about)
+
+
+class _Raw:
+    """The two fields of a config.json that choose a family, before any class of it is known."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.model_type = raw.get("model_type")
+        self.visrl_family = raw.get("visrl_family")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"--model-args: {name}={value} is not one of {', '.join(allowed)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _hint(path: str, error: BaseException) -> str:
+    folder = Path(path)
+    if isinstance(error, ImportError):
+        return "install the package it names"
+    if folder.is_dir() and not list(folder.glob("*.safetensors")) and [*folder.glob("*.bin"), *folder.glob("*.pt")]:
+        return "its weights are pickles; load them once where you trust them and save_pretrained() writes safetensors"
+    return "give a folder with config.json, processor files and *.safetensors, or a hub id that this machine can reach"
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    """The model with a LoRA merged into its weights; merging rounds in the model's dtype."""
+    from peft import PeftModel
+
+    if not list(Path(adapter).glob("adapter_model.safetensors")):
+        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder that PEFT saved")
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _files(path: str, where: dict[str, Any]) -> Path:
+    """The folder the checkpoint's files lie in; for a hub id, the snapshot in the cache."""
+    if Path(path).is_dir():
+        return Path(path)
+    found = cached_file(path, "config.json", revision=where.get("revision"))
+    return Path(str(found)).parent
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of a folder's safetensors files, in the order of their names."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        total.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                total.update(block)
+    return total.hexdigest()

@@ -1,0 +1,256 @@
+"""Generating with caches: prefill once, branch into k samples, go on from an earlier turn. Plain tensors in, token ids out.
+
+A batch of B conversations is prefilled left-padded, [B, S]. Its k samples are not B*k rows with k copies of the cache: they
+are k *branches* of one row. A step feeds k tokens per row, [B, k], all at the same position, and a mask lets a branch see
+its row's prefix and its own tokens only. The prefix's keys and values are stored and read once, whatever k is.
+
+A later prompt that starts like an earlier one (same tokens, same pictures) takes over that part of the cache; what differs is
+masked out or cut off, and only the rest is computed.
+
+Departures from ``generate``: 1. the checkpoint's generation_config is not read, except for the tokens that end a text: its
+repetition penalties and temperatures would change scores unseen. 2. a sample depends on (seed, key, step, index) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from visrl.policies import Sampling
+from visrl.policies.families.base import Chat, Family, Features, padded
+
+Signature = tuple[int | str, ...]
+
+
+@dataclass(slots=True)
+class Prefix:
+    """What is known after reading B prompts.
+
+    cache: keys and values of S slots. visible [B, S]: which slots belong to a row. next_position [B]. logits [B, V]: behind the
+    last token. axes: rotary axes of a position, 1 or 3. signatures: what stands in each row's slots, without gaps from ``starts[i]`` on; empty where there are gaps.
+    """
+
+    cache: Any
+    visible: Tensor
+    next_position: Tensor
+    logits: Tensor
+    axes: int
+    signatures: list[Signature]
+    starts: list[int]
+
+
+@dataclass(slots=True)
+class Branch:
+    """One text in the making."""
+
+    rng: random.Random
+    ids: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+def prefill(model: Any, family: Family, chats: Sequence[Chat], seen: Mapping[str, Features]) -> Prefix:
+    """Read B prompts. ``seen``: features by picture digest."""
+    width = max(len(chat.ids) for chat in chats)
+    mask = padded([torch.ones(len(c.ids), dtype=torch.bool) for c in chats], width, 0, "left").to(model.device)
+    cache = DynamicCache()
+    positions = [family.positions(chat) for chat in chats]
+    logits = _read(model, family, chats, seen, positions, mask, cache)
+    return Prefix(
+        cache,
+        mask,
+        _next(positions, model.device),
+        logits,
+        3 if positions[0].dim() == 2 else 1,
+        [chat.signature for chat in chats],
+        [width - len(chat.ids) for chat in chats],
+    )
+
+
+def resume(
+    model: Any,
+    family: Family,
+    chats: Sequence[Chat],
+    seen: Mapping[str, Features],
+    earlier: Prefix,
+    rows: Sequence[int],
+    shared: Sequence[int],
+) -> Prefix:
+    """Read B prompts whose first ``shared[i]`` tokens are those of row ``rows[i]`` of an earlier prefix."""
+    kept = max(earlier.starts[r] + n for r, n in zip(rows, shared, strict=True))
+    cache = _select(earlier.cache, rows, kept)
+    slots = torch.arange(kept, device=model.device)
+    first = torch.tensor([earlier.starts[r] for r in rows], device=model.device)[:, None]
+    count = torch.tensor(list(shared), device=model.device)[:, None]
+    before = (slots >= first) & (slots < first + count)
+    tails = [_tail(chat, n) for chat, n in zip(chats, shared, strict=True)]
+    width = max(len(tail.ids) for tail in tails)
+    mask = padded([torch.ones(len(t.ids), dtype=torch.bool) for t in tails], width, 0, "left").to(model.device)
+    positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]
+    visible = torch.cat([before, mask], dim=1)
+    logits = _read(model, family, tails, seen, positions, visible, cache)
+    return Prefix(cache, visible, _next(positions, model.device), logits, earlier.axes, [], [])
+
+
+def _tail(chat: Chat, shared: int) -> Chat:
+    later = [(p, s - shared) for p, s in zip(chat.pictures, chat.starts, strict=True) if s >= shared]
+    return Chat(chat.ids[shared:], chat.trained[shared:], tuple(p for p, _ in later), tuple(s for _, s in later))
+
+
+def _select(cache: Any, rows: Sequence[int], kept: int) -> Any:
+    """A cache of those rows and the first ``kept`` slots; the original stays as it is."""
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    out.crop(min(0, kept - cache.get_seq_length()))
+    if list(rows) != list(range(out.layers[0].keys.shape[0])):
+        out.batch_select_indices(torch.tensor(list(rows), device=out.layers[0].keys.device))
+    return out
+
+
+def _read(
+    model: Any,
+    family: Family,
+    chats: Sequence[Chat],
+    seen: Mapping[str, Features],
+    positions: Sequence[Tensor],
+    visible: Tensor,
+    cache: Any,
+) -> Tensor:
+    """One forward pass over left-padded tokens behind whatever is in the cache; logits [B, V] of the last token."""
+    width = max(len(chat.ids) for chat in chats)
+    ids = padded([torch.tensor(chat.ids) for chat in chats], width, family.tokenizer.pad_token_id or 0, "left")
+    extra = {key: value.to(model.device) for key, value in family.token_kwargs(chats, width, "left").items()}
+    output = model(
+        input_ids=ids.to(model.device),
+        attention_mask=visible.long(),
+        position_ids=_axes_first(padded(positions, width, 0, "left")).to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **family.vision_kwargs([[seen[p.digest] for p in chat.pictures] for chat in chats]),
+        **extra,
+    )
+    return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def _axes_first(positions: Tensor) -> Tensor:
+    return positions.transpose(0, 1) if positions.dim() == 3 else positions  # [B, 3, T] -> [3, B, T]
+
+
+def _next(positions: Sequence[Tensor], device: Any) -> Tensor:
+    return torch.tensor([int(p.max()) + 1 for p in positions], device=device)
+
+
+def branch(
+    model: Any,
+    family: Family,
+    chats: Sequence[Chat],
+    prefix: Prefix,
+    sampling: Sampling,
+    keys: Sequence[str],
+    ended: Callable[[list[int]], bool],
+) -> list[list[Branch]]:
+    """``sampling.n`` texts per row, in step. ``keys``: what each row's randomness hangs on. ``ended``: is this text over?
+
+    Afterwards the prefix holds, for n = 1, the tokens that were generated too; for n > 1 the prompts alone.
+    """
+    rows = [[Branch(random.Random(f"{sampling.seed}:{key}:{i}")) for i in range(sampling.n)] for key in keys]
+    read = prefix.cache.get_seq_length()
+    mask = _branch_mask(prefix.visible, sampling.n, sampling.max_tokens, model.dtype)
+    logits = prefix.logits[:, None].expand(-1, sampling.n, -1)
+    for step in range(sampling.max_tokens):
+        _append(rows, pick(logits, sampling, rows), family, ended)
+        if step + 1 == sampling.max_tokens or all(b.done for row in rows for b in row):
+            break
+        logits = _step(model, family, chats, prefix, rows, mask[..., : read + sampling.n * (step + 1)], step)
+    _close(prefix, rows, read)
+    return rows
+
+
+def _append(
+    rows: list[list[Branch]], chosen: list[list[int]], family: Family, ended: Callable[[list[int]], bool]
+) -> None:
+    for row, tokens in zip(rows, chosen, strict=True):
+        for one, token in zip(row, tokens, strict=True):
+            if not one.done:
+                one.ids.append(token)
+                one.done = token in family.end_ids or ended(one.ids)
+
+
+def _step(
+    model: Any, family: Family, chats: Sequence[Chat], prefix: Prefix, rows: list[list[Branch]], mask: Tensor, step: int
+) -> Tensor:
+    """Feed every branch its latest token; logits [B, n, V]. Branches that are over get a padding token no other one sees."""
+    pad = family.tokenizer.pad_token_id or 0
+    tokens = [[pad if b.done else b.ids[-1] for b in row] for row in rows]
+    n = len(rows[0])
+    positions = (prefix.next_position + step)[:, None].expand(-1, n)
+    if prefix.axes > 1:
+        positions = positions.expand(prefix.axes, -1, -1)
+    output = model(
+        input_ids=torch.tensor(tokens, device=model.device),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=prefix.cache,
+        use_cache=True,
+        **{key: value.to(model.device) for key, value in family.step_kwargs(chats, n).items()},
+    )
+    return output.logits  # type: ignore[no-any-return]
+
+
+def _branch_mask(visible: Tensor, n: int, steps: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, n, S + n * steps], 0 where a branch may look and the lowest number where not."""
+    own = torch.eye(n, dtype=torch.bool, device=visible.device).repeat(1, steps)  # slot S + n * step + i is branch i's
+    allowed = torch.cat([visible[:, None, :].expand(-1, n, -1), own.expand(len(visible), -1, -1)], dim=2)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _close(prefix: Prefix, rows: list[list[Branch]], read: int) -> None:
+    fed = prefix.cache.get_seq_length() - read
+    if len(rows[0]) > 1:
+        prefix.cache.crop(-fed) if fed else None
+    elif prefix.signatures:
+        prefix.signatures = [(*known, *row[0].ids[:fed]) for known, row in zip(prefix.signatures, rows, strict=True)]
+
+
+def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[list[int]]:
+    """The next token of each branch from logits [B, n, V]: the best one, or one drawn by the branch's own randomness.
+
+    Temperature, then top-k, then top-p (the order of transformers' processors); then the token at which the cumulated
+    probability, in the order of the vocabulary, passes a number drawn from [0, 1).
+    """
+    if sampling.temperature <= 0:
+        return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+    scores = logits.double() / sampling.temperature
+    if 0 < sampling.top_k < scores.shape[-1]:
+        lowest = scores.topk(sampling.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < lowest, -torch.inf)
+    probabilities = scores.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, where = probabilities.sort(-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that passes top_p is kept
+        probabilities = probabilities.scatter(-1, where, ordered.masked_fill(beyond, 0.0))
+    total = probabilities.cumsum(-1)
+    drawn = torch.tensor([[b.rng.random() for b in row] for row in rows], dtype=torch.double, device=logits.device)
+    chosen = torch.searchsorted(total, (drawn.unsqueeze(-1) * total[..., -1:]), right=True).squeeze(-1)
+    return chosen.clamp_max(logits.shape[-1] - 1).tolist()  # type: ignore[no-any-return]
+
+
+def shared_length(chat: Chat, known: Signature) -> int:
+    """How many first tokens of a prompt stand in a cache: never all of it, and never a part of a picture."""
+    wanted = chat.signature
+    length = 0
+    for mine, theirs in zip(wanted[:-1], known, strict=False):
+        if mine != theirs:
+            break
+        length += 1
+    for seen, start in zip(chat.pictures, chat.starts, strict=True):
+        if start < length < start + len(seen.ids):
+            length = start
+    return length

@@ -1,0 +1,242 @@
+"""Any vision-language model of transformers as a policy: batched, and a picture is never computed twice.
+
+One call takes many requests. Each picture goes through the processor and the vision tower once per pair of calls (box turn,
+answer turn), whatever number of prompts show it. Prompts are sorted by length, prefilled in batches and branched into k samples
+(generation.py); the cache of a box turn is kept for the next call, whose prompts go on from the part they share. None of this
+may change an output: everything kept is found by content (tokens and picture bytes), never by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from visrl.errors import PictureError
+from visrl.parsing import BoxFormat
+from visrl.policies import Output, Request, Sampling
+from visrl.policies.checkpoint import Loaded, load_checkpoint
+from visrl.policies.families.base import Chat, Family, Features, Seen
+from visrl.policies.families.layout import LayoutError
+from visrl.policies.generation import Branch, Prefix, branch, prefill, resume, shared_length
+
+log = logging.getLogger(__name__)
+
+WORTH_RESUMING = 16  # shared tokens below which a prompt is read anew
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One request as tokens. index: its place in the call. row, shared: where an earlier cache helps."""
+
+    index: int
+    request: Request
+    chat: Chat
+    row: int = -1
+    shared: int = 0
+
+
+class HFPolicy:
+    """A loaded model behind the Policy protocol.
+
+    rows: conversations per forward pass; halved for good when memory runs out. batch_size: requests a caller had best pass
+    at once, several times ``rows`` so that sorting by length pays.
+    """
+
+    needs_pictures = True
+
+    def __init__(self, name: str, loaded: Loaded, *, box_format: str = "native", rows: int = 0) -> None:
+        self.name = name
+        self.model, self.family, self._about = loaded.model, loaded.family, loaded.about
+        self.box_format: BoxFormat = self.family.box_format(box_format)
+        self.default_protocol = self.family.default_protocol
+        self.default_crop = self.family.default_crop
+        self.rows = rows or (32 if self.model.device.type == "cuda" else 8)
+        self._text = _Text(self.family, self.box_format)
+        self._seen: dict[str, Seen] = {}  # by digest, of this call and the one before
+        self._features: dict[str, Features] = {}
+        self._kept: list[
+            tuple[Prefix, tuple[str, ...]]
+        ] = []  # the caches of the last box turn, and whose rows they hold
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        dtype: str = "auto",
+        device: str = "",
+        device_map: str = "",
+        attn: str = "",
+        revision: str = "",
+        adapter: str = "",
+        trust_remote_code: str = "false",
+        box_format: str = "native",
+        rows: str = "",
+    ) -> HFPolicy:
+        """``--model hf:PATH --model-args …``. Raises UsageError for what a user can mend."""
+        loaded = load_checkpoint(
+            path,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn=attn,
+            revision=revision,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code.lower() in ("true", "1", "yes"),
+        )
+        return cls(path, loaded, box_format=box_format, rows=int(rows or 0))
+
+    @property
+    def batch_size(self) -> int:
+        return 4 * self.rows
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a record says of this model; the same for the same files and arguments, wherever it runs."""
+        reuse = "kept" if self.family.keeps_prefix else f"recomputed: {self.family.why_not}"
+        return {"kind": "hf", **self._about, "box_format": self.box_format.name, "second_turn_cache": reuse}
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        """One Output per request, in order; what goes wrong with one request is its Output's ``error``."""
+        outputs: list[Output | None] = [None] * len(requests)
+        earlier, self._kept = self._kept, []
+        jobs = []
+        looked: dict[str, Seen] = {}
+        for index, request in enumerate(requests):
+            try:
+                jobs.append(_Job(index, request, self._chat(request, looked)))
+            except (PictureError, LayoutError) as error:
+                outputs[index] = Output(error=f"{type(error).__name__}: {error}")
+        self._seen = looked
+        self._features = {d: f for d, f in self._features.items() if d in looked}
+        for job, output in self._all(jobs, earlier, sampling):
+            outputs[job.index] = output
+        return [output if output is not None else Output(error="nothing was generated") for output in outputs]
+
+    def _chat(self, request: Request, looked: dict[str, Seen]) -> Chat:
+        rendered = self.family.render(request.turns)
+        pictures = []
+        for picture in rendered.pictures:
+            image = picture.open()
+            digest = self.family.digest(image)
+            if digest not in looked:
+                looked[digest] = self._seen.get(digest) or self.family.see(image)
+            pictures.append(looked[digest])
+        return self.family.chat(rendered, pictures)
+
+    def _all(
+        self, jobs: list[_Job], earlier: list[tuple[Prefix, tuple[str, ...]]], sampling: Sampling
+    ) -> list[tuple[_Job, Output]]:
+        """Every job's output: first those that go on from an earlier cache, cache by cache, then the others by length."""
+        done: list[tuple[_Job, Output]] = []
+        left = jobs
+        while earlier:
+            prefix, keys = earlier.pop(0)
+            helped = self._helped(left, prefix, keys) if self.family.keeps_prefix else []
+            chosen = {job.index for job in helped}
+            left = [job for job in left if job.index not in chosen]
+            done += self._in_batches(helped, prefix, sampling)
+        return done + self._in_batches(left, None, sampling)
+
+    def _helped(self, jobs: list[_Job], prefix: Prefix, keys: tuple[str, ...]) -> list[_Job]:
+        rows = {key: row for row, key in enumerate(keys)}
+        found = [
+            _Job(job.index, job.request, job.chat, row, shared_length(job.chat, prefix.signatures[row]))
+            for job in jobs
+            if (row := rows.get(job.request.key, -1)) >= 0
+        ]
+        return [job for job in found if job.shared >= WORTH_RESUMING]
+
+    def _in_batches(self, jobs: list[_Job], prefix: Prefix | None, sampling: Sampling) -> list[tuple[_Job, Output]]:
+        """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on."""
+        waiting = sorted(jobs, key=lambda job: len(job.chat.ids) - job.shared, reverse=True)
+        done: list[tuple[_Job, Output]] = []
+        while waiting:
+            batch = waiting[: self.rows]
+            try:
+                outputs = self._batch(batch, prefix, sampling)
+            except torch.OutOfMemoryError:
+                if prefix is None and not self._kept and self.rows == 1:
+                    raise
+                self._free()
+                if prefix is not None:
+                    return done + self._in_batches(waiting, None, sampling)
+                self.rows = max(1, min(self.rows, len(batch)) // 2)
+                log.warning("out of memory with %d conversations at once: going on with %d", len(batch), self.rows)
+                continue
+            done += zip(batch, outputs, strict=True)
+            waiting = waiting[len(batch) :]
+        return done
+
+    def _free(self) -> None:
+        self._kept = []
+        self._features = {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _batch(self, jobs: Sequence[_Job], prefix: Prefix | None, sampling: Sampling) -> list[Output]:
+        chats = [job.chat for job in jobs]
+        self._look(chats, [job.shared for job in jobs])
+        if prefix is None:
+            read = prefill(self.model, self.family, chats, self._features)
+        else:
+            rows, shared = [job.row for job in jobs], [job.shared for job in jobs]
+            read = resume(self.model, self.family, chats, self._features, prefix, rows, shared)
+        keys = [f"{job.request.key}:{job.request.step}" for job in jobs]
+        ended = self._text.ender(sampling.stop)
+        texts = branch(self.model, self.family, chats, read, sampling, keys, ended)
+        if jobs[0].request.step == "box" and prefix is None and self.family.keeps_prefix:
+            self._kept.append((read, tuple(job.request.key for job in jobs)))
+        return [self._output(job, row, sampling) for job, row in zip(jobs, texts, strict=True)]
+
+    def _look(self, chats: Sequence[Chat], shared: Sequence[int]) -> None:
+        """Features of the pictures that will be read and have none yet, one pass of the vision tower per ``rows`` pictures."""
+        needed = {
+            p.digest: p
+            for chat, n in zip(chats, shared, strict=True)
+            for p, start in zip(chat.pictures, chat.starts, strict=True)
+            if start >= n and p.digest not in self._features
+        }
+        missing = list(needed.values())
+        for at in range(0, len(missing), self.rows):
+            part = missing[at : at + self.rows]
+            for seen, features in zip(part, self.family.encode(self.model, part), strict=True):
+                self._features[seen.digest] = features
+
+    def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
+        texts = tuple(self._text.final(b.ids, sampling.stop) for b in branches)
+        return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=sum(len(b.ids) for b in branches))
+
+
+class _Text:
+    """Token ids -> text: without the tokens that structure a chat, but with those a box is written in, special or not."""
+
+    def __init__(self, family: Family, box_format: BoxFormat) -> None:
+        from visrl.boxes import Box
+
+        self.tokenizer = family.tokenizer
+        self.ends = family.end_texts
+        written = box_format.write(Box(1, 2, 3, 4), (8, 8))
+        keep = set(self.tokenizer(written, add_special_tokens=False)["input_ids"])
+        self.dropped = (set(self.tokenizer.all_special_ids) | {family.image_token_id}) - keep
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([i for i in ids if i not in self.dropped], skip_special_tokens=False))
+
+    def ender(self, stops: Sequence[str]) -> Any:
+        """A test whether a text is over: one of ``stops`` or of the family's end texts is in its last tokens."""
+        wanted = (*stops, *self.ends)
+        tail = max(map(len, wanted), default=0) + 1
+        return lambda ids: bool(wanted) and any(stop in self.text(ids[-tail:]) for stop in wanted)
+
+    def final(self, ids: Sequence[int], stops: Sequence[str]) -> str:
+        """The text, cut behind the first stop and before the first end text."""
+        text = self.text(ids)
+        for end in self.ends:
+            text = text.partition(end)[0]
+        cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
+        return text[: min(cuts)] if cuts else text

@@ -15,6 +15,7 @@ A sample without a score leaves no value for a metric, so means are over the sco
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
@@ -191,8 +192,11 @@ def _answer(episode: Episode) -> dict[str, Any]:
     return {"answer": episode.answer} if episode.error is None else {"error": episode.error}
 
 
-def total(task: str, metric: str, items: Sequence[Mapping[str, Any]]) -> float | None:
-    """A metric that is no mean over samples (f1, perception, circular), by the scorer that visrl-eval uses."""
+def total(task: str, metric: str, items: Sequence[Mapping[str, Any]]) -> float:
+    """A metric that is no mean over samples (f1, perception, circular), by the scorer that visrl-eval uses.
+
+    NaN where it is undefined: lmms-eval averages groups without looking.
+    """
     samples, spec = samples_of(task), TASKS[task]
     episodes = {
         item["id"]: Episode(
@@ -205,7 +209,8 @@ def total(task: str, metric: str, items: Sequence[Mapping[str, Any]]) -> float |
     }
     chosen = [sample for key, sample in samples.items() if key in episodes]
     _, estimands = SCORERS[spec.benchmark](spec, chosen, episodes, _judge())
-    return next((what.estimate().value for what in estimands if what.metric == metric), None)
+    value = next((what.estimate().value for what in estimands if what.metric == metric), None)
+    return math.nan if value is None else value
 
 
 @lru_cache(maxsize=1)

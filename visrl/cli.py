@@ -102,9 +102,12 @@ def run(
     if upstream:
         from visrl.harness import print_upstream
 
-        print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
+        failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
         _finish(evaluate(policy, own, options), fail_on_error, json_)
+    if upstream and failed > fail_on_error:
+        print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 def _batch_size(text: str, policy: object) -> int:
@@ -175,7 +178,9 @@ def ls(
 ) -> None:
     """Tasks with their size and version, and kinds of models."""
     if path:
-        print(Path(__file__).parent.parent / "tasks")
+        from visrl.plugin import task_folder
+
+        print(task_folder())
         return
     from rich.console import Console
 

@@ -13,6 +13,8 @@ to its scorer as "", which counts as wrong there; it is logged, counted in ``fai
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +31,8 @@ from visrl.policies import Policy
 from visrl.policies.load import load_policy
 from visrl.rollout import Look, look_then_answer
 from visrl.tasks import SOURCES
-from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, to_wire
+from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, to_wire
+from visrl.tasks.pictures import decoded
 from visrl.types import CoTSample, Episode, Picture, Step
 
 if TYPE_CHECKING:
@@ -183,14 +186,13 @@ def _read_messages(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[st
 
 
 def _opened(image: Any) -> Image:
-    from visrl.tasks.pictures import decoded
-
     if isinstance(image, str):
         try:
             return decoded(Path(image).read_bytes(), Path(image).name)
         except OSError as error:
             raise PictureError(f"{Path(image).name} cannot be read: {error.strerror or error}") from error
-    return cast("Image", image.convert("RGB"))
+    opened: Image = image.convert("RGB")
+    return opened
 
 
 def _failing(name: str, reason: str) -> Picture:
@@ -221,9 +223,17 @@ def run_upstream(
     except ImportError as error:
         raise error.__cause__ if isinstance(error.__cause__, UsageError) else error from error
     kept = ("results", "groups", "versions", "n-samples", "n-shot", "higher_is_better")
-    return {key: found[key] for key in kept if key in found} | {
-        "failures": {k: dict(v) for k, v in model.failures.items()}
-    }
+    failures = {task: dict(failed) for task, failed in model.failures.items()}
+    return {**{key: _plain(found[key]) for key in kept if key in found}, "failures": failures}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: no numpy scalars, and None for what is not a number."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, int) else str(value)
 
 
 def _task_manager(tasks: Sequence[str]) -> Any:
@@ -271,6 +281,8 @@ def print_upstream(tasks: Sequence[str], policy: Policy, options: Options) -> in
     """Run upstream tasks for ``visrl-eval --tasks lmms:NAME``, print lmms-eval's table; returns how many samples failed."""
     from lmms_eval.utils import make_table
 
+    if options.data is not None:
+        os.environ[DATA_VARIABLE] = str(options.data)  # our own task files read it
     found = run_upstream(tasks, policy, make_look(policy, options), limit=options.limit, batch_size=options.batch_size)
     print(make_table(found))
     if "groups" in found:

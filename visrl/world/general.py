@@ -10,7 +10,14 @@ from visrl.world.dice import Dice
 from visrl.world.language import THERE_IS, Description, descriptions, with_article
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, related
 
-POPULAR: tuple[str, ...] = ("red circle", "blue square", "green triangle", "yellow diamond", "red square", "blue circle")
+POPULAR: tuple[str, ...] = (
+    "red circle",
+    "blue square",
+    "green triangle",
+    "yellow diamond",
+    "red square",
+    "blue circle",
+)
 VARIANTS: tuple[str, ...] = ("random", "popular", "adversarial")
 SUBTASKS: tuple[str, ...] = ("existence", "count", "position", "color", "OCR")
 CHOICES: tuple[str, ...] = ("sign", "colour", "shape")

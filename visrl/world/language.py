@@ -138,7 +138,7 @@ def is_held_out(description: Description) -> bool:
 
 
 def with_article(words: str) -> str:
-    """"an orange circle", "an E", "a U": by sound, for the words and signs there are."""
+    """ "an orange circle", "an E", "a U": by sound, for the words and signs there are."""
     return f"{'an' if words.split()[0] in ('orange', 'E', 'H', 'L', 'X') else 'a'} {words}"
 
 
@@ -154,6 +154,21 @@ def vocabulary() -> list[str]:
 
     sentences = [*READ, *READ_FIELD, *READ_BAR, *VERIFY, *EXPRESSION, THERE_IS, *general.SENTENCES]
     words = re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", " ", " ".join(sentences)))
-    names = [*COLOURS, *SHAPES, "bar", "shape", "small", "large", "tallest", "shortest", "the", "a", "an", "yes", "no", *SIGNS]
+    names = [
+        *COLOURS,
+        *SHAPES,
+        "bar",
+        "shape",
+        "small",
+        "large",
+        "tallest",
+        "shortest",
+        "the",
+        "a",
+        "an",
+        "yes",
+        "no",
+        *SIGNS,
+    ]
     places = [word for phrase in (*SIDES_OF_PICTURE, *RELATIONS) for word in phrase.split()]
     return sorted({*words, *names, *places})

@@ -1,7 +1,6 @@
 """The small model from random weights: LLaVA's own classes, a tokenizer of whole words, a processor for padded squares.
 
-The chat puts a turn's words before its pictures, whatever order they come in: only then can picture tokens see the question
-(training.md: without it the box accuracy never leaves chance). The protocols' fixed sentences are one token each.
+The protocols' fixed sentences are one token each, so that prompts are short; signs, colours and shapes are one token too.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from visrl.boxes import grid
-from visrl.parsing import BoxFormat, LocTokens
+from visrl.policies.families.layout import template
 from visrl.prompts import P_BOX, P_DETAIL, P_REC, P_RL
+from visrl.world.chat import BINS, LAYOUT
 from visrl.world.language import vocabulary
 from visrl.world.vision import ConvStemConfig
 
-BINS = 32
 IMAGE_SIZE, PATCH = 64, 8
 PICTURE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
-BOX_FORMAT = BoxFormat(f"loc{BINS}_square", LocTokens(bins=BINS, order="xyxy", width=2), grid(BINS, "square"))
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<|user|>", "<|assistant|>")
 YES_HERE, NOT_HERE, READ_HERE = "<here>", "<away>", "<blank>"  # targets on picture tokens, in pre-training only
@@ -36,12 +33,6 @@ INSTRUCTIONS = (
     "Answer with the option's letter from the given choices directly.",
 )
 SENTENCES = (P_BOX.strip(), P_RL, P_DETAIL, *(part.strip(" .") for part in P_REC.split("{expression}")), *INSTRUCTIONS)
-CHAT_TEMPLATE = """<s>{% for message in messages %}\
-{% if message['role'] == 'assistant' %}{% generation %}\
-{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}</s>{% endgeneration %}\
-{% else %}<|user|>{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}\
-{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}<|assistant|>{% endif %}\
-{% endfor %}"""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -80,11 +71,13 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template(LAYOUT),
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 3, width: int = 128) -> LlavaForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 3, width: int = 128
+) -> LlavaForConditionalGeneration:
     """Random weights, reproducibly. Location embeddings start as Fourier features of their bin (ordinal from the start)."""
     torch.manual_seed(seed)
     text = LlamaConfig(

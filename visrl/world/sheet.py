@@ -1,4 +1,4 @@
-"""A contact sheet: what the pictures look like, what is asked about them, and what the model sees. ``visrl-eval world --sheet``."""
+"""A contact sheet: pictures, what is asked about them, and what the model sees. ``visrl-eval world --sheet out.png``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def _cell(task: str, document: Document) -> Image.Image:
     if sample.box is not None:
         seen.append(_seen(picture.crop(tight(sample.box, picture.size))))
     for place, image in enumerate(seen):
-        cell.paste(image.resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST), (4 + place * (2 * _SEEN + 8), _CELL + _TEXT))
+        cell.paste(
+            image.resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST), (4 + place * (2 * _SEEN + 8), _CELL + _TEXT)
+        )
     return cell
 
 

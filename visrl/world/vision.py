@@ -65,6 +65,7 @@ class ConvStemModel(PreTrainedModel):
         for i in range(halvings):
             layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1), nn.GELU()]
         self.stem = nn.Sequential(*layers[:-1])
+        self.norm = nn.LayerNorm(config.hidden_size)
         self.positions = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, config.hidden_size))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -81,8 +82,14 @@ class ConvStemModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own initialisation is right for convolutions and blocks; the positions start as sines."""
-        if module is self:
+        """Convolutions by He et al. (2015), positions as sines; PyTorch's own initialisation is right for the blocks.
+
+        With PyTorch's the stem would shrink what it sees to a tenth of the positions added to it, and learn slowly.
+        """
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+        elif module is self:
             side = self.config.image_size // self.config.patch_size
             with torch.no_grad():
                 self.positions.copy_(0.5 * positions_2d(side, self.config.hidden_size))
@@ -90,7 +97,7 @@ class ConvStemModel(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **_: Any
     ) -> BaseModelOutputWithPooling:
-        hidden = self.stem(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2) + self.positions
+        hidden = self.norm(self.stem(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2)) + self.positions
         states = [hidden]
         for block in self.blocks:
             hidden = block(hidden)

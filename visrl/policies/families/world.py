@@ -1,0 +1,24 @@
+"""The small models that ship inside: LLaVA classes, boxes as four of 32 location tokens over the padded square."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import visrl.world.vision  # noqa: F401 - registers the vision tower, without which the config cannot be read
+from visrl.parsing import BoxFormat
+from visrl.policies.families.base import Family
+from visrl.world.chat import BOX_FORMAT, LAYOUT
+
+
+class World(Family):
+    """``config.visrl_family = "world"``. The processor itself pads pictures to a square of grey."""
+
+    name: ClassVar[str] = "world"
+    model_types: ClassVar[tuple[str, ...]] = ("world",)
+    default_protocol: ClassVar[str] = "visrl_train"
+    default_crop: ClassVar[str] = "tight"
+    layout = LAYOUT
+
+    @property
+    def native(self) -> BoxFormat:
+        return BOX_FORMAT

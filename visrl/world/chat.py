@@ -1,0 +1,21 @@
+"""How the small models converse and write boxes: shared by their tokenizer, their family adapter and their lessons."""
+
+from __future__ import annotations
+
+from visrl.boxes import grid
+from visrl.parsing import BoxFormat, LocTokens
+from visrl.policies.families.layout import Layout
+
+BINS = 32
+BOX_FORMAT = BoxFormat(f"loc{BINS}_square", LocTokens(bins=BINS, order="xyxy", width=2), grid(BINS, "square"))
+
+LAYOUT = Layout(
+    picture="<image>",
+    before="<s>",
+    user="<|user|>",
+    user_end="",
+    assistant="<|assistant|>",
+    assistant_end="</s>",
+    cue="<|assistant|>",
+    place="last",  # words before pictures: only then can picture tokens see the question (training.md, point 1)
+)

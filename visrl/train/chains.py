@@ -96,7 +96,9 @@ def count(sample: CoTSample, protocol: ProtocolName, *, joined: bool) -> int:
     return 1 if protocol == "viscot_train" and joined else 2
 
 
-def conversations(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat, *, joined: bool) -> list[Conversation]:
+def conversations(
+    item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat, *, joined: bool
+) -> list[Conversation]:
     """A chain as conversations with replies.
 
     joined: the family can learn both replies of ``viscot_train`` from one sequence. It cannot where the first reply would see what

@@ -114,7 +114,9 @@ class PairCollator:
         item, speaker = opened(pair.sample, pair.protocol), self.speaker
         if term == "box":
             turns = [box_prompt(item)]
-            win, lose = (box_text(speaker.box_format, chain, item.size, pair.sample.id) for chain in (pair.win, pair.lose))
+            win, lose = (
+                box_text(speaker.box_format, chain, item.size, pair.sample.id) for chain in (pair.win, pair.lose)
+            )
         else:
             turns = [answer_prompt(item, chain, self.crop, speaker.box_format) for chain in self._contexts(pair)]
             win, lose = pair.win.answer, pair.lose.answer
@@ -185,7 +187,11 @@ class ChainCollator:
         chats = [self.chat(i) for i in index]
         batch = self.speaker.family.collate([replace(c, pictures=(), starts=()) for c in chats])
         width = batch["input_ids"].shape[1]
-        return batch | self.speaker.family.token_kwargs(chats, width, "right") | {"index": torch.tensor(index), "chats": chats}
+        return (
+            batch
+            | self.speaker.family.token_kwargs(chats, width, "right")
+            | {"index": torch.tensor(index), "chats": chats}
+        )
 
     def chat(self, index: int) -> Chat:
         """The conversation's tokens, without pixels once the features of its pictures are stored."""

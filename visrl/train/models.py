@@ -55,15 +55,24 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
 
     where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
-        family_class(_config_of(section.path))  # registers classes of ours (Yi-VL, the small world) before the config is read
+        family_class(
+            _config_of(section.path)
+        )  # registers classes of ours (Yi-VL, the small world) before the config is read
         config = AutoConfig.from_pretrained(section.path, **where)
         processor = AutoProcessor.from_pretrained(section.path, **where)
         model = AutoModelForImageTextToText.from_pretrained(
-            section.path, config=config, dtype=getattr(torch, section.dtype), attn_implementation=section.attn, use_safetensors=True, **where
+            section.path,
+            config=config,
+            dtype=getattr(torch, section.dtype),
+            attn_implementation=section.attn,
+            use_safetensors=True,
+            **where,
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights") from error
+        raise UsageError(
+            f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights"
+        ) from error
     return trainee(model, processor, section, lora)
 
 
@@ -74,7 +83,9 @@ def _config_of(path: str) -> Any:
     from transformers import PretrainedConfig
 
     found, _ = PretrainedConfig.get_config_dict(path)
-    return SimpleNamespace(**{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}})
+    return SimpleNamespace(
+        **{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}}
+    )
 
 
 def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:
@@ -99,7 +110,9 @@ def lora_target(model: nn.Module) -> str:
 
     decoder = model.get_decoder()  # type: ignore[operator]  # a method of PreTrainedModel
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    leaves = {
+        name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)
+    }
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"
 
 
@@ -108,7 +121,9 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     target = section.target or lora_target(model)
-    config = LoraConfig(r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=target, bias="none")
+    config = LoraConfig(
+        r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=target, bias="none"
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -125,7 +140,9 @@ def continue_adapter(model: Any, folder: str) -> Any:
 def require_something_to_train(model: nn.Module) -> None:
     """Raises UsageError where nothing requires a gradient."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError("nothing in this model is trainable", "lora, or an adapter loaded for training, or freeze_vision: false")
+        raise UsageError(
+            "nothing in this model is trainable", "lora, or an adapter loaded for training, or freeze_vision: false"
+        )
 
 
 def sliding_window(model: Any) -> int | None:

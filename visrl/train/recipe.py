@@ -22,7 +22,7 @@ from visrl.errors import UsageError, nearest
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft",
-    "dpo": "visrl.train.dpo",
+    "dpo": "visrl.train.stages",
     "base": "visrl.train.base",
     "pairs": "visrl.train.pairs",
     "loop": "visrl.train.loop",
@@ -72,10 +72,17 @@ class LoraSection(Section):
 class DataSection(Section):
     """What is trained on."""
 
-    path: Path
-    pictures: Path = Field(default=Path("."), description="the folder that picture names are relative to")
-    format: Literal["visrl", "viscot", "cot", "official"] = "visrl"
+    path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
+    pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
+    format: Literal["visrl", "viscot", "cot", "official", "world_oracle"] = "visrl"
     limit: int | None = Field(default=None, description="only the first rows")
+
+    @property
+    def file(self) -> Path:
+        """The file. Raises UsageError where the recipe names none."""
+        if self.path is None:
+            raise UsageError("data.path is missing", "the file to train on")
+        return self.path
 
 
 class _Loader(yaml.SafeLoader):

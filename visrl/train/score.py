@@ -44,7 +44,11 @@ def compact(batch: dict[str, Any]) -> dict[str, Tensor]:
     first = torch.zeros_like(ids[:, :1])
     seen = trl_order(batch["prompt_mask"].sum(1).view(-1, 1, 1).expand(-1, batch["completions"].shape[1], 1))
     attention = torch.cat([seen, mask], dim=1)  # its sum is what TRL counts as tokens seen
-    return {"input_ids": torch.cat([first, ids], 1), "attention_mask": attention, "completion_mask": torch.cat([first, mask], 1)}
+    return {
+        "input_ids": torch.cat([first, ids], 1),
+        "attention_mask": attention,
+        "completion_mask": torch.cat([first, mask], 1),
+    }
 
 
 class PairScorer:
@@ -53,16 +57,17 @@ class PairScorer:
     model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
     Batch (R rows of n branches, see layout.py and collate.stack): ``prompt_ids``, ``prompt_mask`` [R, P], ``positions`` [R, P] or
     [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...], ``chats`` the R prompts.
-    detail: also compute what only metrics need.
+    A call with ``detail`` also computes what only metrics need.
     """
 
-    def __init__(self, model: Any, base: Any, family: Family, batch: dict[str, Any], store: FeatureStore | None = None) -> None:
+    def __init__(
+        self, model: Any, base: Any, family: Family, batch: dict[str, Any], store: FeatureStore | None = None
+    ) -> None:
         self.model, self.base, self.family, self.batch, self.store = model, base, family, batch, store
         prompt, (_, branches, width) = batch["prompt_ids"].shape[1], batch["completions"].shape
         self.layout = Layout(prompt, width, branches)
-        self.detail = True
 
-    def __call__(self, **_: Any) -> TokenScores:
+    def __call__(self, *, detail: bool = True, **_: Any) -> TokenScores:
         """The scores of the batch; TRL's compact inputs are the same batch and are not read again."""
         logits = self.model(**self.inputs()).logits.float()  # [R, kept, V]
         batch, columns = self.batch, self.layout.columns().to(logits.device)
@@ -71,7 +76,7 @@ class PairScorer:
         total = logits.logsumexp(-1)
         mask = trl_order(batch["completion_mask"]).bool()
         log_probs = trl_order(picked - total[:, columns]).masked_fill(~mask, 0.0)
-        return self._detailed(log_probs, logits.detach(), total.detach(), columns) if self.detail else TokenScores(log_probs)
+        return self._detailed(log_probs, logits.detach(), total.detach(), columns) if detail else TokenScores(log_probs)
 
     def _detailed(self, log_probs: Tensor, logits: Tensor, total: Tensor, columns: Tensor) -> TokenScores:
         shares = (logits - total[..., None]).exp()

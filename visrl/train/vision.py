@@ -35,7 +35,10 @@ def freeze_vision(model: Any) -> None:
 
 def without_pixels(chat: Chat) -> Chat:
     """The conversation without the pixels of its pictures; their shapes (grids, sizes), which are small, stay."""
-    light = tuple(replace(p, pixels={k: v for k, v in p.pixels.items() if not k.startswith("pixel_values")}) for p in chat.pictures)
+    light = tuple(
+        replace(p, pixels={k: v for k, v in p.pixels.items() if not k.startswith("pixel_values")})
+        for p in chat.pictures
+    )
     return replace(chat, pictures=light)
 
 
@@ -75,7 +78,9 @@ class FeatureStore:
             self.used += size
 
 
-def picture_kwargs(family: Family, model: nn.Module, chats: Sequence[Chat], store: FeatureStore | None) -> dict[str, Any]:
+def picture_kwargs(
+    family: Family, model: nn.Module, chats: Sequence[Chat], store: FeatureStore | None
+) -> dict[str, Any]:
     """Forward arguments for the pictures of ``chats``: features where the tower is frozen, else pixels on the model's device."""
     if store is not None:
         return store.kwargs(family, model, chats)

@@ -1,0 +1,75 @@
+"""A recipe's ``data`` section -> demonstrations or preferences, with what was left out said on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from visrl.errors import UsageError
+from visrl.train.files import (
+    ChainRow,
+    Demonstration,
+    PairRow,
+    Preference,
+    demonstrations,
+    missing_pictures,
+    preferences,
+    read_rows,
+)
+from visrl.train.importers import import_chains, import_pairs
+from visrl.train.recipe import DataSection
+
+Row = TypeVar("Row", ChainRow, PairRow)
+
+
+def load_demonstrations(section: DataSection) -> list[Demonstration]:
+    """SFT chains of ``visrl``, ``viscot`` or ``cot`` files. Raises UsageError for another format or an empty file."""
+    if section.format == "visrl":
+        rows, left_out = list(read_rows(section.file, ChainRow)), {}
+    elif section.format in ("viscot", "cot"):
+        rows, tally = import_chains(section.file, section.format)
+        left_out = tally.left_out
+    else:
+        raise UsageError(f"data.format {section.format} holds pairs, not chains", "visrl, viscot or cot")
+    return demonstrations(_usable(section, rows, left_out), section.pictures)
+
+
+def load_preferences(section: DataSection) -> list[Preference]:
+    """Preference pairs of ``visrl`` or ``official`` files, or the small world's oracle pairs. Raises UsageError as above."""
+    if section.format == "world_oracle":
+        from visrl.train.oracle import world_pairs
+
+        return list(world_pairs(section.limit))
+    if section.format == "visrl":
+        rows, left_out = list(read_rows(section.file, PairRow)), {}
+    elif section.format == "official":
+        rows, tally = import_pairs(section.file, section.pictures)
+        left_out = tally.left_out
+    else:
+        raise UsageError(f"data.format {section.format} holds chains, not pairs", "visrl, official or world_oracle")
+    return preferences(_usable(section, rows, left_out), section.pictures)
+
+
+def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:
+    """The rows whose pictures are there, up to ``limit``; says how many were left out and why."""
+    missing = set(missing_pictures(rows, section.pictures))
+    reasons = dict(left_out) | ({"picture missing": len(missing)} if missing else {})
+    if reasons:
+        said = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        first = f" (first: {sorted(missing)[0]})" if missing else ""
+        print(f"{section.path}: left out: {said}{first}", file=sys.stderr)
+    kept = list(islice((row for row in rows if row.id not in missing), section.limit))
+    if not kept:
+        raise UsageError(f"{section.path} has nothing to train on", f"pictures are looked for below {section.pictures}")
+    _unique(section, kept)
+    return kept
+
+
+def _unique(section: DataSection, rows: Sequence[Row]) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise UsageError(f"{section.path}: id {row.id!r} occurs twice", "ids name samples in errors and records")
+        seen.add(row.id)

@@ -1,0 +1,169 @@
+"""Step-level DPO, stages 1 and 2 (visrl-method.md e), as one subclass of TRL's ``DPOTrainer``.
+
+The trainer keeps TRL's losses, metrics, PEFT, checkpointing and distribution. Ours is what the method adds: a batch has a part per term
+(box, answer), each with its own lambda and beta; the forward pass computes picture and question once for win and lose (layout.py);
+the reference is the policy at the start of the phase, computed once (reference.py).
+
+Departures from the official code (visrl-method.md g): 1. crops are in the frame of the boxes. 2. every family, not one. 3. rows are
+never cut at a length. 4. pictures are not shrunk to 512 x 512 first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from visrl.errors import UsageError
+from visrl.train.collate import PairCollator
+from visrl.train.losses import LN2, Term, TermName, log_preference, weighted_sum
+from visrl.train.models import Trainee, bare
+from visrl.train.phase import PhaseTrainer
+from visrl.train.reference import compute_reference, data_hash, read_reference, write_reference
+from visrl.train.score import PairScorer, TokenScores, compact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StepDPOTrainer(PhaseTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is untyped
+    """DPO over the terms of a stage. ``folder`` is where the phase keeps its reference.
+
+    Raises UsageError where the first loss of a fresh phase is not ln 2 per term (policy and reference differ), and where a loss is not
+    finite (naming the samples).
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        collator: PairCollator,
+        terms: Sequence[Term],
+        args: DPOConfig,
+        folder: Path,
+        **more: Any,
+    ) -> None:
+        if args.ld_alpha is not None:
+            raise UsageError("trainer.ld_alpha is not supported", "it needs the reference per token; leave it out")
+        self.trainee, self.collator, self.terms, self.folder = trainee, collator, tuple(terms), folder
+        args.precompute_ref_log_probs = True  # TRL then keeps no reference model; the numbers come from our table
+        args.remove_unused_columns = False
+        rows = Dataset.from_dict({"row": list(range(len(collator.pairs)))})
+        super().__init__(
+            model=trainee.model,
+            args=args,
+            data_collator=collator,
+            train_dataset=rows,
+            processing_class=trainee.processor,
+            **more,
+        )
+        if "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter(
+                "ref"
+            )  # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (trap 4)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # rows are numbers; the collator makes the tokens
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # see begin(): at the first step the model is where it will be trained, sharded or not
+
+    def begin(self) -> None:
+        """The reference, before the first step: from disk if the phase goes on, else from the model as it is now."""
+        data = data_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
+        weights: str = self._precompute_model_hash
+        fresh = self.state.global_step == 0
+        table = read_reference(self.folder, data, weights if fresh else None)
+        if table is None and not fresh:
+            raise UsageError(
+                f"{self.folder} has a checkpoint, but no reference for this data",
+                "the data changed: delete the folder, or restore it",
+            )
+        if table is None:
+            table = self._compute_reference()
+            if self.accelerator.is_main_process:
+                write_reference(self.folder, table, data, weights)
+        self.collator.references = table
+
+    def _compute_reference(self) -> dict[TermName, Tensor]:
+        model, training = self.model_wrapped, self.model.training
+        model.eval()
+
+        @torch.no_grad()
+        def score(rows: list[int]) -> dict[TermName, Tensor]:
+            batch = self._prepare_inputs(self.collator([{"row": row} for row in rows]))
+            with self.accelerator.autocast():
+                scores = {term.name: self._scorer(model, batch[term.name])(detail=False) for term in self.terms}
+            return {name: torch.stack(s.log_probs.sum(1).chunk(2), dim=1) for name, s in scores.items()}
+
+        size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+        n = len(self.collator.pairs)
+        tick = self.progress.reference(n)
+        table = compute_reference(self.collator.terms, n, score, self.accelerator, batch_size=size, tick=tick)
+        model.train(training)
+        return table
+
+    def _scorer(self, model: Any, part: dict[str, Any]) -> PairScorer:
+        return PairScorer(model, bare(self.model), self.trainee.family, part, self.collator.store)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        """L of the stage: sum of lambda times TRL's loss of the term, metrics prefixed with the term's name."""
+        mode = "train" if self.model.training else "eval"
+        ours, losses = self._metrics, {}
+        for term in self.terms:
+            self.beta, self._metrics = term.beta, {"train": defaultdict(list), "eval": defaultdict(list)}
+            losses[term.name] = self._term_loss(term, model, inputs)
+            theirs, self._metrics = self._metrics[mode], ours
+            ours[mode]["num_tokens"] = theirs.pop("num_tokens", [self._total_train_tokens])
+            ours[mode][f"{term.name}/loss"].append(losses[term.name].item())
+            for name, values in theirs.items():
+                ours[mode][f"{term.name}/{name}"] += values
+        total = weighted_sum(self.terms, losses)
+        return (total, None) if return_outputs else total
+
+    def _term_loss(self, term: Term, model: Any, inputs: dict[str, Any]) -> Tensor:
+        part = inputs[term.name]
+        scorer = _Recorded(self._scorer(model, part))
+        win, lose = part["reference"].unbind(1)
+        loss: Tensor = super()._compute_loss(
+            scorer, compact(part) | {"ref_chosen_logps": win, "ref_rejected_logps": lose}, False
+        )
+        said = scorer.last.log_probs.detach().sum(1).chunk(2)
+        self._guard(term, loss, torch.stack(said, 1), part["reference"], inputs["index"])
+        return loss
+
+    def _guard(self, term: Term, loss: Tensor, said: Tensor, reference: Tensor, index: Tensor) -> None:
+        if not torch.isfinite(loss):
+            bad = [
+                row
+                for row, values in zip(index.tolist(), said + reference, strict=True)
+                if not torch.isfinite(values).all()
+            ]
+            names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
+            raise UsageError(
+                f"{term.name} loss is {loss.item()}: samples {names}",
+                "the newest checkpoint is from before; look at them",
+            )
+        if self.state.global_step == 0 and not self._began:
+            first = -log_preference(*said.T, *reference.T, term.beta).mean().item()
+            tolerance = 1e-3 if bare(self.model).dtype == torch.float32 else 2e-2
+            if abs(first - LN2) > tolerance:
+                hint = "reference and policy differ at the start; is a checkpoint of other weights in the way?"
+                raise UsageError(f"the first {term.name} loss is {first:.4f}, not ln 2 = {LN2:.4f}", hint)
+            self._began = term is self.terms[-1]
+
+
+class _Recorded:
+    """A scorer that remembers what it said, so that guards need no second forward."""
+
+    def __init__(self, scorer: PairScorer) -> None:
+        self.scorer = scorer
+        self.last: TokenScores
+
+    def __call__(self, **inputs: Any) -> TokenScores:
+        self.last = self.scorer(**inputs)
+        return self.last

@@ -1,0 +1,50 @@
+"""What a recipe leaves to the machine: precision, checkpointing of activations, CPU or GPU, one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they are set
+    "output_dir": "output",
+    "seed": "seed",
+    "max_length": "max_tokens: nothing is ever cut, because a cut may hit a picture",
+    "truncation_mode": "max_tokens: nothing is ever cut, because a cut may hit a picture",
+    "remove_unused_columns": "visrl",
+    "precompute_ref_log_probs": "visrl: always, once per phase",
+    "model_init_kwargs": "model",
+    "sync_ref_model": "visrl: the reference is the start of the phase",
+    "disable_tqdm": "visrl",
+}
+
+
+def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed: int, model: Any) -> Any:
+    """TRL's ``config`` for this machine: the recipe's section over defaults that depend on where it runs.
+
+    Without a GPU: no half precision, no checkpointing of activations. A frozen vision tower leaves no parameter unused, so DDP need
+    not look for any; nothing is reported anywhere unless ``report_to`` says so.
+    """
+    import torch
+
+    from visrl.train.vision import vision_is_frozen
+
+    gpu = torch.cuda.is_available()
+    here: dict[str, Any] = {
+        "report_to": "none",
+        "bf16": gpu and model.dtype == torch.bfloat16,
+        "gradient_checkpointing": gpu,
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
+        "logging_first_step": True,
+        "ddp_find_unused_parameters": not vision_is_frozen(model),
+    }
+    ours = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "max_length": None,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+    return config(**{**here, **section, **ours})

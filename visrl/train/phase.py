@@ -1,0 +1,134 @@
+"""A phase of training on disk: one folder that the same command fills, resumes or finds finished.
+
+``settings.json``  what was asked; another recipe in the same folder is an error, not a mixture
+``checkpoint-N/``  written under ``.staging`` and renamed, so that every one there is complete
+``final/``         weights and processor, written beside and renamed; with ``phase.json`` in it the phase is done
+``history.json``, ``curves.png``
+
+transformers writes optimiser and random state with torch.save and reads them back with ``weights_only``; nothing of ours does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from visrl.errors import UsageError
+from visrl.records import dump_json, write_atomically
+from visrl.train.models import Trainee, own_forward
+from visrl.train.progress import Progress, draw_curves, write_history
+
+STAGING = ".staging"
+
+
+class PhaseTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """Mixed in before a TRL trainer: progress, complete checkpoints, and :meth:`begin` before the first step."""
+
+    def __init__(self, *, title: str, **more: Any) -> None:
+        self.progress = Progress(title)
+        self._staging = False
+        self._began = False
+        super().__init__(**more)
+        for theirs in (PrinterCallback, ProgressCallback):
+            self.remove_callback(theirs)
+        self.add_callback(_Begin(self))
+        self.add_callback(self.progress)
+
+    def begin(self) -> None:
+        """Called when model and state are where they will be trained, resumed or not."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: the record of a phase is settings.json and history.json."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        out: str = super()._get_output_dir(trial)
+        return str(Path(out) / STAGING) if self._staging else out
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            name = f"checkpoint-{self.state.global_step}"
+            into_place(folder / STAGING / name, folder / name)
+            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    def __init__(self, trainer: PhaseTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.begin()
+
+
+def into_place(beside: Path, final: Path) -> None:
+    """Flush a folder's files to disk and rename it; what was there before goes away first."""
+    for path in sorted(beside.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    beside.replace(final)
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference."""
+    path = folder / "settings.json"
+    asked = json.loads(dump_json(settings))
+    if not path.is_file():
+        write_atomically(path, dump_json(asked))
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key in sorted({*found, *asked}):
+        if found.get(key) != asked.get(key):
+            was, now = found.get(key), asked.get(key)
+            raise UsageError(
+                f"{folder} was made with {key} = {was!r}, not {now!r}", "another output folder, or delete this one"
+            )
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "final" / "phase.json").is_file()
+
+
+def train(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
+    """Train from the newest complete checkpoint, or from the start, and leave ``final/``, history and curves."""
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    with own_forward(trainee.model):
+        trainer.train(resume_from_checkpoint=newest)
+        conclude(trainer, trainee, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def conclude(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
+    """Write what a finished phase leaves. Under FSDP and DeepSpeed every process takes part in gathering the weights."""
+    history = trainer.state.log_history
+    beside = folder / f"{STAGING}-final"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(str(beside))
+    if not trainer.accelerator.is_main_process:
+        return
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        trainee.model.save_pretrained(beside)
+    trainee.processor.save_pretrained(beside)
+    last = next((row for row in reversed(history) if "loss" in row), {})
+    about = {"steps": trainer.state.global_step, "last": last, "torch": torch.__version__}
+    write_atomically(beside / "phase.json", dump_json(about))
+    write_history(folder, history)
+    draw_curves(folder, trainer.progress.title, history)
+    into_place(beside, folder / "final")

@@ -1,0 +1,150 @@
+"""``kind: dpo``: one stage of step-level DPO, or both, each in a folder of its own below ``output`` (``stage1/``, ``stage2/``).
+
+Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (visrl-method.md e: "refreshed at every
+stage"). The same command finishes what is missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from trl import DPOConfig
+
+from visrl.errors import UsageError
+from visrl.focus import CropName
+from visrl.train.collate import PairCollator
+from visrl.train.data import load_preferences
+from visrl.train.dpo import StepDPOTrainer
+from visrl.train.files import Preference
+from visrl.train.losses import Term, stage_terms
+from visrl.train.machine import OWN, trainer_config
+from visrl.train.models import Trainee, load_trainee, sliding_window, why_not_shared
+from visrl.train.phase import claim, finished, train
+from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
+
+OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, visrl-method.md e
+    "learning_rate": 5e-6,
+    "num_train_epochs": 5,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 8,
+    "save_steps": 200,
+    "logging_steps": 10,
+}
+
+
+class StepSection(Section):
+    """The method's own knobs; the official values are the defaults (visrl-method.md e)."""
+
+    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    beta_box: float = Field(default=0.1, gt=0)
+    beta_answer: float = Field(default=0.1, gt=0)
+    lambda_box: float = Field(default=0.5, ge=0)
+    lambda_answer: float = Field(default=0.5, ge=0)
+    context: Literal["win_crop", "own_crop"] = Field(
+        default="win_crop", description="which crop the losing answer follows"
+    )
+    crop: CropName = "tight"
+    prefix_sharing: bool = Field(default=True, description="win and lose in one row; exact, and up to twice as fast")
+    vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
+    max_tokens: int | None = Field(
+        default=None, description="stop at a longer sequence, naming it; nothing is ever cut"
+    )
+
+    def terms(self, stage: int) -> tuple[Term, ...]:
+        return stage_terms(
+            stage,
+            beta_box=self.beta_box,
+            beta_answer=self.beta_answer,
+            lambda_box=self.lambda_box,
+            lambda_answer=self.lambda_answer,
+        )
+
+
+class DPORecipe(Recipe):
+    """``trainer`` passes straight to TRL's DPOConfig."""
+
+    kind: Literal["dpo"]
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection | None = None
+    step: StepSection = StepSection()
+    trainer: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("trainer")
+    @classmethod
+    def _known(cls, section: dict[str, Any]) -> dict[str, Any]:
+        reserved = OWN | {"beta": "step.beta_box and step.beta_answer", "ld_alpha": "nothing: it is not supported"}
+        return OFFICIAL | check_trainer_section(section, DPOConfig, reserved)
+
+
+RECIPE = DPORecipe
+
+
+def run(recipe: DPORecipe) -> None:
+    """Train the stages that are not finished. Raises UsageError."""
+    pairs = load_preferences(recipe.data)
+    before: Path | None = None
+    trainee: Trainee | None = None
+    for stage in recipe.step.stages:
+        folder = recipe.output / f"stage{stage}"
+        claim(folder, settings(recipe, stage))
+        if not finished(folder):
+            trainee = trainee or load_trainee(_starting_point(recipe, before), recipe.lora if before is None else None)
+            run_stage(recipe, stage, trainee, pairs)
+        before = folder / "final"
+
+
+def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
+    """The recipe's model, or the stage before: its adapter on the same base, or its weights."""
+    if before is None:
+        return recipe.model
+    changed = (
+        {"adapter": str(before)}
+        if (before / "adapter_config.json").is_file()
+        else {"path": str(before), "revision": None}
+    )
+    return recipe.model.model_copy(update=changed)
+
+
+def settings(recipe: DPORecipe, stage: int) -> dict[str, Any]:
+    """What makes a stage what it is: the recipe without the list of stages and the place it is written to."""
+    asked = recipe.model_dump(mode="json", exclude={"output"})
+    asked["step"].pop("stages")
+    return asked | {"stage": stage}
+
+
+def run_stage(recipe: DPORecipe, stage: int, trainee: Trainee, pairs: list[Preference]) -> StepDPOTrainer:
+    """One stage from the model in memory to ``final/``. Raises UsageError where it cannot begin (see StepDPOTrainer)."""
+    folder, step = recipe.output / f"stage{stage}", recipe.step
+    terms = step.terms(stage)
+    _check(pairs, terms)
+    reason = why_not_shared(trainee.base)
+    collator = PairCollator(
+        pairs,
+        trainee.speaker,
+        tuple(term.name for term in terms),
+        crop=step.crop,
+        context=step.context,
+        shared=step.prefix_sharing and reason is None,
+        window=sliding_window(trainee.base),
+        max_tokens=step.max_tokens,
+        store=trainee.feature_store(step.vision_cache_gb),
+    )
+    args = trainer_config(DPOConfig, recipe.trainer, folder, recipe.seed, trainee.base)
+    title = f"stage {stage}" + (f" (plain rows: {reason})" if step.prefix_sharing and reason else "")
+    trainer = StepDPOTrainer(trainee, collator, terms, args, folder, title=title)
+    train(trainer, trainee, folder)
+    return trainer
+
+
+def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
+    """Pairs that a term cannot use: equal texts teach nothing, referring expressions have no answer. Named, not dropped."""
+    for pair in pairs:
+        if any(term.name == "answer" for term in terms) and (not pair.win.answer or not pair.lose.answer):
+            raise UsageError(
+                f"pair {pair.sample.id} has no answers", "stage 2 trains answers; step.stages: [1] trains boxes alone"
+            )

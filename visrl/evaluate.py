@@ -186,6 +186,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     judge_spec: another judge than the run's own. Raises UsageError where run, data or episodes cannot be read.
     """
     from visrl.evals.judge import make_judge
+    from visrl.evals.measure import cluster_of
     from visrl.evals.scoring import TaskScores, score_group, score_task
 
     meta = read_meta(folder)
@@ -196,10 +197,13 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     for episode in read_episodes(folder / "episodes.jsonl"):
         by_task[episode.task][episode.sample_id] = episode
     scored: dict[str, TaskScores] = {}
+    origins: dict[str, dict[str, dict[str, str]]] = {}
     results: list[TaskResult] = []
     for spec in specs:
         if episodes := by_task[spec.name]:
-            scored[spec.name] = score_task(spec, _samples_of(spec, request, episodes), episodes, judge)
+            samples = _samples_of(spec, request, episodes)
+            scored[spec.name] = score_task(spec, samples, episodes, judge)
+            origins[spec.name] = {s.id: {"cluster": cluster_of(s), "group": s.group} for s in samples}
             results += _record(folder, spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
     for group, members in GROUPS.items():
         if len(members) > 1 and all(member in scored for member in members):
@@ -210,6 +214,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
             {
                 "task": task,
                 "sample_id": sample_id,
+                **origins[task][sample_id],  # what pairing two runs needs, so that it needs no data (evals/compare.py)
                 "scores": {m: s.value for m, s in scores.items()},
                 **_reasons(scores),
             }

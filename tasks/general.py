@@ -39,7 +39,8 @@ def pope(row: Row, task: str) -> CoTSample:
         answers=(_yes_or_no(text(row, "label")),),
         instruction=POPE_INSTRUCTION,
         cluster=picture,
-        meta={"picture": picture, "question_id": number, "raw_question": question},
+        # no question_id for replay: the two releases of POPE random number other questions with the same ids
+        meta={"picture": picture, "raw_question": question},
     )
 
 

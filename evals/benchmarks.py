@@ -179,4 +179,27 @@ def _register_published() -> None:
     register(TaskSpec("mmbench", "mmbench", 4329, paper=("general", "mmbench"), about=mmbench))
 
 
+def _world(name: str, benchmark: Benchmark, n: int, about: str) -> TaskSpec:
+    return TaskSpec(f"world_{name}", benchmark, n, unit=UNITS[benchmark], small_world=True, about=f"small world: {about}")
+
+
+def _register_world() -> None:
+    """Drawn by visrl/world, in the shape of the published benchmarks; ``n`` is what tasks/world.py takes of the split."""
+    domains = ("doc", "chart", "general", "relation", "fine")
+    register(_world("rec", "rec", 1000, "referring expressions, unique by construction"))
+    asked = "a sign too small to read without looking"
+    register(*(_world(f"viscot_{d}", "viscot", 250, f"{d}: {asked}") for d in domains), group="world_viscot")
+    register(*(_world(f"pope_{s}", "pope", 200, "is it there? yes or no") for s in _POPE_SPLITS), group="world_pope")
+    register(_world("mme", "mme", 300, "yes/no pairs of five subtasks"))
+    register(_world("mmbench", "mmbench", 240, "60 questions in all rotations of their four options"))
+    GROUPS["world"] = ("world_rec", *GROUPS["world_viscot"], *GROUPS["world_pope"], "world_mme", "world_mmbench")
+    unseen = "combinations of colour, shape and relation that training never asks for"
+    register(
+        _world("heldout_rec", "rec", 1000, unseen),
+        *(_world(f"heldout_{d}", "viscot", 400, unseen) for d in ("general", "relation", "fine")),
+    )
+    GROUPS["world_heldout"] = ("world_heldout_rec", *(f"world_heldout_{d}" for d in ("general", "relation", "fine")))
+
+
 _register_published()
+_register_world()

@@ -4,7 +4,7 @@ accuracy  share of rows whose letter is right
 circular  share of questions all of whose rotations are right; the paper's number. Rotations of one question share
           index mod 1,000,000 (the sample's ``group``); a question with k options has k of them.
 
-A letter is read from the text in this order, first hit wins: the whole answer is a letter ("B", "B.", "(B)", "**B**"); inside
+A letter is read from the text in this order, first hit wins: the whole answer is a letter ("B", "b.", "(B)", "**B**"); inside
 <answer>…</answer>; after "answer is", "answer:", "option", "choice"; a letter that opens the text ("B. a dog", "B) …");
 the text of exactly one option, as whole words. Letters that name no option are not read.
 
@@ -31,7 +31,7 @@ from visrl.parsing import answer_block
 from visrl.types import CoTSample, Episode, Score
 
 _HEAD = 20_000  # a letter stands near the start or the end: a megabyte in between is not searched
-_ALONE = re.compile(r"^[\s*_\"'`({\[]*([A-Z])[\s*_\"'`)}\].:]*$")
+_ALONE = re.compile(r"^[\s*_\"'`({\[]*([A-Za-z])[\s*_\"'`)}\].:]*$")
 _STATED = re.compile(
     r"(?:answer|option|choice)(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+|choice\s+)?[*_\"'`({\[]*([A-Z])\b(?![’'])",
     re.IGNORECASE,
@@ -52,7 +52,7 @@ def letter(text: str, options: Mapping[str, str]) -> str | None:
 def _read(text: str, options: Mapping[str, str]) -> str | None:
     alone = _ALONE.match(text.strip())
     if alone:
-        return alone.group(1) if alone.group(1) in options else None
+        return name if (name := alone.group(1).upper()) in options else None
     stated = [match.group(1) for match in _STATED.finditer(text) if match.group(1) in options]
     if stated:
         return stated[-1]  # the last one said: reasoning weighs options before it concludes

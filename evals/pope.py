@@ -12,7 +12,7 @@ no stands are counted in a note: the rule makes them "yes", even an empty one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -79,10 +79,7 @@ def _ratios(scores: SampleScores, items: Done, unscored: Mapping[str, int]) -> l
             rows.append((right * yes, (1 - right) * yes, (1 - right) * (1 - yes)))  # TP, FP, FN
             chosen.append(sample)
     counts = part(np.array(rows, dtype=np.float64).reshape(-1, 3), chosen)
-    return [
-        Estimand(name, (counts,), statistic, scale=100.0, unscored=unscored)
-        for name, statistic in (("precision", _precision), ("recall", _recall), ("f1", _f1))
-    ]
+    return [Estimand(name, (counts,), statistic, scale=100.0, unscored=unscored) for name, statistic in RATIOS.items()]
 
 
 def _divide(above: Floats, below: Floats) -> Floats:
@@ -101,3 +98,7 @@ def _recall(sums: Floats) -> Floats:
 def _f1(sums: Floats) -> Floats:
     """2 TP / (2 TP + FP + FN): the harmonic mean of precision and recall, and 0 where every positive is missed."""
     return _divide(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+
+RATIOS: dict[str, Callable[[Floats], Floats]] = {"precision": _precision, "recall": _recall, "f1": _f1}
+"""metric -> its value 0..1 from the sums of TP, FP, FN; NaN where undefined."""

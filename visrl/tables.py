@@ -113,7 +113,7 @@ def _legend(target: paper.Row, any_ours: bool) -> list[str]:
 _Key = Callable[[TaskResult], str]
 _SPLITTERS: tuple[tuple[str, _Key], ...] = (
     ("crop", lambda r: r.crop),
-    ("judge", lambda r: r.judge or ""),
+    ("judge", lambda r: r.judge or "none"),
     ("parser", lambda r: r.box_format.get("mode", "")),
     ("limit", lambda r: str(r.limit)),
     ("seed", lambda r: str(r.seed)),

@@ -69,7 +69,9 @@ def test_a_name_is_taken_once(monkeypatch):
 
 
 def test_listing_tasks_imports_nothing_heavy():
-    code = "import visrl.evals.benchmarks, sys; print({'numpy', 'scipy', 'pydantic', 'torch', 'yaml'} & set(sys.modules))"
+    code = (
+        "import visrl.evals.benchmarks, sys; print({'numpy', 'scipy', 'pydantic', 'torch', 'yaml'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
@@ -83,7 +85,9 @@ def source(spec):
     return f"pope/{rest[0]}_pope_{'_'.join(rest[1:]).replace('original', 'original2910')}.json.gz"
 
 
-@pytest.mark.parametrize("spec", [s for s in PUBLISHED if s.benchmark in ("rec", "viscot", "pope")], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "spec", [s for s in PUBLISHED if s.benchmark in ("rec", "viscot", "pope")], ids=lambda s: s.name
+)
 def test_sizes_and_pictures_are_those_of_the_files(shared, spec):
     with gzip.open(shared / source(spec), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

@@ -23,7 +23,10 @@ def test_the_authors_rule(text, answer):
 def picture(name, first, second, group="OCR"):
     """A picture with the questions (yes, no), answered as given."""
     return [
-        (sample(f"{group}/{name}/{i}", answer=truth, cluster=f"{group}/{name}", group=group), said(f"{group}/{name}/{i}", a))
+        (
+            sample(f"{group}/{name}/{i}", answer=truth, cluster=f"{group}/{name}", group=group),
+            said(f"{group}/{name}/{i}", a),
+        )
         for i, (truth, a) in enumerate((("yes", first), ("no", second)))
     ]
 
@@ -39,7 +42,9 @@ def test_points_of_a_subtask_by_hand():
 def test_pairs_are_by_picture_not_by_consecutive_lines():
     one, two = picture("a", "yes", "no"), picture("b", "no", "yes")
     shuffled = [one[0], two[0], two[1], one[1]]
-    assert numbers(score("mme", shuffled))["mme/OCR"].value == numbers(score("mme", one + two))["mme/OCR"].value == 100.0
+    assert (
+        numbers(score("mme", shuffled))["mme/OCR"].value == numbers(score("mme", one + two))["mme/OCR"].value == 100.0
+    )
 
 
 def test_two_subtasks_may_ask_about_one_picture():

@@ -1,0 +1,134 @@
+import pytest
+from made import failed, numbers, said, sample, score
+
+from visrl.evals.mmbench import letter
+from visrl.types import Score
+
+OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"}
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("B.", "B"),
+        ("(B)", "B"),
+        ("**B**", "B"),
+        (" B\n", "B"),
+        ("<answer>B</answer>", "B"),
+        ("I think <answer> (B) </answer> is it, not A.", "B"),
+        ("The answer is A", "A"),
+        ("The answer is A.", "A"),
+        ("The answer is **B**.", "B"),
+        ("The correct answer is option C", "C"),
+        ("Answer: C", "C"),
+        ("Option B is right.", "B"),
+        ("The correct choice is (D).", "D"),
+        ("B. a banana", "B"),
+        ("B) a banana", "B"),
+        ("B: because it is yellow", "B"),
+        ("The answer could be A. But the answer is B.", "B"),  # the last one stated
+        ("It is a banana", "B"),
+        ("A banana", "B"),  # an article is no letter
+        ("A dog is shown, I cannot tell which", "C"),
+        ("The answer is a banana.", "B"),
+        ("a big dog", "D"),  # not C, whose text stands inside D's
+        ("a dog and a banana", None),
+        ("the refinance charts", None),  # whole words only
+        ("E", None),  # no such option
+        ("The answer is E", None),
+        ("A's banana", "B"),
+        ("", None),
+        ("I do not know", None),
+    ],
+)
+def test_letters(text, chosen):
+    assert letter(text, OPTIONS) == chosen
+
+
+def test_absent_options_are_not_there_and_e_may_be():
+    assert letter("It is nan", {"A": "x", "B": "y"}) is None
+    assert letter("The answer is E", {**OPTIONS, "E": "none"}) == "E"
+
+
+def test_a_megabyte_is_read_at_its_ends():
+    assert letter("9" * 1_000_000 + " The answer is B", OPTIONS) == "B"
+    assert letter("(" * 1_000_000, OPTIONS) is None
+
+
+def circle(base, *texts, n_options=None, errors=()):
+    """A question with a rotation per text; the right letter is always A."""
+    options = {chr(65 + i): f"option{i}" for i in range(n_options or len(texts))}
+    return [
+        (
+            sample(f"{base}/{i}", answer="A", group=str(base), options=options),
+            failed(f"{base}/{i}", "boom") if i in errors else said(f"{base}/{i}", text),
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def test_all_rotations_must_be_right():
+    found = numbers(score("mmbench", circle(1, "A", "A") + circle(2, "A", "A", "B", "A")))
+    assert found["accuracy"].value == pytest.approx(100 * 5 / 6)
+    assert found["circular"].value == 50.0  # of questions, not of rows
+    assert found["circular"].notes == ("2 questions with all rotations",)
+    assert (found["circular"].n, found["circular"].n_expected, found["circular"].n_clusters) == (6, 4329, 2)
+
+
+def test_incomplete_circles_are_counted_not_scored():
+    pairs = circle(1, "A", "A") + circle(2, "A", "A", n_options=4) + circle(3, "A", "A", errors=[1])
+    scores = score("mmbench", pairs)
+    found = numbers(scores)
+    assert (found["circular"].value, found["circular"].n, found["circular"].n_unscored) == (100.0, 2, 4)
+    assert found["circular"].unscored_reasons == {"not all rotations of the question have a score": 3, "boom": 1}
+    assert (found["accuracy"].n, found["accuracy"].n_unscored) == (5, 1)
+    for measured in found.values():
+        assert measured.n + measured.n_unscored + measured.n_missing == measured.n_expected
+
+
+def test_what_cannot_be_read_is_wrong_and_counted():
+    found = numbers(score("mmbench", circle(1, "A", "who knows")))
+    assert (found["accuracy"].value, found["accuracy"].n_unparsed) == (50.0, 1)
+    assert (found["circular"].value, found["circular"].n_unparsed) == (0.0, 1)
+
+
+class Judge:
+    description = "says yes to everything it is asked"
+
+    def __init__(self, kind, score=1.0):
+        self.name, self.kind, self.asked, self.score = kind, kind, [], score
+
+    def judge_many(self, items):
+        self.asked += items
+        return [Score(None, "judge: down") if self.score is None else Score(self.score) for _ in items]
+
+
+def test_a_model_judge_decides_only_what_cannot_be_read():
+    judge = Judge("model")
+    found = numbers(score("mmbench", circle(1, "A", "the first"), judge))
+    assert [item.id for item in judge.asked] == ["1/1"]
+    assert judge.asked[0].standard == ("A. option0",)
+    assert "B. option1" in judge.asked[0].question
+    assert (found["accuracy"].value, found["circular"].value, found["circular"].judge) == (100.0, 100.0, "model")
+
+
+def test_a_rule_is_no_judge_of_letters_and_a_failed_judge_leaves_the_circle_open():
+    rule = Judge("rule")
+    assert numbers(score("mmbench", circle(1, "A", "the first"), rule))["accuracy"].value == 50.0
+    assert rule.asked == []
+    found = numbers(score("mmbench", circle(1, "A", "the first"), Judge("model", None)))
+    assert (found["accuracy"].value, found["circular"].value, found["circular"].n_unscored) == (100.0, None, 2)
+
+
+def test_a_standard_error_by_question():
+    pairs = [p for i in range(40) for p in circle(i, "A", "A" if i % 2 else "B")]
+    found = numbers(score("mmbench", pairs))["circular"]
+    assert found.value == 50.0
+    assert found.se == pytest.approx(100 * 0.5 / 40**0.5, rel=0.1)  # sqrt(p (1 - p) / 40), by bootstrap
+
+
+def test_nothing():
+    found = numbers(score("mmbench", []))
+    assert [(m.value, m.n) for m in found.values()] == [(None, 0), (None, 0)]

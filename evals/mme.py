@@ -131,5 +131,5 @@ def _total(
         unparsed=sum(what.unparsed for what in present),
         undefined=f"a total needs all {len(wanted)} subtasks, not {len(scored)}" if short else "",
         notes=(f"sum of {len(scored)} subtasks",) if small_world else (),
-        expected=sum(sizes[member] for member in wanted),
+        expected=None if len(wanted) == len(sizes) else sum(sizes[member] for member in wanted),  # None: the whole task
     )

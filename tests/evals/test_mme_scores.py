@@ -1,6 +1,7 @@
 import pytest
 from made import failed, numbers, said, sample, score
 
+from visrl.evals.benchmarks import TASKS
 from visrl.evals.mme import COGNITION, PERCEPTION, says
 
 
@@ -80,6 +81,14 @@ def test_totals_add_subtasks_and_are_at_most_2000_and_800():
     assert (found["perception"].value, found["cognition"].value) == (2000.0, 800.0)
     assert (found["perception"].n, found["cognition"].n) == (40, 16)
     assert sum(PERCEPTION.values()) + sum(COGNITION.values()) == 2374
+
+
+def test_the_small_world_s_total_is_of_the_subtasks_it_has():
+    pairs = picture("a", "yes", "no", "count") + picture("b", "no", "yes", "color")
+    found = numbers(score("world_mme", pairs))
+    assert list(found) == ["perception", "mme/count", "mme/color"]
+    assert (found["perception"].value, found["perception"].n_expected) == (200.0, TASKS["world_mme"].n)
+    assert found["perception"].notes == ("sum of 2 subtasks",)
 
 
 def test_without_samples_totals_have_no_value():

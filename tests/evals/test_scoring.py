@@ -26,7 +26,7 @@ def test_no_task_falls_over_nothing_or_failures(task):
     bad = sample("a", answer="yes", box=GOLD, group="OCR", **extra)
     for samples, episodes in (([], {}), ([bad], {}), ([bad], {"a": failed("a", "boom")})):
         scores = score_task(TASKS[task], samples, episodes, None)
-        assert scores.metrics
+        assert scores.metrics or not samples  # the small world's MME has the subtasks its samples have
         for measured in scores.metrics:
             assert (measured.value, measured.se, measured.ci) == (None, None, None)
             assert measured.n_unscored == (len(episodes) if measured.metric != "cognition" else 0)  # OCR is perception

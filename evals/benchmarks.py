@@ -180,7 +180,9 @@ def _register_published() -> None:
 
 
 def _world(name: str, benchmark: Benchmark, n: int, about: str) -> TaskSpec:
-    return TaskSpec(f"world_{name}", benchmark, n, unit=UNITS[benchmark], small_world=True, about=f"small world: {about}")
+    return TaskSpec(
+        f"world_{name}", benchmark, n, unit=UNITS[benchmark], small_world=True, about=f"small world: {about}"
+    )
 
 
 def _register_world() -> None:

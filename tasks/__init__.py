@@ -13,6 +13,7 @@ from typing import Any
 
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, resolve
+from visrl.tasks import world
 from visrl.tasks.common import Document, Source, sha256_of
 from visrl.tasks.sources import SOURCES
 from visrl.types import CoTSample
@@ -71,6 +72,8 @@ def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
 
 def _source(name: str) -> Source:
     (spec,) = resolve([name]) if name not in SOURCES else (TASKS[name],)
+    if spec.small_world:
+        return world.SOURCES[spec.name]
     if spec.name not in SOURCES:
         raise UsageError(f"{name} has no documents to load", "its samples are drawn, not read")
     return SOURCES[spec.name]

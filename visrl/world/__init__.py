@@ -14,6 +14,8 @@ from pathlib import Path
 from visrl.errors import UsageError, nearest
 
 CHECKPOINTS = ("tiny", "sft", "base")
+VERSION = "1"
+"""Of drawing and language: changing a pixel or a question needs a new one (tests/world/test_same_everywhere.py)."""
 
 
 def checkpoint_path(name: str) -> Path:

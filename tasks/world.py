@@ -1,0 +1,69 @@
+"""The small world as tasks: documents that are drawn, not read. Never comparable with a published number.
+
+``world_rec``, ``world_viscot_<domain>``, ``world_pope_<variant>``, ``world_mme`` and ``world_mmbench`` are of the ``test`` split;
+``world_heldout_*`` ask for combinations of colour, shape and relation that no training split asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from visrl.evals.benchmarks import TASKS
+from visrl.tasks.common import Document, Row, Source
+from visrl.types import CoTSample
+
+
+def sample(row: Row, task: str) -> CoTSample:
+    """One row of visrl/world/documents.py as a sample of ``task``, its picture included."""
+    from visrl.world.samples import sample_of
+
+    return sample_of(dict(row), task)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Source):
+    """Documents of ``kind`` (visrl/world/documents.py) from the pictures of ``split``, as many as the task has."""
+
+    kind: str = ""
+    split: str = "test"
+    n: int = 0
+
+    def files_in(self, data: Path) -> dict[str, Path]:
+        """None: whatever the data folder holds, this is drawn."""
+        return {}
+
+    def read(self, data: Path | None) -> Iterator[Document]:
+        from visrl.world.documents import documents
+
+        return (Document(f"{row['id']} (drawn)", row) for row in documents(self.kind, self.split, self.n))
+
+    def hub_facts(self) -> dict[str, Any]:
+        from visrl.world import VERSION
+
+        return {"origin": "drawn", "world": VERSION, "split": self.split}
+
+    def require_pictures(self, data: Path | None) -> None:
+        """They are drawn when they are opened."""
+
+    def sample(self, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:
+        made = sample(document.row, name)
+        return made if with_pictures else replace(made, picture=None)
+
+
+def _kind(name: str) -> str:
+    """``world_viscot_doc`` -> ``doc``; ``world_heldout_rec`` -> ``rec``."""
+    return name.removeprefix("world_").removeprefix("viscot_").removeprefix("heldout_")
+
+
+def _none(*_: Path) -> Iterator[Document]:
+    return iter(())
+
+
+SOURCES: dict[str, Source] = {
+    name: Drawn((), _none, sample, kind=_kind(name), split="heldout" if "heldout" in name else "test", n=spec.n)
+    for name, spec in TASKS.items()
+    if spec.small_world
+}

@@ -132,3 +132,21 @@ def test_memory_of_a_bootstrap_is_bounded_and_chunks_do_not_change_it(monkeypatc
 def test_scaled():
     assert stats.Estimate(0.5, 0.1, (0.3, 0.7), 4, 2).scaled(100) == stats.Estimate(50, 10, (30, 70), 4, 2)
     assert stats.Estimate(None, None, None, 0, 0).scaled(100).value is None
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    # pictures with an effect of their own, 5 questions each: 95 % must cover 0, ignoring the pictures covers far less
+    rng = np.random.default_rng(11)
+    pictures = [str(i // 5) for i in range(200)]
+    each = [str(i) for i in range(200)]
+    covered, naive = 0, 0
+    for _ in range(400):
+        values = np.repeat(rng.normal(size=40), 5) + 0.5 * rng.normal(size=200)
+        for clusters in (pictures, each):
+            low, high = stats.mean(values, clusters).ci
+            if clusters is pictures:
+                covered += low <= 0 <= high
+            else:
+                naive += low <= 0 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+    assert naive / 400 < 0.75

@@ -17,8 +17,9 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,7 +84,7 @@ class LookThenAnswer(lmms):
         elif hasattr(self.policy, "bind"):
             raise UsageError(f"{self.policy.name} has no predictions for {task}", f"replay goes with {PREFIX}… tasks")
         else:
-            samples = (_upstream_sample(request, self._document(request)) for request in requests)
+            samples = (_upstream_sample(request, partial(self._document, request)) for request in requests)
         for episode in look_then_answer(self.policy, samples, look, batch_size=self.batch_size):
             if episode.error is not None:
                 self.failures[task][episode.sample_id] = episode.error
@@ -146,14 +147,14 @@ def _answer(episode: Episode, options: Mapping[str, Any]) -> str:
     return text
 
 
-def _upstream_sample(request: Instance, doc: Mapping[str, Any]) -> CoTSample:
+def _upstream_sample(request: Instance, document: Callable[[], Mapping[str, Any]]) -> CoTSample:
     """A document of any lmms-eval task as a sample: its text is the question, its picture the picture.
 
     The task's ``post_prompt``, if the text ends in it, becomes the instruction, asked only where an answer is asked for.
     """
     _, doc_to_messages, _, number, task, _ = request.args
     try:
-        text, picture = _read_messages(doc_to_messages(doc), f"{task}/{number}")
+        text, picture = _read_messages(doc_to_messages(document()), f"{task}/{number}")
     except Exception as error:  # noqa: BLE001 - a task's own code, on one document: that sample fails, the rest goes on
         text, picture = "", _failing(f"{task}/{number}", f"{type(error).__name__}: {error}")
     post = (getattr(getattr(doc_to_messages, "__self__", None), "lmms_eval_specific_kwargs", None) or {}).get(

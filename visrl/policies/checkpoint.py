@@ -49,6 +49,8 @@ def load_checkpoint(
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
+        if "model_type" not in raw:
+            raise OSError("it has no config.json with a model_type")
         family_class(_Raw(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
         config = AutoConfig.from_pretrained(path, **where)
         processor = AutoProcessor.from_pretrained(path, **where)

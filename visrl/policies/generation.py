@@ -33,8 +33,9 @@ Signature = tuple[int | str, ...]
 class Prefix:
     """What is known after reading B prompts.
 
-    cache: keys and values of S slots. visible [B, S]: which slots belong to a row. next_position [B]. logits [B, V]: behind the
-    last token. axes: rotary axes of a position, 1 or 3. signatures: what stands in each row's slots, without gaps from ``starts[i]`` on; empty where there are gaps.
+    cache: keys and values of S slots. visible [B, S]: which slots belong to a row. next_position [B].
+    logits [B, V]: behind the last token. axes: rotary axes of a position, 1 or 3.
+    signatures: what stands in each row's slots, without gaps from ``starts[i]`` on; empty where there are gaps.
     """
 
     cache: Any
@@ -226,20 +227,20 @@ def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[l
     probability, in the order of the vocabulary, passes a number drawn from [0, 1).
     """
     if sampling.temperature <= 0:
-        return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+        return logits.argmax(-1).tolist()
     scores = logits.double() / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         lowest = scores.topk(sampling.top_k).values[..., -1:]
         scores = scores.masked_fill(scores < lowest, -torch.inf)
     probabilities = scores.softmax(-1)
     if sampling.top_p < 1:
-        ordered, where = probabilities.sort(-1, descending=True, stable=True)
+        ordered, where = probabilities.sort(dim=-1, descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that passes top_p is kept
         probabilities = probabilities.scatter(-1, where, ordered.masked_fill(beyond, 0.0))
     total = probabilities.cumsum(-1)
     drawn = torch.tensor([[b.rng.random() for b in row] for row in rows], dtype=torch.double, device=logits.device)
     chosen = torch.searchsorted(total, (drawn.unsqueeze(-1) * total[..., -1:]), right=True).squeeze(-1)
-    return chosen.clamp_max(logits.shape[-1] - 1).tolist()  # type: ignore[no-any-return]
+    return chosen.clamp_max(logits.shape[-1] - 1).tolist()
 
 
 def shared_length(chat: Chat, known: Signature) -> int:

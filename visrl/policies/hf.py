@@ -50,7 +50,8 @@ class HFPolicy:
 
     def __init__(self, name: str, loaded: Loaded, *, box_format: str = "native", rows: int = 0) -> None:
         self.name = name
-        self.model, self.family, self._about = loaded.model, loaded.family, loaded.about
+        self.loaded = loaded
+        self.model, self.family = loaded.model, loaded.family
         self.box_format: BoxFormat = self.family.box_format(box_format)
         self.default_protocol = self.family.default_protocol
         self.default_crop = self.family.default_crop
@@ -97,7 +98,7 @@ class HFPolicy:
     def describe(self) -> Mapping[str, Any]:
         """What a record says of this model; the same for the same files and arguments, wherever it runs."""
         reuse = "kept" if self.family.keeps_prefix else f"recomputed: {self.family.why_not}"
-        return {"kind": "hf", **self._about, "box_format": self.box_format.name, "second_turn_cache": reuse}
+        return {"kind": "hf", **self.loaded.about, "box_format": self.box_format.name, "second_turn_cache": reuse}
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
@@ -186,7 +187,7 @@ class HFPolicy:
         else:
             rows, shared = [job.row for job in jobs], [job.shared for job in jobs]
             read = resume(self.model, self.family, chats, self._features, prefix, rows, shared)
-        keys = [f"{job.request.key}:{job.request.step}" for job in jobs]
+        keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
         ended = self._text.ender(sampling.stop)
         texts = branch(self.model, self.family, chats, read, sampling, keys, ended)
         if jobs[0].request.step == "box" and prefix is None and self.family.keeps_prefix:
@@ -209,7 +210,8 @@ class HFPolicy:
 
     def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
         texts = tuple(self._text.final(b.ids, sampling.stop) for b in branches)
-        return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=sum(len(b.ids) for b in branches))
+        written = sum(len(b.ids) for b in branches)
+        return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=written, cached_tokens=job.shared)
 
 
 class _Text:

@@ -30,7 +30,6 @@ _OURS: dict[str, str] = {
     "internvl": "internvl:InternVL",
     "idefics3": "idefics:Idefics3",
     "smolvlm": "idefics:SmolVLM",
-    "world": "world:World",
 }
 
 

@@ -1,0 +1,37 @@
+"""Tiny real models of every family, saved and loaded once per session in float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from visrl.policies import tiny
+from visrl.policies.checkpoint import load_checkpoint
+from visrl.policies.hf import HFPolicy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """name -> a saved checkpoint folder, written on first use."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(name: str) -> Path:
+        where = root / name
+        return where if where.exists() else tiny.save(name, where)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policies(checkpoints):
+    """(name, box_format) -> a new policy, empty caches, around a checkpoint loaded from disk once in float64."""
+    made = {}
+
+    def policy(name: str, box_format: str = "native") -> HFPolicy:
+        if name not in made:
+            made[name] = load_checkpoint(str(checkpoints(name)), dtype="float64")
+        return HFPolicy(name, made[name], box_format=box_format)
+
+    return policy

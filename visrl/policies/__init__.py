@@ -40,12 +40,15 @@ class Request:
     key: the sample's id. A policy may keep what it computed for a key at the box turn (the picture's features, the
     key-value cache of the shared prefix) for the answer turn of the same batch; outputs must not depend on that.
     size: of the original picture (width, height).
+    stream: tells apart requests of one key and step that must draw independently (the chains of one question): randomness
+    hangs on (seed, key, step, stream, index) and on nothing else.
     """
 
     key: str
     step: StepName
     turns: tuple[Turn, ...]
     size: Size | None = None
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Output:
     """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on).
 
     prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
+    prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.
+    output_tokens: of all n texts together.
     """
 
     texts: tuple[str, ...] = ()
@@ -60,6 +65,7 @@ class Output:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     prompt: str = ""
+    cached_tokens: int = 0
 
 
 @runtime_checkable

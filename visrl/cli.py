@@ -115,6 +115,8 @@ def _batch_size(text: str, policy: object) -> int:
         return int(getattr(policy, "batch_size", 8) if getattr(policy, "needs_pictures", True) else 512)
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
+    if hasattr(policy, "rows"):  # conversations per forward pass
+        policy.rows = int(text)
     return int(text)
 
 

@@ -18,12 +18,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from visrl.boxes import Box
 from visrl.errors import UsageError
@@ -32,6 +32,7 @@ from visrl.types import Episode, Step, Unparsed
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
+Line = TypeVar("Line")
 Key = tuple[str, str]
 """(task, sample id)"""
 
@@ -89,7 +90,12 @@ def episode_from_json(value: Mapping[str, Any]) -> Episode:
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
-    """Episodes in file order. A torn last line (a kill in mid-write) is dropped with a warning.
+    """Episodes in file order; see :func:`read_lines`."""
+    return read_lines(path, episode_from_json)
+
+
+def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
+    """What ``make`` makes of each JSON line, in order. A torn last line (a kill in mid-write) is dropped with a warning.
 
     Raises UsageError naming the line for anything else that is damaged: nothing is skipped in silence.
     """
@@ -101,7 +107,7 @@ def read_episodes(path: Path) -> Iterator[Episode]:
                 log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
                 return
             try:
-                yield episode_from_json(json.loads(line))
+                yield make(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {error}",
@@ -111,17 +117,18 @@ def read_episodes(path: Path) -> Iterator[Episode]:
 
 @dataclass(slots=True)
 class Run:
-    """An open run folder. Use as a context manager: one process at a time writes to it."""
+    """An open run folder. Use as a context manager: one process at a time writes to it. ``lines``: its append-only file."""
 
     folder: Path
     request: Mapping[str, Any]
+    lines: str = "episodes.jsonl"
     _file: BinaryIO | None = field(default=None, repr=False)
     _synced: float = 0.0
     _meta: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def episodes_path(self) -> Path:
-        return self.folder / "episodes.jsonl"
+        return self.folder / self.lines
 
     def __enter__(self) -> Run:
         try:
@@ -178,8 +185,12 @@ class Run:
 
     def append(self, episodes: Iterable[Episode]) -> None:
         """Write finished samples. Raises UsageError when the disk refuses; what was written before stays."""
+        self.append_lines(map(episode_to_json, episodes))
+
+    def append_lines(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """Write JSON objects, a line each; see :meth:`append`."""
         assert self._file is not None, "a Run is written inside its with-block"
-        lines = [json.dumps(episode_to_json(e), ensure_ascii=True, allow_nan=False) + "\n" for e in episodes]
+        lines = [json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n" for value in values]
         try:
             self._file.write("".join(lines).encode("ascii"))
             self._file.flush()

@@ -1,8 +1,9 @@
 """Training data on disk: one JSON object a line, SFT chains (``ChainRow``) and preference pairs (``PairRow``).
 
-Boxes are x1, y1, x2, y2 in **pixels of the original picture**, whatever frame a model writes them in; ``box_text`` is what a model
-really wrote, and is trained on verbatim where it is given (on-policy text), else the family writes the box in its own format.
-Pictures are named relative to the folder the recipe gives (``data.pictures``) and cannot point outside it.
+Boxes are x1, y1, x2, y2 in **pixels of the original picture**, whatever frame a model writes them in; ``box_text`` is
+what a model really wrote, and is trained on verbatim where it is given (on-policy text), else the family writes the
+box in its own format. Pictures are named relative to the folder the recipe gives (``data.pictures``) and cannot point
+outside it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,14 @@ class ChainRow(_Question):
     chain: Chain
 
 
+class QuestionRow(_Question):
+    """A question to make pairs from."""
+
+    box: tuple[float, float, float, float] | None = Field(
+        default=None, description="the true box, where known: for reports and the oracle, never shown to a model"
+    )
+
+
 class PairRow(_Question):
     """A preference: ``win`` over ``lose``, for boxes and for answers."""
 
@@ -98,7 +107,9 @@ class Preference:
         return cls(pair.sample, protocol, win, Chain(box=pair.lose_box.xyxy, answer=pair.lose_answer))
 
 
-Row = TypeVar("Row", ChainRow, PairRow)
+Row = TypeVar("Row", ChainRow, QuestionRow, PairRow)
+WORLD = "world:"
+"""Pictures of this name are drawn by the small world, not read from a folder: ``world:rl:12``."""
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
@@ -125,7 +136,11 @@ def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
 
 
 def picture_in(folder: Path, name: str) -> Picture:
-    """A picture below ``folder``. Raises UsageError for a name that leads out of it."""
+    """A picture below ``folder``, or one of the small world. Raises UsageError for a name that leads out of the folder."""
+    if name.startswith(WORLD):
+        from visrl.world.samples import picture_of
+
+        return picture_of(name.removeprefix(WORLD))
     root = folder.resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
@@ -169,4 +184,4 @@ def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
 
 def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
     """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
-    return [row.id for row in rows if not (folder / row.picture).is_file()]
+    return [row.id for row in rows if not row.picture.startswith(WORLD) and not (folder / row.picture).is_file()]

@@ -35,16 +35,28 @@ def rec(split: str, index: int, turn: int = 0) -> Document | None:
 
 def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | None:
     """A question whose answer is written too small to read in the whole picture, with the box that shows it."""
-    scene = picture(split, index)
-    dice = Dice("viscot", domain, scene.key, turn)
-    sorts: tuple[str, ...] = {"relation": ("relation",), "doc": ("field",), "chart": ("bar",)}.get(domain, SORTS[:4])
-    chosen = choose(scene, split, dice, sorts)
+    scene, dice, chosen = _viscot_choice(split, index, domain, turn)
     if chosen is None:
         return None
     question, answer = ask(chosen, dice, scene.kind), chosen.thing.sign
     if domain == "fine":
         question, answer = _verify(scene, chosen, dice)
     return _row(f"{domain}:{index}:{turn}", split, scene, question, answer, chosen.thing, chosen.sort, group=domain)
+
+
+def _viscot_choice(split: str, index: int, domain: str, turn: int) -> tuple[Scene, Dice, Description | None]:
+    scene = picture(split, index)
+    dice = Dice("viscot", domain, scene.key, turn)
+    sorts: tuple[str, ...] = {"relation": ("relation",), "doc": ("field",), "chart": ("bar",)}.get(domain, SORTS[:4])
+    return scene, dice, choose(scene, split, dice, sorts)
+
+
+def hidden_box(row: Document) -> list[int]:
+    """The true box of a :func:`viscot` row whose split hides it: to report how often a model was right, never to learn from."""
+    split, domain, index, turn = row["id"].split(":")
+    _, _, chosen = _viscot_choice(split, int(index), domain, int(turn))
+    assert chosen is not None, "a row is a question that could be asked"
+    return list(chosen.thing.box)
 
 
 def _verify(scene: Scene, chosen: Description, dice: Dice) -> tuple[str, str]:

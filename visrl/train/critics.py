@@ -1,0 +1,288 @@
+"""Who scores a box and an answer, each 0..1 (visrl-method.md d5). True boxes are never used, but by the oracle.
+
+``score``       M_org is asked, at temperature 0, for ``{"score": x}``: s^b from the crop alone, s^r from the whole picture
+``likelihood``  for models too small to judge in words: s^b is the probability that the critic, shown the crop alone, gives
+                the standard answer (and ends there); s^r is whether the answer says the same as the standard answer
+``oracle``      s^b is the IoU with the true box; for analysis only
+
+A reply is read strictly, then leniently; what cannot be read is a missing score, counted, never 0. A request that *failed*
+is no score either: its question is tried again, so that a bad network changes no pair.
+
+Departures: 1. the prompts are written anew from the key texts of d5, not quoted, and put what changes (the answer) last.
+2. scores are cut to [0, 1]; the official code does not look. 3. an answer (or crop) that occurs twice is asked about once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from visrl.boxes import Box, iou
+from visrl.errors import UsageError
+from visrl.evals.judge import JudgeItem, make_judge
+from visrl.parsing import unfenced
+from visrl.policies import Policy, Request, Sampling
+from visrl.prompts import PROTOCOLS, answer_turns
+from visrl.train.asking import Tokens, ask
+from visrl.train.likelihood import TextScorer, scorer_of
+from visrl.types import CoTSample, Picture, Score, Turn
+
+PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
+P_ANSWER_CRITIC = (
+    "\nYou proofread answers. Score the given answer by referring to the standard answer, based on the question and the image:"
+    " 1 is the full score, 0 the lowest, and the closer the given answer is to the standard answer, the higher the score."
+    ' Directly provide the score in JSON format, for example, {{"score": 0.8}}, without showing the intermediate process.'
+    "\nquestion: {question}\nstandard answer: {standard}\ngiven answer: {answer}"
+)
+P_BOX_CRITIC = (
+    "\nYou verify whether an image is relevant. The score is higher if the image effectively encompasses the information that"
+    " the standard answer provides to the question: 1 is the full score, 0 the lowest."
+    ' Directly provide the score in JSON format, for example, {{"score": 0.8}}, without showing the intermediate process.'
+    "\nquestion: {question}\nstandard answer: {standard}"
+)
+CRITIC_MAX_TOKENS = 64  # {"score": 0.8} in a fence, and a few words from those who do not obey
+CriticKind = Literal["score", "likelihood", "oracle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a critic is asked. key: the sample's id. One of ``crop`` (with its ``box``, pixels) and ``answer`` is given."""
+
+    sample: CoTSample
+    picture: Picture
+    crop: Picture | None = None
+    box: Box | None = None
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A score (its value None: the reply could not be read), or ``error``: the request failed and may succeed again."""
+
+    score: Score | None = None
+    error: str = ""
+    tokens: Tokens | None = None
+
+
+class Critic(Protocol):
+    """name: as manifests print it. needs_pictures: False where it reads no pixels."""
+
+    name: str
+    needs_pictures: bool
+
+    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
+        """s^b of each question's crop, in order."""
+        ...
+
+    def answers(self, questions: Sequence[Question]) -> list[Judged]:
+        """s^r of each question's answer, in order."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """For the manifest: kind, prompts' version, the model; JSON values."""
+        ...
+
+
+# --- reading a score
+
+_NAMED = re.compile(r"[\"']?score[\"']?\s*[:=]\s*[\"']?(-?\d+(?:\.\d*)?|-?\.\d+)", re.IGNORECASE)
+
+
+def read_score(text: str) -> Score:
+    """The score of a critic's reply: ``{"score": x}`` and nothing else; second, fenced, bare, or named once in other text.
+
+    value None with a reason where there is none. reason "lenient" or "cut from …" where one was read with reservations.
+    """
+    value = _number(_json(text))
+    lenient = value is None
+    if value is None:
+        value = _leniently(text)
+    if value is None:
+        return Score(None, f"no score in {text[:60]!r}" if text.strip() else "empty reply")
+    if not 0.0 <= value <= 1.0:
+        return Score(min(max(value, 0.0), 1.0), f"cut from {value:g}")
+    return Score(value, "lenient" if lenient else "")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(value: Any) -> float | None:
+    """The number under ``score``, if that is all there is."""
+    if isinstance(value, dict) and list(value) == ["score"]:
+        return _finite(value["score"])
+    return None
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
+
+
+def _leniently(text: str) -> float | None:
+    inner = _json(unfenced(text))
+    found = _number(inner) if isinstance(inner, dict) else _finite(inner)  # the official code takes a bare number too
+    named = _NAMED.findall(text)
+    return float(named[0]) if found is None and len(named) == 1 else found
+
+
+# --- the critics
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCritic:
+    """A model that judges in words."""
+
+    policy: Policy
+
+    @property
+    def name(self) -> str:
+        return f"score:{self.policy.name}"
+
+    @property
+    def needs_pictures(self) -> bool:
+        return self.policy.needs_pictures
+
+    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
+        asked = [_request(q, (q.crop or q.picture, _wording(P_BOX_CRITIC, q)), first=False) for q in questions]
+        return self._judged(asked)
+
+    def answers(self, questions: Sequence[Question]) -> list[Judged]:
+        """A question's first answer goes ahead as a "box" step: policies keep its cache, and all else of it is shared."""
+        seen: set[str] = set()
+        first = [q.sample.id not in seen and not seen.add(q.sample.id) for q in questions]  # type: ignore[func-returns-value]
+        asked = [
+            _request(q, (q.picture, _wording(P_ANSWER_CRITIC, q)), first=f) for q, f in zip(questions, first, strict=True)
+        ]
+        ahead = iter(self._judged([r for r, f in zip(asked, first, strict=True) if f]))
+        behind = iter(self._judged([r for r, f in zip(asked, first, strict=True) if not f]))
+        return [next(ahead) if f else next(behind) for f in first]
+
+    def _judged(self, requests: Sequence[Request]) -> list[Judged]:
+        outputs = ask(self.policy, requests, Sampling(max_tokens=CRITIC_MAX_TOKENS))
+        return [
+            Judged(error=o.error) if o.error is not None else Judged(read_score(o.texts[0]), tokens=Tokens.of(o))
+            for o in outputs
+        ]
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "score", "prompts": PROMPTS_VERSION, "model": self.policy.name, **_about(self.policy)}
+
+
+def _wording(prompt: str, question: Question) -> str:
+    sample = question.sample
+    return prompt.format(question=sample.question, standard=sample.answers[0], answer=question.answer)
+
+
+def _request(question: Question, parts: tuple[str | Picture, ...], *, first: bool) -> Request:
+    sample = question.sample
+    return Request(sample.id, "box" if first else "answer", (Turn("user", parts),), sample.size)
+
+
+def _about(policy: Policy) -> dict[str, Any]:
+    return {"model_info": dict(policy.describe())}
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodCritic:
+    """A model that reads crops. Its s^r asks no model at all."""
+
+    policy: Policy
+    scorer: TextScorer
+    judge: str = "exact"
+
+    @property
+    def name(self) -> str:
+        return f"likelihood:{self.policy.name}"
+
+    @property
+    def needs_pictures(self) -> bool:
+        return self.policy.needs_pictures
+
+    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
+        requests = [
+            Request(q.sample.id, "answer", answer_turns(PROTOCOLS["direct"], q.sample, q.crop or q.picture, None, ""), q.sample.size)
+            for q in questions
+        ]
+        found = self.scorer.loglikelihood(requests, [q.sample.answers[0] for q in questions])
+        return [
+            Judged(error=one.error) if one.error else Judged(Score(math.exp(min(one.value, 0.0))), tokens=one.tokens)
+            for one in found
+        ]
+
+    def answers(self, questions: Sequence[Question]) -> list[Judged]:
+        return agreement(questions, self.judge)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "likelihood", "judge": self.judge, "model": self.policy.name, **_about(self.policy)}
+
+
+@dataclass(frozen=True, slots=True)
+class OracleCritic:
+    """Knows the true box. Never part of the method."""
+
+    judge: str = "exact"
+    name: str = "oracle"
+    needs_pictures: bool = False
+
+    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
+        return [Judged(_true_iou(q), tokens=Tokens()) for q in questions]
+
+    def answers(self, questions: Sequence[Question]) -> list[Judged]:
+        return agreement(questions, self.judge)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "oracle", "judge": self.judge}
+
+
+def _true_iou(question: Question) -> Score:
+    if question.sample.box is None or question.box is None:
+        return Score(None, "no true box")
+    return Score(iou(question.box, question.sample.box))
+
+
+def agreement(questions: Sequence[Question], judge: str) -> list[Judged]:
+    """s^r by an offline judge of the evaluation: reward is metric."""
+    items = [JudgeItem(q.sample.id, q.sample.question, q.sample.answers, q.answer) for q in questions]
+    return [Judged(score, tokens=Tokens()) for score in make_judge(judge).judge_many(items)]
+
+
+def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
+    """The critic of a recipe. Raises UsageError where it needs a model it was not given, or one that cannot score texts."""
+    if judge.startswith("openai:"):
+        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "exact, contains or anls")
+    make_judge(judge)
+    if kind == "oracle":
+        return OracleCritic(judge)
+    if policy is None:
+        raise UsageError(f"critic.kind {kind} needs critic.model", "M_org: the model before the warm-up, for example base")
+    return ScoreCritic(policy) if kind == "score" else LikelihoodCritic(policy, scorer_of(policy), judge)
+
+
+def without_repeats(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
+    """The different ones of several questions, and which of them each is. Equal crops, or equal answers, of one sample."""
+    found: dict[tuple[str, str, str], int] = {}
+    for q in questions:
+        found.setdefault(_identity(q), len(found))
+    firsts: dict[int, Question] = {}
+    for q in questions:
+        firsts.setdefault(found[_identity(q)], q)
+    return [firsts[i] for i in range(len(found))], [found[_identity(q)] for q in questions]
+
+
+def _identity(question: Question) -> tuple[str, str, str]:
+    return question.sample.id, "" if question.crop is None else question.crop.ref, question.answer
+
+
+def shared_between(judged: Judged, first: bool) -> Judged:
+    """A judgement for the question it was asked for, or for a repeat of it, which cost nothing."""
+    return judged if first or judged.tokens is None else replace(judged, tokens=Tokens())

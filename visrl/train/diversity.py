@@ -1,0 +1,106 @@
+"""The diversity controller: keeps the two boxes of an attempt apart (visrl-method.md d3). Geometry only, in pixels.
+
+``none``      the second box stays whatever it is
+``paper``     IoU above .05: the second is replaced by a random box, about as large as the first and touching it nowhere
+``resample``  the same, but first another box the policy itself drew for this question is looked for that lies apart:
+              a losing box it may really say teaches more than one it never would
+
+Departures: 1. the first box counts as cut at the picture's edges: a replacement of the size of what lies outside would
+hardly ever fit. 2. a spare box serves one attempt only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from visrl.boxes import Box, Size, iou
+from visrl.types import Unparsed
+
+MAX_IOU = 0.05
+TRIES = 100
+Controller = Literal["paper", "none", "resample"]
+Source = Literal["sampled", "spare", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A box in pixels and the words it was said in; ``text`` None: nobody said it, it was drawn at random."""
+
+    box: Box
+    text: str | None = None
+    source: Source = "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Two boxes kept apart, or why the attempt was dropped."""
+
+    looks: tuple[Look, ...] = ()
+    dropped: str = ""
+
+
+def spread(number: int) -> float:
+    """By what share sides may differ at try ``number``, from 0: .3, plus .1 at tries 0, 20, 40, 60 and 80."""
+    return 0.3 + 0.1 * (number // 20 + 1)
+
+
+def disjoint_like(box: Box, size: Size, rng: random.Random) -> Box | None:
+    """A random box inside a picture of ``size`` that shares no area with ``box`` (pixels); None after 100 tries.
+
+    Its sides are those of ``box`` times 1 + U(-d, d), d from :func:`spread`; its place is uniform.
+    """
+    like = box.clipped(size)
+    if like.is_empty:
+        return None
+    for number in range(TRIES):
+        d = spread(number)
+        width = (like.x2 - like.x1) * (1 + rng.uniform(-d, d))
+        height = (like.y2 - like.y1) * (1 + rng.uniform(-d, d))
+        x, y = rng.random() * (size[0] - width), rng.random() * (size[1] - height)
+        if x < 0 or y < 0:  # larger than the picture
+            continue
+        drawn = Box(x, y, x + width, y + height)
+        if iou(drawn, like) == 0.0:
+            return drawn
+    return None
+
+
+def control(
+    boxes: Sequence[Look | Unparsed], attempts: int, size: Size, controller: Controller, rngs: Sequence[random.Random]
+) -> list[Attempt]:
+    """The attempts of one question. ``boxes``: two per attempt, in order, then spares; ``rngs``: one per attempt."""
+    spares = [look for look in boxes[2 * attempts :] if isinstance(look, Look)]
+    return [_attempt(boxes[2 * i], boxes[2 * i + 1], spares, size, controller, rngs[i]) for i in range(attempts)]
+
+
+def _attempt(
+    first: Look | Unparsed,
+    second: Look | Unparsed,
+    spares: list[Look],
+    size: Size,
+    controller: Controller,
+    rng: random.Random,
+) -> Attempt:
+    for which, look in (("first", first), ("second", second)):
+        if isinstance(look, Unparsed):
+            return Attempt(dropped=f"{which} box unparsed: {look.reason}")
+    assert isinstance(first, Look) and isinstance(second, Look)
+    if controller == "none" or iou(first.box, second.box) <= MAX_IOU:
+        return Attempt((first, second))
+    apart = _spare(first, spares) if controller == "resample" else None
+    if apart is None:
+        drawn = disjoint_like(first.box, size, rng)
+        apart = None if drawn is None else Look(drawn, None, "random")
+    return Attempt(dropped="no room for a second box") if apart is None else Attempt((first, apart))
+
+
+def _spare(first: Look, spares: list[Look]) -> Look | None:
+    """The first spare apart from ``first``, taken out of the list."""
+    for place, spare in enumerate(spares):
+        if iou(first.box, spare.box) <= MAX_IOU:
+            del spares[place]
+            return Look(spare.box, spare.text, "spare")
+    return None

@@ -1,0 +1,98 @@
+"""What pairs are made from: questions with standard answers. True boxes, where known, are for the report and the oracle only.
+
+``visrl``   jsonl of :class:`QuestionRow`
+``viscot``, ``cot``   VisCoT's own files (importers.py), their boxes set aside
+``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from visrl.boxes import Box
+from visrl.errors import UsageError
+from visrl.train.files import ChainRow, QuestionRow, picture_in, read_rows
+from visrl.train.importers import import_chains
+from visrl.train.recipe import Section
+from visrl.types import CoTSample
+
+WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
+
+
+class QuestionSection(Section):
+    """Where the questions come from."""
+
+    format: Literal["visrl", "viscot", "cot", "world"] = "visrl"
+    path: Path | None = Field(default=None, description="the file; none for `world`")
+    pictures: Path = Field(default=Path("."), description="the folder that picture names are relative to")
+    limit: int | None = Field(default=None, description="only the first questions, in file order, as the official sampling")
+    tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
+    split: str = Field(default="rl", description="of `world`")
+    skip: int = Field(default=0, ge=0, description="leave out so many first: fresh questions for a later iteration")
+
+
+def load_questions(section: QuestionSection) -> list[CoTSample]:
+    """The questions, in order. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all."""
+    samples = list(islice(_all(section), section.skip, None if section.limit is None else section.skip + section.limit))
+    if not samples:
+        raise UsageError(f"no questions in {section.path or section.format}", "data.path, data.skip and data.limit")
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise UsageError(f"{section.path}: id {sample.id!r} occurs twice", "ids name questions, and seed what is drawn")
+        seen.add(sample.id)
+    return samples
+
+
+def _all(section: QuestionSection) -> Iterator[CoTSample]:
+    if section.format == "world":
+        return _world(section)
+    if section.path is None:
+        raise UsageError(f"data.path is missing for format {section.format}", "name the file of questions")
+    if section.format == "visrl":
+        return (_sample(row, section.pictures, row.answers, row.box) for row in read_rows(section.path, QuestionRow))
+    rows, _ = import_chains(section.path, section.format)
+    return (_of_chain(row, section.pictures) for row in rows)
+
+
+def _of_chain(row: ChainRow, pictures: Path) -> CoTSample:
+    return _sample(row, pictures, row.answers or (row.chain.answer,), row.chain.box)
+
+
+def _sample(
+    row: QuestionRow | ChainRow, pictures: Path, answers: tuple[str, ...], box: tuple[float, float, float, float] | None
+) -> CoTSample:
+    return CoTSample(
+        id=row.id,
+        task="pairs",
+        kind=row.kind,
+        question=row.question,
+        picture=picture_in(pictures, row.picture),
+        size=row.size,
+        box=None if box is None else Box(*box),
+        answers=answers,
+        instruction=row.instruction,
+        cluster=row.picture,
+    )
+
+
+def _world(section: QuestionSection) -> Iterator[CoTSample]:
+    """Domain after domain, one question each, until all have run out; so any first n are of all domains."""
+    from visrl.world.documents import DOMAINS, documents, hidden_box
+    from visrl.world.samples import sample_of
+    from visrl.world.splits import SPLITS
+
+    for name, known in ((section.split, SPLITS), *((task, DOMAINS) for task in section.tasks)):
+        if name not in known:
+            raise UsageError(f"the small world has no {name!r}", f"one of {', '.join(known)}")
+    per_task = None if section.limit is None else section.skip + section.limit
+    for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
+        for row in rows:
+            if row is not None:
+                yield replace(sample_of(row, "pairs"), box=Box(*map(float, row.get("box") or hidden_box(row))))

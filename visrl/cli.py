@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visrl import cli_check
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -174,6 +175,28 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOpti
 
 
 @app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[RUN2]", help="a second run: what did it fix or break?")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the page; default RUN/report.html", show_default=False)
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="all pictures, large, from a server on this machine")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the server; 0: any that is free")] = 0,
+) -> None:
+    """See a run: pictures, boxes, crops, both turns and scores on one page; two runs side by side."""
+    from visrl.report import serve_page, write_report
+
+    folders = [folder] if other is None else [folder, other]
+    if serve:
+        serve_page(folders, port)
+    else:
+        print(write_report(folders, output))
+
+
+@app.command()
 def ls(
     what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
     path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
@@ -218,21 +241,35 @@ def _task_table() -> Table:
 
 @app.command()
 def tables(
-    paper: Annotated[str, typer.Option(help="general | viscot | rec | datagen")],
+    paper: Annotated[str | None, typer.Option(help="general | viscot | rec | datagen")] = None,
     records: Annotated[
         list[Path] | None,
         typer.Argument(help="run folders or record files; default: results/records", show_default=False),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="rich | md | csv | latex")] = "rich",
     against: Annotated[str | None, typer.Option(help="the published row to compare with")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="exit 1 when results/tables is not what the records give")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="generate results/tables from results/records")] = False,
+    results: Annotated[Path, typer.Option(help="for --check and --write: the folder of records/ and tables/")] = Path(
+        "results"
+    ),
 ) -> None:
     """The paper's table with our results beside it, and a verdict per cell."""
+    if check or write:
+        return cli_check.tables_on_file(results, write)
+    if paper is None:
+        raise UsageError("tables needs --paper, --check or --write", "for example --paper rec")
     from visrl.records import read_records
     from visrl.tables import print_paper_table
 
     places = records or [Path("results/records")]
     found = [result for place in places for result in read_records(place)]
     print_paper_table(paper, found, format_, against)
+
+
+cli_check.register(app)
 
 
 def _command(args: list[str]) -> str:

@@ -1,0 +1,55 @@
+"""A run, or two side by side, as a page to look at: pictures, boxes, crops, both turns, scores."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from visrl.errors import UsageError, printable
+from visrl.report.page import write_page
+from visrl.report.pictures import Album
+from visrl.report.training import is_training, write_training_page
+from visrl.runs import slug
+
+__all__ = ["serve_page", "write_page", "write_report", "write_training_page"]
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """The page of one run folder, of two runs side by side, or of a training folder; returns where it is.
+
+    out: default ``report.html`` in the folder, and ``report-vs-<first>.html`` in the second of two. Raises UsageError.
+    """
+    if out is None:
+        out = folders[-1] / (
+            "report.html" if len(folders) == 1 else f"report-vs-{slug(folders[0].resolve().name)}.html"
+        )
+    try:
+        if len(folders) == 1 and is_training(folders[0]):
+            write_training_page(folders[0], out)
+        else:
+            write_page(folders, out)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error}", "choose another place with --output") from error
+    return out
+
+
+def serve_page(folders: Sequence[Path], port: int = 0) -> None:
+    """Show the page with all its pictures until Ctrl-C. Raises UsageError where the port is taken."""
+    from visrl.report.serve import PageServer
+
+    album = Album()
+    with tempfile.TemporaryDirectory() as place:
+        page = Path(place) / "report.html"
+        write_page(folders, page, album=album)
+        try:
+            server = PageServer(page, album, port)
+        except OSError as error:
+            raise UsageError(f"port {port}: {error}", "--port 0 takes any that is free") from error
+        with server:
+            print(printable(f"{server.url}  (Ctrl-C stops)"), file=sys.stderr)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)

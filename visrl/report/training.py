@@ -1,0 +1,242 @@
+"""A training folder as a page: curves, the phases' settings, what pair generation threw away, and win and lose boxes.
+
+Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
+``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json`` or its ``recipe``,
+``funnel.json`` (stage -> count), ``pairs*.jsonl`` (visrl.train.files.PairRow).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from visrl.errors import PictureError, UsageError
+from visrl.records import write_atomically
+from visrl.report.figures import HEIGHT, WIDTH, polyline
+from visrl.report.page import render
+from visrl.report.pictures import encoded
+from visrl.report.text import clip, line
+
+DEPTH = 3
+PAIRS_SHOWN = 60
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2")
+"""Lines of one curve are told apart by dashes as well as by colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    name: str
+    points: str
+    dash: str
+    colour: int
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Quantities of one scale over steps. low, high: the ends of the y axis; steps: the last step."""
+
+    title: str
+    low: str
+    high: str
+    steps: int
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhasePage:
+    """One folder's part of the page."""
+
+    title: str
+    settings: tuple[tuple[str, str], ...]
+    curves: tuple[Curve, ...]
+    funnel: tuple[tuple[str, int, float], ...]
+    pairs: tuple[PairCard, ...]
+    n_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairCard:
+    """A preference pair. win, lose: x, y, width, height in pixels, or None; picture: a data URI or ""."""
+
+    question: str
+    size: tuple[int, int] | None
+    picture: str
+    win: tuple[float, float, float, float] | None
+    lose: tuple[float, float, float, float] | None
+    win_answer: str
+    lose_answer: str
+    win_scores: str
+    lose_scores: str
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder has something of training in it, and no run of an evaluation."""
+    return not (folder / "run.json").is_file() and any(True for _ in _phases(folder))
+
+
+def write_training_page(folder: Path, out: Path) -> None:
+    """Write the page. Raises UsageError for a damaged file, OSError where ``out`` cannot be written."""
+    phases = [_phase(place, folder) for place in _phases(folder)]
+    title = line(f"Training · {folder.resolve().name}")
+    html = render("training.html.j2", None, served=False, title=title, phases=phases, width=WIDTH, height=HEIGHT)
+    write_atomically(out, html)
+
+
+def _phases(folder: Path) -> Iterator[Path]:
+    """The folders that hold something to show, outermost first, checkpoints left out."""
+    names = ("history.json", "training.json", "funnel.json", "pairs*.jsonl")
+    places = [folder]
+    for _ in range(DEPTH):
+        yield from (place for place in places if any(any(place.glob(name)) for name in names))
+        places = sorted(
+            child
+            for place in places
+            if place.is_dir()
+            for child in place.iterdir()
+            if child.is_dir() and not child.name.startswith(("checkpoint-", "."))
+        )
+
+
+def _phase(place: Path, root: Path) -> PhasePage:
+    training = _json(place / "training.json", {})
+    settings = _json(place / "settings.json", {}) or training.get("recipe", {})
+    history = _json(place / "history.json", []) or training.get("log", [])
+    funnel = _counts(_json(place / "funnel.json", {}))
+    pairs = [row for path in sorted(place.glob("pairs*.jsonl")) for row in _pairs(path, settings)]
+    count = sum(sum(1 for text in path.open("rb") if text.strip()) for path in place.glob("pairs*.jsonl"))
+    title = str(place.relative_to(root)) if place != root else root.resolve().name
+    return PhasePage(line(title), _settings(settings), curves(history), funnel, tuple(pairs[:PAIRS_SHOWN]), count)
+
+
+def _json(path: Path, default: Any) -> Any:
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {error}", "the phase that wrote it can be run again") from error
+
+
+def _settings(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
+    if not isinstance(tree, Mapping):
+        return ()
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += _settings(value, f"{prefix}{key}.")
+        else:
+            rows.append((line(f"{prefix}{key}", 60), line(str(value), 200)))
+    return tuple(rows)
+
+
+def _counts(tree: Any) -> tuple[tuple[str, int, float], ...]:
+    """(stage, count, per cent of the largest) in the order of the file."""
+    if not isinstance(tree, Mapping):
+        return ()
+    found = [(line(str(k), 80), v) for k, v in tree.items() if isinstance(v, int) and not isinstance(v, bool)]
+    most = max((value for _, value in found), default=0) or 1
+    return tuple((name, value, round(100.0 * value / most, 2)) for name, value in found)
+
+
+# --- curves
+
+
+def curves(history: Any) -> tuple[Curve, ...]:
+    """One curve per kind of quantity: the losses together, the margins together, and so on."""
+    rows = [row for row in history if isinstance(row, Mapping) and _number(row.get("step")) is not None]
+    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kind, number = _kind(name), _number(value)
+            if kind and number is not None:
+                kinds.setdefault(kind, {}).setdefault(name, []).append((float(row["step"]), number))
+    return tuple(_curve(kind, lines) for kind, lines in kinds.items())
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _kind(name: str) -> str:
+    """Which curve a logged quantity belongs to; "" for none."""
+    if name.startswith("loss/") or name.endswith("loss"):
+        return "loss"
+    for ending, kind in (("margins", "reward margin"), ("accuracies", "reward accuracy")):
+        if name.endswith(ending):
+            return kind
+    if name in ("learning_rate", "grad_norm"):
+        return name.replace("_", " ")
+    # what a small model is watched by (train/watch.py): accuracies 0..1
+    return "accuracy" if name in ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy") else ""
+
+
+def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Curve:
+    values = [value for points in series.values() for _, value in points]
+    low, high = min(*values, 0.0), max(*values, 0.0)
+    span = (high - low) or 1.0
+    steps = max(step for points in series.values() for step, _ in points) or 1.0
+    lines = tuple(
+        Line(
+            line(name, 40),
+            polyline((WIDTH * step / steps, HEIGHT * (1 - (value - low) / span)) for step, value in points),
+            DASHES[i % len(DASHES)],
+            i % 6,
+            f"{points[-1][1]:.4g}",
+        )
+        for i, (name, points) in enumerate(series.items())
+    )
+    return Curve(kind, f"{low:.3g}", f"{high:.3g}", int(steps), lines)
+
+
+# --- pairs
+
+
+def _pairs(path: Path, settings: Any) -> Iterable[PairCard]:
+    from visrl.train.files import PairRow, read_rows
+
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    folder = Path(data["pictures"]) if isinstance(data, Mapping) and data.get("pictures") else path.parent
+    return [_card(row, folder) for row in islice(read_rows(path, PairRow), PAIRS_SHOWN)]
+
+
+def _card(row: Any, folder: Path) -> PairCard:
+    picture, size = _picture(row.picture, folder)
+    return PairCard(
+        clip(row.question, 400),
+        row.size or size,
+        picture,
+        _rectangle(row.win.box),
+        _rectangle(row.lose.box),
+        clip(row.win.answer, 300),
+        clip(row.lose.answer, 300),
+        _scores(row.win.scores),
+        _scores(row.lose.scores),
+    )
+
+
+def _picture(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
+    """A data URI and the original's size; "" and None where there is no such picture below ``folder``."""
+    from visrl.train.files import picture_in
+
+    try:
+        image = picture_in(folder, name).open()
+    except (PictureError, UsageError):
+        return "", None
+    data = base64.b64encode(encoded(image, 384)).decode()
+    return f"data:image/webp;base64,{data}", image.size
+
+
+def _rectangle(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+    return None if box is None else (box[0], box[1], box[2] - box[0], box[3] - box[1])
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    return " · ".join(f"{line(name, 30)} {value:.2g}" for name, value in scores.items())

@@ -1,0 +1,82 @@
+"""Suites: named sets of gates, ``evals/suites/*.yaml`` or a file of your own. docs/ci.md describes every key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from visrl.errors import UsageError, nearest
+from visrl.evals.benchmarks import GROUPS, TASKS, resolve
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cell(_Strict):
+    """One gated number. floor: the smallest drop that matters, in the metric's unit. metric: None is the task's primary."""
+
+    task: str
+    metric: str | None = None
+    floor: float = Field(gt=0)
+
+    @property
+    def what(self) -> tuple[str, str]:
+        """(task or group, metric). Raises UsageError for an unknown task."""
+        if self.metric is not None:
+            return self.task, self.metric
+        first = TASKS[GROUPS[self.task][0]] if self.task in GROUPS else resolve([self.task])[0]
+        return self.task, first.primary
+
+
+class Paired(_Strict):
+    """A fresh run and the accepted one it is held against.
+
+    model, model_args, tasks, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
+    max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value.
+    """
+
+    baseline: str
+    model: str
+    tasks: str
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    model_args: dict[str, str] = {}
+    limit: int | None = Field(default=None, ge=1)
+    protocol: str | None = None
+    focus: str = "predicted"
+    crop: str | None = None
+    judge: str = "exact"
+    seed: int = 0
+    batch_size: int = Field(default=32, ge=1)
+    max_unscored: float = Field(default=0.0, ge=0, le=1)
+    max_unparsed: float = Field(default=0.05, ge=0, le=1)
+
+
+class Suite(_Strict):
+    """exact: ``shipped`` (inside the package) or ``shared`` (published replays below VISRL_SHARED). paper: names of tables."""
+
+    about: str = ""
+    prompts: bool = False
+    exact: tuple[Literal["shipped", "shared"], ...] = ()
+    paired: tuple[Paired, ...] = ()
+    paper: tuple[str, ...] = ()
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or from a file. Raises UsageError for an unknown name or a malformed file."""
+    folder = Path(str(files("visrl.evals"))) / "suites"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    path = folder / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        raise UsageError(f"no suite {name!r}", f"{nearest(name, known)}\nsuites: {', '.join(known)}, or a file")
+    try:
+        suite = Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, ValidationError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a suite: {error}", "docs/ci.md describes the keys") from error
+    if not (suite.prompts or suite.exact or suite.paired or suite.paper):
+        raise UsageError(f"{path}: the suite checks nothing", "it names prompts, exact, paired or paper")
+    return suite

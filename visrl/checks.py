@@ -1,0 +1,299 @@
+"""``visrl-eval check``: runs what a suite's gates judge (evals/gates.py) and collects their findings.
+
+G1's replays go the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. G2's run is
+always a fresh one, in a folder of its own: a finished run found again would prove nothing about today's code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from visrl.boxes import Box
+from visrl.errors import UsageError
+from visrl.evals import gates
+from visrl.evals.baselines import Baseline, mismatches, missing_samples, read_baseline
+from visrl.evals.compare import compare
+from visrl.evals.gates import Finding
+from visrl.evals.sample_scores import Rows, of_run
+from visrl.evals.suite import Paired, Suite
+from visrl.prompt_bytes import data_folder, prompts_file, read_prompts, render_all
+from visrl.records import TaskResult, read_records, write_atomically
+from visrl.runs import read_episodes, read_meta, slug
+from visrl.types import Episode, Unparsed
+
+if TYPE_CHECKING:
+    from visrl.evaluate import Outcome
+
+_RECORDED = (
+    *("task", "metric", "value", "se", "ci", "unit", "n", "n_expected", "n_clusters", "n_unscored", "n_unparsed"),
+    *("n_missing", "unscored_reasons", "judge", "notes", "task_version", "protocol", "box_format"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked of ``check``. runs: finished runs to use for the suite's paired gates, in their order."""
+
+    suite: Suite
+    baselines: Path
+    scratch: Path
+    runs: tuple[Path, ...] = ()
+    records: Path = Path("results/records")
+
+
+def run_suite(request: Request) -> Iterator[Finding]:
+    """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, not for what a gate finds."""
+    suite = request.suite
+    if request.runs and len(request.runs) != len(suite.paired):
+        raise UsageError(f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "--run once for each gate")
+    if suite.prompts:
+        yield from gates.check_prompts(read_prompts(prompts_file()), render_all())
+    for origin in suite.exact:
+        yield from check_replays(origin, request.scratch)
+    for number, gate in enumerate(suite.paired):
+        yield from check_paired(gate, request, request.runs[number] if request.runs else None)
+    for table in suite.paper:
+        yield from check_paper(table, request.records)
+
+
+# --- G1
+
+
+class Replay(BaseModel):
+    """A row of suites/data/replays.yaml: recorded outputs and how to score them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    outputs: str
+    tasks: str
+    questions: str | None = None
+    protocol: str | None = None
+    focus: str = "predicted"
+    crop: str = "viscot_square112"
+    box_format: str | None = None
+    parser: str = "lenient"
+    judge: str = "exact"
+    seed: int = 0
+
+
+def replays(origin: str) -> list[Replay]:
+    value = yaml.safe_load((data_folder() / "replays.yaml").read_text(encoding="utf-8"))
+    return [Replay.model_validate(item) for item in value[origin]]
+
+
+def replay_folder(origin: str) -> Path | None:
+    """Where the documents and outputs of an origin lie; None where the shared data are not on this machine."""
+    if origin == "shipped":
+        return data_folder() / "exact"
+    shared = os.environ.get("VISRL_SHARED")
+    folder = Path(shared) / "data" if shared else Path("../shared/data")
+    return folder if folder.is_dir() else None
+
+
+def recorded_file() -> Path:
+    return data_folder() / "recorded.json"
+
+
+def check_replays(origin: str, scratch: Path) -> Iterator[Finding]:
+    """A finding per replay of ``shipped`` or ``shared``; refused where the data are absent."""
+    folder = replay_folder(origin)
+    path = recorded_file()
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for replay in replays(origin):
+        if folder is None:
+            reason = "the published predictions are not here: set VISRL_SHARED"
+            yield Finding("G1 exact", replay.name, "refused", reason)
+            continue
+        fresh = replay_numbers(replay, folder, scratch, whole=origin == "shipped")
+        yield gates.check_exact(replay.name, recorded.get(f"{origin}/{replay.name}", {}), fresh)
+
+
+def replay_numbers(replay: Replay, folder: Path, scratch: Path, *, whole: bool) -> dict[str, Any]:
+    """The numbers of a replay as JSON; ``whole``: also every sample's scores, parsed box and crop."""
+    from visrl.evaluate import Options, evaluate
+    from visrl.policies.replay import ReplayPolicy
+
+    questions = str(folder / replay.questions) if replay.questions else None
+    policy = ReplayPolicy.load(
+        str(folder / replay.outputs), questions=questions, parser=replay.parser, box_format=replay.box_format
+    )
+    options = Options(
+        data=folder,
+        protocol=replay.protocol,
+        focus=replay.focus,
+        crop=replay.crop,
+        judge=replay.judge,
+        seed=replay.seed,
+        batch_size=512,
+        output=fresh_folder(scratch, replay.name),
+        quiet=True,
+    )
+    outcome = evaluate(policy, replay.tasks.split(","), options)
+    numbers: dict[str, Any] = {
+        "results": [result.model_dump(mode="json", include=set(_RECORDED)) for result in outcome.results]
+    }
+    return {**numbers, **_samples(outcome)} if whole else numbers
+
+
+def _samples(outcome: Outcome) -> dict[str, Any]:
+    """Sample by sample: task, id, scores in their order, the parsed box or why there is none, and the crop."""
+    text = (outcome.folder / "scores.jsonl").read_text(encoding="utf-8")
+    scores = {
+        (row["task"], row["sample_id"]): list(row["scores"].values()) for row in map(json.loads, text.splitlines())
+    }
+    return {
+        "samples": [
+            [e.task, e.sample_id, scores[e.task, e.sample_id], _box(e), list(e.looked_at or ())]
+            for e in read_episodes(outcome.folder / "episodes.jsonl")
+        ]
+    }
+
+
+def _box(episode: Episode) -> Any:
+    if isinstance(episode.box, Box):
+        return list(episode.box.xyxy)
+    return episode.box.reason if isinstance(episode.box, Unparsed) else None
+
+
+def fresh_folder(scratch: Path, name: str) -> Path:
+    """An unused folder below ``scratch``."""
+    folder = scratch / slug(name)
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}_")
+    return folder
+
+
+def record_replays(scratch: Path) -> list[str]:
+    """Write recorded.json anew from today's scoring; returns the replays whose numbers changed. For ``accept --exact``."""
+    path = recorded_file()
+    old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    new: dict[str, Any] = {}
+    for origin in ("shipped", "shared"):
+        folder = replay_folder(origin)
+        for replay in replays(origin):
+            key = f"{origin}/{replay.name}"
+            if folder is not None:
+                new[key] = replay_numbers(replay, folder, scratch, whole=origin == "shipped")
+            elif key in old:
+                new[key] = old[key]
+    write_atomically(path, _lines(new))
+    return [key for key in new if list(gates.differences(old.get(key), new[key]))]
+
+
+def _lines(value: Mapping[str, Any]) -> str:
+    """JSON with a line per record or sample: small, and a diff shows which sample changed."""
+    blocks = []
+    for key in sorted(value):
+        parts = [
+            f"  {json.dumps(name)}: [\n" + ",\n".join(f"   {_json(item)}" for item in items) + "\n  ]"
+            for name, items in value[key].items()
+        ]
+        blocks.append(f" {_json(key)}: {{\n" + ",\n".join(parts) + "\n }")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+# --- G2
+
+
+def check_paired(gate: Paired, request: Request, finished: Path | None = None) -> Iterator[Finding]:
+    """The findings of one paired gate, one per cell."""
+    names = [" ".join(cell.what) for cell in gate.cells]
+    try:
+        baseline = read_baseline(request.baselines, gate.baseline)
+    except UsageError as error:
+        yield from (Finding("G2 paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
+        return
+    folder = finished or _run(gate, fresh_folder(request.scratch, gate.baseline))
+    yield from judge_run(gate, baseline, read_records(folder), of_run(folder))
+
+
+def _run(gate: Paired, folder: Path) -> Path:
+    from visrl.evaluate import Options, evaluate
+    from visrl.policies.load import load_policy
+
+    policy = load_policy(gate.model, gate.model_args)
+    crop = gate.crop or str(getattr(policy, "default_crop", "viscot_square112"))
+    given = gate.model_dump(include={"protocol", "focus", "limit", "judge", "seed", "batch_size"})
+    return evaluate(policy, gate.tasks.split(","), Options(**given, crop=crop, output=folder, quiet=True)).folder
+
+
+def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:
+    """The verdict on every cell of a run that was made, against its baseline."""
+    z = gates.z_for(len(gate.cells))
+    differences = {(d.task, d.metric): d for d in compare(baseline.rows, rows)}
+    by_cell = {(r.task, r.metric): r for r in results}
+    for cell in gate.cells:
+        what = cell.what
+        wrong = gates.invalid(" ".join(what), _why_not(gate, baseline, what, by_cell.get(what), rows))
+        yield wrong or gates.check_difference(differences[what], cell.floor, z)
+
+
+def _why_not(
+    gate: Paired, baseline: Baseline, what: tuple[str, str], fresh: TaskResult | None, rows: Rows
+) -> Iterator[str]:
+    number = baseline.number(*what)
+    if number is None or fresh is None:
+        yield f"{'the baseline' if number is None else 'the run'} has no {' '.join(what)}"
+        return
+    if fresh.value is None:
+        yield f"no value: {'; '.join([*fresh.notes, *fresh.unscored_reasons]) or 'nothing was scored'}"
+    yield from mismatches(number, fresh)
+    if missing := missing_samples(baseline, rows, what[0]):
+        yield f"{len(missing)} samples of the baseline were not run, for example {missing[0]}"
+    total = fresh.n + fresh.n_unscored
+    for count, most, word in (
+        (fresh.n_unscored, gate.max_unscored, "unscored"),
+        (fresh.n_unparsed, gate.max_unparsed, "unparsed"),
+    ):
+        if count > most * total:
+            reason = next(iter(fresh.unscored_reasons), "") if word == "unscored" else ""
+            yield f"{count} of {total} samples {word}, {most:.1%} allowed{': ' + reason if reason else ''}"
+
+
+# --- G3
+
+
+def check_paper(table: str, records: Path) -> Iterator[Finding]:
+    """A line per cell of ours in one of the paper's tables: never a failure."""
+    from visrl.tables import build
+
+    results = read_records(records) if records.exists() else []
+    ours = [row for row in build(table, results).tidy if row["source"] == "visrl"]
+    if not ours:
+        yield Finding("G3 paper", table, "info", f"no record in {records} belongs into this table")
+    for row in ours:
+        reason = row["reason"] or row["verdict"] or "nothing published"
+        shown = "—" if row["value"] is None else f"{row['value']:.2f}"
+        reason = f"{shown}: {reason}"
+        yield Finding("G3 paper", f"{table} {row['column']} · {row['row']}", "info", reason, facts=dict(row))
+
+
+def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
+    """Make a finished run a baseline; returns a line per number, as ``old → new``. Raises UsageError as baselines.accept."""
+    from visrl.evals.baselines import accept, read_entries
+
+    request = read_meta(folder)["request"]
+    old = read_entries(baselines).get(name)
+    before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
+    entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])
+    return [
+        f"{n.task} {n.metric}: {_shown(before.get((n.task, n.metric)))} → {_shown(n.value)} (n {n.n})"
+        for n in entry.numbers
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "—" if value is None else f"{value:.4g}"

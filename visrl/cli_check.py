@@ -1,0 +1,195 @@
+"""``visrl-eval compare``, ``check``, ``accept`` and what ``tables`` generates: did something get worse?"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visrl.errors import EXIT_GATE_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from visrl.evals.compare import Difference
+    from visrl.evals.gates import Finding
+
+BASELINES = Path("results/baselines.yaml")
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")]
+FormatOption = Annotated[str, typer.Option("--format", help="rich | md (for a pull-request comment)")]
+BaselineOption = Annotated[Path, typer.Option("--baseline", help="the file of accepted runs")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``visrl-eval``."""
+    for command in (compare, check, accept):
+        app.command()(command)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a run folder")],
+    others: Annotated[list[Path], typer.Argument(metavar="B…", help="run folders on the same samples")],
+    json_: JsonOption = False,
+    format_: FormatOption = "rich",
+) -> None:
+    """Paired differences B - A, per task and metric, with the worst flips."""
+    from visrl.evals.compare import compare as compare_rows
+    from visrl.evals.sample_scores import of_run
+    from visrl.records import dump_json
+    from visrl.verdicts import check_format
+
+    check_format(format_)
+    rows = of_run(first)
+    found: list[dict[str, Any]] = []
+    for other in others:
+        differences = compare_rows(rows, of_run(other))
+        if not differences:
+            raise UsageError(f"{first} and {other} share no scored sample", "compare runs of the same tasks")
+        notes = _unlike(first, other)
+        if json_:
+            item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
+            found.append(item)
+        else:
+            _print_comparison(f"{first.name} → {other.name}", differences, notes, format_)
+    if json_:
+        sys.stdout.write(dump_json(found))
+
+
+def _unlike(first: Path, other: Path) -> list[str]:
+    """What two runs did differently besides the model: the difference may be that."""
+    from visrl.runs import read_meta
+
+    a, b = read_meta(first), read_meta(other)
+    sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
+    expected = {"model", "model_info", "data_folder", "tasks", "data"}
+    names = [n for n in {**sides[0], **sides[1]} if n not in expected and sides[0].get(n) != sides[1].get(n)]
+    return [f"not alike: {name} {sides[0].get(name)} and {sides[1].get(name)}" for name in names]
+
+
+def _print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
+    from visrl.render import render, show
+    from visrl.verdicts import comparison_table
+
+    table = comparison_table(title, differences, notes)
+    if format_ == "md":
+        sys.stdout.write(render(table, "md"))
+        return
+    from rich.console import Console
+
+    show(table, Console(highlight=False))
+
+
+def check(
+    suite: Annotated[str, typer.Option("--suite", "-s", help="smoke | world | nightly, or a file (docs/ci.md)")],
+    baseline: BaselineOption = BASELINES,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="a finished run for a paired gate, in the suite's order; default: run it now"),
+    ] = None,
+    records: Annotated[Path, typer.Option(help="our records, for the paper gate")] = Path("results/records"),
+    save: Annotated[
+        Path | None, typer.Option(help="folder for check.json, check.xml (JUnit), check.md and the runs made")
+    ] = None,
+    json_: JsonOption = False,
+    format_: FormatOption = "rich",
+) -> None:
+    """Check that prompts, scores and the model did not get worse. Exit code 0, 1 (a gate failed) or 3 (could not tell)."""
+    from visrl.checks import Request, run_suite
+    from visrl.evals.gates import exit_code
+    from visrl.evals.suite import load_suite
+    from visrl.verdicts import check_format
+
+    check_format(format_)
+    loaded = load_suite(suite)
+    with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
+        runs = Path(scratch) if save is None else save / "runs"
+        findings: list[Finding] = []
+        for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records)):
+            findings.append(finding)
+            if finding.status in ("fail", "refused"):
+                print(f"{finding.status}: {finding.gate} {finding.name}: {finding.reason}", file=sys.stderr)
+    code = exit_code(findings)
+    _publish(Path(suite).stem, findings, save, json_, format_)
+    raise typer.Exit(code)
+
+
+def _publish(suite: str, findings: list[Finding], save: Path | None, json_: bool, format_: str) -> None:
+    from visrl.records import dump_json, write_atomically
+    from visrl.verdicts import to_json, to_junit, to_markdown, to_rich
+
+    title = f"visrl-eval check {suite}"
+    if save is not None:
+        write_atomically(save / "check.json", dump_json(to_json(suite, findings)))
+        write_atomically(save / "check.xml", to_junit(suite, findings))
+        write_atomically(save / "check.md", to_markdown(title, findings))
+    if json_:
+        sys.stdout.write(dump_json(to_json(suite, findings)))
+    elif format_ == "md":
+        sys.stdout.write(to_markdown(title, findings))
+    else:
+        from rich.console import Console
+
+        to_rich(findings, Console(highlight=False))
+
+
+def accept(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="a finished run to be the baseline of later ones")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="the baseline's name in the suite")] = None,
+    baseline: BaselineOption = BASELINES,
+    prompts: Annotated[bool, typer.Option("--prompts", help="put today's prompt texts on file")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="record today's numbers of the replays")] = False,
+) -> None:
+    """Accept a run, prompts or numbers as what later checks compare with: a diff to review."""
+    if (run is not None) + prompts + exact != 1:
+        raise UsageError("accept takes a RUN, or --prompts, or --exact", "visrl-eval accept RUN --name NAME")
+    if prompts:
+        _accept_prompts()
+    elif exact:
+        from visrl.checks import record_replays
+
+        with tempfile.TemporaryDirectory(prefix="visrl-accept-") as scratch:
+            changed = record_replays(Path(scratch))
+        print("\n".join(f"changed: {key}" for key in changed) or "nothing changed")
+    elif run is not None:
+        from visrl.checks import accept_run
+        from visrl.runs import slug
+
+        print("\n".join(accept_run(run, slug(name or run.resolve().name), baseline)))
+        print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
+
+
+def _accept_prompts() -> None:
+    from visrl.evals.gates import unbumped
+    from visrl.prompt_bytes import prompts_file, read_prompts, render_all, write_prompts
+
+    path, rendered = prompts_file(), render_all()
+    refused = unbumped(read_prompts(path), rendered) if path.exists() else []
+    for finding in refused:
+        print(f"{finding.name}: {finding.reason}\n{finding.detail}", file=sys.stderr)
+    if refused:
+        print(
+            "error: prompts changed under an old version\n\nhint: bump the task's or the protocol's version",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_GATE_FAILED)
+    write_prompts(path, rendered)
+    print(f"wrote {path}: {len(rendered)} texts", file=sys.stderr)
+
+
+def tables_on_file(results: Path, write: bool) -> None:
+    """``visrl-eval tables --check`` and ``--write``: results/tables against results/records. Exit code 1 when stale."""
+    from visrl.result_tables import stale, write_tables
+
+    if write:
+        changed = write_tables(results)
+        print("\n".join(f"wrote {path}" for path in changed) or "all tables are up to date", file=sys.stderr)
+    elif names := stale(results):
+        print(
+            f"error: stale: {', '.join(names)} in {results / 'tables'}\n\nhint: visrl-eval tables --write, and commit",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_GATE_FAILED)

@@ -258,7 +258,8 @@ def tables(
 ) -> None:
     """The paper's table with our results beside it, and a verdict per cell."""
     if check or write:
-        return cli_check.tables_on_file(results, write)
+        cli_check.tables_on_file(results, write)
+        return
     if paper is None:
         raise UsageError("tables needs --paper, --check or --write", "for example --paper rec")
     from visrl.records import read_records

@@ -1,8 +1,9 @@
 """Training rows -> conversations: the same turns, crops and box text as evaluation uses, from the same functions.
 
-Every step of a chain is a conversation that ends where the model has to speak (the prompt), and the text it has to say.
-``viscot_train`` holds box and answer in one conversation; the other looking protocols ask for the answer in a new one, so that a chain
-becomes two (visrl-method.md a3). Nothing but box and answer tokens is ever trained.
+Every step of a chain is a conversation that ends where the model has to speak (the prompt), and the text it has to
+say.
+``viscot_train`` holds box and answer in one conversation; the other looking protocols ask for the answer in a new
+one, so that a chain becomes two (visrl-method.md a3). Nothing but box and answer tokens is ever trained.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
 
 
 def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
-    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain, visrl-method.md 0.5)."""
+    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain,
+    visrl-method.md 0.5).
+    """
     protocol = PROTOCOLS[item.protocol]
     if not protocol.looks:
         return answer_turns(protocol, item.sample, item.picture, None, "")
@@ -83,7 +86,9 @@ def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFor
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A whole conversation to learn from; ``every_reply`` False: only its last reply is trained, the others are context."""
+    """A whole conversation to learn from; ``every_reply`` False: only its last reply is trained, the others are
+    context.
+    """
 
     turns: tuple[Turn, ...]
     every_reply: bool
@@ -101,8 +106,9 @@ def conversations(
 ) -> list[Conversation]:
     """A chain as conversations with replies.
 
-    joined: the family can learn both replies of ``viscot_train`` from one sequence. It cannot where the first reply would see what
-    comes later: PaliGemma's prefix looks both ways, Mllama's pictures all stand first, the crop among them.
+    joined: the family can learn both replies of ``viscot_train`` from one sequence. It cannot where the first reply
+    would see what comes later: PaliGemma's prefix looks both ways, Mllama's pictures all stand first, the crop among
+    them.
     """
     protocol = PROTOCOLS[item.protocol]
     said = Turn("assistant", (chain.answer,))

@@ -1,5 +1,5 @@
-"""``visrl-train RECIPE.yaml [--set a.b=c]``: the same command starts a run, resumes it and, under ``accelerate launch --no_python``,
-is one of its processes."""
+"""``visrl-train RECIPE.yaml [--set a.b=c]``: the same command starts a run, resumes it and, under ``accelerate launch
+--no_python``, is one of its processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Rows -> batches: preference pairs for step-level DPO, chains for SFT.
 
-Nothing is ever truncated: a sequence longer than ``max_tokens`` stops the run and names its sample, because what a cut removes may
-be a picture. Token ids of a row are kept after its first use, and its pixels are not prepared again once its features are stored.
+Nothing is ever truncated: a sequence longer than ``max_tokens`` stops the run and names its sample, because what a
+cut removes may be a picture. Token ids of a row are kept after its first use, and its pixels are not prepared again
+once its features are stored.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ class Speaker:
     box_format: BoxFormat
 
     def chat(self, turns: Sequence[Turn], *, cue: bool = True) -> Chat:
-        """The tokens of a conversation; with ``cue`` up to where the model goes on, else with its replies marked as trained."""
+        """The tokens of a conversation; with ``cue`` up to where the model goes on, else with its replies marked as
+        trained.
+        """
         rendered = self.family.render(turns, cue=cue)
         return self.family.chat(rendered, [self.family.see(picture.open()) for picture in rendered.pictures])
 
     def reply(self, turns: Sequence[Turn], prompt: Chat, text: str) -> Tensor:
         """[C] ids of ``text`` as the reply to ``prompt``, with the token that ends a turn.
 
-        They are what follows the prompt in the whole conversation's tokens. Where a tokenizer would merge across that boundary,
-        which generation cannot, the reply is tokenised on its own.
+        They are what follows the prompt in the whole conversation's tokens. Where a tokenizer would merge across that
+        boundary, which generation cannot, the reply is tokenised on its own.
         """
         rendered = self.family.render((*turns, Turn("assistant", (text,))), cue=False)
         whole = self.family.chat(rendered, prompt.pictures)
@@ -75,8 +78,9 @@ class PairCollator:
     """Rows ``{"row": i}`` of pairs -> ``{"index": [B], term: batch, ...}``; see score.PairScorer for a batch's parts.
 
     context: the answer follows the win crop for both answers (the official way), or each its own.
-    shared: put win and lose into one row where that is exact. window: rows longer than this are not shared (sliding attention,
-    whose window the block mask does not have). references: term -> [N, 2] log-probabilities of win and lose, once known.
+    shared: put win and lose into one row where that is exact. window: rows longer than this are not shared (sliding
+    attention, whose window the block mask does not have). references: term -> [N, 2] log-probabilities of win and
+    lose, once known.
     """
 
     pairs: Sequence[Preference]
@@ -170,7 +174,8 @@ def stack(family: Family, rows: Sequence[tuple[Chat, tuple[Tensor, ...]]]) -> di
 
 @dataclass(slots=True)
 class ChainCollator:
-    """Rows ``{"row": i}`` of SFT conversations -> right-padded batches with labels on the replies only; ``chats`` and ``index`` beside.
+    """Rows ``{"row": i}`` of SFT conversations -> right-padded batches with labels on the replies only; ``chats`` and
+    ``index`` beside.
 
     Rows are conversations, not demonstrations: a chain of a protocol with two conversations is two rows (chains.py).
     """

@@ -37,7 +37,9 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
 
 
 def load_preferences(section: DataSection) -> list[Preference]:
-    """Preference pairs of ``visrl`` or ``official`` files, or the small world's oracle pairs. Raises UsageError as above."""
+    """Preference pairs of ``visrl`` or ``official`` files, or the small world's oracle pairs. Raises UsageError as
+    above.
+    """
     if section.format == "world_oracle":
         from visrl.train.oracle import world_pairs
 

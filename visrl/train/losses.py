@@ -7,10 +7,11 @@
 log pi(B|x) is the sum of the log-probabilities of B's tokens. pi_ref is the policy as it was when the stage began.
 
 Departures from the poster:
-1. its L_stage2 has L_B and L_R where only P_B and P_R give the right sign (its own figure has them); the official code minimises
+1. its L_stage2 has L_B and L_R where only P_B and P_R give the right sign (its own figure has them); the official
+  code minimises
    0.5 DPO(box) + 0.5 DPO(answer), which is the equation above with lambda_B = lambda_R = .5.
-2. in place of -P any of TRL's DPO losses may stand, or several with weights (``trainer.loss_type``): ``[sigmoid, sft]`` adds an
-   RPO-style term. :func:`log_preference` then still guards the start of a phase.
+2. in place of -P any of TRL's DPO losses may stand, or several with weights (``trainer.loss_type``): ``[sigmoid,
+   sft]`` adds an RPO-style term. :func:`log_preference` then still guards the start of a phase.
 """
 
 from __future__ import annotations

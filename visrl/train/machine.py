@@ -22,8 +22,8 @@ OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they 
 def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed: int, model: Any) -> Any:
     """TRL's ``config`` for this machine: the recipe's section over defaults that depend on where it runs.
 
-    Without a GPU: no half precision, no checkpointing of activations. A frozen vision tower leaves no parameter unused, so DDP need
-    not look for any; nothing is reported anywhere unless ``report_to`` says so.
+    Without a GPU: no half precision, no checkpointing of activations. A frozen vision tower leaves no parameter
+    unused, so DDP need not look for any; nothing is reported anywhere unless ``report_to`` says so.
     """
     import torch
 

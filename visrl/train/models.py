@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Trainee:
-    """A model that is being trained. model: what is trained, in PEFT's wrapping if there is LoRA; base: the bare transformers model."""
+    """A model that is being trained. model: what is trained, in PEFT's wrapping if there is LoRA; base: the bare
+    transformers model.
+    """
 
     model: Any
     processor: Any
@@ -38,7 +40,9 @@ class Trainee:
         return FeatureStore(int(gigabytes * 2**30)) if vision_is_frozen(self.base) else None
 
     def save(self, folder: Path) -> None:
-        """Weights (safetensors; the adapter alone under LoRA) and processor, for ``--model hf:`` and for the next phase."""
+        """Weights (safetensors; the adapter alone under LoRA) and processor, for ``--model hf:`` and for the next
+        phase.
+        """
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -49,7 +53,9 @@ def bare(model: Any) -> Any:
 
 
 def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
-    """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains nothing."""
+    """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains
+    nothing.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -105,7 +111,9 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
 
 
 def lora_target(model: nn.Module) -> str:
-    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower too (training.md, trap 4)."""
+    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower too
+    (training.md, trap 4).
+    """
     import torch
 
     decoder = model.get_decoder()  # type: ignore[operator]  # a method of PreTrainedModel
@@ -117,7 +125,9 @@ def lora_target(model: nn.Module) -> str:
 
 
 def add_lora(model: Any, section: LoraSection) -> Any:
-    """``model`` with fresh adapters (the official r 8, alpha 16; B starts at 0, so the policy starts where the model is)."""
+    """``model`` with fresh adapters (the official r 8, alpha 16; B starts at 0, so the policy starts where the model
+    is).
+    """
     from peft import LoraConfig, get_peft_model
 
     target = section.target or lora_target(model)
@@ -131,7 +141,9 @@ def add_lora(model: Any, section: LoraSection) -> Any:
 
 
 def continue_adapter(model: Any, folder: str) -> Any:
-    """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say so (trap 3)."""
+    """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say
+    so (trap 3).
+    """
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder, is_trainable=True)
@@ -161,7 +173,9 @@ def why_not_shared(model: Any) -> str | None:
 
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Give the model its forward back afterwards: TRL patches it in place, and a copy would stay bound to the original (trap 2)."""
+    """Give the model its forward back afterwards: TRL patches it in place, and a copy would stay bound to the
+    original (trap 2).
+    """
     base = bare(model)
     before = base.__dict__.get("forward")
     try:

@@ -1,7 +1,8 @@
-"""Preference pairs of the small world from its true boxes: win = where the answer is, lose = another thing of the same picture.
+"""Preference pairs of the small world from its true boxes: win = where the answer is, lose = another thing of the
+same picture.
 
-For analysis only: the method itself never sees a true box (visrl-method.md d). Pictures are those of ``train`` that the warm-up did
-not use.
+For analysis only: the method itself never sees a true box (visrl-method.md d). Pictures are those of ``train`` that
+the warm-up did not use.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from visrl.world.splits import SFT_PICTURES, redraw
 
 
 def world_pairs(limit: int | None = None) -> Iterator[Preference]:
-    """One pair per question of ``rec``, in order, up to ``limit``; the losing thing is drawn by dice that hang on the row's id."""
+    """One pair per question of ``rec``, in order, up to ``limit``; the losing thing is drawn by dice that hang on the
+    row's id.
+    """
     rows = (row for row in documents("rec", "train") if _index(row) >= SFT_PICTURES)
     return islice((pair for row in rows if (pair := _pair(row)) is not None), limit)
 

@@ -5,7 +5,8 @@
 ``final/``         weights and processor, written beside and renamed; with ``phase.json`` in it the phase is done
 ``history.json``, ``curves.png``
 
-transformers writes optimiser and random state with torch.save and reads them back with ``weights_only``; nothing of ours does.
+transformers writes optimiser and random state with torch.save and reads them back with ``weights_only``; nothing of
+ours does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from visrl.errors import UsageError
 from visrl.records import dump_json, write_atomically
-from visrl.train.models import Trainee, own_forward
+from visrl.train.models import Trainee
 from visrl.train.progress import Progress, draw_curves, write_history
 
 STAGING = ".staging"
@@ -109,9 +110,8 @@ def finished(folder: Path) -> bool:
 def train(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
     """Train from the newest complete checkpoint, or from the start, and leave ``final/``, history and curves."""
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    with own_forward(trainee.model):
-        trainer.train(resume_from_checkpoint=newest)
-        conclude(trainer, trainee, folder)
+    trainer.train(resume_from_checkpoint=newest)
+    conclude(trainer, trainee, folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -132,3 +132,4 @@ def conclude(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
     write_history(folder, history)
     draw_curves(folder, trainer.progress.title, history)
     into_place(beside, folder / "final")
+    shutil.rmtree(folder / STAGING, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""How training goes: a line on stderr (live on a terminal, now and then elsewhere), the history on disk, curves at the end."""
+"""How training goes: a line on stderr (live on a terminal, now and then elsewhere), the history on disk, curves at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _SHOWN = (
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Prints ``title: step/steps · loss … · margin … · accuracy … · s left``. Processes other than the first are silent."""
+    """Prints ``title: step/steps · loss … · margin … · accuracy … · s left``. Processes other than the first are
+    silent.
+    """
 
     def __init__(self, title: str, out: TextIO = sys.stderr) -> None:
         self.title, self.out = title, out
@@ -84,7 +88,9 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_curves(folder: Path, title: str, history: Sequence[Mapping[str, Any]]) -> Path | None:
-    """``curves.png``: loss, and where there are rewards their margins and accuracies, over steps. None where nothing was logged."""
+    """``curves.png``: loss, and where there are rewards their margins and accuracies, over steps. None where nothing
+    was logged.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

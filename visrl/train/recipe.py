@@ -1,8 +1,8 @@
 """A recipe: one YAML file that says everything about a training run, checked before anything heavy is loaded.
 
-``kind`` names what runs. Each kind is a module with ``RECIPE`` (a :class:`Recipe` subclass: its sections) and ``run(recipe)``; adding a
-kind is adding a line to ``KINDS``. Unknown keys are refused with the nearest known one. ``--set a.b=c`` overrides a value, and the
-resolved recipe is printed with where each value came from.
+``kind`` names what runs. Each kind is a module with ``RECIPE`` (a :class:`Recipe` subclass: its sections) and
+``run(recipe)``; adding a kind is adding a line to ``KINDS``. Unknown keys are refused with the nearest known one.
+``--set a.b=c`` overrides a value, and the resolved recipe is printed with where each value came from.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
-    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set. Raises UsageError without ``=``."""
+    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set. Raises UsageError without
+    ``=``.
+    """
     keys = []
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -208,7 +210,8 @@ def _types(annotation: Any) -> list[type]:
 
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
-    """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that visrl sets.
+    """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
+    visrl sets.
 
     reserved: key -> where it is set instead.
     """

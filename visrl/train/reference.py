@@ -1,14 +1,14 @@
 """Reference log-probabilities: the policy as it was when its phase began, computed once, kept in memory and on disk.
 
-The reference is never loaded from a path. Every phase asks the model in memory, before its first step, for the log-probabilities of
-all completions (TRL would reload the weights on disk, that is, from before the phase before: training.md, trap 1). A phase that is
-resumed reads them from ``reference.safetensors``, whose metadata name the data and the weights they belong to.
+The reference is never loaded from a path. Every phase asks the model in memory, before its first step, for the
+log-probabilities of all completions (TRL would reload the weights on disk, that is, from before the phase before:
+training.md, trap 1). A phase that is resumed reads them from ``reference.safetensors``, whose metadata name the data
+and the weights they belong to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def write_reference(folder: Path, table: Table, data: str, weights: str) -> None
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{FILE}.tmp"
     save_file(dict(table), beside, metadata={"data": data, "weights": weights})
-    os.replace(beside, folder / FILE)
+    beside.replace(folder / FILE)
 
 
 def shares(n: int, world: int, rank: int) -> list[int]:
@@ -86,7 +86,9 @@ def compute_reference(
     batch_size: int,
     tick: Callable[[int], None],
 ) -> Table:
-    """term -> [N, 2]. ``score`` maps row numbers to each term's [B, 2] log-probabilities of win and lose, without gradient."""
+    """term -> [N, 2]. ``score`` maps row numbers to each term's [B, 2] log-probabilities of win and lose, without
+    gradient.
+    """
     import torch
 
     mine = shares(n, accelerator.num_processes, accelerator.process_index)

@@ -1,8 +1,9 @@
 """One forward of a batch of preference pairs -> log-probabilities of the completions' tokens, in TRL's order.
 
-TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1]. :class:`PairScorer` is such a
-model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so that every loss and metric of TRL works on it
-unchanged; the real forward runs in the layout the batch was collated in (layout.py).
+TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1].
+:class:`PairScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
+that every loss and metric of TRL works on it unchanged; the real forward runs in the layout the batch was collated in
+(layout.py).
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class PairScorer:
     """A model, a collated batch and its family: call it as TRL calls a model with a fused head.
 
     model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
-    Batch (R rows of n branches, see layout.py and collate.stack): ``prompt_ids``, ``prompt_mask`` [R, P], ``positions`` [R, P] or
-    [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...], ``chats`` the R prompts.
-    A call with ``detail`` also computes what only metrics need.
+    Batch (R rows of n branches, see layout.py and collate.stack): ``prompt_ids``, ``prompt_mask`` [R, P],
+    ``positions`` [R, P] or [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...],
+    ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class PairScorer:
 
     def __call__(self, *, detail: bool = True, **_: Any) -> TokenScores:
         """The scores of the batch; TRL's compact inputs are the same batch and are not read again."""
-        logits = self.model(**self.inputs()).logits.float()  # [R, kept, V]
+        logits = self.model(**self.inputs()).logits  # [R, kept, V]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         batch, columns = self.batch, self.layout.columns().to(logits.device)
         rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
         picked = logits[rows, columns[None], batch["completions"]]  # [R, n, C]

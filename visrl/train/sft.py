@@ -1,7 +1,9 @@
-"""``kind: sft``: supervised fine-tuning on two-turn chains with TRL's ``SFTTrainer`` (visrl-method.md f), loss on box and answer only.
+"""``kind: sft``: supervised fine-tuning on two-turn chains with TRL's ``SFTTrainer`` (visrl-method.md f), loss on box
+and answer only.
 
-Departure from TRL's own path for pictures: conversations are laid out and masked by the family adapter, which has a layout for every
-family and the right token types for PaliGemma (TRL's collator trains it with a mask that is shifted: training.md, trap 6).
+Departure from TRL's own path for pictures: conversations are laid out and masked by the family adapter, which has a
+layout for every family and the right token types for PaliGemma (TRL's collator trains it with a mask that is shifted:
+training.md, trap 6).
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from trl import SFTConfig, SFTTrainer
 
 from visrl.errors import UsageError
 from visrl.focus import CropName
-from visrl.train.chains import count
+from visrl.train.chains import count as conversations_of
 from visrl.train.collate import ChainCollator
 from visrl.train.data import load_demonstrations
 from visrl.train.files import Demonstration
 from visrl.train.machine import OWN, trainer_config
-from visrl.train.models import Trainee, load_trainee
+from visrl.train.models import Trainee, load_trainee, own_forward
 from visrl.train.phase import PhaseTrainer, claim, finished, train
 from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
 from visrl.train.vision import picture_kwargs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+IGNORED = -100  # labels off the replies
 
 OFFICIAL: dict[str, Any] = {  # configs/train_sft.yaml, visrl-method.md f
     "learning_rate": 1e-4,
@@ -64,7 +68,7 @@ class SFTRecipe(Recipe):
     @field_validator("trainer")
     @classmethod
     def _known(cls, section: dict[str, Any]) -> dict[str, Any]:
-        reserved = OWN | {key: "visrl: pictures allow neither" for key in ("packing", "padding_free")}
+        reserved = OWN | dict.fromkeys(("packing", "padding_free"), "visrl: pictures allow neither")
         return OFFICIAL | check_trainer_section(section, SFTConfig, reserved)
 
 
@@ -89,18 +93,40 @@ class ChainTrainer(PhaseTrainer, SFTTrainer):  # type: ignore[misc]  # TRL is un
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are numbers; the collator makes the tokens
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss on the batch with its pictures in place."""
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss on the batch with its pictures in place: the mean over the trained tokens of all rows."""
         index: Tensor = inputs.pop("index")
-        inputs |= picture_kwargs(self.trainee.family, self.trainee.base, inputs.pop("chats"), self.collator.store)
-        out = super().compute_loss(model, inputs, *args, **kwargs)
-        loss = out[0] if isinstance(out, tuple) else out
-        if not torch.isfinite(loss):
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        total: Any = 0.0
+        for part in self._parts(inputs):
+            chats = part.pop("chats")
+            part |= picture_kwargs(self.trainee.family, self.trainee.base, chats, self.collator.store)
+            share = 1.0 if num_items_in_batch is not None else (part["labels"][:, 1:] != IGNORED).sum() / tokens
+            total = total + share * super().compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(total):
             names = ", ".join(self.collator.rows[row][0].sample.id for row in index.tolist())
-            raise UsageError(
-                f"loss is {loss.item()}: one of samples {names}", "the newest checkpoint is from before; look at them"
-            )
-        return out
+            hint = "the newest checkpoint is from before; look at them"
+            raise UsageError(f"loss is {total.item()}: one of samples {names}", hint)
+        return (total, None) if return_outputs else total
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The batch, or for cross-attention (Mllama) its rows by number of pictures.
+
+        Text before the first picture attends to *all* picture states there, padding included (transformers'
+        full_text_row_masked_out_mask), so a row of one picture beside a row of two would not be what it is alone.
+        """
+        counts = [len(chat.pictures) for chat in inputs["chats"]]
+        if "cross_attention_mask" not in inputs or len(set(counts)) == 1:
+            return [inputs]
+        parts = []
+        for count in sorted(set(counts)):
+            rows = [i for i, found in enumerate(counts) if found == count]
+            part = {k: v[rows] for k, v in inputs.items() if k != "chats"}
+            part["cross_attention_mask"] = part["cross_attention_mask"][:, :, :count]
+            parts.append(part | {"chats": [inputs["chats"][i] for i in rows]})
+        return parts
 
 
 def run(recipe: SFTRecipe) -> None:
@@ -115,7 +141,11 @@ def run_sft(recipe: SFTRecipe, trainee: Trainee, chains: list[Demonstration]) ->
     """From the model in memory to ``final/``."""
     folder: Path = recipe.output
     joined = trainee.family.keeps_prefix
-    rows = [(chain, part) for chain in chains for part in range(count(chain.sample, chain.protocol, joined=joined))]
+    rows = [
+        (chain, part)
+        for chain in chains
+        for part in range(conversations_of(chain.sample, chain.protocol, joined=joined))
+    ]
     collator = ChainCollator(
         rows,
         trainee.speaker,
@@ -124,6 +154,7 @@ def run_sft(recipe: SFTRecipe, trainee: Trainee, chains: list[Demonstration]) ->
         store=trainee.feature_store(recipe.chain.vision_cache_gb),
     )
     args = trainer_config(SFTConfig, recipe.trainer, folder, recipe.seed, trainee.base)
-    trainer = ChainTrainer(trainee, collator, args, title="sft")
-    train(trainer, trainee, folder)
+    with own_forward(trainee.model):
+        trainer = ChainTrainer(trainee, collator, args, title="sft")
+        train(trainer, trainee, folder)
     return trainer

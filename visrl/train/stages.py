@@ -1,7 +1,8 @@
-"""``kind: dpo``: one stage of step-level DPO, or both, each in a folder of its own below ``output`` (``stage1/``, ``stage2/``).
+"""``kind: dpo``: one stage of step-level DPO, or both, each in a folder of its own below ``output`` (``stage1/``,
+``stage2/``).
 
-Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (visrl-method.md e: "refreshed at every
-stage"). The same command finishes what is missing.
+Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (visrl-method.md e:
+"refreshed at every stage"). The same command finishes what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from visrl.train.dpo import StepDPOTrainer
 from visrl.train.files import Preference
 from visrl.train.losses import Term, stage_terms
 from visrl.train.machine import OWN, trainer_config
-from visrl.train.models import Trainee, load_trainee, sliding_window, why_not_shared
+from visrl.train.models import Trainee, load_trainee, own_forward, sliding_window, why_not_shared
 from visrl.train.phase import claim, finished, train
 from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
 
@@ -136,13 +137,16 @@ def run_stage(recipe: DPORecipe, stage: int, trainee: Trainee, pairs: list[Prefe
     )
     args = trainer_config(DPOConfig, recipe.trainer, folder, recipe.seed, trainee.base)
     title = f"stage {stage}" + (f" (plain rows: {reason})" if step.prefix_sharing and reason else "")
-    trainer = StepDPOTrainer(trainee, collator, terms, args, folder, title=title)
-    train(trainer, trainee, folder)
+    with own_forward(trainee.model):
+        trainer = StepDPOTrainer(trainee, collator, terms, args, folder, title=title)
+        train(trainer, trainee, folder)
     return trainer
 
 
 def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
-    """Pairs that a term cannot use: equal texts teach nothing, referring expressions have no answer. Named, not dropped."""
+    """Pairs that a term cannot use: equal texts teach nothing, referring expressions have no answer. Named, not
+    dropped.
+    """
     for pair in pairs:
         if any(term.name == "answer" for term in terms) and (not pair.win.answer or not pair.lose.answer):
             raise UsageError(

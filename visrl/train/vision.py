@@ -1,7 +1,9 @@
-"""Vision features of a frozen tower: computed once per picture and phase, then handed to the model in the tower's place.
+"""Vision features of a frozen tower: computed once per picture and phase, then handed to the model in the tower's
+place.
 
-How features are computed and handed over is the family's business (policies/families/base.py: ``encode``, ``vision_kwargs``). Where the
-tower is trained, pixels go through the forward pass as usual, so that gradients and DDP's hooks are where they belong.
+How features are computed and handed over is the family's business (policies/families/base.py: ``encode``,
+``vision_kwargs``). Where the tower is trained, pixels go through the forward pass as usual, so that gradients and
+DDP's hooks are where they belong.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def without_pixels(chat: Chat) -> Chat:
 
 @dataclass(slots=True)
 class FeatureStore:
-    """Features by picture (its digest), in memory, up to ``limit`` bytes; what does not fit is computed again when needed."""
+    """Features by picture (its digest), in memory, up to ``limit`` bytes; what does not fit is computed again when
+    needed.
+    """
 
     limit: int
     used: int = 0
@@ -81,7 +85,9 @@ class FeatureStore:
 def picture_kwargs(
     family: Family, model: nn.Module, chats: Sequence[Chat], store: FeatureStore | None
 ) -> dict[str, Any]:
-    """Forward arguments for the pictures of ``chats``: features where the tower is frozen, else pixels on the model's device."""
+    """Forward arguments for the pictures of ``chats``: features where the tower is frozen, else pixels on the model's
+    device.
+    """
     if store is not None:
         return store.kwargs(family, model, chats)
     device: Any = model.device

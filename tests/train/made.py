@@ -1,0 +1,43 @@
+"""Pairs and models for the training tests: pictures of noise, drawn from a seed, and the tiny random models of every family."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visrl.policies.tiny import build
+from visrl.train.files import Chain, Demonstration, Preference
+from visrl.train.models import Trainee, trainee
+from visrl.train.recipe import ModelSection
+from visrl.types import CoTSample, Picture
+
+torch.set_num_threads(1)
+PAPER_SEVEN = ("llava", "llava_next", "mllama", "paligemma2", "qwen2_5_vl", "qwen3_vl", "internvl")
+FAMILIES = (*PAPER_SEVEN, "yi_vl", "qwen2_vl", "idefics3")
+
+
+def picture(seed: int, size: tuple[int, int]) -> Picture:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    return Picture(f"noise{seed}", lambda: image)
+
+
+def sample(i: int) -> CoTSample:
+    size = [(40, 30), (30, 44), (36, 36)][i % 3]
+    question = ["what letter is on the red circle ?", "blue ?", "is the square green ?"][i % 3]
+    return CoTSample(id=f"s{i}", task="t", kind="qa", question=question, picture=picture(i, size), size=size)
+
+
+def preference(i: int, protocol: str = "visrl_train") -> Preference:
+    win = Chain(box=(2, 3, 20, 25), answer="A B" if i % 2 else "yes")
+    lose = Chain(box=(5, 1, 28, 9 + i % 5), answer="green square C")
+    return Preference(sample(i), protocol, win, lose)
+
+
+def demonstration(i: int, protocol: str = "visrl_train") -> Demonstration:
+    return Demonstration(sample(i), protocol, preference(i).win)
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32, **more) -> Trainee:
+    """A tiny trainee that writes boxes in the paper's text format."""
+    model, processor = build(name, dtype=dtype)
+    return trainee(model, processor, ModelSection(path="none", dtype="float32", box_format="paper"), more.get("lora"))

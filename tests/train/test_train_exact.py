@@ -1,0 +1,164 @@
+"""Loss, gradients and metrics of stages 1 and 2 equal a computation by hand, for every family; shared rows equal plain rows.
+
+By hand: every completion in a row of its own without padding, through the family's plain batch and the model's plain forward;
+the loss from the poster's equation. In double precision, so that equal means equal.
+"""
+
+import math
+
+import pytest
+import torch
+from made import FAMILIES, preference, tiny
+from trl import DPOConfig
+
+from visrl.train.collate import PairCollator
+from visrl.train.dpo import StepDPOTrainer
+from visrl.train.losses import stage_terms
+
+KNOBS = {"beta_box": 0.1, "beta_answer": 0.3, "lambda_box": 0.6, "lambda_answer": 0.4}
+
+
+def config(folder, **more):
+    return DPOConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_length=None,
+        save_strategy="no", dataloader_pin_memory=False, **more,
+    )  # fmt: skip
+
+
+def log_probability(trainee, prompt, completion):
+    """log pi(completion | prompt), summed: token t of a reply of n stands at -n + t and is predicted one before."""
+    batch = trainee.family.collate([prompt.continued(completion.tolist())])
+    batch.pop("labels")
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    logp = trainee.base(**batch).logits[0].log_softmax(-1)
+    n = len(completion)
+    return sum(logp[-n - 1 + t, completion[t]] for t in range(n))
+
+
+def by_hand(trainee, collator, term):
+    """[B, 2]: log pi of win and of lose per pair."""
+    rows = []
+    for i in range(len(collator.pairs)):
+        choice = collator._encode(collator.pairs[i], term)
+        win, lose = choice.prompts[0], choice.prompts[-1]
+        rows.append(
+            torch.stack([log_probability(trainee, win, choice.win), log_probability(trainee, lose, choice.lose)])
+        )
+    return torch.stack(rows)
+
+
+def perturb(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(noise * 0.02)
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def step(trainer, rows):
+    """(loss, metrics, gradients) of one batch."""
+    trainer._metrics["train"].clear()
+    inputs = trainer._prepare_inputs(trainer.collator([{"row": row} for row in rows]))
+    loss = trainer._compute_loss(trainer.model.train(), inputs)
+    loss.backward()
+    metrics = {key: values[-1] for key, values in trainer._metrics["train"].items()}
+    return loss.item(), metrics, gradients(trainer.model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp_path):
+    trainee, terms = tiny(name, torch.float64), stage_terms(stage, **KNOBS)
+    pairs = [preference(0), preference(1), preference(2)]
+    names = tuple(term.name for term in terms)
+    collator = PairCollator(pairs, trainee.speaker, names, store=trainee.feature_store(1.0))
+    trainer = StepDPOTrainer(trainee, collator, terms, config(tmp_path), tmp_path, title="test")
+    trainer._began = True  # policy and reference differ here on purpose
+    with torch.no_grad():
+        reference = {term: by_hand(trainee, collator, term) for term in names}
+    collator.references = reference
+    perturb(trainee.model)
+
+    expected, margins = 0.0, {}
+    for term in terms:
+        ratio = by_hand(trainee, collator, term.name) - reference[term.name]  # log pi/pi_ref, [B, 2]
+        delta = term.beta * (ratio[:, 0] - ratio[:, 1])
+        margins[term.name] = delta.detach()
+        expected = expected + term.weight * -torch.log(torch.sigmoid(delta)).mean()
+    expected.backward()
+    wanted = gradients(trainee.model)
+    largest = max(g.abs().max() for g in wanted.values())
+    assert abs(expected.item() - math.log(2) * sum(t.weight for t in terms)) > 1e-4  # the policy did move
+
+    results = {}
+    for shared in (False, True):
+        collator.shared = shared
+        loss, metrics, found = results[shared] = step(trainer, [0, 1, 2])
+        assert loss == pytest.approx(expected.item(), abs=1e-8)
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert (found[key] - wanted[key]).abs().max() <= 1e-7 * largest, key
+        for term in names:
+            assert metrics[f"{term}/rewards/margins"] == pytest.approx(margins[term].mean().item(), abs=1e-5)
+            right = (margins[term] > 0).double().mean().item()
+            assert metrics[f"{term}/rewards/accuracies"] == pytest.approx(right, abs=1e-6)
+    for key, value in results[False][1].items():  # every metric, TRL's own too, is the same in both layouts
+        if key != "num_tokens":  # counts on from batch to batch
+            assert results[True][1][key] == pytest.approx(value, abs=1e-6), key
+
+
+@pytest.mark.parametrize("context", ["win_crop", "own_crop"])
+def test_the_losing_answer_follows_the_win_crop_unless_its_own_is_asked_for(context):
+    trainee = tiny("llava")
+    collator = PairCollator([preference(0)], trainee.speaker, ("answer",), context=context)
+    prompts = collator._encode(preference(0), "answer").prompts
+    crops = {prompt.pictures[1].digest for prompt in prompts}
+    assert len(crops) == (1 if context == "win_crop" else 2)
+    assert collator([{"row": 0}])["answer"]["completions"].shape[:2] == ((1, 2) if context == "win_crop" else (2, 1))
+
+
+def test_own_crop_equals_a_computation_by_hand(tmp_path):
+    trainee, terms = tiny("qwen2_5_vl", torch.float64), stage_terms(2, **KNOBS)[1:]
+    collator = PairCollator([preference(0), preference(1)], trainee.speaker, ("answer",), context="own_crop")
+    trainer = StepDPOTrainer(trainee, collator, terms, config(tmp_path), tmp_path, title="test")
+    trainer._began = True
+    collator.references = {"answer": torch.zeros(2, 2, dtype=torch.float64)}
+    logs = by_hand(trainee, collator, "answer")
+    expected = 0.4 * -torch.log(torch.sigmoid(0.3 * (logs[:, 0] - logs[:, 1]))).mean().item()
+    assert step(trainer, [0, 1])[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_longer_than_a_sliding_window_are_not_shared():
+    trainee = tiny("llava")
+    whole = PairCollator([preference(0)], trainee.speaker, ("box",), window=10_000)
+    short = PairCollator([preference(0)], trainee.speaker, ("box",), window=10)
+    assert whole([{"row": 0}])["box"]["completions"].shape[:2] == (1, 2)
+    assert short([{"row": 0}])["box"]["completions"].shape[:2] == (2, 1)
+
+
+@pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["ipo"], ["hinge"], ["apo_zero"], ["robust"], ["sppo_hard"]])
+def test_every_loss_of_trl_sees_the_same_numbers_in_both_layouts(loss, tmp_path):
+    trainee, terms = tiny("llava", torch.float64), stage_terms(1, **KNOBS)
+    collator = PairCollator([preference(0), preference(1)], trainee.speaker, ("box",))
+    args = config(tmp_path, loss_type=loss, loss_weights=[1.0, 0.2][: len(loss)])
+    trainer = StepDPOTrainer(trainee, collator, terms, args, tmp_path, title="test")
+    trainer._began = True
+    collator.references = {"box": torch.tensor([[-200.0, -201.0], [-190.0, -195.0]], dtype=torch.float64)}
+    found = []
+    for shared in (False, True):
+        collator.shared = shared
+        found.append(step(trainer, [0, 1])[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    if loss == ["sigmoid", "sft"]:  # RPO: DPO + .2 times the mean negative log-probability of the winners' tokens
+        logs = by_hand(trainee, collator, "box")
+        ratio = logs - collator.references["box"]
+        dpo = -torch.log(torch.sigmoid(0.1 * (ratio[:, 0] - ratio[:, 1]))).mean()
+        tokens = sum(len(collator._encode(pair, "box").win) for pair in collator.pairs)
+        assert found[0] == pytest.approx((dpo - 0.2 * logs[:, 0].sum() / tokens).item(), rel=1e-6)

@@ -1,0 +1,189 @@
+"""Phases in one process: what the reference is, what is guarded, what is left on disk."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from made import FAMILIES, preference, tiny
+from safetensors.torch import load_file
+
+from visrl.errors import UsageError
+from visrl.policies.tiny import build, save
+from visrl.train.models import lora_target, require_something_to_train, trainee
+from visrl.train.recipe import DataSection, LoraSection, ModelSection
+from visrl.train.stages import DPORecipe, run_stage
+
+FAST = {
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": 2, "logging_steps": 1,
+    "learning_rate": 2e-3, "save_steps": 100,
+}  # fmt: skip
+
+
+def recipe(folder: Path, **more) -> DPORecipe:
+    model = ModelSection(path=str(folder / "model"), dtype="float32", box_format="paper")
+    return DPORecipe(kind="dpo", model=model, data=DataSection(), output=folder / "out", trainer=FAST, **more)
+
+
+PAIRS = [preference(i) for i in range(4)]
+
+
+def logs(trainee, stage_folder, term):
+    """The reference table a phase stored, [N, 2]."""
+    return load_file(stage_folder / "reference.safetensors")[term]
+
+
+def box_log_probabilities(t):
+    """[N, 2] of a model, by the plain path, one pair at a time."""
+    from visrl.train.collate import PairCollator
+    from visrl.train.score import PairScorer
+
+    collator = PairCollator(PAIRS, t.speaker, ("box",), shared=False)
+    rows = []
+    for i in range(len(PAIRS)):
+        with torch.no_grad():
+            scores = PairScorer(t.model, t.base, t.family, collator([{"row": i}])["box"])()
+        rows.append(scores.log_probs.sum(1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSection()])
+def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_disk(tmp_path, lora):
+    save("llava", tmp_path / "model")
+    from visrl.train.models import load_trainee
+
+    asked = recipe(tmp_path, lora=lora)
+    t = load_trainee(
+        asked.model, lora
+    )  # from_pretrained: TRL would reload this path as its reference (training.md, trap 1)
+    on_disk = box_log_probabilities(t)
+    first = run_stage(asked, 1, t, PAIRS)
+    after_stage_one = box_log_probabilities(t)
+    second = run_stage(asked, 2, t, PAIRS)
+    stored = [logs(t, tmp_path / f"out/stage{stage}", "box") for stage in (1, 2)]
+    assert (after_stage_one - on_disk).abs().max() > 0.1  # stage 1 moved the policy, or this test shows nothing
+    assert torch.allclose(stored[0], on_disk, atol=1e-3)
+    assert torch.allclose(stored[1], after_stage_one, atol=1e-3)
+    for trainer in (first, second):
+        start = next(row for row in trainer.state.log_history if "box/loss" in row)
+        assert start["box/loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert "ref_model" not in vars(second) or second.ref_model is None
+
+
+def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
+    """The same command after stage 1: its weights come from stage1/final, not from the recipe's model."""
+    from visrl.train import stages
+
+    save("llava", tmp_path / "model")
+    asked = recipe(tmp_path)
+    from visrl.train.models import load_trainee
+
+    t = load_trainee(asked.model, None)
+    run_stage(asked, 1, t, PAIRS)
+    weights = {k: v.clone() for k, v in t.base.state_dict().items()}
+    found = load_trainee(stages._starting_point(asked, tmp_path / "out/stage1/final"), None).base.state_dict()
+    assert all(torch.equal(found[k], weights[k]) for k in weights)
+
+
+def test_a_reference_of_other_weights_is_noticed_at_the_first_step(tmp_path, monkeypatch):
+    from visrl.train import dpo
+
+    wrong = {"box": torch.tensor([[-100.0, -300.0]] * 4)}
+    monkeypatch.setattr(dpo, "compute_reference", lambda *a, **k: wrong)
+    with pytest.raises(UsageError, match=r"the first box loss is .*, not ln 2"):
+        run_stage(recipe(tmp_path), 1, tiny("llava"), PAIRS)
+
+
+def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
+    from visrl.train import dpo
+
+    real = dpo.compute_reference
+
+    def one_broken(*args, **kwargs):
+        table = real(*args, **kwargs)
+        table["box"][2, 0] = float("nan")
+        return table
+
+    monkeypatch.setattr(dpo, "compute_reference", one_broken)
+    with pytest.raises(UsageError, match="box loss is nan: samples s2\n") as caught:
+        run_stage(recipe(tmp_path), 1, tiny("llava"), PAIRS)
+    assert "s1" not in caught.value.message
+
+
+def test_a_pair_without_answers_cannot_train_stage_two(tmp_path):
+    bare = dataclasses.replace(PAIRS[0], lose=type(PAIRS[0].lose)(box=(1, 1, 9, 9)))
+    with pytest.raises(UsageError, match="pair s0 has no answers"):
+        run_stage(recipe(tmp_path), 2, tiny("llava"), [bare])
+
+
+def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
+    from visrl.train.phase import claim
+
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
+        claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_trains_the_language_model_and_nothing_else(name):
+    model, processor = build(name)
+    target = re.compile(lora_target(model))
+    assert not any(target.fullmatch(n) for n, _ in model.named_modules() if "vision" in n or "visual" in n)
+    t = trainee(model, processor, ModelSection(path="", dtype="float32"), LoraSection())
+    trained = [n for n, p in t.model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in n and "vision" not in n and "visual" not in n and "projector" not in n for n in trained)
+    assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained} >= {"q_proj", "v_proj"}
+
+
+def test_a_continued_adapter_is_trainable_and_leaves_no_second_adapter(tmp_path):
+    from visrl.train.models import load_trainee
+
+    save("llava", tmp_path / "model")
+    asked = recipe(tmp_path, lora=LoraSection())
+    run_stage(asked, 1, load_trainee(asked.model, asked.lora), PAIRS)
+    final = tmp_path / "out/stage1/final"
+    again = load_trainee(asked.model.model_copy(update={"adapter": str(final)}), None)
+    before = {n: p.clone() for n, p in again.model.named_parameters() if p.requires_grad}
+    assert before
+    run_stage(asked.model_copy(update={"output": tmp_path / "two"}), 1, again, PAIRS)
+    assert any(not torch.equal(p, before[n]) for n, p in again.model.named_parameters() if n in before)
+    files = {
+        str(path.relative_to(tmp_path / "two/stage1/final")) for path in (tmp_path / "two/stage1/final").rglob("*")
+    }
+    assert "adapter_model.safetensors" in files
+    assert not any(name.startswith("ref") for name in files)
+
+
+def test_a_model_that_trains_nothing_is_refused():
+    model, _ = build("llava")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UsageError, match="nothing in this model is trainable"):
+        require_something_to_train(model)
+
+
+def test_training_gives_the_model_its_own_forward_back(tmp_path):
+    """A copy of a model whose forward TRL has patched would compute with the original's weights (training.md, trap 2)."""
+    import copy
+
+    t = tiny("llava")
+    run_stage(recipe(tmp_path), 1, t, PAIRS)
+    twin = copy.deepcopy(t.base)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    ids = torch.tensor([[5, 6, 7]])
+    assert twin(input_ids=ids).logits.abs().max() == 0
+    assert t.base(input_ids=ids).logits.abs().max() > 0
+
+
+def test_a_finished_phase_leaves_weights_history_and_curves(tmp_path):
+    run_stage(recipe(tmp_path), 1, tiny("llava"), PAIRS)
+    folder = tmp_path / "out/stage1"
+    assert {"final", "history.json", "curves.png", "reference.safetensors"} <= {p.name for p in folder.iterdir()}
+    assert (folder / "final/phase.json").is_file()
+    assert not list((folder / "final").rglob("*.bin"))  # no pickle in what is handed on
+    assert not (folder / ".staging").exists() or not any((folder / ".staging").iterdir())

@@ -83,6 +83,9 @@ class Library:
 def _strictly() -> Iterator[None]:
     from PIL import ImageFile
 
+    if not ImageFile.LOAD_TRUNCATED_IMAGES and not _decoding.locked():
+        yield  # strict already, and not because another thread made it so for a moment: no need to wait for anyone
+        return
     with _decoding:  # the switch belongs to the process
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:

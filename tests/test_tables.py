@@ -126,6 +126,12 @@ def test_one_row_per_model_protocol_and_focus():
     assert labels == ["m · visrl_train/v1", "m · visrl_train/v1 · random focus", "other · visrl_train/v1"]
 
 
+def test_an_unusual_crop_is_named_where_something_is_cropped():
+    found = [gqa(crop="compat_visrl"), gqa(crop="tight", protocol="direct/v1"), result(crop="tight")]
+    labels = [label.split(" · ")[1:] for label, _ in split_rows(found)]
+    assert labels == [["visrl_train/v1", "compat_visrl crop"], ["direct/v1"], ["visrl_train/v1"]]
+
+
 def test_two_results_for_one_cell_are_told_apart_by_what_differs():
     rows = split_rows([gqa(judge="exact"), gqa(judge="anls"), result()])
     assert [label.split(" · ")[2:] for label, _ in rows] == [["judge exact"], ["judge anls"], ["judge none"]]

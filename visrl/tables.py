@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from visrl.evals import paper
-from visrl.evals.benchmarks import GROUPS, TASKS
+from visrl.evals.benchmarks import GROUPS, PRIMARY, TASKS
 from visrl.evals.judge import is_papers
 from visrl.records import TaskResult
 from visrl.render import Cell, Row, Table, cleaned, plain, render, show
@@ -23,6 +23,7 @@ from visrl.render import Cell, Row, Table, cleaned, plain, render, show
 Verdict = Literal["match", "above", "below", "not comparable", ""]
 _STYLES = {"match": "green", "above": "bold green", "below": "red", "not comparable": "yellow"}
 _WITHIN = 2.0
+_USUAL_CROP = "viscot_square112"
 
 
 def verdict(result: TaskResult, column: paper.Column, published: paper.Row) -> tuple[Verdict, str]:
@@ -126,14 +127,19 @@ def split_rows(results: Sequence[TaskResult]) -> list[tuple[str, dict[tuple[str,
     crop, judge, parser, limit and seed as well. Of results equal in all these the last counts."""
     groups: dict[str, list[TaskResult]] = {}
     for result in results:
-        label = f"{result.model} · {result.protocol}"
-        groups.setdefault(label if result.focus == "predicted" else f"{label} · {result.focus} focus", []).append(
-            result
-        )
+        groups.setdefault(_label(result), []).append(result)
     rows: list[tuple[str, dict[tuple[str, str], TaskResult]]] = []
     for label, members in groups.items():
         rows += _split(label, members, _SPLITTERS)
     return rows
+
+
+def _label(result: TaskResult) -> str:
+    """Model and protocol, and what is out of the ordinary about where the model looked."""
+    focus = [] if result.focus == "predicted" else [f"{result.focus} focus"]
+    looks = not result.protocol.startswith("direct/") and result.metric != PRIMARY["rec"]
+    crop = [f"{result.crop} crop"] if looks and result.crop != _USUAL_CROP else []
+    return " · ".join([result.model, result.protocol, *focus, *crop])
 
 
 def _split(

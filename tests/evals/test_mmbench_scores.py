@@ -29,6 +29,7 @@ OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"
         ("B) a banana", "B"),
         ("B: because it is yellow", "B"),
         ("The answer could be A. But the answer is B.", "B"),  # the last one stated
+        ("The answer is A? No, the answer is B.", "B"),
         ("It is a banana", "B"),
         ("A banana", "B"),  # an article is no letter
         ("A dog is shown, I cannot tell which", "C"),

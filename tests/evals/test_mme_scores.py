@@ -14,6 +14,7 @@ from visrl.evals.mme import COGNITION, PERCEPTION, says
         ("Eyes", "yes"),  # the first four characters hold it: the authors' rule
         ("Not sure", "no"),
         ("The answer is yes", "other"),
+        ("it is no", "other"),
         ("", "other"),
     ],
 )

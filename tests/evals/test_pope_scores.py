@@ -16,7 +16,7 @@ from visrl.evals.scoring import score_group
         ("No, there is no dog.", "no"),
         ("Yes, there is", "yes"),
         ("There is not a dog in it. Yes.", "no"),
-        ("Yes. No.", "yes"),  # only the first sentence counts
+        ("Yes. There is no dog", "yes"),  # only the first sentence counts
         ("Nothing", "yes"),  # whole words
         ("NO", "yes"),  # the official rule knows No, not, no
         ("", "yes"),

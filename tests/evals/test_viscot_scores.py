@@ -37,6 +37,10 @@ def test_box_and_answer_are_fractions():
     assert (found["answer"].judge, found["box_acc"].judge) == ("exact", None)
 
 
+def test_a_little_over_half_is_enough():
+    assert numbers(score("viscot_gqa", [asked("a", "x", "x", Box(0, 0, 100, 51))], EXACT))["box_acc"].value == 1.0
+
+
 def test_without_a_box_turn_there_is_no_box_accuracy():
     assert list(numbers(score("viscot_gqa", [asked("a", "x", "x")], EXACT))) == ["answer"]
 

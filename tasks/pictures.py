@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IMAGES_VARIABLE = "VISRL_IMAGES"
 _decoding = threading.Lock()
+_seen_on = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,10 @@ class Library:
 def _strictly() -> Iterator[None]:
     from PIL import ImageFile
 
-    if not ImageFile.LOAD_TRUNCATED_IMAGES and not _decoding.locked():
-        yield  # strict already, and not because another thread made it so for a moment: no need to wait for anyone
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        _seen_on.set()
+    if not _seen_on.is_set():  # strict already, and not because another thread has made it so for a moment
+        yield
         return
     with _decoding:  # the switch belongs to the process
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a gate fai
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl import cli_check
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, UsageError, nearest
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, UsageError, nearest, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -293,7 +294,9 @@ def main(argv: list[str] | None = None) -> int:
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
         return EXIT_USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped: finished samples are kept; the same command goes on from there", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        saved = printable(str(stop)) or "finished samples are kept"
+        print(f"\nstopped: {saved}; the same command goes on from there:", file=sys.stderr)
+        print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
         return EXIT_INCOMPLETE
     return code if isinstance(code, int) else EXIT_DONE

@@ -19,7 +19,7 @@ from visrl.errors import UsageError, nearest, printable
 from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
-from visrl.progress import progress
+from visrl.progress import cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
 from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, write_scores
@@ -116,8 +116,12 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     with Run(outcome.folder, request) as run:
         run.write_meta(model_spec=policy.name, judge=options.judge)
         finished = run.finished()
-        for spec in specs:
-            _run_task(policy, spec, look, options, run, finished, outcome)
+        try:
+            for spec in specs:
+                _run_task(policy, spec, look, options, run, finished, outcome)
+        except KeyboardInterrupt as stop:
+            run.sync()
+            raise KeyboardInterrupt(f"{len(run.finished())} finished samples are in {outcome.folder}") from stop
     _check_leftovers(policy, outcome)
     outcome.results = score(outcome.folder, options.judge)
     return outcome
@@ -148,7 +152,8 @@ def run_samples(
 ) -> int:
     """Episodes for the samples of one task that have none; returns how many failed. Batches keep their boundaries."""
     failed = fresh = 0
-    with progress(samples[0].task, len(samples), quiet=options.quiet) as ticker:
+    task = samples[0].task
+    with progress(task, len(samples), scorer=cheap_scorer(task, options.judge), quiet=options.quiet) as ticker:
         for batch in batches(samples, options.batch_size):
             todo = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
             ticker.skip(len(batch) - len(todo))
@@ -156,7 +161,7 @@ def run_samples(
                 continue
             episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in todo]
             run.append(episodes)
-            ticker.add(episodes)
+            ticker.add(batch, episodes)
             failed += sum(e.error is not None for e in episodes)
             fresh += len(episodes)
             if failed == fresh >= HOPELESS and fresh < len(samples):

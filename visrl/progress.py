@@ -1,17 +1,64 @@
-"""How far a run is, on stderr: a live bar on a terminal, a plain line now and then elsewhere, nothing with ``--quiet``."""
+"""How far a run is, on stderr: live on a terminal, a plain line every 30 s elsewhere, nothing with ``--quiet``.
+
+done/total, samples per second, the score so far ± its standard error (clustered by picture, over what this command has run), the
+share of boxes that parsed, failures, time left, memory. The score is the one the benchmark would report for these samples where
+that costs nothing: rules, never a model as judge. It is a look at a run, not a result; results are in records/.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from visrl.types import Episode, Unparsed
+from visrl.types import CoTSample, Episode, Score, Unparsed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_EVERY_S = 30.0
+SHOWN = ("acc@0.5", "answer", "accuracy", "correct", "box_acc")
+"""Metrics of single samples, 0..1, the one that says most first."""
+Scorer = Callable[[Sequence[CoTSample], Mapping[str, Episode]], Mapping[str, Mapping[str, Score]]]
+"""samples and their episodes by id -> per sample, metric -> Score"""
+
+
+@dataclass(slots=True)
+class Running:
+    """A mean and its cluster-robust standard error (evals/stats.py, CR1) that can be asked for at any time.
+
+    Keeps two numbers per picture: with x̄ the mean of n values, a picture of n_g values that sum to s_g moves it by
+    (s_g - n_g x̄) / n; se² = G / (G - 1) times the sum of the squares of these.
+    """
+
+    n: int = 0
+    total: float = 0.0
+    clusters: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, value: float, cluster: str) -> None:
+        self.n += 1
+        self.total += value
+        found = self.clusters.setdefault(cluster, [0.0, 0.0])
+        found[0] += 1
+        found[1] += value
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n
+
+    @property
+    def se(self) -> float | None:
+        """None with fewer than two pictures."""
+        groups = len(self.clusters)
+        if groups < 2:
+            return None
+        moves = sum(((s - n * self.mean) / self.n) ** 2 for n, s in self.clusters.values())
+        return math.sqrt(groups / (groups - 1) * moves)
 
 
 @dataclass(slots=True)
@@ -22,6 +69,7 @@ class Counts:
     failed: int = 0
     asked_for_box: int = 0
     parsed: int = 0
+    scores: dict[str, Running] = field(default_factory=dict)
 
     def add(self, episodes: Sequence[Episode]) -> None:
         self.done += len(episodes)
@@ -29,77 +77,167 @@ class Counts:
         self.asked_for_box += sum(e.box is not None for e in episodes)
         self.parsed += sum(e.box is not None and not isinstance(e.box, Unparsed) for e in episodes)
 
+    def score(self, samples: Sequence[CoTSample], scores: Mapping[str, Mapping[str, Score]]) -> None:
+        for sample in samples:
+            for metric, score in scores.get(sample.id, {}).items():
+                if metric in SHOWN and score.value is not None:
+                    self.scores.setdefault(metric, Running()).add(score.value, sample.cluster or sample.id)
+
     def __str__(self) -> str:
-        parts = [f"boxes parsed {self.parsed / self.asked_for_box:.1%}"] if self.asked_for_box else []
+        best = sorted(self.scores, key=SHOWN.index)[:2]
+        parts = [f"{metric} {_percent(self.scores[metric])}" for metric in best]
+        if self.asked_for_box:
+            parts.append(f"boxes parsed {self.parsed / self.asked_for_box:.1%}")
         return " · ".join([*parts, f"{self.failed} failed"])
+
+
+def _percent(found: Running) -> str:
+    error = "" if found.se is None else f" ± {100 * found.se:.1f}"
+    return f"{100 * found.mean:.1f}{error} %"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12:30`` (minutes), ``3:05:00`` (hours); ``?`` when unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def memory() -> str:
+    """This process's memory in use, and the accelerator's highest so far if a model has one. "" where nobody can say."""
+    parts = []
+    try:
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - a kernel file, read at every tick
+            import resource
+
+            parts.append(f"{int(file.read().split()[1]) * resource.getpagesize() / 1e9:.1f} GB")
+    except (OSError, ValueError, ImportError):
+        pass  # not Linux
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the device")
+    return " + ".join(parts)
 
 
 @dataclass(slots=True)
 class Ticker:
-    """Plain lines: one every ``LINE_EVERY_S`` seconds and one at the end, for logs and CI."""
+    """Counts one task and, with ``out``, says how it goes: a plain line every ``LINE_EVERY_S`` seconds, for logs and CI."""
 
     task: str
     total: int
     out: TextIO | None
+    scorer: Scorer | None = None
     counts: Counts = field(default_factory=Counts)
     skipped: int = 0
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
 
-    def add(self, episodes: Sequence[Episode]) -> None:
+    def add(self, samples: Sequence[CoTSample], episodes: Sequence[Episode]) -> None:
+        """Finished episodes, and the samples they (and maybe others) are of."""
         self.counts.add(episodes)
-        if self.out is not None and time.monotonic() - self._said >= LINE_EVERY_S:
-            self.say()
+        if self.out is not None and self.scorer is not None:
+            self.counts.score(samples, self.scorer(samples, {e.sample_id: e for e in episodes}))
+        self.tick()
 
     def skip(self, n: int) -> None:
         """Samples an earlier run finished: done, but not at this run's speed."""
         self.skipped += n
         self.counts.done += n
 
+    def tick(self) -> None:
+        if self.out is not None and time.monotonic() - self._said >= LINE_EVERY_S:
+            self.say()
+
+    def pace(self) -> str:
+        """Speed, time left and memory."""
+        rate = (self.counts.done - self.skipped) / max(time.monotonic() - self._began, 1e-9)
+        left = (self.total - self.counts.done) / rate if rate else float("inf")
+        parts = [f"{rate:.1f}/s" if rate < 1000 else f"{rate:,.0f}/s", f"{duration(left)} left", memory()]
+        return " · ".join(part for part in parts if part)
+
     def say(self) -> None:
         self._said = time.monotonic()
-        spent = max(self._said - self._began, 1e-9)
-        rate = (self.counts.done - self.skipped) / spent
-        left = (self.total - self.counts.done) / rate if rate else float("inf")
         print(
-            f"{self.task}: {self.counts.done}/{self.total} · {rate:.1f}/s · {self.counts} · {left:.0f} s left",
-            file=self.out,
+            f"{self.task}: {self.counts.done}/{self.total} · {self.counts} · {self.pace()}", file=self.out, flush=True
         )
 
 
 @contextmanager
-def progress(task: str, total: int, *, quiet: bool = False, out: TextIO | None = None) -> Iterator[Ticker]:
+def progress(
+    task: str, total: int, *, scorer: Scorer | None = None, quiet: bool = False, out: TextIO | None = None
+) -> Iterator[Ticker]:
     """A ticker for ``total`` samples of ``task``; on a terminal it draws a bar instead of lines."""
     out = out or sys.stderr
     if quiet or total == 0:
         yield Ticker(task, total, None)
-    elif out.isatty():
-        with _bar(task, total, out) as ticker:
+        return
+    console = _terminal(out)
+    if console is not None:
+        with _bar(task, total, scorer, console) as ticker:
             yield ticker
     else:
-        ticker = Ticker(task, total, out)
+        ticker = Ticker(task, total, out, scorer)
         yield ticker
         ticker.say()
 
 
-@contextmanager
-def _bar(task: str, total: int, out: TextIO) -> Iterator[Ticker]:
+def _terminal(out: TextIO) -> Console | None:
+    """A console that can redraw; None for a file, a pipe and a dumb terminal."""
+    if not out.isatty():
+        return None
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[counts]}"),
-    )
-    with Progress(*columns, console=Console(file=out)) as bar:
-        number = bar.add_task(task, total=total, counts="")
+    console = Console(file=out)
+    return None if console.is_dumb_terminal else console
 
-        class Bar(Ticker):
-            def add(self, episodes: Sequence[Episode]) -> None:
-                self.counts.add(episodes)
-                bar.update(number, completed=self.counts.done, counts=str(self.counts))
 
-        yield Bar(task, total, out)
+@contextmanager
+def _bar(task: str, total: int, scorer: Scorer | None, console: Console) -> Iterator[Ticker]:
+    from rich.console import RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Bar(Ticker):
+        def tick(self) -> None:
+            shown.update(number, completed=self.counts.done)
+
+    class Shown(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield Text(f"  {ticker.counts} · {ticker.pace()}", style="dim")
+
+    ticker = Bar(task, total, console.file, scorer)  # type: ignore[arg-type]  # rich's IO is a TextIO
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+    shown = Shown(*columns, console=console, refresh_per_second=4)
+    number = shown.add_task(task, total=total)
+    with shown, _logs_above():
+        yield ticker
+
+
+@contextmanager
+def _logs_above() -> Iterator[None]:
+    """While a bar is drawn, log lines go through rich, which prints them above it."""
+    handlers = [h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]
+    before: list[Any] = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
+
+
+def cheap_scorer(task: str, judge_spec: str) -> Scorer:
+    """The task's own scorer; without its judge where that is a model and would cost a call per sample."""
+    from visrl.evals.benchmarks import TASKS
+    from visrl.evals.judge import make_judge
+    from visrl.evals.scoring import SCORERS
+
+    judge, spec = make_judge(judge_spec), TASKS[task]
+    rule = judge if judge.kind == "rule" else None
+    score = SCORERS[spec.benchmark]
+    return lambda samples, episodes: score(spec, samples, episodes, rule)[0]

@@ -1,0 +1,272 @@
+"""Any OpenAI-compatible server as a policy: vLLM, SGLang, LMDeploy, ``transformers serve``, hosted ones.
+
+Requests of a call run at once, at most ``in_flight`` of them; answers come back in the order of the requests. Timeouts, 429,
+5xx, connections that break, streams that end early and bodies that are not JSON are tried again, with growing pauses; other
+refusals (400, 401, 404) are the sample's error at once.
+
+A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
+the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
+template's business, and so is what its processor does to pictures: unlike hf.py we cannot see it, and ``box_format`` must be
+named by the user, because a server does not say how its model writes boxes.
+
+Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
+closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from visrl.errors import PictureError, UsageError, nearest
+from visrl.parsing import FORMATS, BoxFormat
+from visrl.policies import Output, Request, Sampling
+from visrl.types import Picture, Turn
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+Message = dict[str, Any]
+
+
+class _Broken(Exception):
+    """An answer that cannot be used and may be better next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one."""
+
+    url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    in_flight: int = 16
+    timeout: float = 120.0
+    tries: int = 8
+    pause: float = 0.5
+
+
+class EndpointPolicy:
+    """A model behind ``POST URL/chat/completions``.
+
+    pad: colour with which pictures are padded to a square before they are sent, for servers of LLaVA-1.5, whose processor would
+    cut the square out of the middle instead.
+    """
+
+    needs_pictures = True
+    default_protocol = "visrl_train"
+
+    def __init__(self, server: Server, box_format: BoxFormat, pad: tuple[int, int, int] | None = None) -> None:
+        self.server, self.box_format, self.pad = server, box_format, pad
+        self.name = f"{server.url}#{server.model}"
+        self.rows = server.in_flight
+        self._key = os.environ.get(server.key_env, "")
+
+    @classmethod
+    def load(
+        cls,
+        target: str,
+        *,
+        box_format: str = "",
+        key_env: str = "OPENAI_API_KEY",
+        in_flight: str = "16",
+        timeout: str = "120",
+        tries: str = "8",
+        pad: str = "",
+        min_pixels: str = "",
+        max_pixels: str = "",
+    ) -> EndpointPolicy:
+        """``--model endpoint:URL#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
+        url, separator, model = target.partition("#")
+        parts = urlsplit(url)
+        if not separator or not model or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"{target!r} is not URL#NAME", "for example endpoint:http://localhost:8000/v1#my-model")
+        if parts.username or parts.password:
+            raise UsageError("the URL holds a password", "put the key into an environment variable: key_env=NAME")
+        colour = tuple(int(v) for v in pad.split("/")) if pad else None
+        if colour is not None and len(colour) != 3:
+            raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
+        server = Server(url, model, key_env, int(in_flight), float(timeout), int(tries))
+        return cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
+
+    @property
+    def batch_size(self) -> int:
+        return 4 * self.rows
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a record says: where the model is and how it was asked; the key's name, never the key."""
+        return {
+            "kind": "endpoint",
+            "url": self.server.url,
+            "model": self.server.model,
+            "key_env": self.server.key_env if self._key else None,
+            "box_format": self.box_format.name,
+            "pad": self.pad,
+        }
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        """One Output per request, in order."""
+        return asyncio.run(self._generate(requests, sampling))
+
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
+        from openai import AsyncOpenAI
+
+        free = asyncio.Semaphore(self.rows)
+        pictures: dict[str, str] = {}
+        client = AsyncOpenAI(
+            base_url=self.server.url, api_key=self._key or "none", timeout=self.server.timeout, max_retries=0
+        )
+        async with client:
+            return await asyncio.gather(*(self._one(client, free, r, sampling, pictures) for r in requests))
+
+    async def _one(
+        self,
+        client: AsyncOpenAI,
+        free: asyncio.Semaphore,
+        request: Request,
+        sampling: Sampling,
+        pictures: dict[str, str],
+    ) -> Output:
+        import openai
+
+        try:
+            messages = [self._message(turn, pictures) for turn in request.turns]
+            bodies = [{"messages": messages, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
+            texts = await asyncio.gather(*(self._patiently(client, free, body, sampling.stop) for body in bodies))
+        except (PictureError, openai.OpenAIError, _Broken) as error:
+            return Output(error=self._discreet(f"{type(error).__name__}: {error}"))
+        return Output(tuple(texts))
+
+    def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
+        seeded = hashlib.sha256(f"{sampling.seed}:{request.key}:{request.step}:{index}".encode()).digest()
+        arguments: dict[str, Any] = {
+            "model": self.server.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+        }
+        if sampling.temperature > 0:
+            arguments |= {"top_p": sampling.top_p, "seed": int.from_bytes(seeded[:4], "big") >> 1}
+            if sampling.top_k:
+                arguments["extra_body"] = {"top_k": sampling.top_k}
+        return arguments
+
+    async def _patiently(
+        self, client: AsyncOpenAI, free: asyncio.Semaphore, body: dict[str, Any], stops: Sequence[str]
+    ) -> str:
+        """The text of one request, tried until it is whole. The place among those in flight is given up while pausing."""
+        pause = self.server.pause
+        for attempt in range(1, self.server.tries + 1):
+            try:
+                async with free:
+                    return await asyncio.wait_for(self._stream(client, body, stops), self.server.timeout)
+            except Exception as error:  # whatever a broken server makes a client raise: told apart below
+                wait = _worth_another_try(error)
+                if wait is None or attempt == self.server.tries:
+                    raise _as_broken(error, attempt) from error
+                log.debug("try %d failed: %s", attempt, self._discreet(str(error)))
+                await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
+                pause *= 2
+        raise AssertionError("unreachable")
+
+    async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], stops: Sequence[str]) -> str:
+        """The text up to a stop, or to the end the server declares. Raises _Broken for a stream without an end."""
+        text, ended = "", False
+        async with await client.chat.completions.create(stream=True, **body) as stream:
+            async for chunk in stream:
+                if getattr(chunk, "error", None):
+                    raise _Broken(f"the server broke off: {chunk.error}")
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    ended = ended or choice.finish_reason is not None
+                cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
+                if cuts:
+                    return text[: min(cuts)]
+        if not ended:
+            raise _Broken("the stream ended before the text did")
+        return text
+
+    def _message(self, turn: Turn, pictures: dict[str, str]) -> Message:
+        if turn.role != "user":
+            return {"role": turn.role, "content": turn.text()}
+        return {"role": "user", "content": [self._part(part, pictures) for part in turn.parts]}
+
+    def _part(self, part: str | Picture, pictures: dict[str, str]) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        image = part.open()
+        name = hashlib.blake2b(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+        if name not in pictures:
+            pictures[name] = self._data_url(image)
+        return {"type": "image_url", "image_url": {"url": pictures[name]}}
+
+    def _data_url(self, image: Image) -> str:
+        if self.pad is not None:
+            from visrl.policies.families.llava import expand2square
+
+            image = expand2square(image.convert("RGB"), self.pad)
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "PNG", compress_level=1)  # lossless: the same pixels as in-process
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def _discreet(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _worth_another_try(error: Exception) -> float | None:
+    """Seconds the server asks to wait (0 if it does not say), or None where trying again is no use."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+            return None
+        after = error.response.headers.get("retry-after", "")
+        return min(float(after), 60.0) if after.replace(".", "", 1).isdigit() else 0.0
+    known = (
+        openai.APIConnectionError,
+        openai.APIError,
+        TimeoutError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        _Broken,
+    )
+    if isinstance(error, known) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "pydantic"):
+        return 0.0
+    return None
+
+
+def _as_broken(error: Exception, attempts: int) -> Exception:
+    import openai
+
+    if isinstance(error, openai.APIStatusError) and attempts == 1:
+        return error
+    reason = str(error) or type(error).__name__
+    return _Broken(f"given up after {attempts} tries: {reason}")
+
+
+def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:
+    """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
+    if name == "json_resized":
+        from visrl.policies.families.qwen import resized_format
+
+        return resized_format(28, int(min_pixels or 56 * 56), int(max_pixels or 14 * 14 * 4 * 16384))
+    if name not in FORMATS:
+        known = [*FORMATS, "json_resized"]
+        if not name:
+            raise UsageError(
+                "a server does not say how its model writes boxes",
+                f"--model-args box_format=NAME, one of {', '.join(known)}; docs/families.md names each family's",
+            )
+        raise UsageError(f"unknown box format {name!r}", nearest(name, known))
+    return FORMATS[name]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl import cli_check
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, UsageError, nearest, printable
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, nearest, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # click's ClickException, or its copy inside newer typers, which do not export it
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+_INTERRUPTED = 130  # what newer typers return for a Ctrl-C
 
 app = typer.Typer(
     add_completion=False,
@@ -278,6 +280,12 @@ def _command(args: list[str]) -> str:
     return args[0] if args and not args[0].startswith("-") else ""
 
 
+def _stopped(saved: str, args: list[str]) -> int:
+    print(f"\nstopped: {printable(saved)}; the same command goes on from there:", file=sys.stderr)
+    print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
+    return EXIT_INCOMPLETE
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
     from typer.main import get_command
@@ -294,9 +302,10 @@ def main(argv: list[str] | None = None) -> int:
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
         return EXIT_USAGE
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        saved = printable(str(stop)) or "finished samples are kept"
-        print(f"\nstopped: {saved}; the same command goes on from there:", file=sys.stderr)
-        print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
-        return EXIT_INCOMPLETE
+    except Interrupted as stop:
+        return _stopped(str(stop), args)
+    except (KeyboardInterrupt, typer.Abort):
+        return _stopped("finished samples are kept", args)
+    if code == _INTERRUPTED:
+        return _stopped("finished samples are kept", args)
     return code if isinstance(code, int) else EXIT_DONE

@@ -23,6 +23,12 @@ class UsageError(Exception):
         return f"error: {self.message}\n\nhint: {self.hint}" if self.hint else f"error: {self.message}"
 
 
+class Interrupted(Exception):
+    """Ctrl-C, after what was finished has been saved; the message says what and where. Not a KeyboardInterrupt: command-line
+    libraries turn those into exit codes of their own.
+    """
+
+
 class PictureError(Exception):
     """A picture that cannot be opened or decoded: its sample is recorded as failed with this reason; the run goes on."""
 

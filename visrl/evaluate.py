@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
-from visrl.errors import UsageError, nearest, printable
+from visrl.errors import Interrupted, UsageError, nearest, printable
 from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
@@ -121,7 +121,7 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
                 _run_task(policy, spec, look, options, run, finished, outcome)
         except KeyboardInterrupt as stop:
             run.sync()
-            raise KeyboardInterrupt(f"{len(run.finished())} finished samples are in {outcome.folder}") from stop
+            raise Interrupted(f"{len(run.finished())} finished samples are in {outcome.folder}") from stop
     _check_leftovers(policy, outcome)
     outcome.results = score(outcome.folder, options.judge)
     return outcome

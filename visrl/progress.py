@@ -198,7 +198,7 @@ def _terminal(out: TextIO) -> Console | None:
 @contextmanager
 def _bar(task: str, total: int, scorer: Scorer | None, console: Console) -> Iterator[Ticker]:
     from rich.console import RenderableType
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.text import Text
 
     class Bar(Ticker):
@@ -207,13 +207,15 @@ def _bar(task: str, total: int, scorer: Scorer | None, console: Console) -> Iter
 
     class Shown(Progress):
         def get_renderables(self) -> Iterator[RenderableType]:
+            for shown_task in self.tasks:
+                shown_task.fields["pace"] = ticker.pace()
             yield self.make_tasks_table(self.tasks)
-            yield Text(f"  {ticker.counts} · {ticker.pace()}", style="dim")
+            yield Text(f"  {ticker.counts}", style="dim")
 
     ticker = Bar(task, total, console.file, scorer)  # type: ignore[arg-type]  # rich's IO is a TextIO
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
     shown = Shown(*columns, console=console, refresh_per_second=4)
-    number = shown.add_task(task, total=total)
+    number = shown.add_task(task, total=total, pace="")
     with shown, _logs_above():
         yield ticker
 

@@ -20,15 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visrl.train.lessons import Teacher
+from visrl.train.lessons import TWO_PICTURES, Teacher
 from visrl.train.recipe import Recipe
 from visrl.train.views import IGNORE, Example
 from visrl.world.dice import Dice
 from visrl.world.model import build_model, build_processor, build_tokenizer
 
+Named = tuple[str, Example]  # lesson, example
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm
 
 
@@ -90,20 +92,27 @@ def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
 
 
-def lesson_at(recipe: BaseRecipe, step: int) -> str:
-    """Which lesson a batch is of: drawn by the recipe's shares, the same for every run of the seed."""
-    done = step / recipe.steps
-    shares = {name: a + (b - a) * done for name, (a, b) in recipe.lessons.items()}
-    mark = Dice("lesson", recipe.seed, step).between(0, 9999) / 10_000 * sum(shares.values())
+def lesson_of(shares: dict[str, float], mark: float) -> str:
+    """The lesson that ``mark`` (0 to below 1) falls on when the shares are laid end to end."""
+    rest = mark * sum(shares.values())
     for name, share in shares.items():
-        mark -= share
-        if mark < 0:
+        rest -= share
+        if rest < 0:
             return name
     return list(shares)[-1]
 
 
-class Lessons(Dataset[tuple[str, list[Example]]]):
-    """Batch ``step`` of a recipe, made when it is asked for and the same in whatever process that is."""
+def shares_at(recipe: BaseRecipe, step: int) -> dict[str, float]:
+    done = step / recipe.steps
+    return {name: start + (end - start) * done for name, (start, end) in recipe.lessons.items()}
+
+
+class Lessons(Dataset[list[Named]]):
+    """Batch ``step`` of a recipe, made when it is asked for and the same in whatever process that is.
+
+    Lessons are mixed within a batch, or one lesson's gradients would pull at a time; only those with two pictures, twice as
+    long, have batches of their own.
+    """
 
     def __init__(self, recipe: BaseRecipe, teacher: Teacher) -> None:
         self.recipe, self.teacher = recipe, teacher
@@ -111,10 +120,18 @@ class Lessons(Dataset[tuple[str, list[Example]]]):
     def __len__(self) -> int:
         return self.recipe.steps
 
-    def __getitem__(self, step: int) -> tuple[str, list[Example]]:
-        lesson = lesson_at(self.recipe, step)
-        dice = [Dice("example", self.recipe.seed, step, row) for row in range(self.recipe.batch)]
-        return lesson, [self.teacher.example(lesson, d) for d in dice]
+    def __getitem__(self, step: int) -> list[Named]:
+        shares = shares_at(self.recipe, step)
+        mark = Dice("batch", self.recipe.seed, step).between(0, 9999) / 10_000
+        if lesson_of(shares, mark) in TWO_PICTURES:
+            shares = {name: share for name, share in shares.items() if name in TWO_PICTURES}
+        else:
+            shares = {name: share for name, share in shares.items() if name not in TWO_PICTURES}
+        return [self._example(shares, Dice("example", self.recipe.seed, step, row)) for row in range(self.recipe.batch)]
+
+    def _example(self, shares: dict[str, float], dice: Dice) -> Named:
+        lesson = lesson_of(shares, dice.between(0, 9999) / 10_000)
+        return lesson, self.teacher.example(lesson, dice)
 
 
 def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -147,13 +164,16 @@ def train(
     log: list[dict[str, Any]] = []
     losses: dict[str, list[float]] = {}
     model.train()
-    for step, (lesson, examples) in enumerate(loader):
+    for step, batch in enumerate(loader):
         for tool, rates in zip(tools, peaks, strict=True):
             for group, peak in zip(tool.param_groups, rates, strict=True):
                 group["lr"] = peak * factor(step, recipe)
+        examples = [example for _, example in batch]
         for example in examples:
             shown.update(example.digest())
-        losses.setdefault(lesson, []).append(_update(model, tools, collate(examples, processor.tokenizer.pad_token_id)))
+        each = _update(model, tools, collate(examples, processor.tokenizer.pad_token_id))
+        for (lesson, _), value in zip(batch, each, strict=True):
+            losses.setdefault(lesson, []).append(value)
         if (step + 1) % recipe.log_every == 0:
             means = {f"loss/{name}": round(sum(values) / len(values), 4) for name, values in losses.items()}
             row = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
@@ -164,16 +184,27 @@ def train(
     return log, shown.hexdigest()
 
 
+def example_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each row's targets, [B]: every example weighs the same, however many targets it has.
+
+    logits [B, T, V], labels [B, T]; as everywhere, the target at t + 1 is scored from t.
+    """
+    targets = labels[:, 1:]
+    each = cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    return each.sum(1) / (targets != IGNORE).sum(1)
+
+
 def _update(
     model: LlavaForConditionalGeneration, tools: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor]
-) -> float:
-    loss = model(**batch).loss
-    loss.backward()
+) -> list[float]:
+    labels = batch.pop("labels")
+    each = example_losses(model(**batch).logits, labels)
+    each.mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for tool in tools:
         tool.step()
         tool.zero_grad(set_to_none=True)
-    return float(loss)
+    return [float(loss) for loss in each.detach()]
 
 
 def _look_at_val(

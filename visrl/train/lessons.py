@@ -40,6 +40,7 @@ from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene, Thing
 
+TWO_PICTURES = ("look",)
 PRETEXT = ("bind", "name", "spell", "describe", "read", "look", "whole")
 
 

@@ -1,0 +1,162 @@
+"""What a small model can do: every number of its card, through the package's own rollout and scorers.
+
+    python -m visrl.world.measure tiny            # a shipped name or a folder; prints a table, --json writes the numbers
+
+Conditions: direct; looking at the predicted, the gold, a random, the central, the whole region; blind (same model, pictures
+blanked); the commonest answer; and the true crop alone, which is what a critic is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visrl.evals.benchmarks import GROUPS, TASKS
+from visrl.evals.judge import make_judge
+from visrl.evals.scoring import TaskScores, score_group, score_task
+from visrl.focus import tight
+from visrl.policies import FunctionPolicy, Output, Policy, Request, Sampling
+from visrl.prompts import PROTOCOLS
+from visrl.rollout import Look, look_then_answer
+from visrl.tasks import load
+from visrl.types import CoTSample, Picture, Turn
+from visrl.world import CHECKPOINTS, checkpoint_path
+from visrl.world.chat import BOX_FORMAT
+
+VISCOT = GROUPS["world_viscot"]
+LOOKING = PROTOCOLS["visrl_train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number: task or group, condition, metric, value with its standard error, samples."""
+
+    task: str
+    condition: str
+    metric: str
+    value: float | None
+    se: float | None
+    n: int
+
+
+class Blind:
+    """A policy that is shown grey pictures of the same sizes: what can be had from words alone."""
+
+    needs_pictures = True
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.name = policy, f"blind {policy.name}"
+        self.box_format, self.default_protocol = policy.box_format, policy.default_protocol
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        return self.policy.generate([replace(r, turns=tuple(map(_blanked, r.turns))) for r in requests], sampling)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self.policy.describe(), "pictures": "blank"}
+
+
+def _blanked(turn: Turn) -> Turn:
+    def blank(picture: Picture) -> Picture:
+        return Picture(f"{picture.ref}#blank", lambda: Image.new("RGB", picture.open().size, (127, 127, 127)))
+
+    return Turn(turn.role, tuple(blank(part) if isinstance(part, Picture) else part for part in turn.parts))
+
+
+def commonest(task: str) -> Policy:
+    """Always the commonest answer of the task's own samples: the most that a constant can score."""
+    answers = Counter(sample.answers[0] for sample in load(task, None, with_pictures=False))
+    return FunctionPolicy("majority", lambda _: answers.most_common(1)[0][0], BOX_FORMAT)
+
+
+def cropped(sample: CoTSample) -> CoTSample:
+    """The sample with the true region as its whole picture."""
+    assert sample.picture is not None and sample.box is not None and sample.size is not None
+    region = tight(sample.box, sample.size)
+    picture, size = sample.picture, (region[2] - region[0], region[3] - region[1])
+    return replace(
+        sample, picture=Picture(f"{picture.ref}#{region}", lambda: picture.open().crop(region)), size=size, box=None
+    )
+
+
+def run(policy: Policy, task: str, look: Look, *, crops: bool = False) -> TaskScores:
+    """One task under one condition, scored. Raises RuntimeError if a sample fails: nothing here may."""
+    samples = list(load(task, None, with_pictures=True))
+    asked = [cropped(sample) for sample in samples] if crops else samples
+    episodes = {e.sample_id: e for e in look_then_answer(policy, asked, look, batch_size=64)}
+    failed = [e for e in episodes.values() if e.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} samples of {task} failed: {failed[0].error}")
+    return score_task(TASKS[task], samples, episodes, make_judge("exact"))
+
+
+def measure(policy: Policy, *, heldout: bool = True) -> Iterator[Row]:
+    """Every row of the table, as it is known."""
+    tokens = Sampling(max_tokens=6)
+    looks = {
+        focus: Look(LOOKING, focus, "tight", tokens) for focus in ("predicted", "gold", "random", "centre", "full")
+    }  # type: ignore[arg-type]
+    direct = Look(PROTOCOLS["direct"], crop="tight", sampling=tokens)
+    yield from _rows("world_rec", "look", [run(policy, "world_rec", looks["predicted"])])
+    for focus, look in looks.items():
+        yield from _group("world_viscot", focus, policy, look)
+    yield from _group("world_viscot", "direct", policy, direct)
+    yield from _group("world_viscot", "crop alone", policy, direct, crops=True)
+    yield from _group("world_viscot", "blind, direct", Blind(policy), direct)
+    yield from _group("world_viscot", "blind, look", Blind(policy), looks["predicted"])
+    yield from _rows("world_viscot", "majority", [run(commonest(task), task, direct) for task in VISCOT])
+    for task in ("world_pope", "world_mme", "world_mmbench"):
+        yield from _group(task, "direct", policy, direct)
+        yield from _group(task, "predicted", policy, looks["predicted"])
+    if heldout:
+        for task in GROUPS["world_heldout"]:
+            yield from _rows(task, "predicted", [run(policy, task, looks["predicted"])])
+
+
+def _group(group: str, condition: str, policy: Policy, look: Look, *, crops: bool = False) -> Iterator[Row]:
+    yield from _rows(group, condition, [run(policy, t, look, crops=crops) for t in GROUPS.get(group, (group,))])
+
+
+def _rows(name: str, condition: str, scores: Sequence[TaskScores]) -> Iterator[Row]:
+    wanted = {"acc@0.5", "answer", "box_acc", "accuracy", "f1", "perception", "circular"}
+    if name in GROUPS:
+        for m in score_group(name, {s.spec.name: s for s in scores}):
+            if m.metric in wanted:
+                yield Row(name, condition, m.metric, m.value, m.se, m.n)
+    for score in scores:
+        for m in score.metrics:
+            if m.metric in wanted:
+                yield Row(score.spec.name, condition, m.metric, m.value, m.se, m.n)
+
+
+def main() -> None:
+    """Print rows as they come; write them all as JSON."""
+    parser = argparse.ArgumentParser(description="Measure a small model on the small world.")
+    parser.add_argument("model", help="tiny, sft, base, or a folder")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    import torch
+
+    from visrl.policies.hf import HFPolicy
+
+    torch.set_num_threads(1)
+    path = checkpoint_path(options.model) if options.model in CHECKPOINTS else Path(options.model)
+    rows = []
+    for row in measure(HFPolicy.load(str(path), dtype="float32", rows="64")):
+        rows.append(asdict(row))
+        value = "-" if row.value is None else f"{row.value:.4g} ± {row.se or 0:.2g}"
+        sys.stdout.write(f"| {row.task} | {row.condition} | {row.metric} | {value} | {row.n} |\n")
+        sys.stdout.flush()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -105,9 +105,9 @@ def read_baseline(path: Path, name: str) -> Baseline:
 
 def accept(path: Path, name: str, results: Sequence[TaskResult], rows: Rows, seed: int) -> Entry:
     """Write a run as baseline ``name``. Raises UsageError for a run without values: it can be no measure of another."""
-    empty = [f"{r.task} {r.metric}" for r in results if r.value is None]
+    empty = {r.task for r in results} - {r.task for r in results if r.value is not None}
     if empty or not results:
-        raise UsageError(f"no value for {', '.join(empty) or 'anything'}", "accept a run that is complete")
+        raise UsageError(f"no value for {', '.join(sorted(empty)) or 'anything'}", "accept a run that is complete")
     packed = compact(rows)
     scores = Path("baselines") / f"{name}.jsonl.gz"
     first = results[0]

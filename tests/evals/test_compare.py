@@ -1,0 +1,185 @@
+"""Paired differences, by hand; and the command that prints them."""
+
+import json
+import math
+
+import pytest
+
+from visrl.cli import main
+from visrl.errors import UsageError
+from visrl.evals.compare import compare, pair_task
+from visrl.evals.sample_scores import Row, compact, of_baseline, of_run
+from visrl.prompt_bytes import data_folder
+
+
+def rows(metric, values, clusters=None, groups=None):
+    clusters, groups = clusters or [str(i) for i in range(len(values))], groups or [""] * len(values)
+    return {str(i): Row(c, g, {metric: v}) for i, (v, c, g) in enumerate(zip(values, clusters, groups, strict=True))}
+
+
+def one(task, a, b, metric):
+    return next(d for d in compare({task: a}, {task: b}) if d.metric == metric)
+
+
+def test_mean_difference_by_hand():
+    # differences 100 * (+1, 0, -1, 0): mean 0; moves d_i / 4 = 25, 0, -25, 0; se^2 = 4/3 * (625 + 625)
+    d = one("refcoco_val", rows("acc@0.5", [0, 1, 1, 0]), rows("acc@0.5", [1, 1, 0, 0]), "acc@0.5")
+    assert (d.before, d.after, d.delta, d.n, d.fixed, d.broken) == (50.0, 50.0, 0.0, 4, 1, 1)
+    assert d.se == pytest.approx(math.sqrt(4 / 3 * 1250))
+    assert d.p == pytest.approx(1.0)
+    assert [(f.sample_id, f.before, f.after) for f in d.worst] == [("2", 100.0, 0.0)]
+    assert d.least_se == 25.0  # one of four pictures
+
+
+def test_standard_error_is_clustered_by_picture():
+    # two pictures, both samples of the first get better: D = (2 * (100 - 50) / 4, 2 * (0 - 50) / 4) = (25, -25)
+    a, b = rows("acc@0.5", [0, 0, 0, 0], list("xxyy")), rows("acc@0.5", [1, 1, 0, 0], list("xxyy"))
+    d = one("refcoco_val", a, b, "acc@0.5")
+    assert (d.delta, d.n_clusters) == (50.0, 2)
+    assert d.se == pytest.approx(math.sqrt(2 / 1 * (625 + 625)))  # G / (G - 1) * sum D^2
+    assert d.p == pytest.approx(2 * (0.5 - math.atan(50 / 50) / math.pi))  # t with 1 degree of freedom is Cauchy
+
+
+def test_unscored_and_one_sided_samples_are_counted_not_zero():
+    a = rows("acc@0.5", [1, 1, None, 1])
+    b = rows("acc@0.5", [1, None, 1, 0, 1])
+    d = one("refcoco_val", a, b, "acc@0.5")
+    assert (d.n, d.unpaired, d.before, d.after) == (2, 3, 100.0, 50.0)
+
+
+def test_pope_f1_of_both_runs():
+    def pope(answers):  # (right, yes)
+        return {
+            str(i): Row(str(i // 2), "", {"accuracy": float(r), "yes_ratio": float(y)})
+            for i, (r, y) in enumerate(answers)
+        }
+
+    a = pope([(1, 1), (1, 0), (0, 1), (0, 0)])  # TP 1, FP 1, FN 1: F1 2/4
+    b = pope([(1, 1), (1, 0), (1, 0), (0, 0)])  # TP 1, FP 0, FN 1: F1 2/3
+    d = one("pope_coco_random", a, b, "f1")
+    assert (d.before, d.after) == (pytest.approx(50.0), pytest.approx(200 / 3))
+    assert d.delta == pytest.approx(200 / 3 - 50) and d.se > 0 and d.n == 4
+
+
+def test_mme_total_adds_subtasks_and_is_absent_without_all_of_them():
+    from visrl.evals.mme import COGNITION
+
+    def mme(points):
+        return {
+            f"{s}/{i}": Row(f"{s}/{i // 2}", s, {"correct": 1.0, f"mme/{s}": points.get(s, 200.0)})
+            for s in COGNITION
+            for i in range(4)
+        }
+
+    a, b = mme({}), mme({"code_reasoning": 150.0})
+    found = {d.metric: d for d in compare({"mme": a}, {"mme": b})}
+    assert (found["cognition"].before, found["cognition"].after, found["cognition"].delta) == (800.0, 750.0, -50.0)
+    assert found["mme/code_reasoning"].delta == -50.0 and "correct" not in found and "perception" not in found
+
+
+def test_circular_counts_a_question_once():
+    # question p has two rotations, q four; p is broken: -1 of 2 questions, not -2 of 6 rows
+    groups = list("ppqqqq")
+    a = rows("circular", [1] * 6, groups, groups)
+    b = rows("circular", [0, 0, 1, 1, 1, 1], groups, groups)
+    d = one("mmbench", a, b, "circular")
+    assert (d.before, d.after, d.n, d.broken) == (100.0, 50.0, 2, 1)
+
+
+def test_group_average_weighs_sets_alike():
+    sets = [f"pope_coco_{s}" for s in ("random", "popular", "adversarial")]
+    a = {name: rows("accuracy", [1] * n) for name, n in zip(sets, (2, 4, 8), strict=True)}
+    b = {**a, sets[0]: rows("accuracy", [0, 1])}
+    d = next(d for d in compare(a, b) if (d.task, d.metric) == ("pope", "accuracy"))
+    assert d.delta == pytest.approx(-50 / 3)  # not -1 of 14
+    assert not [d for d in compare({k: a[k] for k in sets[:2]}, b) if d.task == "pope"]  # a set is missing: no mean
+
+
+def test_identical_runs_have_no_difference_and_p_1():
+    a = rows("acc@0.5", [0, 1, 1])
+    d = one("refcoco_val", a, a, "acc@0.5")
+    assert (d.delta, d.se, d.p, d.fixed, d.broken, d.worst) == (0.0, 0.0, 1.0, 0, 0, ())
+    shifted = one("refcoco_val", rows("acc@0.5", [0, 0]), rows("acc@0.5", [1, 1]), "acc@0.5")
+    assert shifted.se == 0.0 and shifted.p is None  # all changed alike: no p can be given
+
+
+def test_no_common_sample_is_no_pair():
+    assert pair_task("refcoco_val", rows("acc@0.5", [1]), {"other": Row("x", "", {"acc@0.5": 1.0})}) == []
+
+
+def test_compact_file_is_exact_and_the_same_every_time(tmp_path):
+    scores = {
+        "mme": {"a": Row("p", "count", {"mme/count": 200 / 3, "correct": 1.0}), "b": Row("q", "OCR", {"mme/OCR": None})}
+    }
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(compact(scores))
+    assert of_baseline(path) == scores  # None stays unscored, a metric a sample has not stays absent
+    assert compact(of_baseline(path)) == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"task": "t", "sample_id": "1", "cluster": "c", "scores": {"m": NaN}}', "NaN is not a score"),
+        ('{"task": "t", "sample_id": "1", "scores": {"m": 1}}', "older visrl"),
+        ('{"task": "t", "cluster": "c", "scores": {}}', "no 'sample_id'"),
+        ("[1]", "not a JSON object"),
+        ('{"task":', "damaged"),
+    ],
+)
+def test_damaged_scores_name_the_line(tmp_path, line, message):
+    good = '{"task": "t", "sample_id": "0", "cluster": "c", "scores": {"m": 1}}'
+    (tmp_path / "scores.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UsageError, match=r"scores\.jsonl:2") as error:
+        of_run(tmp_path)
+    assert message in str(error.value)
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """The shipped outputs, and the same with every third box of RefCOCO lost."""
+    monkeypatch.chdir(tmp_path)
+    exact = data_folder() / "exact"
+    lines = [json.loads(line) for line in (exact / "outputs.jsonl").read_text().splitlines()]
+    for i, row in enumerate(row for row in lines if row["task"] == "refcoco_val"):
+        if i % 3 == 0 and "box_step" in row:
+            row["box_step"]["output"] = "lost"
+    (tmp_path / "worse.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in lines if row["task"] == "refcoco_val")
+    )
+    for name, file in (("a", exact / "outputs.jsonl"), ("b", tmp_path / "worse.jsonl")):
+        args = ["--model", f"replay:{file}", "--tasks", "refcoco_val", "--data", str(exact), "-q", "-o", name]
+        assert main([*args, "--fail-on-error", "1000"]) == 0
+    return tmp_path
+
+
+def test_compare_command(two_runs, capsys):
+    capsys.readouterr()
+    assert main(["compare", "a", "b", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    d = next(d for d in found["differences"] if d["metric"] == "acc@0.5")
+    assert d["delta"] < 0 and d["fixed"] == 0 and d["broken"] > 0
+    assert d["delta"] == pytest.approx(-100 * d["broken"] / d["n"])
+    assert main(["compare", "a", "b", "--format", "md"]) == 0
+    out = capsys.readouterr().out
+    assert f"{d['before']:.1f} → {d['after']:.1f} ({d['delta']:+.1f} ± {d['se']:.1f})" in out
+    assert d["worst"][0]["sample_id"].replace("_", "\\_") in out
+    assert main(["compare", "a", "b", "a"]) == 0  # each is held against the first
+    assert capsys.readouterr().out.count("change") == 2
+
+
+def test_compare_says_what_else_differs(two_runs, capsys):
+    exact = data_folder() / "exact"
+    args = ["--model", f"replay:{exact}/outputs.jsonl", "--tasks", "refcoco_val", "--data", str(exact), "-q"]
+    main([*args, "-o", "c", "--fail-on-error", "1000", "--model-args", "box_format=wh_norm_3dp"])
+    capsys.readouterr()
+    assert main(["compare", "a", "c"]) == 0
+    assert "not alike: box_format" in " ".join(capsys.readouterr().out.split())
+
+
+def test_compare_refuses_runs_that_share_nothing(two_runs, capsys):
+    exact = data_folder() / "exact"
+    main(["--model", "constant:no", "--tasks", "viscot_cub", "--data", str(exact), "-q", "-o", "d"])
+    assert main(["compare", "a", "d"]) == 2
+    assert "share no scored sample" in capsys.readouterr().err
+    assert main(["compare", "a", "nowhere"]) == 2

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from visrl.boxes import Box, iou
@@ -71,8 +71,10 @@ class Judged:
 class Critic(Protocol):
     """name: as manifests print it. needs_pictures: False where it reads no pixels."""
 
-    name: str
-    needs_pictures: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs_pictures(self) -> bool: ...
 
     def boxes(self, questions: Sequence[Question]) -> list[Judged]:
         """s^b of each question's crop, in order."""
@@ -89,7 +91,7 @@ class Critic(Protocol):
 
 # --- reading a score
 
-_NAMED = re.compile(r"[\"']?score[\"']?\s*[:=]\s*[\"']?(-?\d+(?:\.\d*)?|-?\.\d+)", re.IGNORECASE)
+_NAMED = re.compile(r"[\"']?score[\"']?\s*[:=]\s*[\"']?(-?\d+(?:\.\d*)?|-?\.\d+)(?![\deE]|\.\d)", re.IGNORECASE)
 
 
 def read_score(text: str) -> Score:
@@ -161,7 +163,8 @@ class ScoreCritic:
         seen: set[str] = set()
         first = [q.sample.id not in seen and not seen.add(q.sample.id) for q in questions]  # type: ignore[func-returns-value]
         asked = [
-            _request(q, (q.picture, _wording(P_ANSWER_CRITIC, q)), first=f) for q, f in zip(questions, first, strict=True)
+            _request(q, (q.picture, _wording(P_ANSWER_CRITIC, q)), first=f)
+            for q, f in zip(questions, first, strict=True)
         ]
         ahead = iter(self._judged([r for r, f in zip(asked, first, strict=True) if f]))
         behind = iter(self._judged([r for r, f in zip(asked, first, strict=True) if not f]))
@@ -210,7 +213,12 @@ class LikelihoodCritic:
 
     def boxes(self, questions: Sequence[Question]) -> list[Judged]:
         requests = [
-            Request(q.sample.id, "answer", answer_turns(PROTOCOLS["direct"], q.sample, q.crop or q.picture, None, ""), q.sample.size)
+            Request(
+                q.sample.id,
+                "answer",
+                answer_turns(PROTOCOLS["direct"], q.sample, q.crop or q.picture, None, ""),
+                q.sample.size,
+            )
             for q in questions
         ]
         found = self.scorer.loglikelihood(requests, [q.sample.answers[0] for q in questions])
@@ -264,7 +272,9 @@ def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
     if kind == "oracle":
         return OracleCritic(judge)
     if policy is None:
-        raise UsageError(f"critic.kind {kind} needs critic.model", "M_org: the model before the warm-up, for example base")
+        raise UsageError(
+            f"critic.kind {kind} needs critic.model", "M_org: the model before the warm-up, for example base"
+        )
     return ScoreCritic(policy) if kind == "score" else LikelihoodCritic(policy, scorer_of(policy), judge)
 
 
@@ -281,8 +291,3 @@ def without_repeats(questions: Sequence[Question]) -> tuple[list[Question], list
 
 def _identity(question: Question) -> tuple[str, str, str]:
     return question.sample.id, "" if question.crop is None else question.crop.ref, question.answer
-
-
-def shared_between(judged: Judged, first: bool) -> Judged:
-    """A judgement for the question it was asked for, or for a repeat of it, which cost nothing."""
-    return judged if first or judged.tokens is None else replace(judged, tokens=Tokens())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from visrl.errors import PictureError, UsageError
 from visrl.policies import Policy, Request
@@ -42,10 +42,8 @@ def scorer_of(policy: Policy) -> TextScorer:
     """The policy itself, or a transformers model's scorer. Raises UsageError for policies that only generate."""
     if isinstance(policy, TextScorer):
         return policy
-    from visrl.policies.hf import HFPolicy
-
-    if isinstance(policy, HFPolicy):
-        return HFTextScorer(policy)
+    if policy.describe().get("kind") == "hf":  # without importing torch to find out
+        return HFTextScorer(cast("HFPolicy", policy))
     raise UsageError(f"{policy.name} cannot say how probable a text is", "critic.kind: score asks it in words")
 
 
@@ -96,7 +94,11 @@ class HFTextScorer:
     def _features(self, chats: Sequence[Chat]) -> list[list[Features]]:
         """Each picture through the vision tower once per batch."""
         pictures = {picture.digest: picture for chat in chats for picture in chat.pictures}
-        known = dict(zip(pictures, self.family.encode(self.model, list(pictures.values())), strict=True)) if pictures else {}
+        known = (
+            dict(zip(pictures, self.family.encode(self.model, list(pictures.values())), strict=True))
+            if pictures
+            else {}
+        )
         return [[known[picture.digest] for picture in chat.pictures] for chat in chats]
 
     def _forward(self, chats: Sequence[Chat], features: list[list[Features]], kept: int) -> Tensor:
@@ -112,7 +114,9 @@ class HFTextScorer:
         extra: dict[str, Any] = self.family.token_kwargs(chats, width, "left")
         output = self.model(
             input_ids=padded([torch.tensor(c.ids) for c in chats], width, pad, "left").to(device),
-            attention_mask=padded([torch.ones(len(c.ids), dtype=torch.long) for c in chats], width, 0, "left").to(device),
+            attention_mask=padded([torch.ones(len(c.ids), dtype=torch.long) for c in chats], width, 0, "left").to(
+                device
+            ),
             position_ids=(positions.transpose(0, 1) if positions.dim() == 3 else positions).to(device),
             use_cache=False,
             logits_to_keep=kept,

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -30,8 +30,10 @@ class QuestionSection(Section):
 
     format: Literal["visrl", "viscot", "cot", "world"] = "visrl"
     path: Path | None = Field(default=None, description="the file; none for `world`")
-    pictures: Path = Field(default=Path("."), description="the folder that picture names are relative to")
-    limit: int | None = Field(default=None, description="only the first questions, in file order, as the official sampling")
+    pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
+    limit: int | None = Field(
+        default=None, description="only the first questions, in file order, as the official sampling"
+    )
     tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
     split: str = Field(default="rl", description="of `world`")
     skip: int = Field(default=0, ge=0, description="leave out so many first: fresh questions for a later iteration")
@@ -45,7 +47,9 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
-            raise UsageError(f"{section.path}: id {sample.id!r} occurs twice", "ids name questions, and seed what is drawn")
+            raise UsageError(
+                f"{section.path}: id {sample.id!r} occurs twice", "ids name questions, and seed what is drawn"
+            )
         seen.add(sample.id)
     return samples
 
@@ -88,11 +92,17 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
     from visrl.world.samples import sample_of
     from visrl.world.splits import SPLITS
 
-    for name, known in ((section.split, SPLITS), *((task, DOMAINS) for task in section.tasks)):
-        if name not in known:
-            raise UsageError(f"the small world has no {name!r}", f"one of {', '.join(known)}")
+    _one_of(section.split, SPLITS)
+    for task in section.tasks:
+        _one_of(task, DOMAINS)
     per_task = None if section.limit is None else section.skip + section.limit
     for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
         for row in rows:
             if row is not None:
-                yield replace(sample_of(row, "pairs"), box=Box(*map(float, row.get("box") or hidden_box(row))))
+                x1, y1, x2, y2 = row.get("box") or hidden_box(row)
+                yield replace(sample_of(row, "pairs"), box=Box(float(x1), float(y1), float(x2), float(y2)))
+
+
+def _one_of(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise UsageError(f"the small world has no {name!r}", f"one of {', '.join(known)}")

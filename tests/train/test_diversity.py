@@ -1,0 +1,110 @@
+"""The diversity controller: two boxes of an attempt apart, by geometry alone."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visrl.boxes import Box, iou
+from visrl.train.diversity import MAX_IOU, Look, control, disjoint_like, spread
+from visrl.types import Unparsed
+
+SIZE = (400, 300)
+A, NEAR, FAR = Box(50, 50, 130, 110), Box(60, 55, 140, 115), Box(250, 150, 330, 210)
+
+
+def rngs(n=3):
+    return [random.Random(i) for i in range(n)]
+
+
+def looks(*boxes):
+    return [Look(box, f"said {i}") if isinstance(box, Box) else box for i, box in enumerate(boxes)]
+
+
+@pytest.mark.parametrize(("number", "d"), [(0, 0.4), (19, 0.4), (20, 0.5), (40, 0.6), (60, 0.7), (80, 0.8), (99, 0.8)])
+def test_sides_may_differ_more_with_every_twenty_tries(number, d):
+    # visrl-method.md d3: d starts at .3 and grows by .1 at tries 0, 20, 40, 60 and 80
+    assert spread(number) == pytest.approx(d)
+
+
+sides = st.tuples(st.integers(8, 150), st.integers(8, 120), st.integers(0, 249), st.integers(0, 179))
+
+
+@settings(max_examples=200, deadline=None)
+@given(sides, st.integers(0, 10_000))
+def test_a_replacement_is_inside_disjoint_and_of_similar_size(box, seed):
+    w, h, x, y = box
+    first = Box(x, y, x + w, y + h)
+    drawn = disjoint_like(first, SIZE, random.Random(seed))
+    if drawn is None:
+        return
+    assert drawn.x1 >= 0 and drawn.y1 >= 0 and drawn.x2 <= SIZE[0] and drawn.y2 <= SIZE[1]
+    assert iou(drawn, first) == 0.0
+    assert 0.2 * w <= drawn.x2 - drawn.x1 <= 1.8 * w  # 1 ± .8 at most
+    assert 0.2 * h <= drawn.y2 - drawn.y1 <= 1.8 * h
+
+
+def test_the_first_twenty_tries_keep_to_forty_per_cent():
+    # a small box in a large picture is placed at once, so its sides are within 1 ± .4
+    for seed in range(200):
+        drawn = disjoint_like(Box(0, 0, 20, 20), SIZE, random.Random(seed))
+        assert 12 <= drawn.x2 - drawn.x1 <= 28 and 12 <= drawn.y2 - drawn.y1 <= 28
+
+
+def test_there_is_no_room_beside_the_whole_picture():
+    assert disjoint_like(Box(0, 0, *SIZE), SIZE, random.Random(0)) is None
+
+
+def test_a_box_outside_the_picture_has_no_like():
+    assert disjoint_like(Box(500, 10, 600, 50), SIZE, random.Random(0)) is None
+
+
+def test_boxes_apart_stay_as_they_are():
+    (attempt,) = control(looks(A, FAR), 1, SIZE, "paper", rngs(1))
+    assert [look.box for look in attempt.looks] == [A, FAR] and attempt.looks[1].source == "sampled"
+
+
+def test_the_threshold_itself_is_not_above_it():
+    # two boxes of 105 x 10 that share 10 x 10: 100 / (1050 + 1050 - 100) = 1 / 20 = .05
+    a, b = Box(0, 0, 105, 10), Box(95, 0, 200, 10)
+    assert iou(a, b) == pytest.approx(MAX_IOU)
+    (attempt,) = control(looks(a, b), 1, SIZE, "paper", rngs(1))
+    assert attempt.looks[1].box == b
+    (attempt,) = control(looks(a, Box(94, 0, 199, 10)), 1, SIZE, "paper", rngs(1))  # 110 / 1990 = .0553
+    assert attempt.looks[1].source == "random"
+
+
+def test_overlapping_boxes_are_replaced_and_nobody_said_the_new_one():
+    (attempt,) = control(looks(A, NEAR), 1, SIZE, "paper", rngs(1))
+    assert attempt.looks[0].box == A
+    assert attempt.looks[1].source == "random" and attempt.looks[1].text is None
+    assert iou(attempt.looks[1].box, A) == 0.0
+
+
+def test_without_the_controller_nothing_is_replaced():
+    (attempt,) = control(looks(A, NEAR), 1, SIZE, "none", rngs(1))
+    assert [look.box for look in attempt.looks] == [A, NEAR]
+
+
+def test_attempts_are_dropped_with_their_reason():
+    boxes = looks(Unparsed("empty output"), FAR, A, Unparsed("no list"), Box(0, 0, *SIZE), Box(9, 9, 399, 299))
+    assert [attempt.dropped for attempt in control(boxes, 3, SIZE, "paper", rngs())] == [
+        "first box unparsed: empty output",
+        "second box unparsed: no list",
+        "no room for a second box",
+    ]
+
+
+def test_resample_takes_each_spare_once_then_draws():
+    boxes = looks(A, NEAR, A, NEAR, A, NEAR, NEAR, FAR, Box(200, 200, 280, 260))
+    attempts = control(boxes, 3, SIZE, "resample", rngs())
+    assert [attempt.looks[1].source for attempt in attempts] == ["spare", "spare", "random"]
+    assert attempts[0].looks[1].box == FAR and attempts[0].looks[1].text == "said 7"
+    assert attempts[1].looks[1].box == Box(200, 200, 280, 260)
+
+
+def test_an_attempt_hangs_on_its_own_randomness():
+    alone = control(looks(A, FAR, A, NEAR), 2, SIZE, "paper", rngs(2))[1]
+    after_another = control(looks(A, NEAR, A, NEAR), 2, SIZE, "paper", rngs(2))[1]
+    assert alone == after_another

@@ -1,0 +1,253 @@
+"""``kind: pairs``: questions and answers without boxes -> preference pairs (the paper's self-evolution).
+
+``run.json``       what was asked, its hash; started, resumed (never part of what is compared)
+``chains.jsonl``   a line per finished question: every chain, score and reason; append-only, fsynced
+``pairs.jsonl``    the trainer's rows          } derived from chains.jsonl at the end: byte-identical for equal requests,
+``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
+``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
+
+The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
+again by the next run; it never stops the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visrl import __version__
+from visrl.errors import UsageError, printable
+from visrl.policies import Policy
+from visrl.policies.load import load_policy
+from visrl.progress import Counts, Ticker, progress
+from visrl.prompts import PROTOCOLS
+from visrl.records import dump_json, write_atomically, write_results
+from visrl.rollout import batches
+from visrl.runs import Run, now, read_lines, request_hash
+from visrl.train.critics import make_critic
+from visrl.train.evolve import Evolution, Plan, Work, from_json, to_json
+from visrl.train.files import write_rows
+from visrl.train.funnel import cost, funnel, outcomes, pair_rows, pairs_of, results, table
+from visrl.train.pairs_recipe import PairsRecipe
+from visrl.train.questions import load_questions
+from visrl.train.selection import Rule
+from visrl.types import CoTSample
+
+PASSES = 3
+"""How often a run goes over the questions that failed: servers come back."""
+HOPELESS = 50
+"""So many failures with nothing else before them: a server that is down should not cost a night."""
+
+
+RECIPE = PairsRecipe
+
+
+@dataclass(slots=True)
+class PairCounts(Counts):
+    """What a progress line says of questions: how many were paired so far."""
+
+    rule: Rule = Rule()  # noqa: RUF009 - frozen
+    answered: int = 0
+    paired: int = 0
+
+    def add(self, episodes: Sequence[Any]) -> None:
+        self.done += len(episodes)
+        self.failed += sum(work.error is not None for work in episodes)
+        self.answered += sum(work.error is None for work in episodes)
+        self.paired += sum(bool(pairs_of(work, self.rule)) for work in episodes)
+
+    def __str__(self) -> str:
+        share = f" ({self.paired / self.answered:.1%})" if self.answered else ""
+        return f"{self.paired} paired{share} · {self.failed} failed"
+
+
+def run(recipe: PairsRecipe) -> None:
+    """Make the pairs that are missing, and write pairs and manifest. Raises UsageError."""
+    policy = recipe.policy.load()
+    judge = recipe.critic
+    same = (judge.model, judge.args) == (recipe.policy.model, recipe.policy.args)
+    other = policy if same else load_policy(judge.model, judge.args) if judge.model else None
+    critic = make_critic(judge.kind, other, judge.judge)
+    plan = plan_of(recipe, policy)
+    manifest = make_pairs(Evolution(policy, critic, plan), load_questions(recipe.data), recipe)
+    counts = manifest["funnel"]
+    print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
+    failed = sum(counts["failed"].values())
+    if failed:
+        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+
+
+def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
+    """The recipe's plan, with the policy's own protocol where none is named. Raises UsageError where that does not look."""
+    name = recipe.protocol or policy.default_protocol
+    if name not in PROTOCOLS or not PROTOCOLS[name].looks:
+        raise UsageError(
+            f"{policy.name} was made with protocol {name}, which does not look", "name a protocol that does"
+        )
+    drawn = recipe.sampling
+    return Plan(
+        protocol=PROTOCOLS[name].name,
+        crop=recipe.crop,
+        attempts=drawn.attempts,
+        spares=drawn.spares if recipe.diversity == "resample" else 0,
+        controller=recipe.diversity,
+        rule=recipe.select.rule(),
+        temperature=drawn.temperature,
+        top_p=drawn.top_p,
+        top_k=drawn.top_k,
+        max_tokens=drawn.max_tokens,
+        seed=recipe.seed,
+        exhaustive=recipe.exhaustive,
+    )
+
+
+def make_pairs(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
+    """Run what is missing, then derive pairs and manifest. Returns the manifest."""
+    request = describe(evolution, samples, recipe)
+    with Run(recipe.output, request, "chains.jsonl") as run_:
+        known = {sample.id: sample for sample in samples}
+        done = finished(run_.episodes_path, known)
+        for number in range(PASSES):
+            failed = [s for s in samples if s.id in done and done[s.id].error is not None]
+            todo = samples if number == 0 else failed
+            if number == 0 or failed:
+                _one_pass(evolution, todo, run_, done, recipe, again=number > 0)
+        run_.sync()
+        works = [done[sample.id] for sample in samples]
+        manifest = conclude(recipe.output, works, request, evolution.plan)
+        run_.write_meta(finished=now())
+    return manifest
+
+
+def finished(path: Path, known: Mapping[str, CoTSample]) -> dict[str, Work]:
+    """The questions with a line, the last one counting."""
+
+    def read(value: Any) -> Work:
+        return from_json(value, known[value["id"]])
+
+    return {work.sample.id: work for work in read_lines(path, read)}
+
+
+def _one_pass(
+    evolution: Evolution,
+    samples: Sequence[CoTSample],
+    run_: Run,
+    done: dict[str, Work],
+    recipe: PairsRecipe,
+    *,
+    again: bool,
+) -> None:
+    """Batches keep their boundaries, so that a resumed run asks the model the same batches."""
+    fresh = failures = 0
+    with progress("failed ones again" if again else "pairs", len(samples)) as ticker:
+        _count_pairs(ticker, evolution.plan.rule)
+        for batch in batches(samples, recipe.batch_size):
+            todo = {s.id for s in batch if again or s.id not in done or done[s.id].error is not None}
+            ticker.skip(len(batch) - len(todo))
+            if not todo:
+                continue
+            fresh_works = [work for work in evolution.batch(batch) if work.sample.id in todo]
+            lines = [to_json(work) for work in fresh_works]
+            run_.append_lines(lines)
+            # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
+            works = [from_json(line, work.sample) for line, work in zip(lines, fresh_works, strict=True)]
+            done.update((work.sample.id, work) for work in works)
+            ticker.add([], works)  # type: ignore[arg-type]  # PairCounts counts these
+            fresh += len(works)
+            failures += sum(work.error is not None for work in works)
+            if failures == fresh >= HOPELESS and fresh < len(samples):
+                raise UsageError(
+                    f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
+                    "finished questions are kept; the same command goes on",
+                )
+
+
+def _count_pairs(ticker: Ticker, rule: Rule) -> None:
+    ticker.counts = PairCounts(rule=rule)
+
+
+def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
+    """Everything that decides the pairs, as JSON; its hash names the run."""
+    policy, plan = evolution.policy, evolution.plan
+    return {
+        "policy": {
+            "model": policy.name,
+            "model_info": dict(policy.describe()),
+            "box_format": policy.box_format.describe(),
+        },
+        "critic": dict(evolution.critic.describe()),
+        "protocol": PROTOCOLS[plan.protocol].id,
+        "crop": plan.crop,
+        "seed": plan.seed,
+        "sampling": {
+            name: getattr(plan, name) for name in ("attempts", "spares", "temperature", "top_p", "top_k", "max_tokens")
+        },
+        "diversity": plan.controller,
+        "select": recipe.select.model_dump(),
+        "exhaustive": plan.exhaustive,
+        "data": {**recipe.data.model_dump(mode="json"), "n": len(samples), "sha256": questions_hash(samples)},
+    }
+
+
+def questions_hash(samples: Sequence[CoTSample]) -> str:
+    """sha256 over what is asked, in order; pictures by name, true boxes left out: they decide nothing."""
+    digest = hashlib.sha256()
+    for s in samples:
+        digest.update(repr((s.id, s.question, s.instruction, s.answers, s.picture and s.picture.ref, s.size)).encode())
+    return digest.hexdigest()
+
+
+def conclude(folder: Path, works: Sequence[Work], request: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Write pairs.jsonl, manifest.json and records/ from finished chains. Returns the manifest."""
+    rows = pair_rows(works, plan.rule, plan.protocol)
+    write_rows(folder / "pairs.jsonl", rows)
+    found = outcomes(works, plan.rule)
+    manifest = {
+        "request": dict(request),
+        "request_hash": request_hash(request),
+        "versions": versions(),
+        "funnel": funnel(works, plan.rule),
+        "tokens": cost(works, len(rows)),
+        "boxes": table(found) if found else None,
+        "pairs_sha256": hashlib.sha256((folder / "pairs.jsonl").read_bytes()).hexdigest(),
+    }
+    write_atomically(folder / "manifest.json", dump_json(manifest))
+    records = results(found, record_context(request))
+    if records:
+        write_results(folder / "records" / "datagen.json", records)
+    return manifest
+
+
+def record_context(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a TaskResult that are the run's."""
+    policy, critic, select = request["policy"], request["critic"], request["select"]
+    how = f"critic {critic['kind']}:{critic.get('model', '')}" if select["box_critic"] else "no box critic"
+    return {
+        "protocol": request["protocol"],
+        "crop": request["crop"],
+        "model": f"{policy['model']} · {how} · diversity {request['diversity']} · {select['mode']}",
+        "model_info": policy["model_info"],
+        "box_format": policy["box_format"],
+        "sampling": request["sampling"],
+        "seed": request["seed"],
+        "limit": request["data"]["limit"],
+        "data": {"questions": request["data"]["sha256"], "n": request["data"]["n"]},
+        "versions": versions(),
+        "small_world": request["data"]["format"] == "world",
+    }
+
+
+def versions() -> dict[str, str]:
+    """visrl and what touches the chains."""
+    names = ("torch", "transformers", "pillow", "numpy")
+    return {
+        "visrl": __version__,
+        "python": platform.python_version(),
+        **{n: importlib.metadata.version(n) for n in names},
+    }

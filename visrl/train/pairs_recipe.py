@@ -1,0 +1,104 @@
+"""The recipe of ``kind: pairs``: its sections, the official values as defaults (visrl-method.md d)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from visrl.focus import CropName
+from visrl.policies import Policy
+from visrl.policies.load import load_policy
+from visrl.prompts import PROTOCOLS, ProtocolName
+from visrl.train.critics import CriticKind
+from visrl.train.diversity import Controller
+from visrl.train.questions import QuestionSection
+from visrl.train.recipe import Recipe, Section
+from visrl.train.selection import Mode, Rule
+
+
+class PolicySection(Section):
+    """A model as ``visrl-eval --model`` names it."""
+
+    model: str
+    args: dict[str, str] = Field(default_factory=dict, description="as in --model-args")
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        return (
+            {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
+
+    def load(self) -> Policy:
+        return load_policy(self.model, self.args)
+
+
+class CriticSection(Section):
+    """M_org. Name another model here to have it criticise instead: M_SFT, or a larger one (poster, table 4)."""
+
+    kind: CriticKind = "score"
+    model: str | None = Field(default=None, description="none for the oracle")
+    args: dict[str, str] = Field(default_factory=dict)
+    judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+
+
+class SamplingSection(Section):
+    """How chains are drawn; the official values are the defaults (visrl-method.md d)."""
+
+    attempts: int = Field(default=3, ge=1, description="two boxes each")
+    temperature: float = Field(default=2.0, ge=0)
+    top_p: float = Field(default=0.7, gt=0, le=1)
+    top_k: int = Field(default=50, ge=0)
+    max_tokens: int = Field(default=128, ge=1)
+    spares: int = Field(default=6, ge=0, description="further boxes of the same prefill, for diversity: resample")
+
+
+class SelectionSection(Section):
+    """Which chains become pairs (selection.py)."""
+
+    mode: Mode = "code"
+    win_box: float = 0.8
+    win_answer: float = 0.8
+    lose_box: float = 0.2
+    lose_answer: float = 0.2
+    box_critic: bool = Field(default=True, description="false: the ablation without bounding box critics")
+    pairs: int = Field(default=1, ge=1, description="at most so many of a question; `paper` only")
+
+    @model_validator(mode="after")
+    def _apart(self) -> SelectionSection:
+        if self.win_answer <= self.lose_answer or self.win_box <= self.lose_box:
+            raise ValueError("win thresholds must lie above lose thresholds")
+        if self.mode == "code" and self.pairs != 1:
+            raise ValueError("mode code makes one pair per question; select.pairs is for mode paper")
+        return self
+
+    def rule(self) -> Rule:
+        return Rule(**self.model_dump())
+
+
+class PairsRecipe(Recipe):
+    """Everything but ``output`` and ``batch_size`` decides the pairs."""
+
+    kind: Literal["pairs"]
+    policy: PolicySection
+    critic: CriticSection
+    data: QuestionSection
+    sampling: SamplingSection = SamplingSection()
+    diversity: Controller = "paper"
+    select: SelectionSection = SelectionSection()
+    protocol: ProtocolName | None = Field(default=None, description="default: what the policy was made with")
+    crop: CropName = Field(
+        default="tight", description="compat_visrl: the official crop in the wrong frame, to see what it costs"
+    )
+    exhaustive: bool = Field(default=False, description="score every box, for analysis; the pairs are the same")
+    batch_size: int = Field(default=16, ge=1)
+
+    @field_validator("protocol")
+    @classmethod
+    def _looks(cls, name: str | None) -> str | None:
+        if name is not None and not PROTOCOLS[name].looks:
+            raise ValueError(f"protocol {name} does not look; there are no boxes to prefer")
+        return name

@@ -150,7 +150,8 @@ class EndpointPolicy:
         return Output(tuple(texts))
 
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
-        seeded = hashlib.sha256(f"{sampling.seed}:{request.key}:{request.step}:{index}".encode()).digest()
+        draw = f"{sampling.seed}:{request.key}:{request.step}{request.stream}:{index}"
+        seeded = hashlib.sha256(draw.encode()).digest()
         arguments: dict[str, Any] = {
             "model": self.server.model,
             "max_tokens": sampling.max_tokens,

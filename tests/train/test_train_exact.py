@@ -101,10 +101,10 @@ def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp
     for shared in (False, True):
         collator.shared = shared
         loss, metrics, found = results[shared] = step(trainer, [0, 1, 2])
-        assert loss == pytest.approx(expected.item(), abs=1e-8)
+        assert loss == pytest.approx(expected.item(), abs=1e-6)
         assert found.keys() == wanted.keys()
         for key in wanted:
-            assert (found[key] - wanted[key]).abs().max() <= 1e-7 * largest, key
+            assert (found[key] - wanted[key]).abs().max() <= 1e-6 * largest, key
         for term in names:
             assert metrics[f"{term}/rewards/margins"] == pytest.approx(margins[term].mean().item(), abs=1e-5)
             right = (margins[term] > 0).double().mean().item()

@@ -33,14 +33,7 @@ def test_both_branches_go_on_from_the_last_prompt_position():
 
 def test_block_mask_row_by_row():
     mask = block_mask(torch.tensor([[0, 1, 1]]), SHARED)  # the first prompt column is padding
-    expected = """
-        .......
-        .x.....
-        .xx....
-        .xxx...
-        .xxxx..
-        .xx..x.
-        .xx..xx""".split()
+    expected = [".......", ".x.....", ".xx....", ".xxx...", ".xxxx..", ".xx..x.", ".xx..xx"]
     assert ["".join("x" if cell else "." for cell in row) for row in mask[0, 0]] == expected
 
 

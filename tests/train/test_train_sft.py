@@ -98,5 +98,5 @@ def test_the_loss_is_the_mean_over_box_and_answer_tokens_of_all_rows(name, tmp_p
 
 
 def test_too_long_a_sequence_stops_with_the_sample_named():
-    with pytest.raises(UsageError, match="sample s0 needs .* tokens, max_tokens is 30"):
+    with pytest.raises(UsageError, match=r"sample s0 needs .* tokens, max_tokens is 30"):
         collated(tiny("llava"), [demonstration(0)], max_tokens=30)

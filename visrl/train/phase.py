@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from visrl.errors import UsageError
 from visrl.records import dump_json, write_atomically
-from visrl.train.models import Trainee
+from visrl.train.models import Trainee, bare
 from visrl.train.progress import Progress, draw_curves, write_history
 
 STAGING = ".staging"
@@ -52,6 +52,19 @@ class PhaseTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _get_output_dir(self, trial: Any) -> str:
         out: str = super()._get_output_dir(trial)
         return str(Path(out) / STAGING) if self._staging else out
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights of a checkpoint, every one of them.
+
+        transformers saves multimodal models under older names of their weights and, resuming, loads the file by the
+        new ones: nothing matches, it warns, and training goes on from the weights it started with (seen with 5.23 on
+        LLaVA).
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or bare(self.model) is not self.model:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        stored = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(stored.state_dict())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._staging = True

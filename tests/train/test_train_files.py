@@ -1,0 +1,139 @@
+"""Training files: schema, errors with line numbers, importers against VisCoT's real files."""
+
+import gzip
+import json
+
+import pytest
+from PIL import Image
+
+from visrl.errors import PictureError, UsageError
+from visrl.parsing import FORMATS
+from visrl.train.data import load_demonstrations, load_preferences
+from visrl.train.files import Chain, PairRow, picture_in, read_rows, write_rows
+from visrl.train.importers import import_chains, import_pairs
+from visrl.train.recipe import DataSection
+
+ROW = PairRow(
+    id="a", picture="x.png", question="what?", win=Chain(box=(1, 2, 3, 4), answer="yes", scores={"box": 0.9}),
+    lose=Chain(box=(5, 6, 7, 8), box_text="[0.1, 0.2, 0.3, 0.4]", answer="no"),
+)  # fmt: skip
+
+
+def test_rows_survive_the_disk_and_keep_on_policy_box_text(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_rows(path, [ROW])
+    assert list(read_rows(path, PairRow)) == [ROW]
+    assert json.loads(path.read_text())["lose"]["box_text"] == "[0.1, 0.2, 0.3, 0.4]"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"win": {"box": [3, 2, 1, 4], "answer": "y"}}, r"win\.box: .*x2 <= x1"),
+        ({"protocol": "visrl"}, "protocol: "),
+        ({"colour": "red"}, "colour: "),
+        ({"win": {"box": [1, 2, float("nan"), 4]}}, "win.box"),
+    ],
+)
+def test_a_bad_row_names_file_line_and_field(tmp_path, change, message):
+    path = tmp_path / "pairs.jsonl"
+    good = ROW.model_dump(mode="json")
+    path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | change) + "\n")
+    with pytest.raises(UsageError, match=rf"pairs\.jsonl:3: {message}"):
+        list(read_rows(path, PairRow))
+
+
+def test_a_picture_cannot_lie_outside_its_folder(tmp_path):
+    with pytest.raises(UsageError, match="lies outside"):
+        picture_in(tmp_path / "pictures", "../secret.png")
+    with pytest.raises(PictureError, match=r"none\.png"):
+        picture_in(tmp_path, "none.png").open()
+
+
+def test_rows_without_their_picture_are_left_out_counted_and_named(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    rows = [ROW.model_copy(update={"id": f"r{i}", "picture": name}) for i, name in enumerate(["there.png", "gone.png"])]
+    write_rows(tmp_path / "p.jsonl", rows)
+    found = load_preferences(DataSection(path=tmp_path / "p.jsonl", pictures=tmp_path))
+    assert [pair.sample.id for pair in found] == ["r0"]
+    assert "1 picture missing (first: r1)" in capsys.readouterr().err
+
+
+def test_one_id_twice_is_an_error(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    write_rows(tmp_path / "p.jsonl", [ROW, ROW])
+    with pytest.raises(UsageError, match="id 'a' occurs twice"):
+        load_preferences(DataSection(path=tmp_path / "p.jsonl", pictures=tmp_path))
+
+
+def test_chains_are_no_pairs():
+    with pytest.raises(UsageError, match="holds pairs, not chains"):
+        load_demonstrations(DataSection(format="official"))
+
+
+def test_viscot_chains_keep_their_question_and_take_the_raw_pixels(tmp_path):
+    human = "<image>\nIs it red? Please provide the bounding box coordinate of the region that can help you answer the question better."
+    item = {
+        "dataset": "cub", "question_id": 7, "image": ["a.jpg", "a.jpg###[141, 87, 397, 298]"],
+        "conversations": [
+            {"from": "human", "value": human}, {"from": "gpt", "value": "[0.282, 0.316, 0.794, 0.738]"},
+            {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "No"},
+        ],
+    }  # fmt: skip
+    flat = item | {"image": ["a.jpg", "a.jpg###[5, 5, 5, 9]"]}
+    plain = {"image": "b.jpg", "conversations": item["conversations"][:2]}
+    (tmp_path / "v.json").write_text(json.dumps([item, flat, plain]))
+    rows, tally = import_chains(tmp_path / "v.json", "viscot")
+    assert [(r.question, r.chain.box, r.chain.answer, r.protocol) for r in rows] == [
+        ("Is it red?", (141.0, 87.0, 397.0, 298.0), "No", "viscot_train")
+    ]
+    assert tally.left_out == {"empty box": 1, "no second picture with ###[x1, y1, x2, y2]": 1}
+
+
+def test_official_pairs_are_measured_on_the_padded_square(tmp_path):
+    """200 x 100: pad 50 above. Square [.25, .5, .5, .625] is x .25*200 = 50..100, y .5*200 - 50 = 50..75."""
+    Image.new("RGB", (200, 100)).save(tmp_path / "p.png")
+    item = {
+        "images": ["p.png"], "conversations": [{"from": "human", "value": "<image>\nWhere?"}],
+        "chosen_step": {"from": "gpt", "value": "[0.250, 0.500, 0.500, 0.625]"}, "rejected_step": "[0.000, 0.300, 0.100, 0.400]",
+        "chosen": "here", "rejected": {"from": "gpt", "value": "there"},
+    }  # fmt: skip
+    (tmp_path / "o.json").write_text(
+        json.dumps([item, item | {"images": ["gone.png"]}, item | {"chosen_step": "no box"}])
+    )
+    rows, tally = import_pairs(tmp_path / "o.json", tmp_path)
+    assert rows[0].win.box == (50.0, 50.0, 100.0, 75.0)
+    assert (rows[0].win.answer, rows[0].lose.answer, rows[0].size) == ("here", "there", (200, 100))
+    assert tally.left_out == {"picture not readable": 1, "no box in chosen_step or rejected_step": 1}
+
+
+def test_a_file_of_another_layout_names_the_item(tmp_path):
+    (tmp_path / "x.json").write_text('[{"question": "?"}]')
+    with pytest.raises(UsageError, match="item 1 is not of layout cot: KeyError"):
+        import_chains(tmp_path / "x.json", "cot")
+
+
+@pytest.mark.parametrize("name", ["cub", "vsr", "sroie", "dude"])
+def test_real_viscot_boxes_in_pixels_are_the_padded_square_numbers_of_the_text(shared, name):
+    """All rows: ### pixels and box text say the same once the frame is right, to a pixel (the pixels were truncated to whole
+    ones) and half a unit of the third decimal of the longer side."""
+    folder = shared / "viscot_benchmark"
+    rows, tally = import_chains(folder / f"{name}.json.gz", "viscot")
+    texts = [
+        item["conversations"][1]["value"]
+        for item in json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
+    ]
+    with gzip.open(folder / f"det_{name}.jsonl.gz", "rt") as file:
+        sizes = [(row["width"], row["height"]) for row in map(json.loads, file)]
+    assert not tally.left_out
+    for row, text, size in zip(rows, texts, sizes, strict=True):
+        told = FORMATS["padded_square_3dp"].parse(text, size)
+        assert max(abs(a - b) for a, b in zip(told.xyxy, row.chain.box, strict=True)) <= 1 + 0.0005 * max(size), row.id
+
+
+@pytest.mark.parametrize(("name", "n"), [("cub", 10056), ("sroie", 2486), ("vsr", 3376), ("dude", 11735)])
+def test_real_cot_files_import_whole(shared, name, n):
+    rows, tally = import_chains(shared / "viscot_train" / f"{name}_cot_train.jsonl.gz", "cot")
+    assert len(rows) + sum(tally.left_out.values()) == n
+    assert len(rows) > 0.99 * n
+    assert len({row.id for row in rows}) == len(rows)

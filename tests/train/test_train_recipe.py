@@ -1,0 +1,111 @@
+"""Recipes: what is refused, with which hint; what is resolved, from where; and every shipped recipe."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from visrl.errors import UsageError
+from visrl.train.recipe import KINDS, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+DPO = "kind: dpo\noutput: out\nmodel: {path: m}\ndata: {path: p.jsonl}\n"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_official_values_are_the_defaults(tmp_path):
+    recipe = load_recipe(write(tmp_path, DPO)).recipe
+    step, trainer = recipe.step, recipe.trainer
+    assert (step.beta_box, step.beta_answer, step.lambda_box, step.lambda_answer) == (0.1, 0.1, 0.5, 0.5)
+    assert (trainer["learning_rate"], trainer["num_train_epochs"], trainer["lr_scheduler_type"]) == (5e-6, 5, "cosine")
+    assert (trainer["warmup_steps"], recipe.seed, step.context) == (0.1, 88, "win_crop")
+
+
+def test_the_trainer_section_reaches_trl_and_floats_without_a_dot_are_numbers(tmp_path):
+    from trl import DPOConfig
+
+    from visrl.train.machine import trainer_config
+
+    recipe = load_recipe(
+        write(tmp_path, DPO + "trainer: {learning_rate: 5e-7, loss_type: [sigmoid, sft], loss_weights: [1, 0.2]}")
+    ).recipe
+    assert recipe.trainer["learning_rate"] == 5e-7
+    import torch
+
+    args = trainer_config(DPOConfig, recipe.trainer, tmp_path, 3, torch_model())
+    assert (args.learning_rate, args.loss_type, args.max_length, args.seed) == (5e-7, ["sigmoid", "sft"], None, 3)
+    assert args.bf16 is False or torch.cuda.is_available()
+
+
+def torch_model():
+    from visrl.policies.tiny import build
+
+    return build("llava")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("modle: {path: x}\n", "unknown key 'modle'", "did you mean model"),
+        ("step: {beta_bx: 1}\n", "unknown key 'step.beta_bx'", "did you mean beta_box"),
+        ("trainer: {learning_rat: 1}\n", "DPOConfig has no 'learning_rat'.*did you mean learning_rate", ""),
+        ("trainer: {beta: 1}\n", "beta is set by step.beta_box", ""),
+        ("trainer: {max_length: 1024}\n", "max_length is set by max_tokens: nothing is ever cut", ""),
+        ("step: {beta_box: -1}\n", "step.beta_box: .*greater than 0", ""),
+        ("lora: {rank: 8}\n", "unknown key 'lora.rank'", "known: r, alpha"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_nearest_key(tmp_path, text, message, hint):
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(write(tmp_path, DPO + text))
+    assert hint in caught.value.hint
+
+
+def test_an_unknown_kind_lists_the_kinds(tmp_path):
+    with pytest.raises(UsageError, match="unknown kind 'dop'") as caught:
+        load_recipe(write(tmp_path, "kind: dop\n"))
+    assert "dpo" in caught.value.hint
+
+
+def test_settings_override_and_sources_say_so(tmp_path):
+    resolved = load_recipe(write(tmp_path, DPO), ["step.stages=[1]", "trainer.learning_rate=1e-4", "seed=7"])
+    lines = dict(line.split(" = ", 1) for line in resolved.lines())
+    assert resolved.recipe.step.stages == (1,)
+    assert lines["trainer.learning_rate"] == "0.0001  (--set)"
+    assert lines["model.path"] == "m  (r.yaml)"
+    assert lines["step.beta_box"] == "0.1  (default)"
+    with pytest.raises(UsageError, match="is not key=value"):
+        load_recipe(write(tmp_path, DPO), ["seed"])
+
+
+def test_no_yaml_tag_runs_code(tmp_path):
+    with pytest.raises(UsageError, match=r"r\.yaml"):
+        load_recipe(write(tmp_path, "kind: !!python/object/apply:os.system ['true']\n"))
+
+
+def recipes():
+    return sorted(path for path in RECIPES.glob("*.yaml") if yaml.safe_load(path.read_text())["kind"] in ("sft", "dpo"))
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid_and_begins_with_its_command_and_its_memory(path):
+    assert load_recipe(path).recipe.kind in KINDS
+    head = path.read_text().splitlines()
+    assert head[0].startswith("# ")
+    comment = "\n".join(line for line in head[:12] if line.startswith("#"))
+    assert f"visrl-train recipes/{path.name}" in comment
+    assert "GB" in comment
+
+
+def test_the_command_line_checks_without_training(tmp_path, capsys):
+    from visrl.train.cli import run
+
+    run([str(write(tmp_path, DPO)), "--dry-run", "--set", "seed=5"])
+    assert "seed = 5  (--set)" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is a recipe of kind dpo, not sft"):
+        run(["sft", str(tmp_path / "r.yaml"), "--dry-run"])

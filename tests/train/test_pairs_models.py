@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import picture
+from train_made import picture
 from pairs_made import SIZE
 from test_pairs import recipe
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from made import FAMILIES, preference, tiny
+from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
 from visrl.train.collate import PairCollator

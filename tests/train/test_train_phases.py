@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import FAMILIES, preference, tiny
+from train_made import FAMILIES, preference, tiny
 from safetensors.torch import load_file
 
 from visrl.errors import UsageError

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from made import FAMILIES, demonstration, sample, tiny
+from train_made import FAMILIES, demonstration, sample, tiny
 from trl import SFTConfig
 
 from visrl.boxes import Box

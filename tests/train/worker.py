@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
-from made import preference
+from train_made import preference
 
 from visrl.train.models import load_trainee
 from visrl.train.recipe import DataSection, ModelSection

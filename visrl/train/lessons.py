@@ -29,13 +29,13 @@ from visrl.boxes import Box, Size
 from visrl.focus import tight
 from visrl.policies.families.layout import render
 from visrl.prompts import PROTOCOLS, answer_turns, box_turns
-from visrl.train.views import IGNORE, Example, alphabet_page, jittered, patches_in, view
+from visrl.train.views import IGNORE, Example, alphabet_page, crowded_page, jittered, patches_in, view
 from visrl.types import Picture, Turn
 from visrl.world import documents, splits
 from visrl.world.chat import BOX_FORMAT, LAYOUT
 from visrl.world.dice import Dice
 from visrl.world.documents import DOMAINS, Document
-from visrl.world.drawing import sign_box
+from visrl.world.drawing import draw, sign_box
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene, Thing
@@ -88,11 +88,10 @@ class Teacher:
         return example
 
     def name(self, dice: Dice) -> Example:
-        """Every thing's patches say its colour, or every thing's patches say its shape."""
-        scene = self._scene(dice, ("scene", "scene", "form", "chart"))
-        colour = dice.chance(0.5) or scene.kind != "scene"
+        """A crowded page on which every thing's patches say its colour, or every thing's patches say its shape."""
+        scene, colour = crowded_page(dice), dice.chance(0.3)
         turns = (Turn("user", (_PICTURE, "\nWhat colour is the shape?" if colour else "\nWhich shape is the shape?")),)
-        example = self._encode(turns, "", [drawn(scene.key)])
+        example = self._encode(turns, "", [draw(scene)])
         targets: dict[int, int] = {}
         for thing in scene.things:
             token = self.tokenizer.convert_tokens_to_ids(thing.colour if colour else thing.shape)

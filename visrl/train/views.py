@@ -14,7 +14,7 @@ from visrl.world.bitmaps import ink
 from visrl.world.dice import Dice
 from visrl.world.drawing import ink_on
 from visrl.world.model import IMAGE_SIZE, PATCH
-from visrl.world.scenes import COLOURS, a_hand, a_sign
+from visrl.world.scenes import COLOURS, SHAPES, Scene, Thing, a_hand, a_shade, a_sign
 
 IGNORE = -100
 GRID = IMAGE_SIZE // PATCH
@@ -52,8 +52,8 @@ def patches_in(box: Box, size: Size) -> NDArray[np.bool_]:
 
 
 def alphabet_page(dice: Dice) -> tuple[Image.Image, list[tuple[str, Box]]]:
-    """A 64-pixel page of two by two or three by three tiles, and each sign with its box in pixels of the page."""
-    side = dice.between(2, 3)
+    """A 64-pixel page of three by three or four by four tiles, and each sign with its box in pixels of the page."""
+    side = dice.one((3, 4, 4))
     tile = IMAGE_SIZE // side
     page = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (127, 127, 127))
     where = []
@@ -64,12 +64,12 @@ def alphabet_page(dice: Dice) -> tuple[Image.Image, list[tuple[str, Box]]]:
             )
             sign = a_sign(dice)
             small = ink(sign, a_hand(sign, dice.between(0, 10_000), unseen=False), 3)
-            high = dice.between(9, min(16, tile - 4))
+            high = dice.between(9, min(16, tile - 3))
             wide = max(4, round(small.shape[1] * high / small.shape[0]))
             mask = Image.fromarray((small.astype(np.uint16) * 255 // 16).astype(np.uint8)).resize((wide, high), 2)
             x, y = column * tile, row * tile
             page.paste((r, g, b), (x, y, x + tile, y + tile))
-            x, y = x + dice.between(1, max(1, tile - wide - 1)), y + dice.between(1, tile - high - 1)
+            x, y = x + dice.between(1, max(1, tile - wide - 1)), y + dice.between(1, max(1, tile - high - 1))
             page.paste(ink_on((r, g, b)), (x, y), mask)
             where.append((sign, Box(float(x), float(y), float(x + wide), float(y + high))))
     return page, where
@@ -81,3 +81,16 @@ def jittered(box: Box, size: Size, dice: Dice, share: float = 0.08) -> Box:
     dx1, dy1, dx2, dy2 = (share * dice.normal() for _ in range(4))
     moved = Box(box.x1 + dx1 * width, box.y1 + dy1 * height, box.x2 + dx2 * width, box.y2 + dy2 * height).clipped(size)
     return box if moved.is_empty else moved
+
+
+def crowded_page(dice: Dice) -> Scene:
+    """Nine things in a grid on one canvas: a page of a picture book, not a scene anybody is asked about."""
+    things = []
+    for place in range(9):
+        side = dice.between(84, 140)
+        x = 149 * (place % 3) + dice.between(0, 147 - side)
+        y = 149 * (place // 3) + dice.between(0, 147 - side)
+        colour, shape, sign = dice.one(list(COLOURS)), dice.one(SHAPES), a_sign(dice)
+        hand = a_hand(sign, dice.between(0, 10_000), unseen=False)
+        things.append(Thing(colour, shape, "", (x, y, x + side, y + side), sign, hand, a_shade(dice)))
+    return Scene(f"page:{dice.between(0, 10**9)}", "scene", (448, 448), tuple(things), clutter=6)

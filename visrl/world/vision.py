@@ -48,6 +48,17 @@ def positions_2d(side: int, width: int) -> torch.Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
 
 
+class Residual(nn.Module):
+    """x + gelu(3x3 convolution of x), same size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + nn.functional.gelu(self.conv(x))
+
+
 class ConvStemModel(PreTrainedModel):
     """pixel_values [B, 3, S, S] -> hidden states [B, (S / patch)^2, hidden_size], row by row."""
 
@@ -64,7 +75,10 @@ class ConvStemModel(PreTrainedModel):
         layers: list[nn.Module] = []
         for i in range(halvings):
             layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1), nn.GELU()]
-        self.stem = nn.Sequential(*layers[:-1])
+            if i == halvings - 2:
+                layers.append(Residual(widths[i + 1]))
+        # two more at the patches' own scale: from any patch of a thing its outline is then in view (15 + 2 * 2 * 8 = 47 px)
+        self.stem = nn.Sequential(*layers, Residual(config.hidden_size), Residual(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.positions = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, config.hidden_size))
         self.blocks = nn.ModuleList(

@@ -1,0 +1,94 @@
+"""The training loop: schedule, lessons and loss by hand; the same seed shows the same data."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from visrl.train.base import BaseRecipe, Lessons, example_losses, factor, lesson_of, optimisers, shares_at, train
+from visrl.train.lessons import Teacher
+from visrl.train.recipe import load_recipe
+from visrl.world.model import build_model, build_processor, build_tokenizer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe(**changes):
+    values = {"kind": "base", "output": "x", "split": "pretrain", "steps": 100, "batch": 4, "warmup": 10, "workers": 0}
+    values |= {"lessons": {"bind": (1.0, 0.0), "look": (0.0, 1.0)}, "watch_every": 0, "log_every": 1, "seed": 3}
+    return BaseRecipe(**{**values, **changes})
+
+
+def test_learning_rate_rises_holds_and_falls():
+    """Warm-up 1/10 at the first step, 1 until 30 of 100, then (1 + cos) / 2 between 1 and 0.05; half way down at 65."""
+    r = recipe(hold=0.3)
+    assert factor(0, r) == pytest.approx(0.1)
+    assert factor(9, r) == factor(29, r) == 1.0
+    assert factor(65, r) == pytest.approx(0.05 + 0.95 * 0.5)
+    assert factor(99, r) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 69 / 70)))
+
+
+def test_shares_move_in_a_straight_line_and_lessons_are_drawn_by_them():
+    assert shares_at(recipe(), 25) == {"bind": 0.75, "look": 0.25}
+    assert [lesson_of({"bind": 3.0, "look": 1.0}, mark) for mark in (0.0, 0.74, 0.75, 0.999)] == ["bind"] * 2 + [
+        "look"
+    ] * 2
+
+
+def test_every_example_weighs_the_same_however_many_targets_it_has():
+    """Uniform logits over 4 tokens: every target costs ln 4, so a row with one target and a row with two both cost ln 4."""
+    labels = torch.tensor([[-100, 1, -100], [-100, 2, 3]])
+    assert example_losses(torch.zeros(2, 3, 4), labels).tolist() == pytest.approx([math.log(4)] * 2)
+
+
+def test_the_target_one_place_on_is_scored():
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 0, 2] = 50.0  # after token 0 comes token 2, for certain
+    assert float(example_losses(logits, torch.tensor([[-100, 2, -100]]))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_two_pictures_have_batches_of_their_own():
+    lessons = Lessons(recipe(), Teacher(build_processor(build_tokenizer()), "pretrain"))
+    kinds = [{name for name, _ in lessons[step]} for step in range(0, 100, 9)]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert {"bind"} in kinds and {"look"} in kinds
+
+
+def test_same_seed_same_data_and_same_weights():
+    torch.set_num_threads(1)
+    processor = build_processor(build_tokenizer())
+    runs = []
+    for seed in (3, 3, 4):
+        model = build_model(processor.tokenizer, seed=0)
+        log, digest = train(recipe(steps=2, seed=seed, lessons={"bind": (1.0, 1.0)}), model, processor)
+        runs.append((log[-1]["loss/bind"], digest, model.lm_head.weight.detach().clone()))
+    assert runs[0][:2] == runs[1][:2] and torch.equal(runs[0][2], runs[1][2])
+    assert runs[0][1] != runs[2][1]
+
+
+def test_hidden_matrices_are_muons_and_all_weights_are_somebodys():
+    model = build_model(build_tokenizer(), seed=0)
+    muon, adam = ({id(p) for group in tool.param_groups for p in group["params"]} for tool in optimisers(model, 1e-3))
+    assert muon.isdisjoint(adam) and muon | adam == {id(p) for p in model.parameters()}
+    assert id(model.get_input_embeddings().weight) in adam
+    assert id(model.model.language_model.layers[0].mlp.up_proj.weight) in muon
+
+
+@pytest.mark.parametrize("name", ["world-base", "world-sft", "world-tiny"])
+def test_recipes_are_recipes(name):
+    """The base starts from random weights and has no lesson with a box; the warm-up sees a sixth of what rl has or less."""
+    from visrl.world.splits import SPLITS
+
+    r = load_recipe(RECIPES / f"{name}.yaml", []).recipe
+    if name == "world-base":
+        assert r.start is None and "box" not in r.lessons and r.split == "pretrain"
+    else:
+        assert (
+            r.start is not None
+            and r.split == "train"
+            and not {"bind", "name", "spell"} & set(r.lessons)
+            or name == "world-tiny"
+        )
+    if name == "world-sft":
+        assert r.pictures * 6 <= SPLITS["rl"].pictures

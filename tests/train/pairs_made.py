@@ -8,6 +8,7 @@ import re
 from visrl.boxes import Box, iou
 from visrl.parsing import FORMATS
 from visrl.policies import Output
+from visrl.train.pairs import RECIPE
 from visrl.types import CoTSample, Picture
 
 SIZE = (400, 300)
@@ -38,6 +39,18 @@ def question(i):
 
 def questions(n):
     return [question(i) for i in range(n)]
+
+
+def recipe(output, **more):
+    tree = {
+        "kind": "pairs",
+        "output": output,
+        "policy": {"model": "fake"},
+        "critic": {"model": "fake"},
+        "data": {"path": "made.jsonl"},
+        **more,
+    }
+    return RECIPE.model_validate(tree)
 
 
 class Asked:

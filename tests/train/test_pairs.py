@@ -8,30 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-from pairs_made import FakeCritic, FakePolicy, questions
+from pairs_made import FakeCritic, FakePolicy, questions, recipe
 
 from visrl.errors import UsageError
 from visrl.records import read_records
 from visrl.train.critics import ScoreCritic
 from visrl.train.evolve import Evolution, from_json, to_json
 from visrl.train.files import PairRow, read_rows
-from visrl.train.pairs import RECIPE, make_pairs, plan_of
+from visrl.train.pairs import make_pairs, plan_of
 from visrl.train.recipe import load_recipe
 
 N = 60
 DERIVED = ("pairs.jsonl", "manifest.json", "records/datagen.json")
-
-
-def recipe(output, **more):
-    tree = {
-        "kind": "pairs",
-        "output": output,
-        "policy": {"model": "fake"},
-        "critic": {"model": "fake"},
-        "data": {"path": "made.jsonl"},
-        **more,
-    }
-    return RECIPE.model_validate(tree)
 
 
 def make(output, n=N, faults=0.0, policy=FakePolicy, **more):

@@ -193,6 +193,31 @@ def _totals(task: str, found: Mapping[str, Paired]) -> list[Paired]:
     return totals
 
 
+def pool(whats: Sequence[Paired]) -> Paired:
+    """Several means as one, every sample counting alike, in percent; samples of one picture stay together across tasks.
+
+    For the gates alone: a drop of the same size everywhere is seen with all samples' power. Raises ValueError for metrics that
+    are no mean of samples in 0..1, which could not be added up.
+    """
+    wrong = [f"{what.task} {what.metric}" for what in whats if what.statistic is not None or what.unit == "points"]
+    if wrong or any(len(what.pairs) != 1 for what in whats):
+        raise ValueError(f"only means over one task's samples can be pooled, not {', '.join(wrong) or 'averages'}")
+    to_percent = [100.0 / SCALE[what.unit] for what in whats]
+    before, after = (
+        np.concatenate([k * _of(what.pairs[0], side) for k, what in zip(to_percent, whats, strict=True)])
+        for side in ("before", "after")
+    )
+    clusters = tuple(cluster for what in whats for cluster in what.pairs[0].clusters)
+    flips = tuple(
+        replace(flip, before=k * flip.before, after=k * flip.after)
+        for k, what in zip(to_percent, whats, strict=True)
+        for flip in what.flips
+    )
+    name = " + ".join(f"{what.task} {what.metric}" for what in whats)
+    unpaired = sum(what.unscored for what in whats)
+    return Paired("pooled", name, "percent", (Pair(before, after, clusters),), flips, unpaired)
+
+
 def difference(paired: Paired) -> Difference:
     """The numbers of a pair of runs. ``delta`` is after - before to the last bit that addition allows."""
     before, after, change = (_estimate(paired, which) for which in ("before", "after", "change"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import GROUPS, TASKS, resolve
@@ -18,19 +18,35 @@ class _Strict(BaseModel):
 
 
 class Cell(_Strict):
-    """One gated number. floor: the smallest drop that matters, in the metric's unit. metric: None is the task's primary."""
+    """One gated number. floor: the smallest drop that matters, in the metric's unit. metric: None is the task's primary.
 
-    task: str
+    pool: tasks or groups -> metric in place of ``task``: all their samples as one number, in percent, which sees smaller drops.
+    """
+
+    task: str = ""
     metric: str | None = None
+    pool: dict[str, str] = {}
     floor: float = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Cell:
+        if bool(self.task) == bool(self.pool) or (self.pool and self.metric):
+            raise ValueError("a cell has a task (and metric), or a pool")
+        return self
+
     @property
-    def what(self) -> tuple[str, str]:
-        """(task or group, metric). Raises UsageError for an unknown task."""
+    def whats(self) -> list[tuple[str, str]]:
+        """(task or group, metric) of the cell; of a pool, every task's. Raises UsageError for an unknown task."""
+        if self.pool:
+            return [(member, m) for t, m in self.pool.items() for member in GROUPS.get(t, (resolve([t])[0].name,))]
         if self.metric is not None:
-            return self.task, self.metric
+            return [(self.task, self.metric)]
         first = TASKS[GROUPS[self.task][0]] if self.task in GROUPS else resolve([self.task])[0]
-        return self.task, first.primary
+        return [(self.task, first.primary)]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(" ".join(what) for what in self.pool.items()) or " ".join(self.whats[0])
 
 
 class Paired(_Strict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from visrl.boxes import Box
 from visrl.errors import UsageError
 from visrl.evals import gates
 from visrl.evals.baselines import Baseline, mismatches, missing_samples, read_baseline
-from visrl.evals.compare import compare
+from visrl.evals.compare import Difference, compare, difference, pair_task, pool
 from visrl.evals.gates import Finding
 from visrl.evals.sample_scores import Rows, of_run
-from visrl.evals.suite import Paired, Suite
+from visrl.evals.suite import Cell, Paired, Suite
 from visrl.prompt_bytes import data_folder, prompts_file, read_prompts, render_all
 from visrl.records import TaskResult, read_records, write_atomically
 from visrl.runs import read_episodes, read_meta, slug
@@ -141,7 +141,8 @@ def replay_numbers(replay: Replay, folder: Path, scratch: Path, *, whole: bool) 
     numbers: dict[str, Any] = {
         "results": [result.model_dump(mode="json", include=set(_RECORDED)) for result in outcome.results]
     }
-    return {**numbers, **_samples(outcome)} if whole else numbers
+    found = {**numbers, **_samples(outcome)} if whole else numbers
+    return json.loads(json.dumps(found).replace(f"{folder}{os.sep}", ""))  # reasons may name files: not where they lie
 
 
 def _samples(outcome: Outcome) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _json(value: Any) -> str:
 
 def check_paired(gate: Paired, request: Request, finished: Path | None = None) -> Iterator[Finding]:
     """The findings of one paired gate, one per cell."""
-    names = [" ".join(cell.what) for cell in gate.cells]
+    names = [cell.name for cell in gate.cells]
     try:
         baseline = read_baseline(request.baselines, gate.baseline)
     except UsageError as error:
@@ -233,12 +234,25 @@ def _run(gate: Paired, folder: Path) -> Path:
 def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:
     """The verdict on every cell of a run that was made, against its baseline."""
     z = gates.z_for(len(gate.cells))
-    differences = {(d.task, d.metric): d for d in compare(baseline.rows, rows)}
     by_cell = {(r.task, r.metric): r for r in results}
     for cell in gate.cells:
-        what = cell.what
-        wrong = gates.invalid(" ".join(what), _why_not(gate, baseline, what, by_cell.get(what), rows))
-        yield wrong or gates.check_difference(differences[what], cell.floor, z)
+        reasons = [r for what in cell.whats for r in _why_not(gate, baseline, what, by_cell.get(what), rows)]
+        wrong = gates.invalid(cell.name, dict.fromkeys(reasons))
+        yield wrong or replace(
+            gates.check_difference(cell_difference(cell, baseline.rows, rows), cell.floor, z), name=cell.name
+        )
+
+
+def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
+    """The cell's paired difference. Raises UsageError for a pool of what cannot be pooled."""
+    if not cell.pool:
+        return next(d for d in compare(before, after) if [(d.task, d.metric)] == cell.whats)
+    try:
+        return difference(
+            pool([p for task, m in cell.whats for p in pair_task(task, before[task], after[task]) if p.metric == m])
+        )
+    except ValueError as error:
+        raise UsageError(f"{cell.name}: {error}", "docs/ci.md says what a pool may hold") from error
 
 
 def _why_not(

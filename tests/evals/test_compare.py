@@ -7,7 +7,7 @@ import pytest
 
 from visrl.cli import main
 from visrl.errors import UsageError
-from visrl.evals.compare import compare, pair_task
+from visrl.evals.compare import compare, difference, pair_task, pool
 from visrl.evals.sample_scores import Row, compact, of_baseline, of_run
 from visrl.prompt_bytes import data_folder
 
@@ -93,6 +93,25 @@ def test_group_average_weighs_sets_alike():
     d = next(d for d in compare(a, b) if (d.task, d.metric) == ("pope", "accuracy"))
     assert d.delta == pytest.approx(-50 / 3)  # not -1 of 14
     assert not [d for d in compare({k: a[k] for k in sets[:2]}, b) if d.task == "pope"]  # a set is missing: no mean
+
+
+def test_pool_counts_every_sample_alike_in_percent():
+    a = {"refcoco_val": rows("acc@0.5", [1, 1, 1]), "viscot_cub": rows("answer", [1.0], ["9"])}
+    b = {**a, "viscot_cub": rows("answer", [0.5], ["9"])}
+    whats = [p for task in a for p in pair_task(task, a[task], b[task])]
+    d = difference(pool(whats))
+    assert (d.before, d.after, d.n, d.n_clusters) == (100.0, 87.5, 4, 4)  # (300 + 50) / 4
+    same_picture = {**a, "viscot_cub": rows("answer", [1.0], ["0"])}  # RefCOCO's first picture
+    whats = [p for task in a for p in pair_task(task, same_picture[task], same_picture[task])]
+    assert difference(pool(whats)).n_clusters == 3
+
+
+def test_pool_refuses_ratios_and_points():
+    values = {"accuracy": 1.0, "yes_ratio": 1.0}
+    a = {"1": Row("p", "", values), "2": Row("q", "", values)}
+    f1 = next(p for p in pair_task("pope_coco_random", a, a) if p.metric == "f1")
+    with pytest.raises(ValueError, match="f1"):
+        pool([f1])
 
 
 def test_identical_runs_have_no_difference_and_p_1():

@@ -148,7 +148,22 @@ def test_exact_to_1e_12_and_no_further():
 
 def test_shipped_replays_give_the_recorded_numbers(tmp_path):
     findings = list(checks.check_replays("shipped", tmp_path))
-    assert len(findings) == 7 and {f.status for f in findings} == {"pass"}, [f.reason for f in findings]
+    assert len(findings) == 8 and {f.status for f in findings} == {"pass"}, [f.reason for f in findings]
+
+
+def test_recorded_numbers_are_of_every_benchmark_and_of_no_machine():
+    text = checks.recorded_file().read_text()
+    recorded = [r for name, item in json.loads(text).items() if name.startswith("shipped") for r in item["results"]]
+    with_value = {(r["task"], r["metric"]) for r in recorded if r["value"] is not None}
+    for what in (
+        ("refcoco_val", "acc@0.5"),
+        ("viscot_cub", "answer"),
+        ("pope", "f1"),
+        ("mme", "perception"),
+        ("mmbench", "circular"),
+    ):
+        assert what in with_value
+    assert str(data_folder()) not in text
 
 
 def test_a_scoring_change_fails_g1(tmp_path, monkeypatch):
@@ -332,6 +347,25 @@ def test_check_runs_the_model_itself(place, capsys):
         (found,) = json.loads(capsys.readouterr().out)["findings"]
         assert found["facts"]["before"] == pytest.approx(200 / 3)
         assert found["facts"]["delta"] == pytest.approx(0 if code == 0 else -200 / 3)
+
+
+def test_a_pooled_cell(place, capsys):
+    """Two tasks as one number: RefCOCO and VisCoT's boxes of the shipped outputs."""
+    exact = data_folder() / "exact"
+    args = ["--model", f"replay:{exact}/outputs.jsonl", "--tasks", "refcoco_val,viscot_cub", "--data", str(exact), "-q"]
+    assert main([*args, "-o", "new", "--fail-on-error", "1000"]) == 0
+    assert main(["accept", "new", "--name", "b", "--baseline", "baselines.yaml"]) == 0
+    suite(
+        "p.yaml",
+        tasks="refcoco_val,viscot_cub",
+        cells=[{"pool": {"refcoco_val": "acc@0.5", "viscot_cub": "box_acc"}, "floor": 12.0}],
+    )
+    capsys.readouterr()
+    assert check("--json", suite="p.yaml") == 0
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert found["name"] == "refcoco_val acc@0.5 + viscot_cub box_acc" and found["facts"]["n"] == 35 + 29
+    suite("q.yaml", cells=[{"pool": {"refcoco_val": "acc@0.5"}, "task": "refcoco_val", "floor": 12.0}])
+    assert check(suite="q.yaml") == 2  # a task or a pool
 
 
 # --- suites, output

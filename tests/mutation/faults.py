@@ -1,0 +1,74 @@
+"""The seeded faults: what is broken, by which edit, and the gate or test that has to notice.
+
+file: in the installed package, ``visrl/…``, ``evals/…`` or ``tasks/…`` as in the repository. before -> after: occurs exactly
+once there. catcher: ``G0``, ``G1``, or a pytest node. A fault whose text is gone is an error, not a pass: mend its entry.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    file: str
+    before: str
+    after: str
+    catcher: str
+
+
+T = "tests/"
+FAULTS = [
+    # prompts and layouts
+    Fault("a byte of the box prompt", "visrl/prompts.py", '"Please answer the question based on', '"Please answer the Question based on', "G0"),
+    Fault("the blank before the box sentence lost", "visrl/prompts.py", 'P_BOX = " Please', 'P_BOX = "Please', "G0"),
+    Fault("the box turn's question not lower-cased", "visrl/prompts.py", "{sample.question.lower()}. {P_BOX", "{sample.question}. {P_BOX", "G0"),
+    Fault("the instruction asked where a box is asked for", "visrl/prompts.py", '{sample.question}{P_BOX}"', '{sample.question}{sample.instruction}{P_BOX}"', "G0"),
+    Fault("the box text missing from the conversation", "visrl/prompts.py", 'Turn("assistant", (box_text,)), Turn("user", follow_up)', 'Turn("assistant", ("",)), Turn("user", follow_up)', "G0"),
+    Fault("a blank of Vicuna's layout lost", "visrl/policies/families/layout.py", 'user_end=" "', 'user_end=""', "G0"),
+    Fault("a swapped axis in one family (PaliGemma)", "visrl/parsing.py", '(1, 0, 3, 2) if self.order == "yxyx"', '(0, 1, 2, 3) if self.order == "yxyx"', "G0"),
+    Fault("width and height swapped in Qwen2.5-VL's frame", "visrl/policies/families/qwen.py", "return resized((width, height))", "return resized((height, width))", "G0"),
+    Fault("Qwen3-VL's boxes counted to 999", "visrl/parsing.py", 'BoxFormat("json_1000", JsonObject(), grid(1000))', 'BoxFormat("json_1000", JsonObject(), grid(999))', "G0"),
+    # frames, crops
+    Fault("the padded square's offset off by one", "visrl/boxes.py", "-float((side - size[1]) // 2)", "-float((side - size[1]) // 2 + 1)", "G1"),
+    Fault("IoU without subtracting the intersection", "visrl/boxes.py", "area(a) + area(b) - inter, out", "area(a) + area(b), out", "G1"),
+    Fault("the evaluation crop larger by one pixel", "visrl/focus.py", "int(min(float(length), centre + half))", "int(min(float(length), centre + half + 1))", "G1"),
+    Fault("the tight crop rounded inwards", "visrl/focus.py", "math.ceil(x2), math.ceil(y2)", "math.floor(x2), math.floor(y2)", "G1"),
+    Fault("the compatible crop mended", "visrl/focus.py", "box.to(SQUARE, size).xyxy", "box.to(UNIT, size).xyxy", "G1"),
+    Fault("random boxes not drawn per sample", "visrl/rollout.py", '{look.seed}:{item.sample.task}:{item.sample.id}"', '{look.seed}:{item.sample.task}"', "G1"),
+    Fault("an unparsed box answered from the centre", "visrl/rollout.py", "isinstance(item.episode.box, Box) else whole(item.size)", 'isinstance(item.episode.box, Box) else control_box("centre", None, item.size, random.Random(0))', "G1"),
+    # parsing
+    Fault("the reasoning's box wins over the answer's", "visrl/parsing.py", "return rest if thought else text", "return text", "G1"),
+    Fault("strict reading takes the first box", "visrl/parsing.py", "return boxes[-1] if boxes", "return boxes[0] if boxes", "G1"),
+    Fault("lists of three numbers read as boxes at zero", "visrl/parsing.py", 'return tuple(float(number) for number in match.groups()) if match else Unparsed(otherwise)', 'return tuple(float(number) for number in match.groups()) if match else (0.0, 0.0, 1.0, 1.0)', "G1"),
+    # benchmarks' rules
+    Fault(">= for > at IoU 0.5", "evals/rec.py", "overlap > 0.5", "overlap >= 0.5", "G1"),
+    Fault("POPE: 'not' no longer means no", "evals/pope.py", 'frozenset({"No", "not", "no"})', 'frozenset({"No", "no"})', "G1"),
+    Fault("POPE: the whole answer instead of its first sentence", "evals/pope.py", 'text.split(".", 1)[0].replace', "text.replace", "G1"),
+    Fault("MME: pairs by consecutive lines", "evals/mme.py", "for sample, _ in items:\n        pictures.setdefault((sample.group, cluster_of(sample)), [])", "for number, (sample, _) in enumerate(items):\n        pictures.setdefault((sample.group, str(number // 2)), [])", "G1"),
+    Fault("MME: one right answer of a pair is enough", "evals/mme.py", "+ all(values))", "+ any(values))", "G1"),
+    Fault("MMBench without rotations", "evals/mmbench.py", "(ONE if all(values) else ZERO) if complete", "(ONE if scores[row.id]['accuracy'].value else ZERO) if complete", "G1"),
+    Fault("MMBench: a missing rotation is forgiven", "evals/mmbench.py", 'complete = len(rows) >= len(rows[0].meta["options"]) and', "complete =", "G1"),
+    # unscored, uncertainty
+    Fault("a failed sample counts as zero", "evals/measure.py", "scored = [(sample, score.value) for sample, score in items if score.value is not None]", "scored = [(sample, score.value or 0.0) for sample, score in items]", "G1"),
+    Fault("a failed judge counts as zero", "evals/judge.py", 'return Score(None, f"judge: {type(error).__name__}")', "return Score(0.0)", T + "evals/test_judge.py::test_no_server_is_unscored_not_a_crash"),
+    Fault("the cluster key lost", "evals/measure.py", "return sample.cluster or sample.id", "return sample.id", "G1"),
+    Fault("no small-sample correction", "evals/stats.py", "math.sqrt(size / (size - 1) * float", "math.sqrt(1.0 * float", "G1"),
+    Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "G1"),
+    Fault("the error of two independent means for the paired one", "evals/compare.py", "return pair.after - pair.before", "return pair.after - pair.before.mean()", T + "evals/test_compare.py"),
+    # the gates themselves
+    Fault("the gate looks the wrong way", "evals/gates.py", "if found.delta < -limit:", "if found.delta > limit:", T + "evals/test_gates.py::test_verdict"),
+    Fault("min for max of floor and noise", "evals/gates.py", "limit = max(floor, z * se)", "limit = min(floor, z * se)", T + "evals/test_gates.py::test_verdict"),
+    Fault("too few samples pass", "evals/gates.py", "if z * se > floor:", "if False:", T + "evals/test_gates.py::test_verdict"),
+    Fault("a missing baseline passes", "visrl/checks.py", 'yield from (Finding("G2 paired", name, "fail", f"{error.message}', 'yield from (Finding("G2 paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
+    Fault("unparsed samples unlimited", "visrl/checks.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
+    Fault("any judge will do", "evals/baselines.py", '"crop", "judge",', '"crop",', T + "evals/test_gates.py::test_another_judge_fails"),
+    # runs, training
+    Fault("DPO's sign", "visrl/train/losses.py", "beta * (win - ref_win) - beta * (lose - ref_lose)", "beta * (lose - ref_lose) - beta * (win - ref_win)", T + "train/test_train_losses.py"),
+    Fault("λ swapped", "visrl/train/losses.py", 'Term("box", lambda_box, beta_box), Term("answer", lambda_answer,', 'Term("box", lambda_answer, beta_box), Term("answer", lambda_box,', T + "train/test_train_losses.py"),
+    Fault("β halved", "visrl/train/losses.py", "F.logsigmoid(beta * (win - ref_win) - beta *", "F.logsigmoid(0.5 * beta * (win - ref_win) - 0.5 * beta *", T + "train/test_train_losses.py"),
+    Fault("a critic's threshold < for <=", "visrl/train/selection.py", "lambda box: box <= rule.lose_box", "lambda box: box < rule.lose_box", T + "train/test_selection.py"),
+    Fault("the diversity controller off", "visrl/train/diversity.py", 'if controller == "none" or iou(first.box, second.box) <= MAX_IOU:', "if True:", T + "train/test_diversity.py"),
+    Fault("a critic's silence is a zero", "visrl/train/critics.py", "return Score(None, f\"no score in", "return Score(0.0, f\"no score in", T + "train/test_critics.py"),
+]  # fmt: skip
+SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
+"""Those that the default test run seeds: G1 alone, about two seconds each."""

@@ -1,0 +1,286 @@
+"""The page in a real browser: filters, search, keys, two runs, hostile text, accessibility. Skips without chromium."""
+
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from visrl.report import write_report
+
+CHROMIUM = os.environ.get("VISRL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install visrl[browser]")
+if CHROMIUM is None:
+    pytest.skip("no chromium: apt-get install chromium, or VISRL_CHROMIUM", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import runs_made as made  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made.drawn(tmp_path_factory.mktemp("data"), n=100)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """a: true boxes for even ids, wrong answers from 1080 on, 1099 unparsed. b: all boxes true, only 1000 answered wrong."""
+    place = tmp_path_factory.mktemp("runs")
+    truth = made.truth(data)
+
+    def box_a(i):
+        return "nothing here" if i == "1099" else truth[i][0] if int(i) % 2 == 0 else "[0.0, 0.2, 0.01, 0.21]"
+
+    a = made.scripted("model-a", box_a, lambda i: truth[i][1] if int(i) < 1080 else "pink")
+    b = made.scripted("model-b", lambda i: truth[i][0], lambda i: truth[i][1] if i != "1000" else "pink")
+    return made.run(a, data, place / "a"), made.run(b, data, place / "b")
+
+
+@pytest.fixture(scope="module")
+def one(runs, tmp_path_factory):
+    return write_report([runs[0]], tmp_path_factory.mktemp("one") / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def two(runs, tmp_path_factory):
+    return write_report(runs, tmp_path_factory.mktemp("two") / "report.html").as_uri()
+
+
+@pytest.fixture(params=[(1440, 900, "light"), (390, 844, "dark")], ids=["wide", "phone-dark"])
+def look(request, browser):
+    """Open a page at a width and in a colour scheme; whatever it complains about fails the test."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
+
+    def open_(address):
+        page.goto(address)
+        return page
+
+    yield open_
+    assert complaints == []
+    context.close()
+
+
+def count(page):
+    return page.locator("#count").inner_text()
+
+
+def choose(page, select, start):
+    """Choose the option whose label starts so."""
+    labels = page.locator(f"#{select} option").all_inner_texts()
+    page.select_option(f"#{select}", label=next(label for label in labels if label.startswith(start)))
+
+
+def test_filters_search_and_pages(look, one):
+    page = look(one)
+    assert count(page) == "100 samples"
+    assert page.locator(".card").count() == 48
+    assert page.locator("#where").inner_text() == "page 1 of 3"
+    # ids 1080 to 1099 answer wrong: ten even ones with the true box, ten odd ones without
+    for label, expected in [("wrong", 20), ("box right, answer wrong", 10), ("box wrong, answer wrong", 10),
+                            ("box right, answer right", 40), ("box wrong, answer right", 40), ("unparsed", 1)]:  # fmt: skip
+        choose(page, "result", f"{label} (")
+        assert count(page) == f"{expected} of 100 samples", label
+    assert "unparsed" in page.locator(".card").inner_text()
+    choose(page, "result", "all")
+    page.fill("#q", "THING 42?")
+    sync_api.expect(page.locator("#count")).to_have_text("1 of 100 samples")
+    assert "What colour is thing 42?" in page.locator(".card").inner_text()
+    page.fill("#q", "no such words")
+    sync_api.expect(page.locator("#count")).to_have_text("0 of 100 samples")
+    assert page.locator(".card").count() == 0
+
+
+def test_sort_by_iou(look, one):
+    page = look(one)
+    choose(page, "sort", "IoU, lowest")
+    assert "IoU .00" in page.locator(".card").first.inner_text()
+    choose(page, "sort", "IoU, highest")
+    assert "IoU .9" in page.locator(".card").first.inner_text() or "IoU 1.0" in page.locator(".card").first.inner_text()
+
+
+def test_a_sample_shows_picture_boxes_crop_and_both_turns(look, one):
+    page = look(one)
+    page.locator(".card").first.click()
+    dialog = page.locator("dialog")
+    assert dialog.is_visible()
+    picture = dialog.locator("svg.scene").first
+    assert "true box" in picture.get_attribute("aria-label") and "Picture" in picture.get_attribute("aria-label")
+    kinds = picture.locator("rect.box").evaluate_all("all => all.map((r) => r.classList[1])")
+    assert kinds == ["k-look", "k-true", "k-a"]
+    dashes = [
+        page.evaluate("(k) => getComputedStyle(document.querySelector('dialog .box.' + k)).strokeDasharray", k)
+        for k in kinds
+    ]
+    assert len(set(dashes)) == 3  # told apart without colour
+    loaded = page.evaluate("""async () => {
+        const image = new Image(); image.src = document.querySelector("dialog svg.scene image").getAttribute("href");
+        await image.decode(); return image.naturalWidth;
+    }""")
+    assert loaded == 320
+    text = dialog.inner_text()
+    for part in (
+        "What colour is thing 0?",
+        "true answer: red",
+        "1 · look",
+        "2 · answer",
+        "looked at",
+        "IoU with the true box",
+        "box_acc",
+    ):
+        assert part in text
+    assert "Please first provide the bounding box coordinate" in dialog.locator("pre").first.inner_text()
+
+
+def test_keys(look, one):
+    page = look(one)
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.keyboard.press("Escape")
+    page.keyboard.press("f")
+    assert page.evaluate("document.activeElement.id") == "result"
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowRight")
+    focused = "Number(document.activeElement.dataset.position)"
+    assert page.evaluate(focused) == 0
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) == 1
+    page.keyboard.press("ArrowDown")
+    columns = page.evaluate(
+        "[...document.querySelectorAll('.card')].filter((c, _, all) => c.offsetTop === all[0].offsetTop).length"
+    )
+    assert page.evaluate(focused) == 1 + columns
+    for _ in range(50):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#where").inner_text() == "page 2 of 3"
+    page.keyboard.press("Enter")
+    number = 1 + columns + 50
+    assert f"{number + 1} of 100" in page.locator("#s-title").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert f"{number + 2} of 100" in page.locator("#s-title").inner_text()
+    assert page.url.endswith(f"#s{number + 1}")
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    assert page.evaluate(focused) == number + 1
+
+
+def test_a_link_opens_its_sample(look, one):
+    page = look(f"{one}#s41")
+    assert "What colour is thing 41?" in page.locator("dialog").inner_text()
+
+
+def test_two_runs_show_flips_first(look, two):
+    page = look(two)
+    # b breaks 1000 and fixes 1080 … 1099
+    labels = page.locator("#result option").all_inner_texts()
+    assert {"fixed in B (20)", "broken in B (1)", "right in both (79)"} <= set(labels)
+    first = page.locator(".card").nth(0).inner_text()
+    assert "▼ broken" in first and "A ✓ right" in first and "B ✗ wrong" in first
+    assert "▲ fixed" in page.locator(".card").nth(1).inner_text()
+    choose(page, "result", "broken in B")
+    assert count(page) == "1 of 100 samples"
+    page.locator(".card").click()
+    text = page.locator("dialog").inner_text()
+    assert "broken from A to B" in text and text.count("2 · answer") == 2
+    assert "0.800 → 0.990 (+0.190 ±" in page.locator("main").inner_text()
+
+
+def test_the_page_fits_its_width(look, two):
+    page = look(two)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator(".card").first.click()
+    assert page.evaluate("document.querySelector('#sample').scrollWidth <= innerWidth")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    place = tmp_path_factory.mktemp("hostile")
+    return write_report([made.hostile(place)], place / "report.html").as_uri()
+
+
+def test_hostile_text_runs_nothing_and_is_shown(look, hostile):
+    page = look(hostile)
+    for i in range(3):
+        page.evaluate("(i) => { location.hash = ''; document.querySelectorAll('.card')[i].click(); }", i)
+        shown = page.locator("dialog").inner_text()
+        assert "<script>window.hacked=1</script>" in shown and "⟨U+202E⟩" in shown
+        page.keyboard.press("Escape")
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.querySelectorAll('img, textarea, iframe, object').length") == 0
+
+
+def test_the_policy_would_stop_a_script_that_got_in(browser, one):
+    page = browser.new_page()
+    page.goto(one)
+    page.evaluate("""() => {
+        const script = document.createElement("script"); script.textContent = "window.hacked = 1";
+        const image = document.createElement("img"); image.setAttribute("onerror", "window.hacked = 2"); image.src = "x:y";
+        document.body.append(script, image);
+    }""")
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
+def violations(page):
+    folder = Path(
+        pytest.importorskip("axe_playwright_python", reason="no axe: pip install visrl[browser]").__file__
+    ).parent
+    page.evaluate((folder / "axe.min.js").read_text())
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [
+        (v["impact"], v["id"], [n["html"][:120] for n in v["nodes"][:3]])
+        for v in found
+        if v["impact"] in ("serious", "critical", "moderate")
+    ]
+
+
+@pytest.mark.parametrize("which", ["two", "hostile"])
+def test_accessible(look, request, which):
+    """axe-core finds nothing moderate or worse, in light and dark, on the page and in a sample."""
+    page = look(request.getfixturevalue(which))
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert violations(page) == []
+    page.locator(".card").first.click()
+    assert violations(page) == []
+
+
+def test_served_page_has_all_pictures(browser, runs, tmp_path):
+    from visrl.report.page import write_page
+    from visrl.report.pictures import Album
+    from visrl.report.serve import PageServer
+
+    album = Album()
+    write_page([runs[0]], tmp_path / "report.html", album=album)
+    with PageServer(tmp_path / "report.html", album) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(server.url)
+        page.locator(".card").first.click()
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(100)
+        assert (
+            page.evaluate("performance.getEntriesByType('resource').filter((r) => r.name.includes('/picture/')).length")
+            > 0
+        )
+        page.close()
+        server.shutdown()
+    assert complaints == []

@@ -1,0 +1,149 @@
+"""Issue 6 on the small world: questions without boxes -> pairs, with and without critics and controller, over seeds.
+
+    python tests/studies/pairs_world.py --limit 5000 --seeds 3 --output runs/study-pairs [--policy sft] [--critic base]
+
+Per setting: yield, WP-LP / WP-LN / WN-LP / WN-LN in percent of the pairs, mean over seeds ± standard error over seeds, and
+beside it the standard error by picture within one seed. Differences are paired by seed; "beyond 2 SE" is said of each.
+"Without box critics" is selected from the chains of "full": they are the same chains, only nobody asks about boxes.
+Runs resume: the same command goes on. Tokens per kept pair: tests/perf/pairs_tokens.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from visrl.boxes import iou
+from visrl.policies import Policy
+from visrl.policies.load import load_policy
+from visrl.train.critics import Critic, make_critic
+from visrl.train.evolve import Evolution, Work
+from visrl.train.funnel import outcomes, table
+from visrl.train.pairs import RECIPE, finished, make_pairs, plan_of
+from visrl.train.questions import load_questions
+from visrl.types import CoTSample
+
+KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln", "wp")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "w/o box critics": {},  # selected from the chains of "full"
+    "w/o controller": {"diversity": "none"},
+    "resample": {"diversity": "resample"},
+    "M_SFT as critic": {"critic": "policy"},
+    "compat crop": {"crop": "compat_visrl"},
+}
+POSTER = {"full": "VisRL-Full 30k", "w/o box critics": "86k", "w/o controller": "19k", "M_SFT as critic": "3k"}
+
+
+def run_of(
+    args: argparse.Namespace, name: str, seed: int, models: dict[str, Any], samples: list[CoTSample]
+) -> list[Work]:
+    """The finished chains of a setting."""
+    setting = dict(SETTINGS[name])
+    critic = models["self"] if setting.pop("critic", None) else models["critic"]
+    folder = args.output / f"{name.replace(' ', '-').replace('/', '')}-{seed}"
+    recipe = RECIPE.model_validate(
+        {
+            "kind": "pairs",
+            "output": folder,
+            "seed": seed,
+            "policy": {"model": args.policy},
+            "critic": {"model": args.critic, "kind": "likelihood"},
+            "data": {"format": "world", "limit": args.limit},
+            "sampling": {"max_tokens": 8, "temperature": args.temperature, "top_p": args.top_p},
+            "batch_size": args.batch_size,
+            **setting,
+        }
+    )
+    policy: Policy = models["policy"]
+    judge: Critic = critic
+    make_pairs(Evolution(policy, judge, plan_of(recipe, policy)), samples, recipe)
+    done = finished(folder / "chains.jsonl", {sample.id: sample for sample in samples})
+    return [done[sample.id] for sample in samples]
+
+
+def row(works: list[Work], *, box_critic: bool = True) -> dict[str, float]:
+    """Yield and percentages of one run."""
+    from visrl.train.selection import Rule
+
+    found = outcomes(works, Rule(box_critic=box_critic))
+    shares = table(found)
+    values = {kind: float(shares[kind]["percent"] or 0.0) for kind in KINDS}
+    errors = {f"se_{kind}": float(shares[kind]["se"] or 0.0) for kind in KINDS}
+    looked = [
+        iou(t.look.box, w.sample.box) for w in works for t in w.trials if w.sample.box and t.look.text is not None
+    ]
+    right = 100 * sum(value > 0.5 for value in looked) / max(len(looked), 1)
+    return {"pairs": float(len(found)), "sampled boxes right": right, **values, **errors}
+
+
+def mean_se(values: list[float]) -> tuple[float, float]:
+    se = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.fmean(values), se
+
+
+def show(rows: dict[str, list[dict[str, float]]]) -> None:
+    """The table and the differences that issue 6 asks about, as Markdown."""
+    print("| setting | poster | pairs | sampled boxes right % | WP-LP | WP-LN | WN-LP | WN-LN | WP (SE by picture) |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, found in rows.items():
+        cells = [
+            f"{mean_se([r['pairs'] for r in found])[0]:.0f}",
+            f"{mean_se([r['sampled boxes right'] for r in found])[0]:.1f}",
+        ]
+        for kind in KINDS:
+            mean, se = mean_se([r[kind] for r in found])
+            cells.append(f"{mean:.2f} ± {se:.2f}" + (f" ({found[0]['se_wp']:.2f})" if kind == "wp" else ""))
+        print(f"| {name} | {POSTER.get(name, '')} | {' | '.join(cells)} |")
+    print()
+    for other, kind, sign in (("w/o box critics", "wp", 1), ("w/o controller", "wp_lp", -1), ("resample", "wp_ln", -1)):
+        if other in rows:
+            gaps = [a[kind] - b[kind] for a, b in zip(rows["full"], rows[other], strict=True)]
+            mean, se = mean_se(gaps)
+            word = "beyond 2 SE" if sign * mean > 2 * se else "NOT beyond 2 SE in the expected direction"
+            print(f"- {kind}: full - {other} = {mean:+.2f} ± {se:.2f} over {len(gaps)} seeds: {word}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="sft")
+    parser.add_argument("--critic", default="base")
+    parser.add_argument("--limit", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--top-p", type=float, default=0.7)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--output", type=Path, default=Path("runs/study-pairs"))
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    policy, other = load_policy(args.policy), load_policy(args.critic)
+    models = {
+        "policy": policy,
+        "critic": make_critic("likelihood", other, "exact"),
+        "self": make_critic("likelihood", policy, "exact"),
+    }
+    samples = load_questions(RECIPE.model_validate(_tree(args)).data)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for seed in range(args.seeds):
+        for name in args.settings:
+            base = "full" if name == "w/o box critics" else name
+            works = run_of(args, base, seed, models, samples)
+            rows.setdefault(name, []).append(row(works, box_critic=name != "w/o box critics"))
+    print(f"{args.limit} questions, {args.seeds} seeds, policy {args.policy}, critic {args.critic}\n")
+    show(rows)
+    (args.output / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _tree(args: argparse.Namespace) -> dict[str, Any]:
+    named = {"policy": {"model": args.policy}, "critic": {"model": args.critic}}
+    return {"kind": "pairs", "output": args.output, "data": {"format": "world", "limit": args.limit}, **named}
+
+
+if __name__ == "__main__":
+    main()

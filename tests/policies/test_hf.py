@@ -203,6 +203,30 @@ def test_many_questions_about_one_picture_look_once(policies, monkeypatch):
     assert len(encoded) == 1
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_questions_about_one_picture_read_it_once_and_answer_as_if_alone(name, policies, monkeypatch):
+    monkeypatch.setattr("visrl.policies.hf.WORTH_RESUMING", 1)
+    shown = [picture(80, 60, 3), picture(40, 50, 4)]
+    first = [Request(f"q{i}", "box", (Turn("user", (shown[i == 2], "\n" + w)),)) for i, w in enumerate(WORDS)]
+
+    def both_turns(policy, requests):
+        boxes = policy.generate(requests, GREEDY)
+        again = [
+            Request(
+                r.key, "answer", (*r.turns, Turn("assistant", b.texts), Turn("user", (picture(33, 44, i), "\nAnswer")))
+            )
+            for i, (r, b) in enumerate(zip(requests, boxes, strict=True))
+        ]
+        return texts(boxes), again, texts(policy.generate(again, GREEDY))
+
+    read = []
+    monkeypatch.setattr("visrl.policies.hf.prefill", lambda *a: read.append(len(a[2])) or generation.prefill(*a))
+    boxes, again, answers = both_turns(policies(name, "paper"), first)
+    assert read == ([2] if policies(name).family.keeps_prefix else [5, 5])  # two pictures for ten prompts
+    assert [texts(policies(name, "paper").generate([r], GREEDY))[0] for r in first] == boxes
+    assert [texts(policies(name, "paper").generate([r], GREEDY))[0] for r in again] == answers
+
+
 HOT = Sampling(n=4, temperature=2.0, top_p=0.7, top_k=50, max_tokens=8, seed=5)  # the paper's (visrl-method.md d)
 
 

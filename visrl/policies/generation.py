@@ -21,12 +21,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from visrl.policies import Sampling
 from visrl.policies.families.base import Chat, Family, Features, padded
 
 Signature = tuple[int | str, ...]
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer of keys and values with room behind them: a step writes into the room instead of copying all that went before.
+
+    ``keys`` and ``values`` [B, heads, slots, width] are the filled part of the two stores. A layer copied with
+    :meth:`forked` shares what is filled and gets stores of its own when it grows.
+    """
+
+    _stores: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append, and return everything."""
+        old = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = old + key_states.shape[-2]
+        if self._stores is None or self._stores[0].shape[-2] < new:
+            self._stores = (
+                self._store(self.keys, key_states, old, new),
+                self._store(self.values, value_states, old, new),
+            )
+        for store, states in zip(self._stores, (key_states, value_states), strict=True):
+            store[..., old:new, :] = states
+        self.keys, self.values = (store[..., :new, :] for store in self._stores)
+        return self.keys, self.values
+
+    @staticmethod
+    def _store(filled: Tensor, states: Tensor, old: int, new: int) -> Tensor:
+        """A store for ``new`` slots and an eighth more, holding the ``old`` ones."""
+        store = states.new_empty(*states.shape[:-2], new + max(32, new // 8), states.shape[-1])
+        if old:
+            store[..., :old, :] = filled
+        return store
+
+    def forked(self) -> RoomyLayer:
+        out = copy.copy(self)
+        out._stores = None
+        return out
 
 
 @dataclass(slots=True)
@@ -35,7 +74,7 @@ class Prefix:
 
     cache: keys and values of S slots. visible [B, S]: which slots belong to a row. next_position [B].
     logits [B, V]: behind the last token. axes: rotary axes of a position, 1 or 3.
-    signatures: what stands in each row's slots, without gaps from ``starts[i]`` on; empty where there are gaps.
+    signatures: what has been read into each row; slots: where in the cache each of those tokens stands.
     """
 
     cache: Any
@@ -44,7 +83,7 @@ class Prefix:
     logits: Tensor
     axes: int
     signatures: list[Signature]
-    starts: list[int]
+    slots: list[list[int]]
 
 
 @dataclass(slots=True)
@@ -60,7 +99,7 @@ def prefill(model: Any, family: Family, chats: Sequence[Chat], seen: Mapping[str
     """Read B prompts. ``seen``: features by picture digest."""
     width = max(len(chat.ids) for chat in chats)
     mask = padded([torch.ones(len(c.ids), dtype=torch.bool) for c in chats], width, 0, "left").to(model.device)
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
     positions = [family.positions(chat) for chat in chats]
     logits = _read(model, family, chats, seen, positions, mask, cache)
     return Prefix(
@@ -70,7 +109,7 @@ def prefill(model: Any, family: Family, chats: Sequence[Chat], seen: Mapping[str
         logits,
         3 if positions[0].dim() == 2 else 1,
         [chat.signature for chat in chats],
-        [width - len(chat.ids) for chat in chats],
+        [list(range(width - len(chat.ids), width)) for chat in chats],
     )
 
 
@@ -84,19 +123,22 @@ def resume(
     shared: Sequence[int],
 ) -> Prefix:
     """Read B prompts whose first ``shared[i]`` tokens are those of row ``rows[i]`` of an earlier prefix."""
-    kept = max(earlier.starts[r] + n for r, n in zip(rows, shared, strict=True))
+    places = [earlier.slots[r][:n] for r, n in zip(rows, shared, strict=True)]
+    kept = max(place[-1] for place in places) + 1
     cache = _select(earlier.cache, rows, kept)
-    slots = torch.arange(kept, device=model.device)
-    first = torch.tensor([earlier.starts[r] for r in rows], device=model.device)[:, None]
-    count = torch.tensor(list(shared), device=model.device)[:, None]
-    before = (slots >= first) & (slots < first + count)
+    before = torch.zeros(len(chats), kept, dtype=torch.bool)
+    for row, place in enumerate(places):
+        before[row, place] = True
     tails = [_tail(chat, n) for chat, n in zip(chats, shared, strict=True)]
     width = max(len(tail.ids) for tail in tails)
     mask = padded([torch.ones(len(t.ids), dtype=torch.bool) for t in tails], width, 0, "left").to(model.device)
     positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]
-    visible = torch.cat([before, mask], dim=1)
+    visible = torch.cat([before.to(mask.device), mask], dim=1)
     logits = _read(model, family, tails, seen, positions, visible, cache)
-    return Prefix(cache, visible, _next(positions, model.device), logits, earlier.axes, [], [])
+    end = kept + width
+    slots = [[*place, *range(end - len(tail.ids), end)] for place, tail in zip(places, tails, strict=True)]
+    signatures = [chat.signature for chat in chats]
+    return Prefix(cache, visible, _next(positions, model.device), logits, earlier.axes, signatures, slots)
 
 
 def _tail(chat: Chat, shared: int) -> Chat:
@@ -107,7 +149,7 @@ def _tail(chat: Chat, shared: int) -> Chat:
 def _select(cache: Any, rows: Sequence[int], kept: int) -> Any:
     """A cache of those rows and the first ``kept`` slots; the original stays as it is."""
     out = copy.copy(cache)
-    out.layers = [copy.copy(layer) for layer in cache.layers]
+    out.layers = [layer.forked() for layer in cache.layers]
     out.crop(min(0, kept - cache.get_seq_length()))
     if list(rows) != list(range(out.layers[0].keys.shape[0])):
         out.batch_select_indices(torch.tensor(list(rows), device=out.layers[0].keys.device))
@@ -216,8 +258,11 @@ def _close(prefix: Prefix, rows: list[list[Branch]], read: int) -> None:
     fed = prefix.cache.get_seq_length() - read
     if len(rows[0]) > 1:
         prefix.cache.crop(-fed) if fed else None
-    elif prefix.signatures:
-        prefix.signatures = [(*known, *row[0].ids[:fed]) for known, row in zip(prefix.signatures, rows, strict=True)]
+        return
+    for i, row in enumerate(rows):
+        ids = row[0].ids[:fed]
+        prefix.signatures[i] = (*prefix.signatures[i], *ids)
+        prefix.slots[i] += range(read, read + len(ids))
 
 
 def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[list[int]]:
@@ -241,6 +286,17 @@ def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[l
     drawn = torch.tensor([[b.rng.random() for b in row] for row in rows], dtype=torch.double, device=logits.device)
     chosen = torch.searchsorted(total, (drawn.unsqueeze(-1) * total[..., -1:]), right=True).squeeze(-1)
     return chosen.clamp_max(logits.shape[-1] - 1).tolist()
+
+
+def stems(chats: Sequence[Chat]) -> tuple[list[Chat], list[int]]:
+    """The distinct beginnings of some prompts, each up to the end of its first picture, and which one each prompt has."""
+    cut = []
+    for chat in chats:
+        end = chat.starts[0] + len(chat.pictures[0].ids) if chat.pictures else 0
+        cut.append(Chat(chat.ids[:end], chat.trained[:end], chat.pictures[:1], chat.starts[:1]))
+    distinct = {chat.signature: chat for chat in cut}
+    order = {signature: i for i, signature in enumerate(distinct)}
+    return list(distinct.values()), [order[chat.signature] for chat in cut]
 
 
 def shared_length(chat: Chat, known: Signature) -> int:

@@ -21,7 +21,7 @@ from visrl.policies import Output, Request, Sampling
 from visrl.policies.checkpoint import Loaded, load_checkpoint
 from visrl.policies.families.base import Chat, Family, Features, Seen
 from visrl.policies.families.layout import LayoutError
-from visrl.policies.generation import Branch, Prefix, branch, prefill, resume, shared_length
+from visrl.policies.generation import Branch, Prefix, branch, prefill, resume, shared_length, stems
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +153,16 @@ class HFPolicy:
         return [job for job in found if job.shared >= WORTH_RESUMING]
 
     def _in_batches(self, jobs: list[_Job], prefix: Prefix | None, sampling: Sampling) -> list[tuple[_Job, Output]]:
-        """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on."""
-        waiting = sorted(jobs, key=lambda job: len(job.chat.ids) - job.shared, reverse=True)
+        """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on.
+        Prompts that begin alike stay together."""
+        first, rows = stems([job.chat for job in jobs])
+        longest = [0] * len(first)
+        for job, row in zip(jobs, rows, strict=True):
+            longest[row] = max(longest[row], len(job.chat.ids) - job.shared)
+        place = {
+            job.index: (-longest[row], row, job.shared - len(job.chat.ids)) for job, row in zip(jobs, rows, strict=True)
+        }
+        waiting = sorted(jobs, key=lambda job: place[job.index])
         done: list[tuple[_Job, Output]] = []
         while waiting:
             batch = waiting[: self.rows]
@@ -182,17 +190,24 @@ class HFPolicy:
     def _batch(self, jobs: Sequence[_Job], prefix: Prefix | None, sampling: Sampling) -> list[Output]:
         chats = [job.chat for job in jobs]
         self._look(chats, [job.shared for job in jobs])
-        if prefix is None:
-            read = prefill(self.model, self.family, chats, self._features)
-        else:
-            rows, shared = [job.row for job in jobs], [job.shared for job in jobs]
-            read = resume(self.model, self.family, chats, self._features, prefix, rows, shared)
+        read = self._read(chats, prefix, [job.row for job in jobs], [job.shared for job in jobs])
         keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
         ended = self._text.ender(sampling.stop)
         texts = branch(self.model, self.family, chats, read, sampling, keys, ended)
-        if jobs[0].request.step == "box" and prefix is None and self.family.keeps_prefix:
+        if jobs[0].request.step == "box" and self.family.keeps_prefix:
             self._kept.append((read, tuple(job.request.key for job in jobs)))
         return [self._output(job, row, sampling) for job, row in zip(jobs, texts, strict=True)]
+
+    def _read(self, chats: Sequence[Chat], prefix: Prefix | None, rows: Sequence[int], shared: Sequence[int]) -> Prefix:
+        """Read prompts behind an earlier cache, or from the start; then what several begin with is read once for all."""
+        if prefix is not None:
+            return resume(self.model, self.family, chats, self._features, prefix, rows, shared)
+        first, rows = stems(chats)
+        known = [len(first[row].ids) for row in rows]
+        if len(first) == len(chats) or not self.family.keeps_prefix or min(known) < WORTH_RESUMING:
+            return prefill(self.model, self.family, chats, self._features)
+        begun = prefill(self.model, self.family, first, self._features)
+        return resume(self.model, self.family, chats, self._features, begun, rows, known)
 
     def _look(self, chats: Sequence[Chat], shared: Sequence[int]) -> None:
         """Features of the pictures that will be read and have none yet, one pass of the vision tower per ``rows`` pictures."""

@@ -1,8 +1,8 @@
 """A training folder as a page: curves, the phases' settings, what pair generation threw away, and win and lose boxes.
 
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
-``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json`` or its ``recipe``,
-``funnel.json`` (stage -> count), ``pairs*.jsonl`` (visrl.train.files.PairRow).
+``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json`` (request,
+funnel, right and wrong boxes of pair generation), ``pairs*.jsonl`` (visrl.train.files.PairRow).
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class PhasePage:
     settings: tuple[tuple[str, str], ...]
     curves: tuple[Curve, ...]
     funnel: tuple[tuple[str, int, float], ...]
+    boxes: tuple[tuple[str, str], ...]
+    counts: tuple[tuple[str, str], ...]
     pairs: tuple[PairCard, ...]
     n_pairs: int
 
@@ -78,7 +80,7 @@ class PairCard:
 
 def is_training(folder: Path) -> bool:
     """Whether a folder has something of training in it, and no run of an evaluation."""
-    return not (folder / "run.json").is_file() and any(True for _ in _phases(folder))
+    return not (folder / "episodes.jsonl").is_file() and any(True for _ in _phases(folder))
 
 
 def write_training_page(folder: Path, out: Path) -> None:
@@ -91,7 +93,7 @@ def write_training_page(folder: Path, out: Path) -> None:
 
 def _phases(folder: Path) -> Iterator[Path]:
     """The folders that hold something to show, outermost first, checkpoints left out."""
-    names = ("history.json", "training.json", "funnel.json", "pairs*.jsonl")
+    names = ("history.json", "training.json", "manifest.json", "pairs*.jsonl")
     places = [folder]
     for _ in range(DEPTH):
         yield from (place for place in places if any(any(place.glob(name)) for name in names))
@@ -105,14 +107,21 @@ def _phases(folder: Path) -> Iterator[Path]:
 
 
 def _phase(place: Path, root: Path) -> PhasePage:
-    training = _json(place / "training.json", {})
-    settings = _json(place / "settings.json", {}) or training.get("recipe", {})
+    training, manifest = _json(place / "training.json", {}), _json(place / "manifest.json", {})
+    settings = _json(place / "settings.json", {}) or training.get("recipe", {}) or manifest.get("request", {})
     history = _json(place / "history.json", []) or training.get("log", [])
-    funnel = _counts(_json(place / "funnel.json", {}))
+    funnel = manifest.get("funnel", {})
     pairs = [row for path in sorted(place.glob("pairs*.jsonl")) for row in _pairs(path, settings)]
-    count = sum(sum(1 for text in path.open("rb") if text.strip()) for path in place.glob("pairs*.jsonl"))
-    title = str(place.relative_to(root)) if place != root else root.resolve().name
-    return PhasePage(line(title), _settings(settings), curves(history), funnel, tuple(pairs[:PAIRS_SHOWN]), count)
+    return PhasePage(
+        line(str(place.relative_to(root)) if place != root else root.resolve().name),
+        _flat(settings),
+        curves(history),
+        _stages(funnel.get("questions", {})),
+        _boxes(manifest.get("boxes")),
+        _flat({k: v for k, v in funnel.items() if k != "questions"}),
+        tuple(pairs[:PAIRS_SHOWN]),
+        sum(sum(1 for text in path.open("rb") if text.strip()) for path in place.glob("pairs*.jsonl")),
+    )
 
 
 def _json(path: Path, default: Any) -> Any:
@@ -124,25 +133,34 @@ def _json(path: Path, default: Any) -> Any:
         raise UsageError(f"{path}: damaged: {error}", "the phase that wrote it can be run again") from error
 
 
-def _settings(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
-    if not isinstance(tree, Mapping):
-        return ()
+def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Dotted names and values of nested mappings, as text."""
     rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(value, Mapping):
-            rows += _settings(value, f"{prefix}{key}.")
-        else:
-            rows.append((line(f"{prefix}{key}", 60), line(str(value), 200)))
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", []):
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            rows.append((line(f"{prefix}{key}".replace("_", " "), 60), line(shown, 200)))
     return tuple(rows)
 
 
-def _counts(tree: Any) -> tuple[tuple[str, int, float], ...]:
-    """(stage, count, per cent of the largest) in the order of the file."""
-    if not isinstance(tree, Mapping):
-        return ()
-    found = [(line(str(k), 80), v) for k, v in tree.items() if isinstance(v, int) and not isinstance(v, bool)]
-    most = max((value for _, value in found), default=0) or 1
-    return tuple((name, value, round(100.0 * value / most, 2)) for name, value in found)
+def _boxes(tree: Any) -> tuple[tuple[str, str], ...]:
+    """Right (P) and wrong (N) boxes of win (W) and lose (L), per cent of the pairs: the poster's table 4."""
+    found = tree.items() if isinstance(tree, Mapping) else ()
+    return tuple(
+        (line(name.upper().replace("_", "-"), 20), f"{row['percent']:.1f} ± {row['se']:.1f} %")
+        for name, row in found
+        if isinstance(row, Mapping) and _number(row.get("percent")) is not None and _number(row.get("se")) is not None
+    )
+
+
+def _stages(tree: Any) -> tuple[tuple[str, int, float], ...]:
+    """(stage, count, per cent of the first) of a funnel, the widest first: files sort their keys."""
+    found = {k: v for k, v in tree.items() if isinstance(v, int)} if isinstance(tree, Mapping) else {}
+    most = max(found.values(), default=0) or 1
+    ranked = sorted(found.items(), key=lambda item: -item[1])
+    return tuple((line(name.replace("_", " "), 80), n, round(100.0 * n / most, 2)) for name, n in ranked)
 
 
 # --- curves

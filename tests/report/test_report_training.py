@@ -1,0 +1,68 @@
+"""The page of a training folder: curves, funnel, pairs; whatever of it is there."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from visrl.cli import main
+from visrl.report.figures import HEIGHT, WIDTH
+from visrl.report.training import curves, is_training
+
+
+@pytest.fixture
+def folder(tmp_path):
+    stage, pairs = tmp_path / "run" / "stage1", tmp_path / "run" / "pairs"
+    stage.mkdir(parents=True)
+    pairs.mkdir()
+    history = [{"step": 1, "loss": 0.7, "rewards/margins": 0.0}, {"step": 2, "loss": None}, {"step": 4, "loss": 0.35}]
+    (stage / "history.json").write_text(json.dumps(history))
+    (stage / "settings.json").write_text(json.dumps({"trainer": {"beta": 0.1}}))
+    Image.new("RGB", (40, 20), "red").save(pairs / "p.png")
+    pair = {
+        "id": "1", "picture": "p.png", "size": [40, 20], "question": "<script>window.hacked=1</script>",
+        "win": {"box": [1, 2, 11, 12], "answer": "\u202eyes", "scores": {"box": 1.0}}, "lose": {"box": [20, 2, 30, 12], "answer": "no"},
+    }  # fmt: skip
+    (pairs / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 70)
+    funnel = {"questions": {"paired": 5, "asked": 20}, "pairs": 5}
+    boxes = {"wp_ln": {"n": 5, "percent": 60.0, "se": 24.5}}
+    (pairs / "manifest.json").write_text(json.dumps({"funnel": funnel, "boxes": boxes}))
+    (pairs / "run.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_page(folder, capsys):
+    assert is_training(folder)
+    assert main(["view", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert "script-src &#39;none&#39;" in text and "<script" not in text
+    assert "70 pairs, the first 60 shown" in text
+    assert text.count("data:image/webp") == 60
+    stages = re.findall(r'<th scope="row">(\w+)</th><td class="num">(\d+)</td>', text)
+    assert stages == [("asked", "20"), ("paired", "5")]  # widest first
+    assert "WP-LN" in text and "60.0 ± 24.5 %" in text
+    assert "⟨U+202E⟩yes" in text and "trainer.beta" in text
+    # win box 1, 2, 11, 12 as x, y, width, height
+    assert 'class="box k-true" x="1.0" y="2.0" width="10.0" height="10.0"' in text
+
+
+def test_curves_scale_from_zero_to_the_largest():
+    loss, margin = curves([{"step": 1, "loss": 0.7, "rewards/margins": 0.1}, {"step": 4, "loss": 0.35}, {"epoch": 1}])
+    assert (loss.title, margin.title) == ("loss", "reward margin")
+    # step 1 of 4 at a quarter of the width, .7 at the top; .35 half way down
+    assert loss.lines[0].points == f"{WIDTH / 4:.1f},0.0 {WIDTH:.1f},{HEIGHT / 2:.1f}"
+    assert loss.lines[0].last == "0.35"
+
+
+def test_nothing_to_show_is_wrong_use(tmp_path, capsys):
+    assert not is_training(tmp_path)
+    assert main(["view", str(tmp_path)]) == 2
+    assert "hint:" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named(folder, capsys):
+    (folder / "stage1" / "history.json").write_text("[{")
+    assert main(["view", str(folder)]) == 2
+    assert "history.json: damaged" in capsys.readouterr().err

@@ -102,9 +102,12 @@ class FakePolicy(Asked):
             return sample.answers[0] if rng.random() < (0.95 if right else 0.2) else rng.choice("ABCDE")
         if rng.random() < 0.1:
             return "no idea"
-        x, y = (sample.box.x1, sample.box.y1) if rng.random() < 0.4 else (rng.randrange(320), rng.randrange(240))
+        truth, (width, height) = sample.box, sample.size
+        wide, high = truth.x2 - truth.x1, truth.y2 - truth.y1
+        anywhere = rng.randrange(int(width - wide)), rng.randrange(int(height - high))
+        x, y = (truth.x1, truth.y1) if rng.random() < 0.4 else anywhere
         x, y = x + rng.randrange(-12, 13), y + rng.randrange(-12, 13)
-        return self.box_format.write(Box(x, y, x + 80, y + 60), SIZE)
+        return self.box_format.write(Box(x, y, x + wide, y + high), sample.size)
 
 
 class FakeCritic(Asked):

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 from pairs_made import FakeCritic, FakePolicy, questions, recipe
 
+from visrl.boxes import Box
 from visrl.errors import UsageError
 from visrl.records import read_records
 from visrl.train.critics import ScoreCritic
+from visrl.train.data import load_preferences
 from visrl.train.evolve import Evolution, from_json, to_json
 from visrl.train.files import PairRow, read_rows
 from visrl.train.pairs import make_pairs, plan_of
-from visrl.train.recipe import load_recipe
+from visrl.train.questions import QuestionSection, load_questions
+from visrl.train.recipe import DataSection, load_recipe
 
 N = 60
 DERIVED = ("pairs.jsonl", "manifest.json", "records/datagen.json")
@@ -197,6 +200,45 @@ def test_recipe_files_are_checked():
     for path in paths:
         resolved = load_recipe(path)
         assert resolved.recipe.kind == "pairs" and resolved.module.__name__ == "visrl.train.pairs"
+
+
+def test_the_trainer_reads_pairs_of_the_small_world(tmp_path):
+    samples = load_questions(QuestionSection(format="world", limit=40))
+    assert all(sample.box is not None for sample in samples), "for the report; the split itself hides them"
+    asked = recipe(tmp_path, data={"format": "world", "limit": 40})
+    policy, critic = FakePolicy("sft", samples), FakeCritic("org", samples)
+    manifest = make_pairs(Evolution(policy, ScoreCritic(critic), plan_of(asked, policy)), samples, asked)
+    pairs = load_preferences(DataSection(path=tmp_path / "pairs.jsonl"))
+    assert len(pairs) == manifest["funnel"]["pairs"] > 0
+    for pair in pairs:
+        assert pair.sample.picture.open().size == pair.sample.size
+    records = read_records(tmp_path)
+    assert records and all(record.small_world for record in records)
+
+
+def test_questions_from_a_file(tmp_path):
+    rows = [
+        {"id": "a", "picture": "a.png", "question": "Who?", "answers": ["me"], "box": [1, 2, 3, 4]},
+        {"id": "b", "picture": "b.png", "question": "Where?", "answers": ["here"], "size": [30, 40]},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = load_questions(QuestionSection(path=path))
+    assert first.box == Box(1, 2, 3, 4) and first.answers == ("me",) and second.size == (30, 40) and second.box is None
+    assert [s.id for s in load_questions(QuestionSection(path=path, skip=1, limit=5))] == ["b"]
+    path.write_text(path.read_text() + json.dumps(rows[0]) + "\n")
+    with pytest.raises(UsageError, match="'a' occurs twice"):
+        load_questions(QuestionSection(path=path))
+
+
+def test_the_command_ends_with_3_where_questions_failed(tmp_path, monkeypatch):
+    from visrl.train import pairs
+
+    funnel = {"pairs": 1, "questions": {"asked": 2}, "failed": {"picture: gone": 1}}
+    monkeypatch.setattr(pairs, "evolve", lambda _: {"funnel": funnel})
+    with pytest.raises(SystemExit) as stopped:
+        pairs.run(recipe(tmp_path))
+    assert stopped.value.code == 3
 
 
 class Slow(FakePolicy):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl import __version__
-from visrl.errors import UsageError, printable
+from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
 from visrl.policies import Policy
 from visrl.policies.load import load_policy
 from visrl.progress import Counts, Ticker, progress
@@ -68,19 +68,22 @@ class PairCounts(Counts):
 
 
 def run(recipe: PairsRecipe) -> None:
-    """Make the pairs that are missing, and write pairs and manifest. Raises UsageError."""
-    policy = recipe.policy.load()
-    judge = recipe.critic
-    same = (judge.model, judge.args) == (recipe.policy.model, recipe.policy.args)
+    """The command: make what is missing and say what came out. Raises UsageError; exits with 3 where questions failed."""
+    counts = evolve(recipe)["funnel"]
+    print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
+    if failed := sum(counts["failed"].values()):
+        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+        raise SystemExit(EXIT_INCOMPLETE)
+
+
+def evolve(recipe: PairsRecipe) -> dict[str, Any]:
+    """Load the models, make the pairs that are missing, write pairs and manifest. Returns the manifest. Raises UsageError."""
+    named, judge = recipe.policy, recipe.critic
+    policy = load_policy(named.model, named.args)
+    same = (judge.model, judge.args) == (named.model, named.args)
     other = policy if same else load_policy(judge.model, judge.args) if judge.model else None
     critic = make_critic(judge.kind, other, judge.judge)
-    plan = plan_of(recipe, policy)
-    manifest = make_pairs(Evolution(policy, critic, plan), load_questions(recipe.data), recipe)
-    counts = manifest["funnel"]
-    print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
-    failed = sum(counts["failed"].values())
-    if failed:
-        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+    return make_pairs(Evolution(policy, critic, plan_of(recipe, policy)), load_questions(recipe.data), recipe)
 
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:

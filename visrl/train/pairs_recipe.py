@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.focus import CropName
-from visrl.policies import Policy
-from visrl.policies.load import load_policy
 from visrl.prompts import PROTOCOLS, ProtocolName
 from visrl.train.critics import CriticKind
 from visrl.train.diversity import Controller
@@ -17,23 +15,21 @@ from visrl.train.recipe import Recipe, Section
 from visrl.train.selection import Mode, Rule
 
 
+def _as_texts(args: Any) -> Any:
+    """YAML's numbers and booleans as ``--model-args`` would have them."""
+    if not isinstance(args, dict):
+        return args
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items()}
+
+
+ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+
+
 class PolicySection(Section):
     """A model as ``visrl-eval --model`` names it."""
 
     model: str
-    args: dict[str, str] = Field(default_factory=dict, description="as in --model-args")
-
-    @field_validator("args", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        return (
-            {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
-
-    def load(self) -> Policy:
-        return load_policy(self.model, self.args)
+    args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
 
 
 class CriticSection(Section):
@@ -41,7 +37,7 @@ class CriticSection(Section):
 
     kind: CriticKind = "score"
     model: str | None = Field(default=None, description="none for the oracle")
-    args: dict[str, str] = Field(default_factory=dict)
+    args: ModelArgs = Field(default_factory=dict)
     judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
 
 

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class StepDPOTrainer(PhaseTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is untyped
+class StepDPOTrainer(PhaseTrainer, DPOTrainer):
     """DPO over the terms of a stage. ``folder`` is where the phase keeps its reference.
 
     Raises UsageError where the first loss of a fresh phase is not ln 2 per term (policy and reference differ), and
     where a loss is not finite (naming the samples).
     """
+
+    _metrics: dict[str, Any]
 
     def __init__(
         self,
@@ -113,9 +115,11 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         """L of the stage: sum of lambda times TRL's loss of the term, metrics prefixed with the term's name."""
         mode = "train" if self.model.training else "eval"
-        ours, losses = self._metrics, {}
+        ours: dict[str, Any] = self._metrics
+        losses: dict[TermName, Tensor] = {}
         for term in self.terms:
-            self.beta, self._metrics = term.beta, {"train": defaultdict(list), "eval": defaultdict(list)}
+            self.beta = term.beta
+            self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
             losses[term.name] = self._term_loss(term, model, inputs)
             theirs, self._metrics = self._metrics[mode], ours
             ours[mode]["num_tokens"] = theirs.pop("num_tokens", [self._total_train_tokens])
@@ -149,7 +153,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is 
                 "the newest checkpoint is from before; look at them",
             )
         if self.state.global_step == 0 and not self._began:
-            first = -log_preference(*said.T, *reference.T, term.beta).mean().item()
+            (win, lose), (ref_win, ref_lose) = said.unbind(1), reference.unbind(1)
+            first = -log_preference(win, lose, ref_win, ref_lose, term.beta).mean().item()
             tolerance = 1e-3 if bare(self.model).dtype == torch.float32 else 2e-2
             if abs(first - LN2) > tolerance:
                 hint = "reference and policy differ at the start; is a checkpoint of other weights in the way?"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,11 @@ def _question(text: str) -> str:
     return text
 
 
+def _box(numbers: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = (float(number) for number in numbers)
+    return Box(x1, y1, x2, y2)
+
+
 def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | None:
     """A two-turn chain of VisCoT's LLaVA format; None, counted, where it has no usable box."""
     pictures, turns = item["image"], item["conversations"]
@@ -78,7 +83,7 @@ def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow |
     if found is None or len(turns) != 4:
         tally.skip("no second picture with ###[x1, y1, x2, y2]")
         return None
-    box = Box(*(float(value) for value in found.groups()))
+    box = _box(found.groups())
     if box.is_empty:
         tally.skip("empty box")
         return None
@@ -94,7 +99,7 @@ def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow |
 
 def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | None:
     """A line of ``*_cot_train.jsonl``: pixel boxes, their hull; None, counted, where that is empty."""
-    boxes = [Box(*map(float, box)) for box in item["bboxs"]]
+    boxes = [_box(box) for box in item["bboxs"]]
     if not boxes or hull(boxes).is_empty:
         tally.skip("empty box")
         return None

@@ -60,14 +60,14 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    path = shipped(section.path)
     try:
-        family_class(
-            _config_of(section.path)
-        )  # registers classes of ours (Yi-VL, the small world) before the config is read
-        config = AutoConfig.from_pretrained(section.path, **where)
-        processor = AutoProcessor.from_pretrained(section.path, **where)
+        # registers classes of ours (Yi-VL, the small world) before the config is read
+        family_class(_config_of(path, section.revision))
+        config = AutoConfig.from_pretrained(path, **where)
+        processor = AutoProcessor.from_pretrained(path, **where)
         model = AutoModelForImageTextToText.from_pretrained(
-            section.path,
+            path,
             config=config,
             dtype=getattr(torch, section.dtype),
             attn_implementation=section.attn,
@@ -82,13 +82,20 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     return trainee(model, processor, section, lora)
 
 
-def _config_of(path: str) -> Any:
+def shipped(path: str) -> str:
+    """The folder of a shipped checkpoint for its bare name (``sft``, ``base``, ``tiny``), else ``path`` itself."""
+    from visrl.world import CHECKPOINTS, checkpoint_path
+
+    return str(checkpoint_path(path)) if path in CHECKPOINTS and not Path(path).exists() else path
+
+
+def _config_of(path: str, revision: str | None) -> Any:
     """The raw config as an object with attributes, without needing its class."""
     from types import SimpleNamespace
 
     from transformers import PretrainedConfig
 
-    found, _ = PretrainedConfig.get_config_dict(path)
+    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     return SimpleNamespace(
         **{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}}
     )
@@ -104,8 +111,6 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
         model = add_lora(model, lora)
     elif section.freeze_vision:
         freeze_vision(model)
-    if hasattr(family, "prepare_tokenizer"):
-        family.prepare_tokenizer()
     require_something_to_train(model)
     return Trainee(model, processor, family, speaker)
 

@@ -30,7 +30,7 @@ from visrl.train.progress import Progress, draw_curves, write_history
 STAGING = ".staging"
 
 
-class PhaseTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+class PhaseTrainer(Trainer):
     """Mixed in before a TRL trainer: progress, complete checkpoints, and :meth:`begin` before the first step."""
 
     def __init__(self, *, title: str, **more: Any) -> None:
@@ -81,7 +81,7 @@ class PhaseTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.accelerator.wait_for_everyone()
 
 
-class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class _Begin(TrainerCallback):
     def __init__(self, trainer: PhaseTrainer) -> None:
         self.trainer = trainer
 
@@ -139,7 +139,7 @@ def conclude(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         trainee.model.save_pretrained(beside)
     trainee.processor.save_pretrained(beside)
-    last = next((row for row in reversed(history) if "loss" in row), {})
+    last: dict[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
     about = {"steps": trainer.state.global_step, "last": last, "torch": torch.__version__}
     write_atomically(beside / "phase.json", dump_json(about))
     write_history(folder, history)

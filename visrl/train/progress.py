@@ -25,7 +25,7 @@ _SHOWN = (
 )
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class Progress(TrainerCallback):
     """Prints ``title: step/steps · loss … · margin … · accuracy … · s left``. Processes other than the first are
     silent.
     """

@@ -67,7 +67,9 @@ def write_reference(folder: Path, table: Table, data: str, weights: str) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{FILE}.tmp"
-    save_file(dict(table), beside, metadata={"data": data, "weights": weights})
+    save_file(
+        {str(term): values for term, values in table.items()}, beside, metadata={"data": data, "weights": weights}
+    )
     beside.replace(folder / FILE)
 
 

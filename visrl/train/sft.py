@@ -75,7 +75,7 @@ class SFTRecipe(Recipe):
 RECIPE = SFTRecipe
 
 
-class ChainTrainer(PhaseTrainer, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
+class ChainTrainer(PhaseTrainer, SFTTrainer):
     """SFT on conversations of the family's layout. Raises UsageError naming the samples where a loss is not finite."""
 
     def __init__(self, trainee: Trainee, collator: ChainCollator, args: SFTConfig, **more: Any) -> None:

@@ -221,6 +221,20 @@ def ls(
         raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "all"]))
 
 
+@app.command()
+def world(
+    sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
+    split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
+    columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
+    skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
+) -> None:
+    """A contact sheet of the small world: pictures, questions, true boxes, and what a model sees of them."""
+    from visrl.world.sheet import write_sheet
+
+    write_sheet(sheet, split, columns, skip)
+    print(sheet)
+
+
 MODELS = """models
   tiny, sft, base         the small world's checkpoints, shipped with visrl
   hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too

@@ -68,7 +68,8 @@ def factor(step: int, recipe: BaseRecipe) -> float:
 
 def optimisers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for two-dimensional hidden weights, AdamW for embeddings, convolutions, norms and biases."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, weight in model.named_parameters():
         hidden = weight.ndim == 2 and "embed" not in name and "lm_head" not in name and "positions" not in name
         (matrices if hidden else rest).append(weight)

@@ -14,6 +14,7 @@ read       question + crop alone (what a critic is shown)       the answer, and 
 look       question + picture + crop of the true box            the same
 whole      question about the whole picture, no crop            the answer
 box        expression or question + picture                     the box: labelled pictures only, never for the base
+point      the same                                             box and bind in one
 =========  ===================================================  ==================================================
 """
 
@@ -34,7 +35,7 @@ from visrl.types import Picture, Turn
 from visrl.world import documents, splits
 from visrl.world.chat import BOX_FORMAT, LAYOUT
 from visrl.world.dice import Dice
-from visrl.world.documents import DOMAINS, Document
+from visrl.world.documents import DOMAINS, Document, true_box
 from visrl.world.drawing import draw, sign_box
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.samples import drawn, sample_of
@@ -61,6 +62,7 @@ class Teacher:
             "look": self.look,
             "whole": self.whole,
             "box": self.box,
+            "point": self.point,
         }
 
     def example(self, lesson: str, dice: Dice) -> Example:
@@ -77,14 +79,15 @@ class Teacher:
         if row is None:
             return None
         example = self.prompt(row)
-        inside = patches_in(_box(row), row["size"])
-        things = [patches_in(thing.as_box(), row["size"]) for thing in splits.redraw(row["picture"]).things]
-        elsewhere = np.any(things, axis=0) & ~inside
-        targets = dict.fromkeys(dice.some(np.flatnonzero(inside).tolist(), 8), self.here)
-        # mostly patches of other things: against bare ground alone it would learn "a thing", not "the asked thing"
-        targets |= dict.fromkeys(dice.some(np.flatnonzero(elsewhere).tolist(), 10), self.away)
-        targets |= dict.fromkeys(dice.some(np.flatnonzero(~inside & ~elsewhere).tolist(), 2), self.away)
-        self._on_picture(example, 0, targets)
+        self._on_picture(example, 0, self._where(row, dice))
+        return example
+
+    def point(self, dice: Dice) -> Example | None:
+        row = self._grounded(dice)
+        if row is None:
+            return None
+        example = self._with_box(row)
+        self._on_picture(example, 0, self._where(row, dice))
         return example
 
     def name(self, dice: Dice) -> Example:
@@ -133,10 +136,7 @@ class Teacher:
 
     def box(self, dice: Dice) -> Example | None:
         row = self._grounded(dice) if dice.chance(0.9) else self._general(dice)
-        if row is None:
-            return None
-        turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, BOX_FORMAT.write(_box(row), row["size"]), [drawn(row["picture"])])
+        return None if row is None else self._with_box(row)
 
     def prompt(self, row: Document) -> Example:
         """The box turn of a row, without a target."""
@@ -173,7 +173,7 @@ class Teacher:
         if row is None:
             return None
         scene = splits.redraw(row["picture"])
-        region = tight(jittered(_box(row), scene.size, dice), scene.size)
+        region = tight(jittered(true_box(row), scene.size, dice), scene.size)
         picture = drawn(scene.key)
         crop = picture.crop(region)
         sample = sample_of(row)
@@ -186,7 +186,21 @@ class Teacher:
         self._on_picture(example, len(images) - 1, self._signs(scene, region, crop.size, dice))
         return example
 
+    def _with_box(self, row: Document) -> Example:
+        turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
+        return self._encode(turns, BOX_FORMAT.write(true_box(row), row["size"]), [drawn(row["picture"])])
+
     # -- tokens and targets ------------------------------------------------------------------------------------------
+
+    def _where(self, row: Document, dice: Dice) -> dict[int, int]:
+        """Targets on the picture's patches: the asked thing is here, or it is not."""
+        inside = patches_in(true_box(row), row["size"])
+        things = [patches_in(thing.as_box(), row["size"]) for thing in splits.redraw(row["picture"]).things]
+        elsewhere = np.any(things, axis=0) & ~inside
+        targets = dict.fromkeys(dice.some(np.flatnonzero(inside).tolist(), 8), self.here)
+        # mostly patches of other things: against bare ground alone it would learn "a thing", not "the asked thing"
+        targets |= dict.fromkeys(dice.some(np.flatnonzero(elsewhere).tolist(), 10), self.away)
+        return targets | dict.fromkeys(dice.some(np.flatnonzero(~inside & ~elsewhere).tolist(), 2), self.away)
 
     def _signs(self, scene: Scene, region: tuple[int, int, int, int], size: Size, dice: Dice) -> dict[int, int]:
         """Targets on the crop's patches: the sign that lies there, or that none does."""
@@ -194,7 +208,7 @@ class Teacher:
         targets: dict[int, int] = {}
         for thing in scene.things:
             box = _shifted(thing, scene.kind, region)
-            if Box(*map(float, (0, 0, *size))).contains(*box.centre):
+            if Box(0.0, 0.0, float(size[0]), float(size[1])).contains(*box.centre):
                 here = patches_in(box, size)
                 inside |= here
                 token = self.tokenizer.convert_tokens_to_ids(thing.sign)
@@ -219,10 +233,6 @@ class Teacher:
 
 
 _PICTURE = Picture("", lambda: Image.new("RGB", (1, 1)))
-
-
-def _box(row: Document) -> Box:
-    return Box(*map(float, row["box"]))
 
 
 def _shifted(thing: Thing, kind: str, region: tuple[int, int, int, int]) -> Box:

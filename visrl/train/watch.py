@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visrl.boxes import Box, iou
+from visrl.boxes import iou
 from visrl.train.lessons import Teacher
 from visrl.train.views import Example, patches_in
 from visrl.types import Unparsed
 from visrl.world import documents, splits
 from visrl.world.chat import BOX_FORMAT
 from visrl.world.dice import Dice
+from visrl.world.documents import Document, true_box
 from visrl.world.model import PICTURE_TOKENS
 
 N, BATCH = 192, 48
@@ -67,10 +68,11 @@ def _prompts(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
 
 def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
     """Does the patch that says "here" loudest lie in the asked thing (``point``), or in any thing (``point_any``)?"""
-    hits, anywhere, by_things = [], [], {}
+    hits: list[bool] = []
+    anywhere: list[bool] = []
+    by_things: dict[int, list[bool]] = {}
     for start in range(0, N, BATCH):
-        rows = [documents.rec("val", i) for i in _scenes(start, BATCH)]
-        rows = [row for row in rows if row is not None]
+        rows = _asked(start)
         examples = [teacher.prompt(row) for row in rows]
         batch = _prompts(examples, teacher.tokenizer.pad_token_id)
         logits = model(**batch).logits
@@ -78,7 +80,7 @@ def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[st
             where = (ids == teacher.image_id).nonzero().flatten()[:PICTURE_TOKENS]
             best = int((scores[where, teacher.here] - scores[where, teacher.away]).argmax())
             things = splits.redraw(row["picture"]).things
-            hit = bool(patches_in(Box(*map(float, row["box"])), row["size"])[best])
+            hit = bool(patches_in(true_box(row), row["size"])[best])
             hits.append(hit)
             by_things.setdefault(len(things), []).append(hit)
             anywhere.append(any(patches_in(t.as_box(), row["size"])[best] for t in things))
@@ -86,8 +88,10 @@ def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[st
     return {"point": float(np.mean(hits)), "point_any": float(np.mean(anywhere)), **shares}
 
 
-def _scenes(start: int, n: int) -> list[int]:
-    return [6 * (i // 4) + i % 4 for i in range(start, start + n)]
+def _asked(start: int) -> list[Document]:
+    """Expressions for scenes ``start`` and on of val, ``BATCH`` of them at most."""
+    scenes = (6 * (i // 4) + i % 4 for i in range(start, start + BATCH))
+    return [row for row in (documents.rec("val", i) for i in scenes) if row is not None]
 
 
 def _reading(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
@@ -112,7 +116,7 @@ def _boxes(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, 
     """Box accuracy at IoU 0.5 of greedy outputs, and the same counting a hit on any thing."""
     hits, anywhere = [], []
     for start in range(0, N, BATCH):
-        rows = [row for row in (documents.rec("val", i) for i in _scenes(start, BATCH)) if row is not None]
+        rows = _asked(start)
         batch = _prompts([teacher.prompt(row) for row in rows], teacher.tokenizer.pad_token_id)
         out = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
         for row, ids in zip(rows, out, strict=True):
@@ -121,5 +125,5 @@ def _boxes(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, 
             things = splits.redraw(row["picture"]).things
             scores = [0.0 if isinstance(box, Unparsed) else iou(box, t.as_box()) for t in things]
             anywhere.append(max(scores) > 0.5)
-            hits.append(not isinstance(box, Unparsed) and iou(box, Box(*map(float, row["box"]))) > 0.5)
+            hits.append(not isinstance(box, Unparsed) and iou(box, true_box(row)) > 0.5)
     return {"box": float(np.mean(hits)), "box_any": float(np.mean(anywhere))}

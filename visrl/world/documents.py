@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from visrl.boxes import Box
 from visrl.world import general
 from visrl.world.bitmaps import SIGNS
 from visrl.world.dice import Dice
@@ -20,6 +21,12 @@ from visrl.world.splits import SPLITS, indices, picture
 Document = dict[str, Any]
 DOMAINS: dict[str, Kind] = {"doc": "form", "chart": "chart", "general": "scene", "relation": "scene", "fine": "scene"}
 SORTS = ("attribute", "attribute", "size", "position", "relation")  # two in five by colour and shape
+
+
+def true_box(row: Document) -> Box:
+    """The row's box, in pixels of its picture. Raises KeyError for a row of an unlabelled split."""
+    x1, y1, x2, y2 = map(float, row["box"])
+    return Box(x1, y1, x2, y2)
 
 
 def rec(split: str, index: int, turn: int = 0) -> Document | None:

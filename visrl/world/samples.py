@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from visrl.boxes import Box
 from visrl.types import CoTSample, Picture
-from visrl.world.documents import Document, documents
+from visrl.world.documents import Document, documents, true_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +36,7 @@ def sample_of(row: Document, task: str = "world") -> CoTSample:
         question=question,
         picture=picture_of(row["picture"]),
         size=(row["size"][0], row["size"][1]),
-        box=Box(*map(float, row["box"])) if "box" in row else None,
+        box=true_box(row) if "box" in row else None,
         answers=(row["answer"],) if row["answer"] else (),
         instruction=instruction,
         cluster=row["cluster"],

@@ -49,7 +49,8 @@ class Thing:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def as_box(self) -> Box:
-        return Box(*map(float, self.box))
+        x1, y1, x2, y2 = map(float, self.box)
+        return Box(x1, y1, x2, y2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,33 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from visrl.errors import UsageError, nearest
 from visrl.focus import tight
 from visrl.world.documents import Document, documents
 from visrl.world.samples import drawn, sample_of
+from visrl.world.splits import SPLITS
 
 TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench")
 _CELL, _TEXT, _SEEN = 300, 66, 64
 
 
-def sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
-    """Write a PNG: a row per task, each picture with its true box, and below it the 64-pixel view and crop."""
+def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
+    """Write a PNG: a row per task, each picture with its true box, and below it the 64-pixel view and crop.
+
+    Raises UsageError for an unknown split and for a folder that cannot be written to.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"no split {split!r}", nearest(split, SPLITS))
     high = _CELL + _TEXT + 2 * _SEEN
     page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(TASKS) * (high + 12) + 12), "white")
     for row, task in enumerate(TASKS):
         rows = list(documents(task, split, (skip + columns) * 7))[skip * 7 :: 7][:columns]
         for column, document in enumerate(rows):
             page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (high + 12)))
-    page.save(path)
+    try:
+        page.save(path, format="PNG")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", "does its folder exist?") from error
 
 
 def _cell(task: str, document: Document) -> Image.Image:

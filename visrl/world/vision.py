@@ -102,7 +102,8 @@ class ConvStemModel(PreTrainedModel):
         """
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif module is self:
             side = self.config.image_size // self.config.patch_size
             with torch.no_grad():

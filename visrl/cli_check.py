@@ -142,12 +142,18 @@ def accept(
     baseline: BaselineOption = BASELINES,
     prompts: Annotated[bool, typer.Option("--prompts", help="put today's prompt texts on file")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="record today's numbers of the replays")] = False,
+    anyway: Annotated[
+        bool,
+        typer.Option(
+            "--anyway", help="with --prompts: also texts that changed under an old version; say why in the commit"
+        ),
+    ] = False,
 ) -> None:
     """Accept a run, prompts or numbers as what later checks compare with: a diff to review."""
     if (run is not None) + prompts + exact != 1:
         raise UsageError("accept takes a RUN, or --prompts, or --exact", "visrl-eval accept RUN --name NAME")
     if prompts:
-        _accept_prompts()
+        _accept_prompts(anyway)
     elif exact:
         from visrl.checks import record_replays
 
@@ -162,7 +168,7 @@ def accept(
         print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
 
 
-def _accept_prompts() -> None:
+def _accept_prompts(anyway: bool) -> None:
     from visrl.evals.gates import unbumped
     from visrl.prompt_bytes import prompts_file, read_prompts, render_all, write_prompts
 
@@ -170,9 +176,9 @@ def _accept_prompts() -> None:
     refused = unbumped(read_prompts(path), rendered) if path.exists() else []
     for finding in refused:
         print(f"{finding.name}: {finding.reason}\n{finding.detail}", file=sys.stderr)
-    if refused:
+    if refused and not anyway:
         print(
-            "error: prompts changed under an old version\n\nhint: bump the task's or the protocol's version",
+            "error: prompts changed under an old version\n\nhint: bump the task's or the protocol's version, or --anyway",
             file=sys.stderr,
         )
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -95,7 +95,7 @@ def _lines(findings: Sequence[Finding]) -> list[tuple[str, str, str, str]]:
 
 def _text(finding: Finding) -> str:
     facts = finding.facts
-    said = change(*(facts.get(k) for k in ("before", "after", "delta", "se")), facts.get("unit", ""))  # type: ignore[arg-type]
+    said = change(facts.get("before"), facts.get("after"), facts.get("delta"), facts.get("se"), facts.get("unit", ""))
     return plain(finding.reason if said == "—" else f"{said}: {finding.reason}", 400)
 
 
@@ -167,7 +167,7 @@ def to_junit(suite: str, findings: Sequence[Finding]) -> str:
     counts = {"tests": len(findings), "failures": statuses.count("fail"), "errors": statuses.count("refused")}
     attributes = {name: str(count) for name, count in {**counts, "skipped": statuses.count("info")}.items()}
     root = ElementTree.Element("testsuites")
-    group = ElementTree.SubElement(root, "testsuite", name=f"visrl-eval check {plain(suite)}", **attributes)
+    group = ElementTree.SubElement(root, "testsuite", {"name": f"visrl-eval check {plain(suite)}", **attributes})
     tags = {"fail": "failure", "refused": "error", "info": "skipped"}
     for finding in findings:
         case = ElementTree.SubElement(group, "testcase", classname=finding.gate, name=plain(finding.name, 200))

@@ -113,6 +113,21 @@ def test_prompts_file_round_trip_and_hand_edits(tmp_path):
         read_prompts(path)
 
 
+def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, capsys):
+    from visrl import prompt_bytes
+
+    path = tmp_path / "prompts.json"
+    write_prompts(path, {KEY: Prompt.of("1", "a")})
+    monkeypatch.setattr(prompt_bytes, "prompts_file", lambda: path)
+    for version, more, code in (("1", (), 1), ("1", ("--anyway",), 0), ("2", (), 0)):
+        monkeypatch.setattr(prompt_bytes, "render_all", lambda v=version, m=more: {KEY: Prompt.of(v, f"b{v}{m}")})
+        before = path.read_text()
+        assert main(["accept", "--prompts", *more]) == code
+        assert (path.read_text() == before) == (code == 1)
+    assert "+b1()" in capsys.readouterr().err  # the refused change is shown
+    assert main(["accept"]) == 2 and main(["accept", "--prompts", "--exact"]) == 2
+
+
 def test_every_task_has_a_fixture_and_prompts_on_file():
     from visrl.evals.benchmarks import TASKS
     from visrl.policies.families import known_families

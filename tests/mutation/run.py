@@ -3,7 +3,7 @@
     python tests/mutation/run.py [--only WORDS] [--write]     # --write: the list into docs/ci.md
 
 Each fault: the three source folders are laid out as an installed package in a temporary folder, one text is replaced there,
-and the catcher runs in a new process with that folder first on the path. Caught means that the gate reports a failed
+and the catcher runs in a forked process that finds that folder first. Caught means that the gate reports a failed
 finding (its JSON says so: a crash is not counted) or that pytest reports a failed test (not an error of collection).
 First every catcher must be content with the unchanged source. Exit code 1 if a fault survives.
 """
@@ -12,10 +12,10 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from faults import FAULTS, Fault
@@ -48,36 +48,81 @@ def seed(fault: Fault, target: Path) -> None:
 
 
 def notice(catcher: str, target: Path) -> str:
-    """What the catcher says of the source in ``target``: "" when it is content, else its first complaint."""
-    env = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    where = subprocess.run(
-        [sys.executable, "-c", "import visrl.evals as e; print(e.__file__)"],
-        env=env,
-        capture_output=True,
-        text=True,
-        cwd=target,
-    )
-    assert where.stdout.startswith(str(target)), f"the copy is not what is imported: {where.stdout}{where.stderr}"
-    return _gate(catcher, target, env) if catcher in SUITES else _pytest(catcher, env)
+    """What the catcher says of the source in ``target``: "" when it is content, else its first complaint.
+
+    It runs in a fork of this process, which forgets every module of visrl's and finds ``target`` first; torch and
+    transformers, once loaded here, need not be loaded 40 times.
+    """
+    with tempfile.TemporaryDirectory(prefix="visrl-notice-") as folder:
+        said = Path(folder) / "said"
+        child = os.fork()
+        if child == 0:
+            _in_child(catcher, target, said)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        text = said.read_text(encoding="utf-8")
+    return _gate_said(catcher, code, text) if catcher in SUITES else _pytest_said(catcher, code, text)
 
 
-def _gate(gate: str, target: Path, env: dict[str, str]) -> str:
-    (target / "suite.yaml").write_text(SUITES[gate])
-    code = "import sys; from visrl.cli import main; sys.exit(main(['check', '--suite', 'suite.yaml', '--json']))"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=target)
-    if not done.stdout.startswith("{"):
-        raise SystemExit(f"{gate} crashed instead of failing:\n{done.stderr[-2000:]}")
-    failed = [f for f in json.loads(done.stdout)["findings"] if f["status"] == "fail"]
-    assert done.returncode == (1 if failed else 0)
+def _in_child(catcher: str, target: Path, said: Path) -> None:
+    """Runs the catcher and ends the process; its output goes to ``said``."""
+    code = 70
+    try:
+        descriptor = os.open(said, os.O_CREAT | os.O_WRONLY)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115 - until the process ends
+        forget()
+        sys.path.insert(0, str(target))
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONPATH"] = str(target)
+        code = _gate(catcher, target) if catcher in SUITES else _pytest(catcher)
+        import visrl.evals
+
+        if not str(visrl.evals.__file__).startswith(str(target)):
+            print(f"not the copy: {visrl.evals.__file__}")
+            code = 70
+    except BaseException:  # noqa: BLE001 - whatever a fault does, the parent reads it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def forget() -> None:
+    """Drop all of visrl's modules, so that the next import finds them anew."""
+    for name in [name for name in sys.modules if name == "visrl" or name.startswith("visrl.")]:
+        del sys.modules[name]
+
+
+def _gate(gate: str, target: Path) -> int:
+    os.chdir(target)
+    Path("suite.yaml").write_text(SUITES[gate])
+    from visrl.cli import main
+
+    return main(["check", "--suite", "suite.yaml", "--json"])
+
+
+def _pytest(node: str) -> int:
+    import pytest
+
+    os.chdir(ROOT)
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", node]))
+
+
+def _gate_said(gate: str, code: int, text: str) -> str:
+    start, end = text.find("{\n"), text.rfind("}")
+    if code not in (0, 1) or start < 0:
+        raise SystemExit(f"{gate} crashed instead of failing:\n{text[-2000:]}")
+    failed = [f for f in json.loads(text[start : end + 1])["findings"] if f["status"] == "fail"]
+    assert code == (1 if failed else 0)
     return f"{gate}: {failed[0]['name']}" if failed else ""
 
 
-def _pytest(node: str, env: dict[str, str]) -> str:
-    command = [Path(sys.executable).with_name("pytest"), "-q", "-x", "-p", "no:cacheprovider", node]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"{node} did not run:\n{done.stdout[-2000:]}")
-    failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+def _pytest_said(node: str, code: int, text: str) -> str:
+    if code not in (0, 1):
+        raise SystemExit(f"{node} did not run:\n{text[-2000:]}")
+    failed = [line.split(" - ")[0] for line in text.splitlines() if line.startswith("FAILED")]
     return failed[0].removeprefix("FAILED ").split("[")[0] if failed else ""
 
 
@@ -109,6 +154,10 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [fault for fault in FAULTS if options.only in fault.what]
     caught: dict[str, str] = {}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import visrl.prompt_bytes
+
+    visrl.prompt_bytes.families()  # loads torch and transformers, once for all forks
     with tempfile.TemporaryDirectory(prefix="visrl-mutation-") as folder:
         pristine = lay_out(Path(folder) / "source")
         for catcher in dict.fromkeys(fault.catcher for fault in chosen):

@@ -19,6 +19,15 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("", "sdpa", "eager")
 
 
+def model_type(path: str, revision: str) -> str | None:
+    """``model_type`` of a checkpoint's config.json, read before any class is chosen; None where there is no such file."""
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
+    except OSError:
+        return None
+    return raw.get("model_type")
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A checkpoint ready to use. ``about``: JSON values for records."""
@@ -77,7 +86,7 @@ def load_checkpoint(
         "family": family.name,
         "path": path,
         "revision": getattr(config, "_commit_hash", None) or revision or None,
-        "weights_sha256": weights_hash(_files(path, where)),
+        "weights_sha256": weights_hash(folder_of(path, revision)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn": model.config._attn_implementation,
         "image_processor": type(processor.image_processor).__name__,
@@ -122,12 +131,11 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def _files(path: str, where: dict[str, Any]) -> Path:
-    """The folder the checkpoint's files lie in; for a hub id, the snapshot in the cache."""
+def folder_of(path: str, revision: str) -> Path:
+    """The folder a checkpoint's files lie in; for a hub id, the snapshot in the cache."""
     if Path(path).is_dir():
         return Path(path)
-    found = cached_file(path, "config.json", revision=where.get("revision"))
-    return Path(str(found)).parent
+    return Path(str(cached_file(path, "config.json", revision=revision or None))).parent
 
 
 def weights_hash(folder: Path) -> str:

@@ -18,10 +18,11 @@ import torch
 from visrl.errors import PictureError
 from visrl.parsing import BoxFormat
 from visrl.policies import Output, Request, Sampling
-from visrl.policies.checkpoint import Loaded, load_checkpoint
+from visrl.policies.checkpoint import Loaded, load_checkpoint, model_type
 from visrl.policies.families.base import Chat, Family, Features, Seen
 from visrl.policies.families.layout import LayoutError
 from visrl.policies.generation import Branch, Prefix, branch, prefill, resume, shared_length, stems
+from visrl.policies.remote_chat import CHAT_TYPES, RemoteChatPolicy
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,16 @@ class HFPolicy:
         trust_remote_code: str = "false",
         box_format: str = "native",
         rows: str = "",
-    ) -> HFPolicy:
-        """``--model hf:PATH --model-args …``. Raises UsageError for what a user can mend."""
+    ) -> HFPolicy | RemoteChatPolicy:
+        """``--model hf:PATH --model-args …``. Raises UsageError for what a user can mend.
+
+        A model that only its own repository's code can run (MiniCPM-o) comes as another policy, see remote_chat.py.
+        """
+        trusted = trust_remote_code.lower() in ("true", "1", "yes")
+        if model_type(path, revision) in CHAT_TYPES:
+            return RemoteChatPolicy.load(
+                path, dtype=dtype, device=device, revision=revision, trust_remote_code=trusted, box_format=box_format
+            )
         loaded = load_checkpoint(
             path,
             dtype=dtype,
@@ -87,7 +96,7 @@ class HFPolicy:
             attn=attn,
             revision=revision,
             adapter=adapter,
-            trust_remote_code=trust_remote_code.lower() in ("true", "1", "yes"),
+            trust_remote_code=trusted,
         )
         return cls(path, loaded, box_format=box_format, rows=int(rows or 0))
 

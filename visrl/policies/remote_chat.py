@@ -1,0 +1,111 @@
+"""Models whose code lies in their repository and that are spoken to by ``model.chat(msgs=…, tokenizer=…)``: MiniCPM-o and -V.
+
+transformers has no class for MiniCPM-o-2.6. Where the user trusts the repository's code and has a transformers it runs on (its
+authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it and use endpoint.py.
+
+Tested with a stand-in repository of that interface (tests/policies/test_remote_chat.py). The real model was never loaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from visrl.errors import PictureError, UsageError
+from visrl.parsing import FORMATS, BoxFormat
+from visrl.policies import Output, Request, Sampling
+from visrl.policies.checkpoint import folder_of, weights_hash
+from visrl.policies.families.base import PAPER_FORMAT
+from visrl.types import Turn
+
+CHAT_TYPES = ("minicpmo", "minicpmv")
+NATIVE = FORMATS["box_tag_1000"]
+
+
+class RemoteChatPolicy:
+    """A ``model.chat`` behind the Policy protocol. No batches and no caches: the repository's code has its own way."""
+
+    needs_pictures = True
+    default_protocol = "visrl_train"
+    batch_size = 8
+
+    def __init__(self, path: str, model: Any, tokenizer: Any, box_format: BoxFormat, about: Mapping[str, Any]) -> None:
+        self.name, self.model, self.tokenizer, self.box_format = path, model, tokenizer, box_format
+        self._about = dict(about)
+
+    @classmethod
+    def load(
+        cls, path: str, *, dtype: str, device: str, revision: str, trust_remote_code: bool, box_format: str
+    ) -> RemoteChatPolicy:
+        """Raises UsageError unless the user trusts the code, and where it does not run on this transformers."""
+        from transformers import AutoModel, AutoTokenizer
+
+        served = "serve it (vLLM has it) and use --model endpoint:URL#NAME --model-args box_format=box_tag_1000"
+        if not trust_remote_code:
+            raise UsageError(
+                f"{path} runs code of its own repository", f"trust_remote_code=true if you trust it, or {served}"
+            )
+        formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
+        if box_format not in formats:
+            raise UsageError(f"no box format {box_format!r}", f"one of {', '.join(formats)}")
+        where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **where)
+            model = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
+        except Exception as error:
+            raise UsageError(
+                f"the code of {path} does not run here: {type(error).__name__}: {error}", served
+            ) from error
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        about = {
+            "kind": "hf",
+            "family": "minicpmo",
+            "path": path,
+            "revision": getattr(model.config, "_commit_hash", None) or revision or None,
+            "weights_sha256": weights_hash(folder_of(path, revision)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "trust_remote_code": True,
+        }
+        return cls(path, model, tokenizer, formats[box_format], about)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a record says of this model."""
+        return {**self._about, "box_format": self.box_format.name}
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        """One Output per request, in order."""
+        return [self._one(request, sampling) for request in requests]
+
+    def _one(self, request: Request, sampling: Sampling) -> Output:
+        try:
+            messages = [_message(turn) for turn in request.turns]
+        except PictureError as error:
+            return Output(error=f"PictureError: {error}")
+        # its greedy default is three beams and a repetition penalty: both would change scores unseen
+        how: dict[str, Any] = {"sampling": False, "num_beams": 1, "repetition_penalty": 1.0}
+        if sampling.temperature > 0:
+            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+            how = {"sampling": True, "repetition_penalty": 1.0, **drawn}
+        texts = []
+        for index in range(sampling.n):
+            seeded = hashlib.sha256(f"{sampling.seed}:{request.key}:{request.step}:{index}".encode()).digest()
+            with torch.random.fork_rng(), torch.inference_mode():
+                torch.manual_seed(int.from_bytes(seeded[:7], "big"))
+                text = self.model.chat(
+                    msgs=messages, tokenizer=self.tokenizer, max_new_tokens=sampling.max_tokens, **how
+                )
+            texts.append(_cut(str(text), sampling.stop))
+        return Output(tuple(texts))
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    parts = [part if isinstance(part, str) else part.open().convert("RGB") for part in turn.parts]
+    return {"role": turn.role, "content": parts}
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(cuts)] if cuts else text

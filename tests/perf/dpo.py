@@ -5,12 +5,14 @@ of a step.
 
 The model is a LLaVA of real token geometry (336 px, patch 14: 576 picture tokens; about 40 tokens of text;
 completions of 25), small in width, with a vocabulary small enough that the head's share of the work is that of a 7B
-model (2.5 %). Vision tower frozen on both sides. Both run the same pairs, batches, optimiser and number of epochs, in
-processes of their own, in turn.
+model (2.5 %). Attention's share is larger than there (a fifth against 3 %) and costs us more: a block mask is computed
+whole, where TRL's causal one skips half. Vision tower frozen on both sides. Both run the same pairs, batches, optimiser
+and number of epochs, in processes of their own, in turn. Times are CPU seconds of one thread: what else runs on the
+machine disturbs them least.
 
 The limit of sharing the prefix alone is 2 (P + C) / (P + 2 C) = 1.92 for a step; over a phase TRL also runs its
-reference every step (4 units against ours 3 / 1.92, and once 1 / 1.92): 20 / 8.3 = 2.40 over 5 epochs. Vision
-features computed once come on top.
+reference every step (4 units against ours 3 / 1.92, and once 1 / 1.92): 20 / 8.3 = 2.40 over 5 epochs. Vision features
+computed once come on top.
 """
 
 from __future__ import annotations

@@ -25,9 +25,16 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
     Without a GPU: no half precision, no checkpointing of activations. A frozen vision tower leaves no parameter
     unused, so DDP need not look for any; nothing is reported anywhere unless ``report_to`` says so.
     """
+    import warnings
+
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from visrl.train.vision import vision_is_frozen
+
+    disable_progress_bar()  # one progress line, ours
+    # TRL's defaults still say it, whatever a recipe says
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
     gpu = torch.cuda.is_available()
     here: dict[str, Any] = {

@@ -119,7 +119,7 @@ def _scores(scores: Sequence[Score | None], high: float, low: float, rule: Rule)
         "asked": len(asked),
         "above": sum(value >= high for value in values),
         "below": sum(_below(value, low, rule) for value in values),
-        "missing": _counted(score.reason[:60] for score in asked if score.value is None),
+        "missing": commonest(Counter(score.reason for score in asked if score.value is None)),
         "reservations": _counted(
             score.reason.split(" from")[0] for score in asked if score.value is not None and score.reason
         ),

@@ -107,6 +107,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def _bytes(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
 def memory() -> str:
     """This process's memory in use, and the accelerator's highest so far if a model has one. "" where nobody can say."""
     parts = []
@@ -114,12 +118,12 @@ def memory() -> str:
         with open("/proc/self/statm") as file:  # noqa: PTH123 - a kernel file, read at every tick
             import resource
 
-            parts.append(f"{int(file.read().split()[1]) * resource.getpagesize() / 1e9:.1f} GB")
+            parts.append(_bytes(int(file.read().split()[1]) * resource.getpagesize()))
     except (OSError, ValueError, ImportError):
         pass  # not Linux
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        parts.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the device")
+        parts.append(f"{_bytes(torch.cuda.max_memory_allocated())} on the device")
     return " + ".join(parts)
 
 

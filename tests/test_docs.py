@@ -1,0 +1,152 @@
+"""The documentation's commands: those marked ``<!-- runnable -->`` run, in order, page by page; all others must parse.
+
+A runnable page runs in a folder of its own that holds ``DATA/``, a made benchmark in VisCoT's layout with drawn pictures.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import runs_made as made
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+BLOCK = re.compile(r"(?:^<!-- (runnable)(?:: (\S+))? -->\n)?^```(console|python)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@dataclass
+class Block:
+    language: str
+    text: str
+    runnable: bool
+    file: str | None
+
+    @property
+    def commands(self):
+        """Lines that begin with ``$``, their comments cut off."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line[2:] for line in lines if line.startswith("$ ")]
+
+
+def blocks(page):
+    return [Block(lang, text, bool(run), file) for run, file, lang, text in BLOCK.findall(page.read_text())]
+
+
+def words(command):
+    """The words of a simple command, without a comment; [] for what a shell would have to expand."""
+    try:
+        return shlex.split(command, comments=True)
+    except ValueError:
+        return []
+
+
+def options(program, name):
+    """Every option a command takes."""
+    if program == "visrl-train":
+        return {"--set", "--dry-run", "--help"}
+    from typer.main import get_command
+
+    from visrl.cli import app
+
+    command = get_command(app).commands.get(name)
+    return None if command is None else {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+
+
+def invocations():
+    for page in PAGES:
+        for block in blocks(page):
+            for command in block.commands if block.language == "console" else ():
+                found = words(command)
+                while found and "=" in found[0]:
+                    found = found[1:]
+                if found and found[0] in ("visrl-eval", "visrl-train"):
+                    yield pytest.param(found, id=f"{page.name}: {' '.join(found)[:60]}")
+
+
+@pytest.mark.parametrize("command", invocations())
+def test_commands_and_options_exist(command):
+    program, *rest = command
+    name = "run" if not rest or rest[0].startswith("-") else rest[0]
+    if program == "visrl-eval" and rest[:1] == ["--help"]:
+        return
+    known = options(program, name)
+    assert known is not None, f"visrl-eval has no command {name}"
+    used = {word.split("=")[0] for word in rest if word.startswith("-") and not word[1:2].isdigit() and word != "-"}
+    assert used <= known
+
+
+def shipped(command):
+    """Whether the small models a command names are there."""
+    from visrl.policies.load import SHIPPED
+
+    try:
+        from visrl.world import checkpoint_path
+    except ImportError:
+        return not re.search(rf"--model ({'|'.join(SHIPPED)})\b", command)
+    return all(
+        Path(checkpoint_path(name)).exists() for name in re.findall(rf"--model ({'|'.join(SHIPPED)})\b", command)
+    )
+
+
+RUNNABLE = [page for page in PAGES if any(block.runnable for block in blocks(page))]
+
+
+def run(command, folder):
+    """(exit code, output) of one command: visrl-eval in this process, which saves its imports; all else in a shell."""
+    found = words(command)
+    if found[0] == "visrl-eval" and not set(command) & set("|>&;$"):
+        from visrl.cli import main
+
+        return main(found[1:]), ""
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+    return done.returncode, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=[page.name for page in RUNNABLE])
+def test_runnable_commands_run(page, tmp_path, monkeypatch, capfd):
+    made.drawn(tmp_path / "DATA")
+    monkeypatch.chdir(tmp_path)
+    left_out = []
+    for block in blocks(page):
+        if block.runnable and block.language == "python":
+            (tmp_path / block.file).write_text(block.text)
+        elif block.runnable:
+            missing = [command for command in block.commands if not shipped(command)]
+            left_out += missing
+            for command in block.commands if not missing else ():
+                code, output = run(command, tmp_path)
+                assert code == 0, f"$ {command}\n{output}{capfd.readouterr()}"
+                if command == "python signs.py":
+                    assert output.startswith("{'answer': (0.5, 2)}\n")  # as the page says
+    if left_out:
+        pytest.skip(f"no shipped model yet for: {'; '.join(left_out)}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_somewhere(page):
+    targets = [t for t in LINK.findall(page.read_text()) if not re.match(r"https?:", t)]
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def test_drawings_are_what_the_code_draws():
+    done = subprocess.run(
+        [sys.executable, "-c", "import draw, json; print(json.dumps(draw.drawings()))"],
+        cwd=ROOT / "docs" / "img", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    import json
+
+    for name, drawing in json.loads(done.stdout).items():
+        assert (ROOT / "docs" / "img" / name).read_text(encoding="utf-8") == drawing, (
+            f"python docs/img/draw.py  # {name}"
+        )

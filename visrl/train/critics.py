@@ -45,6 +45,8 @@ P_BOX_CRITIC = (
     "\nquestion: {question}\nstandard answer: {standard}"
 )
 CRITIC_MAX_TOKENS = 64  # {"score": 0.8} in a fence, and a few words from those who do not obey
+DECIMALS = 6
+"""Of a likelihood's score: what another batch rounds differently in the last bits is the same score."""
 CriticKind = Literal["score", "likelihood", "oracle"]
 
 
@@ -223,7 +225,9 @@ class LikelihoodCritic:
         ]
         found = self.scorer.loglikelihood(requests, [q.sample.answers[0] for q in questions])
         return [
-            Judged(error=one.error) if one.error else Judged(Score(math.exp(min(one.value, 0.0))), tokens=one.tokens)
+            Judged(error=one.error)
+            if one.error
+            else Judged(Score(round(math.exp(min(one.value, 0.0)), DECIMALS)), tokens=one.tokens)
             for one in found
         ]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +116,7 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     request = describe_request(policy, specs, look, options)
     outcome = Outcome(options.output or default_folder(request), [])
     with Run(outcome.folder, request) as run:
-        run.write_meta(model_spec=policy.name, judge=options.judge)
+        run.write_meta(model_spec=policy.name, judge=options.judge, command=_command())
         finished = run.finished()
         try:
             for spec in specs:
@@ -125,6 +127,12 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     _check_leftovers(policy, outcome)
     outcome.results = score(outcome.folder, options.judge)
     return outcome
+
+
+def _command() -> str | None:
+    """The command line that is running, for the page of the run; None where visrl is used as a library."""
+    program = Path(sys.argv[0]).name
+    return shlex.join([program, *sys.argv[1:]]) if program == "visrl-eval" else None
 
 
 def _run_task(

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from visrl import __version__
 from visrl.boxes import Box
 from visrl.report.figures import TaskFigures
-from visrl.report.head import differences, header
+from visrl.report.head import Header, differences, header
 from visrl.report.pictures import Album, choose, side_for
 from visrl.report.rows import Outcome, RunView, flip
 from visrl.report.text import clip, json_block, line
@@ -275,7 +275,7 @@ def _assemble(
         n=len(index),
         n_pictures=len(gathered.album.pictures),
         n_embedded=len(embedded),
-        figures=[[task for task in tasks.values() if task.n_boxes] for tasks in gathered.figures],
+        figures=_figures(gathered.figures, heads),
         differences=changes,
         looks=any(value is not None for run in index.runs for value in run.get("looked", ())),
         tasks=list(dict.fromkeys(index.shared.get("task", ()))),
@@ -287,6 +287,17 @@ def _assemble(
         part.seek(0)
         shutil.copyfileobj(part, page, 1 << 20)
     page.write(after.encode())
+
+
+def _figures(found: Sequence[Mapping[str, TaskFigures]], heads: Sequence[Header]) -> list[tuple[TaskFigures, Header]]:
+    """Tasks in order, the runs of one task side by side; those without boxes left out."""
+    names = dict.fromkeys(name for tasks in found for name in tasks)
+    return [
+        (tasks[name], head)
+        for name in names
+        for tasks, head in zip(found, heads, strict=True)
+        if name in tasks and tasks[name].n_boxes
+    ]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A training folder as a page: curves, the phases' settings, what pair generation threw away, and win and lose boxes.
 
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
-``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json`` (request,
-funnel, right and wrong boxes of pair generation), ``pairs*.jsonl`` (visrl.train.files.PairRow).
+``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json``
+(request, funnel, right and wrong boxes of pair generation), ``pairs*.jsonl`` (visrl.train.files.PairRow).
 """
 
 from __future__ import annotations

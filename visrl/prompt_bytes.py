@@ -82,11 +82,15 @@ def render_all() -> Prompts:
 def _of_task(task: str, adapters: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], Prompt]]:
     sample, version = fixture(task), TASKS[task].version
     for protocol in PROTOCOLS.values():
+        by_format: dict[str, list[Request]] = {}  # families that write boxes alike are asked alike
         asked = _conversations(sample, protocol, FORMATS["padded_square_3dp"])
         text = "\n---\n".join(f"{request.step}\n{_as_text(request.turns)}" for request in asked)
         yield (task, protocol.id, TURNS), Prompt.of(version, text)
         for name, family in adapters.items():
-            asked = _conversations(sample, protocol, family.native)
+            native: BoxFormat = family.native
+            if native.name not in by_format:
+                by_format[native.name] = _conversations(sample, protocol, native)
+            asked = by_format[native.name]
             text = "\n---\n".join(_rendered(family, request.turns) for request in asked)
             yield (task, protocol.id, name), Prompt.of(version, text)
 

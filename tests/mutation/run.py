@@ -95,6 +95,17 @@ def forget() -> None:
         del sys.modules[name]
 
 
+def preload() -> None:
+    """Load here, once for all forks, what their imports would take most of their time with."""
+    import pytest  # noqa: F401
+    import scipy.special  # noqa: F401
+
+    import visrl.evaluate  # noqa: F401
+    from visrl.prompt_bytes import families
+
+    families()  # torch and transformers
+
+
 def _gate(gate: str, target: Path) -> int:
     os.chdir(target)
     Path("suite.yaml").write_text(SUITES[gate])
@@ -155,9 +166,7 @@ def main() -> int:
     chosen = [fault for fault in FAULTS if options.only in fault.what]
     caught: dict[str, str] = {}
     os.environ["OMP_NUM_THREADS"] = "1"
-    import visrl.prompt_bytes
-
-    visrl.prompt_bytes.families()  # loads torch and transformers, once for all forks
+    preload()
     with tempfile.TemporaryDirectory(prefix="visrl-mutation-") as folder:
         pristine = lay_out(Path(folder) / "source")
         for catcher in dict.fromkeys(fault.catcher for fault in chosen):

@@ -158,7 +158,7 @@ def phase(trainer: Any) -> float:
     return time.process_time() - began
 
 
-def step(trainer: Any, *, repeats: int = 6) -> float:
+def step(trainer: Any, *, repeats: int = 3) -> float:
     """CPU seconds of one policy step, forward and backward, on a batch that is collated already and whose reference is
     known.
     """
@@ -211,7 +211,7 @@ def child(name: str, what: str, n: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--child", choices=CONTENDERS)
     parser.add_argument("--what", choices=("phase", "step"), default="phase")

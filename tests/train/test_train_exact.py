@@ -14,6 +14,7 @@ from trl import DPOConfig
 from visrl.train.collate import PairCollator
 from visrl.train.dpo import StepDPOTrainer
 from visrl.train.losses import stage_terms
+from visrl.train.models import sliding_window
 
 KNOBS = {"beta_box": 0.1, "beta_answer": 0.3, "lambda_box": 0.6, "lambda_answer": 0.4}
 
@@ -133,6 +134,11 @@ def test_own_crop_equals_a_computation_by_hand(tmp_path):
     logs = by_hand(trainee, collator, "answer")
     expected = 0.4 * -torch.log(torch.sigmoid(0.3 * (logs[:, 0] - logs[:, 1]))).mean().item()
     assert step(trainer, [0, 1])[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "window"), [("paligemma2", 1024), ("qwen2_5_vl", None), ("llava", None)])
+def test_only_families_that_slide_have_a_window(name, window):
+    assert sliding_window(tiny(name).base) == window
 
 
 def test_rows_longer_than_a_sliding_window_are_not_shared():

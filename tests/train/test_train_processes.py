@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from worker import child, train
 
 from visrl.policies.tiny import save
+from visrl.train.recipe import LoraSection
 
 FORK = multiprocessing.get_context("fork")
 
@@ -72,3 +74,18 @@ def test_two_gloo_processes_give_the_losses_and_weights_of_one(tmp_path, undistu
     assert losses == pytest.approx(undisturbed[1], abs=2e-5)
     found, wanted = weights(tmp_path), undisturbed[0]
     assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 2e-4
+
+
+def test_an_adapter_goes_on_from_its_checkpoint_too(tmp_path):
+    """LoRA: a run whose later checkpoints and result are taken away ends with the same adapter again."""
+    save("llava", tmp_path / "model")
+    train(tmp_path, lora=LoraSection())
+    stage = tmp_path / "out/stage2"
+    whole = load_file(stage / "final/adapter_model.safetensors")
+    for gone in (stage / "final", stage / "checkpoint-12"):
+        shutil.rmtree(gone)
+    assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-9"]
+    train(tmp_path, lora=LoraSection())
+    again = load_file(stage / "final/adapter_model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert any(whole[name].abs().max() > 0 for name in whole if "lora_B" in name)

@@ -20,9 +20,9 @@ def recipe(folder: Path, **trainer) -> DPORecipe:
     return DPORecipe(kind="dpo", model=model, data=DataSection(), output=folder / "out", trainer=fast | trainer)
 
 
-def train(folder: Path, stage: int = 2, **trainer):
+def train(folder: Path, stage: int = 2, lora=None, **trainer):
     asked = recipe(folder, **trainer)
-    return run_stage(asked, stage, load_trainee(asked.model, None), [preference(i) for i in range(8)])
+    return run_stage(asked, stage, load_trainee(asked.model, lora), [preference(i) for i in range(8)])
 
 
 def child(folder: Path, environment: dict[str, str], trainer: dict[str, int]) -> None:

@@ -175,10 +175,12 @@ def sample_of(row: _Question, folder: Path) -> CoTSample:
 
 
 def demonstrations(rows: Iterable[ChainRow], folder: Path) -> list[Demonstration]:
+    """SFT rows with their pictures, which are looked for below ``folder`` and opened when needed."""
     return [Demonstration(sample_of(row, folder), row.protocol, row.chain) for row in rows]
 
 
 def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
+    """Preference rows with their pictures, likewise."""
     return [Preference(sample_of(row, folder), row.protocol, row.win, row.lose) for row in rows]
 
 

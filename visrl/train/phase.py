@@ -117,6 +117,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def finished(folder: Path) -> bool:
+    """Whether a phase ended here."""
     return (folder / "final" / "phase.json").is_file()
 
 

@@ -189,6 +189,7 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> Usag
 
 
 def nearest_key(name: str, known: Sequence[str]) -> str:
+    """A hint naming the closest of ``known`` keys, or where all are listed."""
     hint = nearest(name, known)
     return hint if hint.startswith("did you mean") else "docs/training.md lists every key"
 

@@ -56,6 +56,7 @@ class StepSection(Section):
     )
 
     def terms(self, stage: int) -> tuple[Term, ...]:
+        """The terms of a stage with this recipe's lambdas and betas."""
         return stage_terms(
             stage,
             beta_box=self.beta_box,

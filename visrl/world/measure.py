@@ -102,20 +102,24 @@ def measure(policy: Policy, *, short: bool = False) -> Iterator[Row]:
     tokens = Sampling(max_tokens=6)
     looks = {focus: Look(LOOKING, focus, "tight", tokens) for focus in FOCUSES}
     direct = Look(PROTOCOLS["direct"], crop="tight", sampling=tokens)
-    for task in ("world_rec", *(GROUPS["world_heldout"][:1] if short else GROUPS["world_heldout"])):
-        yield from _rows(task, "predicted", [run(policy, task, looks["predicted"])])
+    yield from _rows("world_rec", "predicted", [run(policy, "world_rec", looks["predicted"])])
     yield from _group("world_viscot", "direct", policy, direct)
-    for focus in FOCUSES[:3] if short else FOCUSES:
+    for focus in FOCUSES[:3]:
         yield from _group("world_viscot", focus, policy, looks[focus])
     yield from _group("world_viscot", "crop alone", policy, direct, crops=True)
+    yield from _rows("world_viscot", "majority", [run(commonest(task), task, direct) for task in VISCOT])
+    yield from _rows("world_heldout_rec", "predicted", [run(policy, "world_heldout_rec", looks["predicted"])])
     if short:
         return
-    yield from _group("world_viscot", "blind, direct", Blind(policy), direct)
     yield from _group("world_viscot", "blind, predicted", Blind(policy), looks["predicted"])
-    yield from _rows("world_viscot", "majority", [run(commonest(task), task, direct) for task in VISCOT])
+    yield from _group("world_viscot", "blind, direct", Blind(policy), direct)
     for task in ("world_pope", "world_mme", "world_mmbench"):
         yield from _group(task, "direct", policy, direct)
         yield from _group(task, "predicted", policy, looks["predicted"])
+    for focus in FOCUSES[3:]:
+        yield from _group("world_viscot", focus, policy, looks[focus])
+    for task in GROUPS["world_heldout"][1:]:
+        yield from _rows(task, "predicted", [run(policy, task, looks["predicted"])])
 
 
 def _group(group: str, condition: str, policy: Policy, look: Look, *, crops: bool = False) -> Iterator[Row]:
@@ -153,8 +157,8 @@ def main() -> None:
         value = "-" if row.value is None else f"{row.value:.4g} ± {row.se or 0:.2g}"
         sys.stdout.write(f"| {row.task} | {row.condition} | {row.metric} | {value} | {row.n} |\n")
         sys.stdout.flush()
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

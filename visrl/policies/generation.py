@@ -36,6 +36,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     :meth:`forked` shares what is filled and gets stores of its own when it grows.
     """
 
+    keys: Tensor
+    values: Tensor
     _stores: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -175,6 +175,8 @@ def study(source, gate, reps, points, seed, baselines):
         found = verdicts(gate, before, after)
         flat.append(found)
         alarms.append(any(f.status == "fail" for f in found))
+        if found[0].facts["after"] < points:
+            raise SystemExit(f"accuracy {found[0].facts['after']:g}: there are no {points:g} points to lose")
         share = points / found[0].facts["after"]
         for list_, pictures in ((dropped, False), (by_picture, True)):
             worse = verdicts(gate, before, spoil(after, share, rng, pictures))

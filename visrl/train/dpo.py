@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
@@ -64,9 +65,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             **more,
         )
         if "ref" in getattr(self.model, "peft_config", {}):
-            self.model.delete_adapter(
-                "ref"
-            )  # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (trap 4)
+            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (training.md, trap 4)
+            self.model.delete_adapter("ref")
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are numbers; the collator makes the tokens
@@ -75,11 +75,16 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         return dataset  # see begin(): at the first step the model is where it will be trained, sharded or not
 
     def begin(self) -> None:
-        """The reference, before the first step: from disk if the phase goes on, else from the model as it is now."""
+        """The reference, before the first step: from disk if the phase goes on, else from the model as it is now.
+
+        The first process looks, and tells the others: the folder may be on its machine alone.
+        """
         data = data_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
         weights: str = self._precompute_model_hash
         fresh = self.state.global_step == 0
-        table = read_reference(self.folder, data, weights if fresh else None)
+        main = self.accelerator.is_main_process
+        found = [read_reference(self.folder, data, weights if fresh else None) if main else None]
+        table = broadcast_object_list(found)[0]
         if table is None and not fresh:
             raise UsageError(
                 f"{self.folder} has a checkpoint, but no reference for this data",
@@ -87,7 +92,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             )
         if table is None:
             table = self._compute_reference()
-            if self.accelerator.is_main_process:
+            if main:
                 write_reference(self.folder, table, data, weights)
         self.collator.references = table
 

@@ -25,7 +25,7 @@ def model_type(path: str, revision: str) -> str | None:
         raw, _ = PreTrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
     except OSError:
         return None
-    return raw.get("model_type")
+    return str(raw["model_type"]) if "model_type" in raw else None
 
 
 @dataclass(frozen=True, slots=True)

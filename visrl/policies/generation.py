@@ -29,7 +29,7 @@ from visrl.policies.families.base import Chat, Family, Features, padded
 Signature = tuple[int | str, ...]
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class RoomyLayer(DynamicLayer):
     """A layer of keys and values with room behind them: a step writes into the room instead of copying all that went before.
 
     ``keys`` and ``values`` [B, heads, slots, width] are the filled part of the two stores. A layer copied with

@@ -85,10 +85,7 @@ def test_recipes_are_recipes(name):
         assert r.start is None and "box" not in r.lessons and r.split == "pretrain"
     else:
         assert (
-            r.start is not None
-            and r.split == "train"
-            and not {"bind", "name", "spell"} & set(r.lessons)
-            or name == "world-tiny"
-        )
+            r.start is not None and r.split == "train" and not {"bind", "name", "spell"} & set(r.lessons)
+        ) or name == "world-tiny"
     if name == "world-sft":
         assert r.pictures * 6 <= SPLITS["rl"].pictures

@@ -8,6 +8,7 @@ lesson     conversation                                         target
 =========  ===================================================  ==================================================
 bind       expression or question + picture                     on a few picture tokens: does the asked thing lie here
 name       picture                                              on picture tokens: the colour (or shape) of what is there
+edges      picture                                              on picture tokens: where an edge of what is there lies
 spell      a page of signs, large enough to read                on picture tokens: the sign that is there
 describe   location tokens + picture                            colour and shape of what is there
 read       question + crop alone (what a critic is shown)       the answer, and on picture tokens where signs are
@@ -42,7 +43,7 @@ from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene, Thing
 
 TWO_PICTURES = ("look",)
-PRETEXT = ("bind", "name", "spell", "describe", "read", "look", "whole")
+PRETEXT = ("bind", "name", "edges", "spell", "describe", "read", "look", "whole")
 
 
 class Teacher:
@@ -56,6 +57,7 @@ class Teacher:
         self.lessons: dict[str, Callable[[Dice], Example | None]] = {
             "bind": self.bind,
             "name": self.name,
+            "edges": self.edges,
             "spell": self.spell,
             "describe": self.describe,
             "read": self.read,
@@ -98,6 +100,23 @@ class Teacher:
         targets: dict[int, int] = {}
         for thing in scene.things:
             token = self.tokenizer.convert_tokens_to_ids(thing.colour if colour else thing.shape)
+            inside = np.flatnonzero(patches_in(thing.as_box(), scene.size)).tolist()
+            targets |= dict.fromkeys(inside, token)
+        self._on_picture(example, 0, targets)
+        return example
+
+    def edges(self, dice: Dice) -> Example:
+        """Every thing's patches say where the thing's left edge is, or its top, right or bottom one, as a location token."""
+        scene = crowded_page(dice) if dice.chance(0.5) else self._scene(dice, ("scene", "form", "chart"))
+        which = dice.between(0, 3)
+        words = ("left", "top", "right", "bottom")[which]
+        example = self._encode(
+            (Turn("user", (_PICTURE, f"\nWhat is at the {words} of the shape?")),), "", [draw(scene)]
+        )
+        targets: dict[int, int] = {}
+        for thing in scene.things:
+            written = BOX_FORMAT.write(thing.as_box(), scene.size)
+            token = self.tokenizer(written, add_special_tokens=False).input_ids[which]
             inside = np.flatnonzero(patches_in(thing.as_box(), scene.size)).tolist()
             targets |= dict.fromkeys(inside, token)
         self._on_picture(example, 0, targets)

@@ -19,7 +19,10 @@ VERSION = "1"
 
 
 def checkpoint_path(name: str) -> Path:
-    """The folder of a shipped checkpoint. Raises UsageError for another name."""
+    """The folder of a shipped checkpoint. Raises UsageError for another name, and for one that is not there."""
     if name not in CHECKPOINTS:
         raise UsageError(f"no shipped model {name!r}", nearest(name, CHECKPOINTS))
-    return Path(__file__).parent / "checkpoints" / name
+    folder = Path(__file__).parent / "checkpoints" / name
+    if not folder.is_dir():
+        raise UsageError(f"{name} has not been trained yet", f"visrl-train recipes/world-{name}.yaml makes it")
+    return folder

@@ -82,14 +82,19 @@ def test_the_question_stands_before_the_pictures(processor, policy):
 
 
 def test_the_base_never_sees_a_box_in_an_answer(processor):
-    """No target of any pretext lesson is a location token; the lesson that has them, "box", is not among them."""
+    """What stands behind the cue in a pretext lesson holds no location token ("edges" has them on picture tokens alone)."""
     teacher = Teacher(processor, "pretrain")
     locations = set(processor.tokenizer.convert_tokens_to_ids([f"<loc{i:02d}>" for i in range(BINS)]))
+    cue = processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def replied(example):
+        return example.labels[example.ids.index(cue) + 1 :]
+
     for lesson in PRETEXT:
         for i in range(12):
-            assert not locations & set(teacher.example(lesson, Dice(lesson, i)).labels), lesson
-    box = teacher.example("box", Dice("box", 1))
-    assert sum(label in locations for label in box.labels) == 4
+            assert not locations & set(replied(teacher.example(lesson, Dice(lesson, i)))), lesson
+    for lesson in ("box", "point"):
+        assert sum(label in locations for label in replied(teacher.example(lesson, Dice(lesson, 1)))) == 4
 
 
 def test_targets_on_picture_tokens_stand_where_the_loss_reads_them(processor):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from visrl.train.base import BaseRecipe, Lessons, example_losses, factor, lesson_of, optimisers, shares_at, train
-from visrl.train.lessons import Teacher
+from visrl.train.lessons import PRETEXT, Teacher
 from visrl.train.recipe import load_recipe
 from visrl.world.model import build_model, build_processor, build_tokenizer
 
@@ -75,17 +75,15 @@ def test_hidden_matrices_are_muons_and_all_weights_are_somebodys():
     assert id(model.model.language_model.layers[0].mlp.up_proj.weight) in muon
 
 
-@pytest.mark.parametrize("name", ["world-base", "world-sft", "world-tiny"])
-def test_recipes_are_recipes(name):
-    """The base starts from random weights and has no lesson with a box; the warm-up sees a sixth of what rl has or less."""
+def test_recipes_are_what_they_say():
+    """The base, in both its phases, has no lesson with a box; the warm-up sees at most a sixth of what rl has, and boxes alone."""
     from visrl.world.splits import SPLITS
 
-    r = load_recipe(RECIPES / f"{name}.yaml", []).recipe
-    if name == "world-base":
-        assert r.start is None and "box" not in r.lessons and r.split == "pretrain"
-    else:
-        assert (
-            r.start is not None and r.split == "train" and not {"bind", "name", "spell"} & set(r.lessons)
-        ) or name == "world-tiny"
-    if name == "world-sft":
-        assert r.pictures * 6 <= SPLITS["rl"].pictures
+    base, places, sft, tiny = (
+        load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("base", "places", "sft", "tiny")
+    )
+    assert base.start is None and places.start == base.output and sft.start == tiny.start == places.output
+    for recipe in (base, places):
+        assert recipe.split == "pretrain" and set(recipe.lessons) <= set(PRETEXT)
+    assert sft.pictures * 6 <= SPLITS["rl"].pictures and set(sft.lessons) == {"box", "look", "whole"}
+    assert sft.split == tiny.split == "train" and tiny.pictures is None

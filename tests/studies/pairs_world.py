@@ -5,19 +5,24 @@
 Per setting: yield, WP-LP / WP-LN / WN-LP / WN-LN in percent of the pairs, mean over seeds ± standard error over seeds, and
 beside it the standard error by picture within one seed. Differences are paired by seed; "beyond 2 SE" is said of each.
 "Without box critics" is selected from the chains of "full": they are the same chains, only nobody asks about boxes.
-Runs resume: the same command goes on. Tokens per kept pair: tests/perf/pairs_tokens.py.
+``--policy scripted``: no warm-up needed. Where to look is drawn from a script (35 % the asked thing, 45 % another thing of the
+picture, 20 % anywhere, all jittered); reading, answering and judging are the base's own. It shows what critics and controller
+do with boxes of a known quality, and nothing about M_SFT. Runs resume: the same command goes on. Tokens per kept pair: tests/perf/pairs_tokens.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visrl.boxes import iou
-from visrl.policies import Policy
+from visrl.boxes import Box, iou
+from visrl.policies import Output, Policy, Request, Sampling
 from visrl.policies.load import load_policy
 from visrl.train.critics import Critic, make_critic
 from visrl.train.evolve import Evolution, Work
@@ -25,7 +30,9 @@ from visrl.train.funnel import outcomes, table
 from visrl.train.pairs import RECIPE, finished, make_pairs, plan_of
 from visrl.train.questions import load_questions
 from visrl.types import CoTSample
+from visrl.world.splits import redraw
 
+SCRIPTED = "scripted"
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln", "wp")
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -36,6 +43,43 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compat crop": {"crop": "compat_visrl"},
 }
 POSTER = {"full": "VisRL-Full 30k", "w/o box critics": "86k", "w/o controller": "19k", "M_SFT as critic": "3k"}
+
+
+class ScriptedLooks:
+    """The base, told where to look. Its own box turn is really run, so that caches and token counts are real."""
+
+    needs_pictures = True
+    default_protocol = "visrl_train"
+
+    def __init__(self, inner: Policy, samples: list[CoTSample]) -> None:
+        self.inner, self.name, self.box_format = inner, f"{SCRIPTED}:{inner.name}", inner.box_format
+        self.known = {sample.id: sample for sample in samples}
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self.inner.describe(), "kind": SCRIPTED}
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
+        outputs = self.inner.generate(requests, sampling)
+        return [
+            self._scripted(r, o, sampling) if r.step == "box" else o for r, o in zip(requests, outputs, strict=True)
+        ]
+
+    def _scripted(self, request: Request, output: Output, sampling: Sampling) -> Output:
+        sample = self.known[request.key]
+        dice = [random.Random(f"{sampling.seed}:{request.key}:{i}") for i in range(sampling.n)]
+        return replace(output, texts=tuple(self._look(sample, rng) for rng in dice))
+
+    def _look(self, sample: CoTSample, rng: random.Random) -> str:
+        truth, size = sample.box, sample.size
+        assert truth is not None and size is not None
+        things = [thing.as_box() for thing in redraw(sample.meta["picture"]).things]
+        others = [box for box in things if box.xyxy != truth.xyxy] or [truth]
+        dice, wide, high = rng.random(), truth.x2 - truth.x1, truth.y2 - truth.y1
+        x, y = rng.random() * (size[0] - wide), rng.random() * (size[1] - high)
+        box = truth if dice < 0.35 else rng.choice(others) if dice < 0.8 else Box(x, y, x + wide, y + high)
+        w, h = box.x2 - box.x1, box.y2 - box.y1
+        x1, y1, x2, y2 = (v + rng.gauss(0, 0.08) * side for v, side in zip(box.xyxy, (w, h, w, h), strict=True))
+        return self.box_format.write(Box(x1, y1, x2, y2).clipped(size), size)
 
 
 def run_of(
@@ -122,13 +166,14 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    policy, other = load_policy(args.policy), load_policy(args.critic)
+    samples = load_questions(RECIPE.model_validate(_tree(args)).data)
+    other = load_policy(args.critic)
+    policy: Policy = ScriptedLooks(other, samples) if args.policy == SCRIPTED else load_policy(args.policy)
     models = {
         "policy": policy,
         "critic": make_critic("likelihood", other, "exact"),
-        "self": make_critic("likelihood", policy, "exact"),
+        "self": make_critic("likelihood", other if args.policy == SCRIPTED else policy, "exact"),
     }
-    samples = load_questions(RECIPE.model_validate(_tree(args)).data)
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seeds):
         for name in args.settings:

@@ -25,7 +25,7 @@ from visrl import __version__
 from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
 from visrl.policies import Policy
 from visrl.policies.load import load_policy
-from visrl.progress import Counts, Ticker, progress
+from visrl.progress import Counts, progress
 from visrl.prompts import PROTOCOLS
 from visrl.records import dump_json, write_atomically, write_results
 from visrl.rollout import batches
@@ -58,6 +58,10 @@ class PairCounts(Counts):
 
     def add(self, episodes: Sequence[Any]) -> None:
         self.done += len(episodes)
+        self.know(episodes)
+
+    def know(self, episodes: Sequence[Any]) -> None:
+        """What became of questions, of this run or an earlier one."""
         self.failed += sum(work.error is not None for work in episodes)
         self.answered += sum(work.error is None for work in episodes)
         self.paired += sum(bool(pairs_of(work, self.rule)) for work in episodes)
@@ -149,10 +153,11 @@ def _one_pass(
     """Batches keep their boundaries, so that a resumed run asks the model the same batches."""
     fresh = failures = 0
     with progress("failed ones again" if again else "pairs", len(samples)) as ticker:
-        _count_pairs(ticker, evolution.plan.rule)
+        ticker.counts = counts = PairCounts(rule=evolution.plan.rule)
         for batch in batches(samples, recipe.batch_size):
             todo = {s.id for s in batch if again or s.id not in done or done[s.id].error is not None}
             ticker.skip(len(batch) - len(todo))
+            counts.know([done[s.id] for s in batch if s.id not in todo])
             if not todo:
                 continue
             fresh_works = [work for work in evolution.batch(batch) if work.sample.id in todo]
@@ -169,10 +174,6 @@ def _one_pass(
                     f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
                     "finished questions are kept; the same command goes on",
                 )
-
-
-def _count_pairs(ticker: Ticker, rule: Rule) -> None:
-    ticker.counts = PairCounts(rule=rule)
 
 
 def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:

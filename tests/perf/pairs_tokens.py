@@ -1,6 +1,6 @@
 """Model tokens (prefill + decode) per kept pair, against the official procedure on the same questions, both counted.
 
-    python tests/perf/pairs_tokens.py --policy sft --critic base --limit 200
+    python tests/perf/pairs_tokens.py --policy sft --critic base --limit 200     (or --policy scripted, see the study)
 
 Ours: one `visrl-train pairs` run. Official (visrl-method.md d and g4): for each of 3 attempts B1, R1, B2, R2, each a request
 of its own with a full prefill, then for each of the up to 6 chains two critic requests, s^r (whole picture) and s^b (crop).
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ from visrl.train.critics import Critic, Question, ScoreCritic, make_critic, with
 from visrl.train.evolve import Evolution, Plan, Work
 from visrl.train.funnel import STAGES, pairs_of
 from visrl.train.pairs import RECIPE, finished, make_pairs, plan_of
-from visrl.train.questions import load_questions
+from visrl.train.questions import QuestionSection, load_questions
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+from pairs_world import SCRIPTED, ScriptedLooks
 
 
 @dataclass
@@ -90,7 +94,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    policy, other = load_policy(args.policy), load_policy(args.critic)
+    other = load_policy(args.critic)
+    known = load_questions(QuestionSection(format="world", limit=args.limit))
+    policy: Policy = ScriptedLooks(other, known) if args.policy == SCRIPTED else load_policy(args.policy)
     likelihood, worded = make_critic("likelihood", other, "exact"), ScoreCritic(other)
     with tempfile.TemporaryDirectory() as folder:
         recipe = RECIPE.model_validate(

@@ -30,8 +30,8 @@ class Progress(TrainerCallback):
     silent.
     """
 
-    def __init__(self, title: str, out: TextIO = sys.stderr) -> None:
-        self.title, self.out = title, out
+    def __init__(self, title: str, out: TextIO | None = None) -> None:
+        self.title, self.out = title, out or sys.stderr
         self._shown: list[str] = []
         self._began = self._said = time.monotonic()
         self._first_step = 0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_made import FAMILIES, preference, tiny
 from safetensors.torch import load_file
+from train_made import FAMILIES, preference, tiny
 
 from visrl.errors import UsageError
 from visrl.policies.tiny import build, save

@@ -71,8 +71,10 @@ def _shipped() -> Callable[..., Policy]:
     from visrl.policies.hf import HFPolicy
     from visrl.world import checkpoint_path
 
-    def load(name: str, *, batch_size: str = "", dtype: str = "float32") -> Policy:
-        return HFPolicy.load(str(checkpoint_path(name)), dtype=dtype)
+    def load(name: str, *, dtype: str = "float32", rows: str = "64") -> Policy:
+        policy = HFPolicy.load(str(checkpoint_path(name)), dtype=dtype, rows=rows)
+        policy.name = policy.loaded.about["path"] = name  # a record must not say where this machine has its packages
+        return policy
 
     return load
 

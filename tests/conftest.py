@@ -8,6 +8,8 @@ import pytest
 # No test may reach a hub, and torch shares two cores with everything else.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `python -c` puts the current folder first: from the checkout its visrl/, without evals/ and tasks/, would shadow the wheel
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visrl.errors import PictureError, UsageError
@@ -39,8 +40,7 @@ class Library:
     @classmethod
     def of(cls, data: Path | None, places: tuple[str, ...]) -> Library:
         """``DIR/images``; without a data folder, the folder that VISRL_IMAGES names."""
-        named = os.environ.get(IMAGES_VARIABLE)
-        return cls(data / "images" if data is not None else Path(named) if named else None, places)
+        return _library(cls, data, places, os.environ.get(IMAGES_VARIABLE))
 
     def require(self) -> None:
         """Raises UsageError if there is no folder of pictures at all."""
@@ -54,8 +54,15 @@ class Library:
 
     def check(self, name: str, where: str) -> None:
         """Raises UsageError for a name that would leave the folder of pictures: absolute, with ``..``, or of another system."""
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
+        parts = name.split("/")
+        if (
+            name in ("", ".")
+            or name.startswith("/")
+            or ".." in parts
+            or "\\" in name
+            or ":" in parts[0]
+            or "\0" in name
+        ):
             raise UsageError(f"{where}: {name!r:.120} is not the name of a picture", "names are relative, without ..")
 
     def picture(self, name: str) -> Picture:
@@ -78,6 +85,11 @@ class Library:
                 except OSError as error:
                     raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
         raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.places)})")
+
+
+@lru_cache(maxsize=64)  # asked for every row of a benchmark
+def _library(cls: type[Library], data: Path | None, places: tuple[str, ...], named: str | None) -> Library:
+    return cls(data / "images" if data is not None else Path(named) if named else None, places)
 
 
 @contextmanager

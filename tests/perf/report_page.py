@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "import sys; from visrl.cli import main; sys.exit(main(sys.argv[1:]))"]
+COMMAND = ["visrl-eval"]  # not `python -c`: from the checkout that would find visrl/ without evals/
 
 
 def run(*args):

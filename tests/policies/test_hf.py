@@ -288,6 +288,20 @@ def test_out_of_memory_halves_the_rows_and_goes_on(policies, monkeypatch):
     assert tried == [2, 2, 1]  # remembered
 
 
+def test_out_of_memory_while_resuming_reads_the_prompts_anew(policies, monkeypatch):
+    """The earlier cache is given up, and with it what the jobs shared: the first pictures must be looked at again."""
+    policy = policies("llava")
+    second = answer_requests(policy.generate(box_requests(), GREEDY))
+    expected = texts(policy.generate(second, GREEDY))
+    policy.generate(box_requests(), GREEDY)
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("visrl.policies.hf.resume", never)
+    assert texts(policy.generate(second, GREEDY)) == expected
+
+
 def test_out_of_memory_with_one_conversation_is_an_error(policies, monkeypatch):
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

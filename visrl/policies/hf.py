@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -182,7 +182,8 @@ class HFPolicy:
                     raise
                 self._free()
                 if prefix is not None:
-                    return done + self._in_batches(waiting, None, sampling)
+                    anew = [replace(job, row=-1, shared=0) for job in waiting]
+                    return done + self._in_batches(anew, None, sampling)
                 self.rows = max(1, min(self.rows, len(batch)) // 2)
                 log.warning("out of memory with %d conversations at once: going on with %d", len(batch), self.rows)
                 continue

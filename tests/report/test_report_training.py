@@ -25,7 +25,7 @@ def folder(tmp_path):
         "win": {"box": [1, 2, 11, 12], "answer": "\u202eyes", "scores": {"box": 1.0}}, "lose": {"box": [20, 2, 30, 12], "answer": "no"},
     }  # fmt: skip
     (pairs / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 70)
-    funnel = {"questions": {"paired": 5, "asked": 20}, "pairs": 5}
+    funnel = {"questions": {"answered": 20, "asked": 20, "paired": 5}, "pairs": 5}
     boxes = {"wp_ln": {"n": 5, "percent": 60.0, "se": 24.5}}
     (pairs / "manifest.json").write_text(json.dumps({"funnel": funnel, "boxes": boxes}))
     (pairs / "run.json").write_text("{}")
@@ -41,7 +41,7 @@ def test_page(folder, capsys):
     assert "70 pairs, the first 60 shown" in text
     assert text.count("data:image/webp") == 60
     stages = re.findall(r'<th scope="row">(\w+)</th><td class="num">(\d+)</td>', text)
-    assert stages == [("asked", "20"), ("paired", "5")]  # widest first
+    assert stages == [("asked", "20"), ("answered", "20"), ("paired", "5")]  # widest first, ties in the order they are passed
     assert "WP-LN" in text and "60.0 ± 24.5 %" in text
     assert "⟨U+202E⟩yes" in text and "trainer.beta" in text
     # win box 1, 2, 11, 12 as x, y, width, height

@@ -155,11 +155,15 @@ def _boxes(tree: Any) -> tuple[tuple[str, str], ...]:
     )
 
 
+# of stages that let everything through: the order they are passed in
+_ORDER = {stage: place for place, stage in enumerate(("asked", "answered", "parsed", "distinct", "scored"))}
+
+
 def _stages(tree: Any) -> tuple[tuple[str, int, float], ...]:
     """(stage, count, per cent of the first) of a funnel, the widest first: files sort their keys."""
     found = {k: v for k, v in tree.items() if isinstance(v, int)} if isinstance(tree, Mapping) else {}
     most = max(found.values(), default=0) or 1
-    ranked = sorted(found.items(), key=lambda item: -item[1])
+    ranked = sorted(found.items(), key=lambda item: (-item[1], _ORDER.get(item[0], len(_ORDER))))
     return tuple((line(name.replace("_", " "), 80), n, round(100.0 * n / most, 2)) for name, n in ranked)
 
 

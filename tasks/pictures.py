@@ -37,10 +37,10 @@ class Library:
     root: Path | None
     places: tuple[str, ...] = ("{name}",)
 
-    @classmethod
-    def of(cls, data: Path | None, places: tuple[str, ...]) -> Library:
+    @staticmethod
+    def of(data: Path | None, places: tuple[str, ...]) -> Library:
         """``DIR/images``; without a data folder, the folder that VISRL_IMAGES names."""
-        return _library(cls, data, places, os.environ.get(IMAGES_VARIABLE))
+        return _library(data, places, os.environ.get(IMAGES_VARIABLE))
 
     def require(self) -> None:
         """Raises UsageError if there is no folder of pictures at all."""
@@ -88,8 +88,8 @@ class Library:
 
 
 @lru_cache(maxsize=64)  # asked for every row of a benchmark
-def _library(cls: type[Library], data: Path | None, places: tuple[str, ...], named: str | None) -> Library:
-    return cls(data / "images" if data is not None else Path(named) if named else None, places)
+def _library(data: Path | None, places: tuple[str, ...], named: str | None) -> Library:
+    return Library(data / "images" if data is not None else Path(named) if named else None, places)
 
 
 @contextmanager

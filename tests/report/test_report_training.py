@@ -41,7 +41,11 @@ def test_page(folder, capsys):
     assert "70 pairs, the first 60 shown" in text
     assert text.count("data:image/webp") == 60
     stages = re.findall(r'<th scope="row">(\w+)</th><td class="num">(\d+)</td>', text)
-    assert stages == [("asked", "20"), ("answered", "20"), ("paired", "5")]  # widest first, ties in the order they are passed
+    assert stages == [
+        ("asked", "20"),
+        ("answered", "20"),
+        ("paired", "5"),
+    ]  # widest first, ties in the order they are passed
     assert "WP-LN" in text and "60.0 ± 24.5 %" in text
     assert "⟨U+202E⟩yes" in text and "trainer.beta" in text
     # win box 1, 2, 11, 12 as x, y, width, height

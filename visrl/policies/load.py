@@ -73,6 +73,7 @@ def _shipped() -> Callable[..., Policy]:
 
     def load(name: str, *, dtype: str = "float32", rows: str = "64") -> Policy:
         policy = HFPolicy.load(str(checkpoint_path(name)), dtype=dtype, rows=rows)
+        assert isinstance(policy, HFPolicy), "shipped checkpoints need no code of their own"
         policy.name = policy.loaded.about["path"] = name  # a record must not say where this machine has its packages
         return policy
 

@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from visrl.evals.benchmarks import TASKS
 from visrl.tasks import general, mmbench, rec, viscot
 from visrl.tasks.common import Source, json_lines
 from visrl.tasks.hub import HubDataset, PinnedFiles, Row
 
 _VISCOT_COMMIT = "03729c4aad42cdfe2ae2eeaec74143db3cf8d017"
-_VISCOT_SETS = (
-    *(
-        "docvqa",
-        "textcap",
-        "textvqa",
-        "dude",
-        "sroie",
-        "infographicsvqa",
-        "flickr30k",
-        "gqa",
-        "openimages",
-        "vsr",
-        "cub",
-    ),
-    *("visual7w", "emotic"),
-)
+_VISCOT_SETS = tuple(name.removeprefix("viscot_") for name in TASKS if name.startswith("viscot_"))
 _COCO_TRAIN = ("{name}", "train2014/{name}", "coco/train2014/{name}")
 _COCO_VAL = ("{name}", "val2014/{name}", "coco/val2014/{name}")
 

@@ -123,6 +123,7 @@ def test_same_output_other_request(results, shared, tmp_path, capsys):
         (["--model", "constant:x", "--tasks", "mme", "--batch-size", "many"], "neither a number nor auto", ""),
         (["--model", "constant:x"], "--tasks", "visrl-eval run --help"),
         (["score", "/nowhere"], "not a run folder", ""),
+        (["tables", "--paper", "rec", "/nowhere"], "/nowhere: no such file or folder", "a run folder"),
         (["nonsense"], "nonsense", ""),
         (["ls", "taks"], "unknown 'taks'", "tasks"),
     ],

@@ -95,7 +95,9 @@ def read_results(path: Path) -> list[TaskResult]:
 
 
 def read_records(place: Path) -> list[TaskResult]:
-    """All results in a record file, a run folder, or any folder of record files, by file name."""
+    """All results in a record file, a run folder, or any folder of record files, by file name. Raises UsageError."""
+    if not place.exists():
+        raise UsageError(f"{place}: no such file or folder", "name a run folder, or a folder of record files")
     if (place / "records").is_dir():
         place = place / "records"
     files = sorted(place.rglob("*.json")) if place.is_dir() else [place]

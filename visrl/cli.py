@@ -37,7 +37,7 @@ app = typer.Typer(
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="tiny | hf:ID_OR_PATH | endpoint:URL#NAME | replay:FILE_OR_DIR | constant:TEXT"),
+    typer.Option("--model", "-m", help="tiny | hf:ID_OR_PATH | endpoint:URL#NAME | vllm:ID | replay:FILE_OR_DIR | constant:TEXT"),
 ]
 TasksOption = Annotated[
     str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups; `visrl-eval ls` lists them")
@@ -238,7 +238,8 @@ def world(
 MODELS = """models
   tiny, sft, base         the small world's checkpoints, shipped with visrl
   hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too
-  endpoint:URL#NAME       an OpenAI-compatible server; the key from OPENAI_API_KEY
+  endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
+  vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
   replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
   constant:TEXT           always says TEXT: the baseline every score should beat"""
 

@@ -2,7 +2,8 @@
 
 Requests of a call run at once, at most ``in_flight`` of them; answers come back in the order of the requests. Timeouts, 429,
 5xx, connections that break, streams that end early and bodies that are not JSON are tried again, with growing pauses; other
-refusals (400, 401, 404) are the sample's error at once.
+refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (servers.py): one that
+dies is taken out and its requests are tried elsewhere.
 
 A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
 the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
@@ -31,6 +32,7 @@ from urllib.parse import urlsplit
 from visrl.errors import PictureError, UsageError, nearest
 from visrl.parsing import FORMATS, BoxFormat
 from visrl.policies import Output, Request, Sampling
+from visrl.policies.servers import Replica, Replicas
 from visrl.types import Picture, Turn
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ class _Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one."""
+    """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one.
+
+    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see servers.py.
+    """
 
     url: str
     model: str
@@ -56,6 +61,11 @@ class Server:
     timeout: float = 120.0
     tries: int = 8
     pause: float = 0.5
+    adapter: str = ""
+
+    @property
+    def urls(self) -> list[str]:
+        return self.url.split(",")
 
 
 class EndpointPolicy:
@@ -71,7 +81,8 @@ class EndpointPolicy:
     def __init__(self, server: Server, box_format: BoxFormat, pad: tuple[int, int, int] | None = None) -> None:
         self.server, self.box_format, self.pad = server, box_format, pad
         self.name = f"{server.url}#{server.model}"
-        self.rows = server.in_flight
+        self.replicas = Replicas(server.urls, server.model, server.adapter)
+        self.rows = server.in_flight * len(server.urls)
         self._key = os.environ.get(server.key_env, "")
 
     @classmethod
@@ -85,21 +96,26 @@ class EndpointPolicy:
         timeout: str = "120",
         tries: str = "8",
         pad: str = "",
+        adapter: str = "",
         min_pixels: str = "",
         max_pixels: str = "",
     ) -> EndpointPolicy:
-        """``--model endpoint:URL#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
-        url, separator, model = target.partition("#")
-        parts = urlsplit(url)
-        if not separator or not model or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{target!r} is not URL#NAME", "for example endpoint:http://localhost:8000/v1#my-model")
-        if parts.username or parts.password:
-            raise UsageError("the URL holds a password", "put the key into an environment variable: key_env=NAME")
+        """``--model endpoint:URL[,URL…]#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
+        urls, separator, model = target.partition("#")
+        if not separator or not model:
+            raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
+        for url in urls.split(","):
+            _check_url(url, target)
+        if len(set(urls.split(","))) < len(urls.split(",")):
+            raise UsageError(f"{urls} names a server twice", "each URL once")
         colour = tuple(int(v) for v in pad.split("/")) if pad else None
         if colour is not None and len(colour) != 3:
             raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
-        server = Server(url, model, key_env, int(in_flight), float(timeout), int(tries))
-        return cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
+        server = Server(urls, model, key_env, int(in_flight), float(timeout), int(tries), adapter=adapter)
+        policy = cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
+        if adapter:
+            asyncio.run(policy.load_adapter())
+        return policy
 
     @property
     def batch_size(self) -> int:
@@ -114,6 +130,8 @@ class EndpointPolicy:
             "key_env": self.server.key_env if self._key else None,
             "box_format": self.box_format.name,
             "pad": self.pad,
+            **({"servers": self.server.urls} if len(self.server.urls) > 1 else {}),
+            **({"adapter": self.server.adapter} if self.server.adapter else {}),
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
@@ -121,19 +139,41 @@ class EndpointPolicy:
         return asyncio.run(self._generate(requests, sampling))
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
-        from openai import AsyncOpenAI
-
         free = asyncio.Semaphore(self.rows)
         pictures: dict[str, str] = {}
-        client = AsyncOpenAI(
-            base_url=self.server.url, api_key=self._key or "none", timeout=self.server.timeout, max_retries=0
-        )
-        async with client:
-            return await asyncio.gather(*(self._one(client, free, r, sampling, pictures) for r in requests))
+        clients = {url: self._client(url) for url in self.server.urls}
+        try:
+            return await asyncio.gather(*(self._one(clients, free, r, sampling, pictures) for r in requests))
+        finally:
+            await self.replicas.stop_looking()
+            for client in clients.values():
+                await client.close()
+
+    def _client(self, url: str) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=self.server.timeout, max_retries=0)
+
+    async def load_adapter(self) -> None:
+        """Have every server load ``server.adapter``. One that does not answer is taken out, and gets it when it is back.
+
+        Raises UsageError where a server refuses it, or none answers.
+        """
+        import openai
+
+        for replica in self.replicas.all:
+            try:
+                async with self._client(replica.url) as client:
+                    await self.replicas.make_ready(client)
+            except openai.OpenAIError as error:
+                log.debug("%s: %s", replica.url, self._discreet(str(error)))
+                replica.failed(silent=True)
+        if all(replica.out for replica in self.replicas.all):
+            raise UsageError(f"{self.server.url} does not answer", "is it up?")
 
     async def _one(
         self,
-        client: AsyncOpenAI,
+        clients: dict[str, AsyncOpenAI],
         free: asyncio.Semaphore,
         request: Request,
         sampling: Sampling,
@@ -144,7 +184,8 @@ class EndpointPolicy:
         try:
             messages = [self._message(turn, pictures) for turn in request.turns]
             bodies = [{"messages": messages, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
-            texts = await asyncio.gather(*(self._patiently(client, free, body, sampling.stop) for body in bodies))
+            tries = (self._patiently(clients, free, request.key, body, sampling.stop) for body in bodies)
+            texts = await asyncio.gather(*tries)
         except (PictureError, openai.OpenAIError, _Broken) as error:
             return Output(error=self._discreet(f"{type(error).__name__}: {error}"))
         return Output(tuple(texts))
@@ -164,21 +205,38 @@ class EndpointPolicy:
         return arguments
 
     async def _patiently(
-        self, client: AsyncOpenAI, free: asyncio.Semaphore, body: dict[str, Any], stops: Sequence[str]
+        self,
+        clients: dict[str, AsyncOpenAI],
+        free: asyncio.Semaphore,
+        key: str,
+        body: dict[str, Any],
+        stops: Sequence[str],
     ) -> str:
         """The text of one request, tried until it is whole. The place among those in flight is given up while pausing."""
-        pause = self.server.pause
+        pause, tried = self.server.pause, list[Replica]()
         for attempt in range(1, self.server.tries + 1):
+            self.replicas.look_again(clients)
             try:
                 async with free:
-                    return await asyncio.wait_for(self._stream(client, body, stops), self.server.timeout)
+                    replica = self.replicas.choose(key, -(-self.rows // len(clients)), beside=tried)
+                    with replica.working():
+                        text = self._stream(clients[replica.url], body, stops)
+                        whole = await asyncio.wait_for(text, self.server.timeout)
+                replica.succeeded()
+                return whole
             except Exception as error:  # whatever a broken server makes a client raise: told apart below
                 wait = _worth_another_try(error)
-                if wait is None or attempt == self.server.tries:
+                if wait is None:
+                    raise _as_broken(error, attempt) from error
+                self.replicas.failed(replica, silent=_nobody_there(error))
+                if attempt == self.server.tries:
                     raise _as_broken(error, attempt) from error
                 log.debug("try %d failed: %s", attempt, self._discreet(str(error)))
-                await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
-                pause *= 2
+                tried.append(replica)
+                if not self.replicas.fit(tried):
+                    tried.clear()
+                    await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
+                    pause *= 2
         raise AssertionError("unreachable")
 
     async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], stops: Sequence[str]) -> str:
@@ -223,6 +281,24 @@ class EndpointPolicy:
 
     def _discreet(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+_EXAMPLE = "for example endpoint:http://localhost:8000/v1#my-model; several servers of one model: URL,URL#NAME"
+
+
+def _check_url(url: str, target: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
+    if parts.username or parts.password:
+        raise UsageError("the URL holds a password", "put the key into an environment variable: key_env=NAME")
+
+
+def _nobody_there(error: Exception) -> bool:
+    """Whether a connection failed, rather than an answer."""
+    import openai
+
+    return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
 
 
 def _worth_another_try(error: Exception) -> float | None:

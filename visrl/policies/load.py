@@ -1,6 +1,7 @@
 """Model names as users write them -> Policy. Heavy libraries are imported only for the kind that needs them.
 
-``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL#NAME`` · ``replay:FILE_OR_DIR`` · ``constant:TEXT`` · a shipped name
+``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL[,URL]#NAME`` · ``vllm:ID_OR_PATH``
+``replay:FILE_OR_DIR`` · ``constant:TEXT`` · a shipped name
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ def _endpoint() -> Callable[..., Policy]:
     return EndpointPolicy.load
 
 
+def _vllm() -> Callable[..., Policy]:
+    from visrl.policies.vllm import VLLMPolicy
+
+    return VLLMPolicy.load
+
+
 def _replay() -> Callable[..., Policy]:
     from visrl.policies.replay import ReplayPolicy
 
@@ -94,6 +101,7 @@ def _constant() -> Callable[..., Policy]:
 _KINDS: dict[str, Callable[[], Callable[..., Policy]]] = {
     "hf": _hf,
     "endpoint": _endpoint,
+    "vllm": _vllm,
     "replay": _replay,
     "constant": _constant,
     "shipped": _shipped,

@@ -241,7 +241,8 @@ MODELS = """models
   endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
   vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
   replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
-  constant:TEXT           always says TEXT: the baseline every score should beat"""
+  constant:TEXT           always says TEXT: the baseline every score should beat
+  blind:MODEL             any of these, shown grey pictures: what can be had from words alone"""
 
 
 def _task_table() -> Table:

@@ -1,7 +1,7 @@
 """Model names as users write them -> Policy. Heavy libraries are imported only for the kind that needs them.
 
 ``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL[,URL]#NAME`` · ``vllm:ID_OR_PATH``
-``replay:FILE_OR_DIR`` · ``constant:TEXT`` · a shipped name
+``replay:FILE_OR_DIR`` · ``constant:TEXT`` · ``blind:MODEL`` · a shipped name
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ def parse_model_args(text: str) -> dict[str, str]:
 def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
     kind, separator, rest = spec.partition(":")
-    if not separator or kind not in _KINDS:
+    if not separator or kind not in (*_KINDS, "blind"):
         if spec in SHIPPED:
             kind, rest = "shipped", spec
         elif Path(spec).exists() or _is_hub_id(spec):
             kind, rest = "hf", spec
         else:
-            known = [*SHIPPED, *(f"{name}:" for name in _KINDS)]
+            known = [*SHIPPED, *(f"{name}:" for name in (*_KINDS, "blind"))]
             raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
+    if kind == "blind":
+        from visrl.policies.blind import Blind
+
+        return Blind.load(rest, args)
     loader = _KINDS[kind]()
     accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in args or {}:

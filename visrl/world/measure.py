@@ -12,22 +12,21 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.judge import make_judge
 from visrl.evals.scoring import TaskScores, score_group, score_task
 from visrl.focus import FOCUSES, tight
-from visrl.policies import FunctionPolicy, Output, Policy, Request, Sampling
+from visrl.policies import FunctionPolicy, Policy, Sampling
+from visrl.policies.blind import Blind
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, look_then_answer
 from visrl.tasks import load
-from visrl.types import CoTSample, Picture, Turn
+from visrl.types import CoTSample, Picture
 from visrl.world import CHECKPOINTS, checkpoint_path
 from visrl.world.chat import BOX_FORMAT
 
@@ -45,29 +44,6 @@ class Row:
     value: float | None
     se: float | None
     n: int
-
-
-class Blind:
-    """A policy that is shown grey pictures of the same sizes: what can be had from words alone."""
-
-    needs_pictures = True
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.name = policy, f"blind {policy.name}"
-        self.box_format, self.default_protocol = policy.box_format, policy.default_protocol
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
-        return self.policy.generate([replace(r, turns=tuple(map(_blanked, r.turns))) for r in requests], sampling)
-
-    def describe(self) -> Mapping[str, Any]:
-        return {**self.policy.describe(), "pictures": "blank"}
-
-
-def _blanked(turn: Turn) -> Turn:
-    def blank(picture: Picture) -> Picture:
-        return Picture(f"{picture.ref}#blank", lambda: Image.new("RGB", picture.open().size, (127, 127, 127)))
-
-    return Turn(turn.role, tuple(blank(part) if isinstance(part, Picture) else part for part in turn.parts))
 
 
 def commonest(task: str) -> Policy:

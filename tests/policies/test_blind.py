@@ -1,0 +1,44 @@
+"""A blinded policy sees grey pictures of the same sizes, and the record says so."""
+
+import pytest
+from PIL import Image
+
+from visrl.errors import UsageError
+from visrl.parsing import FORMATS
+from visrl.policies import Output, Request, Sampling
+from visrl.policies.blind import GREY, Blind
+from visrl.policies.load import load_policy
+from visrl.types import Picture, Turn
+
+
+class Looker:
+    """Answers with the sizes and colours of what it is shown."""
+
+    name, needs_pictures, default_protocol = "looker", True, "visrl_train"
+    box_format = FORMATS["padded_square_3dp"]
+
+    def generate(self, requests, sampling):
+        shown = [[p.open() for t in r.turns for p in t.parts if isinstance(p, Picture)] for r in requests]
+        return [Output((" ".join(f"{i.size} {i.getpixel((0, 0))}" for i in images),)) for images in shown]
+
+    def describe(self):
+        return {"kind": "looker"}
+
+
+def test_every_picture_is_grey_and_keeps_its_size():
+    red = Picture("a", lambda: Image.new("RGB", (30, 20), (255, 0, 0)))
+    asked = Request("a#1", "answer", (Turn("user", (red, "what?")), Turn("assistant", ("box",)), Turn("user", ("crop", red))))
+    seeing, blind = Looker(), Blind(Looker())
+    assert seeing.generate([asked], Sampling())[0].texts[0] == "(30, 20) (255, 0, 0) (30, 20) (255, 0, 0)"
+    assert blind.generate([asked], Sampling())[0].texts[0] == f"(30, 20) {GREY} (30, 20) {GREY}"
+    assert blind.name == "blind:looker" and blind.describe() == {"kind": "looker", "pictures": "blank"}
+
+
+def test_blinding_what_never_looks_is_refused():
+    with pytest.raises(UsageError, match="never looks at a picture"):
+        load_policy("blind:constant:yes")
+
+
+def test_by_name():
+    policy = load_policy("blind:base")
+    assert policy.name == "blind:base" and policy.describe()["pictures"] == "blank"

@@ -24,7 +24,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, then stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check and print the resolved recipe (of a loop, what would run or be redone and why), then stop",
+    )
     return parser
 
 
@@ -47,6 +51,8 @@ def run(arguments: Sequence[str]) -> None:
         print("\n".join(resolved.lines()), file=sys.stderr)
     if not args.dry_run:
         resolved.module.run(resolved.recipe)
+    elif hasattr(resolved.module, "plan"):
+        print("\n".join(resolved.module.plan(resolved.recipe)))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
     "base": "visrl.train.base",
     "pairs": "visrl.train.pairs",
     "loop": "visrl.train.loop",
+    "ablations": "visrl.train.ablations",
 }
 
 
@@ -172,7 +173,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Resolved:
     sources |= dict.fromkeys(override(tree, settings), "--set")
     module = module_of(tree.get("kind"))
     try:
-        recipe = module.RECIPE.model_validate(tree)
+        recipe = module.RECIPE.model_validate(tree, context={"folder": path.parent})
     except ValidationError as error:
         raise _explain(path, module.RECIPE, error) from error
     return Resolved(recipe, module, sources)

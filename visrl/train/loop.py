@@ -1,0 +1,270 @@
+"""``kind: loop``: SFT -> pairs -> RL1 -> RL2, again and again, every phase scored by itself (visrl-method.md d-f).
+
+    visrl-train recipes/world.yaml
+
+``base/ sft/ iter1/pairs/ iter1/rl1/ iter1/rl2/ iter2/…``  a folder per phase: its recipe, what decided it (asked.json), what it
+left (phase.json), its scoring (score/, metrics.json); see loop_plan.py and loop_score.py
+``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
+``old/``                                                 phases that a changed recipe made stale
+
+The same command finishes what is missing. What is finished stays while its hashes hold; what a changed recipe makes stale is named,
+and redone only with ``--set redo=true``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visrl.errors import UsageError
+from visrl.records import dump_json, read_results, write_atomically
+from visrl.train.loop_plan import Found, begin, config_of, end, examine, file_hash, ready_config, set_aside, take_over
+from visrl.train.loop_recipe import LoopRecipe
+from visrl.train.loop_score import conclude, free, publish, score_phase
+from visrl.train.recipe import Resolved
+from visrl.train.wiring import Phase, State, Weights, final_of, phase_recipe, phases
+
+RECIPE = LoopRecipe
+
+
+class Busy(UsageError):
+    """Another process is running this loop."""
+
+
+@dataclass(slots=True)
+class Ready:
+    """A phase about to run. resolved: None where it only scores a model."""
+
+    phase: Phase
+    resolved: Resolved | None
+    config: Mapping[str, Any]
+    found: Found
+
+
+def run(recipe: LoopRecipe) -> None:
+    """Everything that is missing. Raises UsageError, before anything runs where a changed recipe would redo something."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "a loop is one process", "launch: `accelerate launch … --no_python` starts its training phases"
+        )
+    _same_arithmetic()
+    with _alone(recipe.output):
+        if not recipe.redo:
+            _refuse_stale(recipe)
+        state, before = start(recipe), None
+        for phase in phases(recipe):
+            ready = prepare(recipe, phase, state)
+            _bring_about(recipe, ready, state)
+            state = after(recipe, ready, state)
+            before = _score(recipe, phase, state, before)
+
+
+def start(recipe: LoopRecipe) -> State:
+    """M_org and nothing else."""
+    base = Weights(recipe.base)
+    return State(base, base, base)
+
+
+def prepare(recipe: LoopRecipe, phase: Phase, state: State) -> Ready:
+    """The phase's recipe with its inputs' hashes, and how its folder stands to that."""
+    folder = recipe.output / phase.name
+    if phase.what == "ready":
+        config = ready_config(_of_ready(recipe, phase))
+        return Ready(phase, None, config, examine(folder, config, None))
+    resolved, wires = phase_recipe(recipe, phase, state)
+    config = config_of(resolved.recipe, wires, state)
+    return Ready(phase, resolved, config, examine(folder, config, left_by(phase, folder, resolved)))
+
+
+def _of_ready(recipe: LoopRecipe, phase: Phase) -> Weights:
+    return (
+        Weights(recipe.sft.model) if phase.name == "sft" and recipe.sft and recipe.sft.model else Weights(recipe.base)
+    )
+
+
+def left_by(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]:
+    """Hashes of what the phase left, as phase.json has them."""
+    if phase.what == "pairs":
+        return {"pairs_sha256": file_hash(folder / "pairs.jsonl")}
+    from visrl.policies.checkpoint import weights_hash
+
+    return {"weights_sha256": weights_hash(final_of(phase, folder, resolved.recipe))}
+
+
+def after(recipe: LoopRecipe, ready: Ready, state: State) -> State:
+    """What the phases up to this one have left."""
+    phase, folder = ready.phase, recipe.output / ready.phase.name
+    if ready.resolved is None:
+        now = _of_ready(recipe, phase)
+    elif phase.what == "pairs":
+        data: Any = ready.resolved.recipe.data  # type: ignore[attr-defined]  # of kind pairs
+        return replace(state, pairs=folder / "pairs.jsonl", pictures=data.pictures)
+    else:
+        now = state.now.after(final_of(phase, folder, ready.resolved.recipe))
+    return replace(state, now=now, sft=now if phase.name == "sft" else state.sft)
+
+
+def _bring_about(recipe: LoopRecipe, ready: Ready, state: State) -> None:
+    """Run, resume, copy or skip one phase."""
+    phase, folder = ready.phase, recipe.output / ready.phase.name
+    stand = ready.found.stand
+    if stand == "done":
+        return
+    if stand == "stale":
+        place = set_aside(recipe.output, phase.name)
+        print(f"{phase.name}: {ready.found.why}; redone, the old one is {place}", file=sys.stderr)
+    if stand != "resume":
+        if any(take_over(folder, other / phase.name, ready.config) for other in recipe.reuse):
+            print(f"{phase.name}: copied, its hashes are the same", file=sys.stderr)
+            return
+        begin(folder, ready.config)
+    began = time.monotonic()
+    left = {} if ready.resolved is None else _work(recipe, ready, folder)
+    end(folder, {**left, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _work(recipe: LoopRecipe, ready: Ready, folder: Path) -> dict[str, Any]:
+    """Train, or make pairs: by the phase's own recipe, which stands in its folder. Returns hashes of what came out."""
+    resolved = ready.resolved
+    assert resolved is not None, "a ready model needs no work"
+    text = yaml.safe_dump(resolved.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "recipe.yaml", text)
+    if recipe.launch and ready.phase.what != "pairs":
+        command = [*shlex.split(recipe.launch), "visrl-train", str(folder / "recipe.yaml")]
+        code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
+        if code:
+            raise UsageError(
+                f"{ready.phase.name}: `{shlex.join(command)}` ended with {code}", "the same command goes on"
+            )
+    else:
+        resolved.module.run(resolved.recipe)
+        free()
+    left = left_by(ready.phase, folder, resolved)
+    if ready.phase.what == "pairs" and not (folder / "pairs.jsonl").read_bytes():
+        raise UsageError(
+            f"{ready.phase.name}: no pairs came out", "more questions, or other thresholds (docs/pairs.md)"
+        )
+    return left
+
+
+def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) -> Path | None:
+    """Score the phase's end and say how it compares. Returns the folder that the next phase is held against."""
+    folder = recipe.output / phase.name
+    if phase.what == "pairs":
+        print(_pairs_line(recipe, phase), flush=True)
+        return before
+    path, asked = _score_request(recipe, phase)
+    if not _same(path, asked):
+        if (folder / "score").is_dir():
+            set_aside(recipe.output, f"{phase.name}/score")
+        begin(folder / "score", asked)
+    score_phase(folder / "score", phase.label, state.now, recipe.score)
+    print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
+    return folder
+
+
+def _score_request(recipe: LoopRecipe, phase: Phase) -> tuple[Path, dict[str, Any]]:
+    """Where a phase's scoring says how it scores, and what it should say."""
+    asked = recipe.score.model_dump(mode="json", exclude={"batch_size"})
+    return recipe.output / phase.name / "score" / "asked.json", asked
+
+
+def _same(path: Path, asked: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == dump_json(dict(asked))
+
+
+def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
+    """``iter1/pairs: 512 pairs of 3000 questions · win box right 64.5 %``."""
+    folder = recipe.output / phase.name
+    counts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["funnel"]
+    said = f"{phase.name}: {counts['pairs']} pairs of {counts['questions']['asked']} questions"
+    file = folder / "records" / "datagen.json"
+    if not file.is_file():
+        return said
+    results = read_results(file)
+    publish(recipe, phase, results)
+    right = sum(r.value or 0.0 for r in results if r.metric in ("wp_lp", "wp_ln"))
+    return f"{said} · win box right {right:.1f} %"
+
+
+# --- what would be done
+
+
+def plan(recipe: LoopRecipe) -> list[str]:
+    """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
+    return [f"{name}: {word}" for name, word, _ in _planned(recipe)]
+
+
+def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
+    """(phase, what would happen, whether something finished would be redone). Beyond the first phase to run nothing is known of
+    what it will leave; phases there that are finished follow from another beginning.
+    """
+    state, first = start(recipe), ""
+    words = {"done": "done", "new": "to run", "resume": "goes on where it stopped"}
+    for phase in phases(recipe):
+        if first:
+            _check_only(recipe, phase, state)
+            finished = (recipe.output / phase.name / "phase.json").is_file()
+            word = f"redone, unless {first} comes out as it was" if finished else "to run"
+            yield phase.name, word, False
+            continue
+        ready = prepare(recipe, phase, state)
+        stale = ready.found.stand == "stale"
+        again = ready.found.stand == "done" and phase.what != "pairs" and not _same(*_score_request(recipe, phase))
+        word = "done; to be scored" if again else words.get(ready.found.stand, f"redone: {ready.found.why}")
+        yield phase.name, word, stale
+        state = after(recipe, ready, state)
+        if ready.resolved is not None and ready.found.stand != "done":
+            first = phase.name
+
+
+def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:
+    """Errors of a later phase's recipe are worth knowing before the first one runs."""
+    if phase.what != "ready":
+        phase_recipe(recipe, phase, replace(state, pairs=state.pairs or Path("pairs.jsonl")))
+
+
+def _refuse_stale(recipe: LoopRecipe) -> None:
+    planned = list(_planned(recipe))
+    if any(stale for _, _, stale in planned):
+        said = "\n".join(f"  {name}: {word}" for name, word, _ in planned if word != "done")
+        hint = f"--set redo=true does it (the old ones go to {recipe.output / 'old'}); or another output"
+        raise UsageError(f"{recipe.output} was made by another recipe:\n{said}", hint)
+
+
+# --- one process, one arithmetic
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """One process at a time. Raises Busy."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(
+                f"{output}: another process is running this loop", "wait for it, or name another output"
+            ) from error
+        yield
+
+
+def _same_arithmetic() -> None:
+    """kind base sets these for its process (training.md); a loop that is resumed after it must add up in the same order."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)

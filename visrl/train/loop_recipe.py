@@ -1,0 +1,117 @@
+"""The recipe of ``kind: loop``: phases that are recipes themselves, and what is wired between them.
+
+A phase names a recipe file, relative to the loop's own, and may ``set`` values of it by their dotted keys: no constant stands
+twice. Wired by the loop, whatever those files say: output, seed, weights to start from, policy, critic, pairs and stage.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from visrl.errors import UsageError
+from visrl.focus import CropName
+from visrl.prompts import ProtocolName
+from visrl.train.pairs_recipe import ModelArgs
+from visrl.train.recipe import Recipe, Section
+
+
+class PhaseSection(Section):
+    """A phase: a recipe file, and values of it that are other ones here."""
+
+    recipe: Path = Field(description="relative to the file that names it")
+    set: dict[str, Any] = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
+
+    @field_validator("recipe")
+    @classmethod
+    def _beside(cls, path: Path, info: ValidationInfo) -> Path:
+        return (info.context or {}).get("folder", Path()) / path
+
+    def settings(self) -> list[str]:
+        """``set`` as ``--set`` would have it."""
+        return settings(self.set)
+
+
+class WarmUpSection(Section):
+    """M_SFT: trained by a recipe (of kind sft or base), or a model that is ready."""
+
+    recipe: Path | None = Field(default=None, description="relative to the file that names it")
+    set: dict[str, Any] = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
+    model: str | None = Field(default=None, description="a ready one: a shipped name, a folder or a hub id")
+
+    @field_validator("recipe")
+    @classmethod
+    def _beside(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else (info.context or {}).get("folder", Path()) / path
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> WarmUpSection:
+        if (self.recipe is None) == (self.model is None) or (self.model is not None and self.set):
+            raise ValueError("a recipe (and what to set of it), or a ready model")
+        return self
+
+    @property
+    def phase(self) -> PhaseSection:
+        """The recipe to train by. Raises UsageError where the model is ready."""
+        if self.recipe is None:
+            raise UsageError(f"sft.model {self.model} is ready: nothing trains it")
+        return PhaseSection(recipe=self.recipe, set=self.set)
+
+
+class ScoreSection(Section):
+    """How each phase's end is scored: as ``visrl-eval run`` would, by the same code."""
+
+    tasks: str = Field(default="world_viscot", description="tasks or groups, comma-separated")
+    args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
+    data: Path | None = Field(default=None, description="folder of benchmark files")
+    protocol: ProtocolName | None = None
+    crop: CropName | None = Field(default=None, description="default: the model's own")
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=128, ge=1)
+    judge: str = "exact"
+
+
+class LoopRecipe(Recipe):
+    """``base`` is M_org: what the warm-up starts from and the critic of every iteration."""
+
+    kind: Literal["loop"]
+    name: str = Field(default="", description="of the run, in tables; default: the output folder's")
+    base: str = Field(description="M_org: a shipped name, a folder or a hub id")
+    sft: WarmUpSection | None = Field(default=None, description="none: reinforcement begins with the base")
+    more: PhaseSection | None = Field(default=None, description="further training between SFT and RL: a comparison")
+    pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
+    rl: PhaseSection | None = Field(default=None, description="of kind dpo; used for every stage")
+    iterations: int = Field(default=1, ge=0)
+    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
+    score: ScoreSection = ScoreSection()
+    reuse: tuple[Path, ...] = Field(
+        default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"
+    )
+    launch: str | None = Field(
+        default=None,
+        description="a command before `visrl-train` for training phases, each then in processes of its own:"
+        " accelerate launch --config_file FILE --no_python",
+    )
+    redo: bool = Field(default=False, description="move aside and redo what a changed recipe makes stale")
+
+    @model_validator(mode="after")
+    def _whole(self) -> LoopRecipe:
+        if self.iterations and (self.pairs is None or self.rl is None):
+            raise ValueError("iterations need the phases pairs and rl (iterations: 0 for none)")
+        if self.critic == "sft" and self.sft is None:
+            raise ValueError("critic: sft needs the phase sft")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        return self.name or self.output.name
+
+
+def settings(values: dict[str, Any]) -> list[str]:
+    """Dotted key -> value, as ``--set`` texts (JSON is YAML)."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]

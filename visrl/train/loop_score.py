@@ -1,0 +1,161 @@
+"""The end of a phase, scored as ``visrl-eval`` scores (visrl/evaluate.py), and the paired difference to the phase before.
+
+``score/``         an ordinary run folder: ``visrl-eval view`` and ``compare`` take it
+``metrics.json``   the line printed, and every difference (evals/compare.py: paired by sample, clustered by picture)
+``records/``       of the whole loop: TaskResults per phase, each saying which run, phase, iteration and seed it is of
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from visrl.evals.benchmarks import GROUPS, TASKS
+from visrl.evals.compare import SCALE, Difference, compare, difference, pair_group, pair_task, pool
+from visrl.evals.sample_scores import Rows, of_run
+from visrl.errors import UsageError
+from visrl.evaluate import Options, evaluate
+from visrl.records import TaskResult, dump_json, read_results, write_atomically, write_results
+from visrl.runs import slug
+from visrl.train.loop_recipe import LoopRecipe, ScoreSection
+from visrl.train.wiring import Phase, Weights
+from visrl.verdicts import change
+
+ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
+"""The metrics of a phase's line; of a suite without VisCoT boxes, referring expressions'."""
+
+
+def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
+    """Run what is missing of the phase's scoring. Raises UsageError where samples failed for good."""
+    from visrl.policies.load import load_policy
+
+    args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
+    policy: Any = load_policy(weights.spec, args)
+    policy.name = policy.loaded.about["path"] = label  # a record must not say where this run has its weights
+    options = Options(
+        data=section.data,
+        protocol=section.protocol,
+        crop=section.crop or policy.default_crop,
+        limit=section.limit,
+        batch_size=section.batch_size,
+        judge=section.judge,
+        output=folder,
+        max_tokens=section.max_tokens,
+    )
+    outcome = evaluate(policy, [section.tasks], options)
+    del policy
+    free()
+    if outcome.n_failed or outcome.problems:
+        said = "; ".join([f"{outcome.n_failed} of {outcome.n_samples} samples failed", *outcome.problems])
+        raise UsageError(f"{folder}: {said}", "the same command tries them again")
+    return outcome.results
+
+
+def free() -> None:
+    """Give back what a phase held, so that the next one finds the memory it would find alone."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def headline(before: Rows, after: Rows, metrics: Sequence[str]) -> Difference | None:
+    """One metric of the whole suite, in percent: a group's unweighted mean where all of it ran, else all samples as one."""
+    tasks = {task: pair_task(task, before[task], after[task]) for task in before if task in after}
+    for metric in metrics:
+        groups = [p for group in GROUPS for p in pair_group(group, tasks) if p.metric == metric]
+        single = [p for found in tasks.values() for p in found if p.metric == metric]
+        if groups or single:
+            return _percent(difference(groups[0] if groups else pool(single)))
+    return None
+
+
+def _percent(found: Difference) -> Difference:
+    scale = 100.0 / SCALE[found.unit]
+
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * scale
+
+    return replace(
+        found,
+        unit="percent",
+        before=times(found.before),
+        after=times(found.after),
+        delta=times(found.delta),
+        se=times(found.se),
+        ci=None if found.ci is None else (found.ci[0] * scale, found.ci[1] * scale),
+        worst=(),
+    )
+
+
+def line(rows: Rows, before: Rows | None, results: Sequence[TaskResult]) -> str:
+    """``answers 61.2 → 66.9 (+5.7 ± 0.9) · box 71.0 → 78.4 (+7.4 ± 1.1) · parse 99.8 %``; ± is one standard error."""
+    parts = []
+    for name, metrics in (("answers", ANSWER), ("box", BOX)):
+        found = headline(rows if before is None else before, rows, metrics)
+        if (
+            found is None and before is not None
+        ):  # the phase before has no such number: a model that was never asked for a box
+            found, alone = headline(rows, rows, metrics), True
+        else:
+            alone = before is None
+        if found is not None and alone:
+            parts.append(f"{name} {found.after:.1f}" if found.after is not None else f"{name} —")
+        elif found is not None:
+            parts.append(f"{name} {change(found.before, found.after, found.delta, found.se, 'percent')}")
+    parse = parse_rate(results)
+    return " · ".join([*parts, *([] if parse is None else [f"parse {parse:.1f} %"])])
+
+
+def parse_rate(results: Sequence[TaskResult]) -> float | None:
+    """Percent of the boxes asked for that could be read. None where none was asked for."""
+    boxes = [r for r in results if r.metric in BOX and r.task in TASKS]
+    n = sum(r.n for r in boxes)
+    return None if n == 0 else 100.0 * (1.0 - sum(r.n_unparsed for r in boxes) / n)
+
+
+def differences(before: Rows, after: Rows) -> list[dict[str, Any]]:
+    """Every metric's difference, as JSON."""
+    return [{k: v for k, v in asdict(d).items() if k != "worst"} for d in compare(before, after)]
+
+
+def conclude(recipe: LoopRecipe, phase: Phase, before: Path | None) -> str:
+    """Write metrics.json and the loop's records of a scored phase. before: the folder of the scored phase before. Returns the
+    line.
+    """
+    folder = recipe.output / phase.name
+    rows, earlier = of_run(folder / "score"), None if before is None else of_run(before / "score")
+    results = [r for file in sorted((folder / "score" / "records").glob("*.json")) for r in read_results(file)]
+    said = line(rows, earlier, results)
+    metrics = {"line": said, "differences": [] if earlier is None else differences(earlier, rows)}
+    write_atomically(folder / "metrics.json", dump_json(metrics))
+    publish(recipe, phase, results)
+    return said
+
+
+def publish(recipe: LoopRecipe, phase: Phase, results: Sequence[TaskResult]) -> None:
+    """The phase's results among the loop's records, named after run and phase, with what tables and figures sort by."""
+    about = origin(recipe, phase)
+    named = [
+        r.model_copy(
+            update={"model": f"{recipe.run_name} · {phase.label}", "model_info": {**r.model_info, "phase": dict(about)}}
+        )
+        for r in results
+    ]
+    if named:
+        write_results(recipe.output / "records" / f"{slug(phase.name.replace('/', '-'))}.json", named)
+
+
+def origin(recipe: LoopRecipe, phase: Phase) -> Mapping[str, Any]:
+    """Which run, phase, iteration and seed a record is of."""
+    return {
+        "run": recipe.run_name,
+        "phase": phase.name,
+        "label": phase.label,
+        "iteration": phase.iteration,
+        "seed": recipe.seed,
+    }

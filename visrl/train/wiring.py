@@ -1,0 +1,171 @@
+"""The phases of a loop in order, and each one's recipe with the phases before it wired in (visrl-method.md d, e).
+
+Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
+stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out the k - 1 lots before.
+
+Departures: 1. each phase loads what the phase before wrote, rather than going on in memory: a resumed loop and an uninterrupted
+one then do the same. 2. one LoRA adapter goes through all phases; officially it is merged and a fresh one begins each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visrl.errors import UsageError
+from visrl.train.loop_recipe import LoopRecipe, PhaseSection, settings
+from visrl.train.recipe import Recipe, Resolved, load_recipe, read_yaml
+
+What = Literal["ready", "warm-up", "more", "pairs", "rl"]
+Wires = dict[str, Any]
+"""Dotted key -> what the loop puts there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One folder of a loop. name: below the output; label: its row in tables; stage: of ``rl``; iteration: 0 before the first."""
+
+    name: str
+    label: str
+    what: What
+    iteration: int = 0
+    stage: Literal[0, 1, 2] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model on disk: a shipped name, a folder or a hub id, and an adapter's folder."""
+
+    model: str
+    adapter: str | None = None
+
+    def after(self, final: Path) -> Weights:
+        """What a phase left in ``final``: an adapter on the same model, or a model."""
+        if (final / "adapter_config.json").is_file():
+            return Weights(self.model, str(final))
+        return Weights(str(final))
+
+    @property
+    def spec(self) -> str:
+        """As ``--model`` takes it."""
+        from visrl.policies.load import SHIPPED
+
+        return self.model if self.model in SHIPPED else f"hf:{self.model}"
+
+    def sha256(self) -> str:
+        """Of the weights' bytes. Raises UsageError where there are none."""
+        from visrl.policies.checkpoint import folder_of, weights_hash
+        from visrl.train.models import shipped
+
+        try:
+            model = weights_hash(folder_of(shipped(self.model), ""))
+        except OSError as error:
+            raise UsageError(
+                f"no weights at {self.model}", "a shipped name, a folder, or a hub id in the cache"
+            ) from error
+        return model if self.adapter is None else f"{model}+{weights_hash(Path(self.adapter))}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the phases so far have left: M_org, M_SFT, the newest model, the newest pairs and where their pictures are."""
+
+    base: Weights
+    sft: Weights
+    now: Weights
+    pairs: Path | None = None
+    pictures: Path = Path()
+
+
+def phases(recipe: LoopRecipe) -> Iterator[Phase]:
+    """The loop's phases, in order; names as in the poster's table 2, later iterations counted on."""
+    yield Phase("base", "base", "ready")
+    so_far = []
+    if recipe.sft is not None:
+        so_far = ["SFT"]
+        yield Phase("sft", "SFT", "ready" if recipe.sft.model is not None else "warm-up")
+    if recipe.more is not None:
+        so_far.append("more")
+        yield Phase("more", "+".join(so_far), "more")
+    for k in range(1, recipe.iterations + 1):
+        yield Phase(f"iter{k}/pairs", f"pairs {k}", "pairs", k)
+        for stage in recipe.stages:
+            so_far.append(f"RL{stage}")
+            label = "+".join(so_far) if k == 1 else f"iteration {k}: RL{stage}"
+            yield Phase(f"iter{k}/rl{stage}", label, "rl", k, stage)
+
+
+def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolved, Wires]:
+    """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
+    section = _section(recipe, phase)
+    kind = _kind(phase, section)
+    if phase.what == "pairs":
+        before, wires = {}, _pairs_wires(recipe, phase, state, section)
+    elif phase.what == "rl":
+        before, wires = _rl_wires(phase, state)
+    else:
+        before, wires = {}, _start_wires(kind, state)
+    fixed = {"output": str(recipe.output / phase.name), "seed": recipe.seed}
+    every = [*settings(before), *section.settings(), *settings({**fixed, **wires})]
+    resolved = load_recipe(section.recipe, every)
+    if phase.what == "rl":
+        wires |= {"data.path": str(state.pairs)}
+    return resolved, wires
+
+
+def _section(recipe: LoopRecipe, phase: Phase) -> PhaseSection:
+    section = {"warm-up": recipe.sft and recipe.sft.recipe and recipe.sft.phase, "more": recipe.more,
+               "pairs": recipe.pairs, "rl": recipe.rl}[phase.what]  # fmt: skip
+    assert isinstance(section, PhaseSection), "phases() gives only what the recipe has"
+    return section
+
+
+def _kind(phase: Phase, section: PhaseSection) -> str:
+    """The kind of the phase's recipe. Raises UsageError for one that cannot be this phase."""
+    kind = str(read_yaml(section.recipe).get("kind"))
+    wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "base"))
+    if kind not in wanted:
+        raise UsageError(f"{phase.name}: {section.recipe} is of kind {kind}", f"kind {' or '.join(wanted)}")
+    return kind
+
+
+def _model(weights: Weights) -> Wires:
+    return {"model.path": weights.model, "model.adapter": weights.adapter, "model.revision": None}
+
+
+def _start_wires(kind: str, state: State) -> Wires:
+    from visrl.train.models import shipped
+
+    return {"start": shipped(state.now.model)} if kind == "base" else _model(state.now)
+
+
+def _rl_wires(phase: Phase, state: State) -> tuple[Wires, Wires]:
+    """What ``set`` may still change (the pairs: their ``limit``), and what it may not."""
+    data = {"path": str(state.pairs), "pictures": str(state.pictures)}
+    return {"data": data}, {**_model(state.now), "step.stages": [phase.stage]}
+
+
+def _pairs_wires(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Wires:
+    wires: Wires = {"policy.model": state.now.spec}
+    if state.now.adapter is not None:
+        wires["policy.args.adapter"] = state.now.adapter
+    own = load_recipe(section.recipe, section.settings()).recipe
+    if own.critic.kind != "oracle" and "critic.model" not in section.set:  # type: ignore[attr-defined]  # of kind pairs
+        critic = state.sft if recipe.critic == "sft" else state.base
+        wires["critic.model"] = critic.spec
+        if critic.adapter is not None:
+            wires["critic.args.adapter"] = critic.adapter
+    data = own.data  # type: ignore[attr-defined]
+    if phase.iteration > 1 and data.limit is None:
+        raise UsageError("fresh questions for each iteration need pairs: data.limit", "how many an iteration asks")
+    wires["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
+    return wires
+
+
+def final_of(phase: Phase, folder: Path, found: Recipe) -> Path:
+    """Where a training phase leaves its weights."""
+    if found.kind == "base":
+        return folder
+    return folder / f"stage{phase.stage}" / "final" if found.kind == "dpo" else folder / "final"

@@ -3,90 +3,23 @@
 A fake training phase writes weights that say what they were made from, so that a wrong order or a wrong start shows.
 """
 
-import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loop_made import recipe, weights
 
 from visrl.errors import UsageError
 from visrl.evals.sample_scores import Row
 from visrl.records import dump_json, write_atomically
-from visrl.train import loop, loop_score, wiring
+from visrl.train import loop
+from visrl.train.ablations import jobs
 from visrl.train.loop_plan import changes, examine
 from visrl.train.loop_score import headline, line
 from visrl.train.recipe import load_recipe
-from visrl.train.wiring import Weights, phases
+from visrl.train.wiring import Weights, phase_recipe, phases
 
-SFT = "kind: sft\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: %s}\n"
-PAIRS = (
-    "kind: pairs\noutput: x\npolicy: {model: elsewhere}\ncritic: {kind: likelihood, model: elsewhere}\n"
-    "data: {path: q.jsonl, limit: 50, skip: 7}\n"
-)
-RL = "kind: dpo\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: elsewhere}\n"
-LOOP = (
-    "kind: loop\noutput: %s/run\nseed: 5\nbase: %s/base\nsft: {recipe: sft.yaml}\npairs: {recipe: pairs.yaml}\n"
-    "rl: {recipe: rl.yaml, set: {step.beta_box: 0.3}}\niterations: 2\n"
-)
-
-
-def weights(folder, text):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_text(text)
-    (folder / "config.json").write_text("{}")
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Recipes on disk; the modules' ``run`` and the scoring replaced. ``ran``: what ran, in order."""
-    weights(tmp_path / "base", "base")
-    (tmp_path / "chains.jsonl").write_text("chains")
-    (tmp_path / "sft.yaml").write_text(SFT % (tmp_path / "chains.jsonl"))
-    (tmp_path / "pairs.yaml").write_text(PAIRS)
-    (tmp_path / "rl.yaml").write_text(RL)
-    (tmp_path / "loop.yaml").write_text(LOOP % (tmp_path, tmp_path))
-    ran = []
-
-    def said(path):
-        return (Path(path) / "model.safetensors").read_text()
-
-    def sft(recipe):
-        ran.append("sft")
-        weights(recipe.output / "final", f"sft({said(recipe.model.path)})")
-
-    def pairs(recipe):
-        ran.append(f"pairs skip {recipe.data.skip}")
-        policy, critic = (said(m.removeprefix("hf:")) for m in (recipe.policy.model, recipe.critic.model))
-        write_atomically(recipe.output / "pairs.jsonl", f"pairs of {policy} by {critic} from {recipe.data.skip}")
-        counts = {"pairs": 12, "questions": {"asked": 50}}
-        write_atomically(recipe.output / "manifest.json", dump_json({"funnel": counts}))
-
-    def rl(recipe):
-        (stage,) = recipe.step.stages
-        ran.append(f"rl{stage} beta {recipe.step.beta_box} seed {recipe.seed}")
-        made = f"rl{stage}({said(recipe.model.path)}; {recipe.data.file.read_text()})"
-        weights(recipe.output / f"stage{stage}" / "final", made)
-
-    for kind, fake in (("sft", sft), ("pairs", pairs), ("stages", rl)):
-        monkeypatch.setattr(f"visrl.train.{kind}.run", fake)
-    monkeypatch.setattr(loop, "score_phase", score)
-    monkeypatch.setattr(loop, "free", lambda: None)  # collecting torch's garbage takes a second each time
-    return tmp_path, ran
-
-
-def score(folder, label, found, section):
-    """Right answers as a function of the weights' bytes: 4 questions on 2 pictures."""
-    digest = hashlib.sha256(found.sha256().encode()).digest()
-    rows = [
-        {"task": "world_viscot_doc", "sample_id": str(i), "cluster": str(i // 2), "group": "",
-         "scores": {"answer": digest[i] % 2, "box_acc": digest[i + 4] % 2}}
-        for i in range(4)
-    ]  # fmt: skip
-    write_atomically(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def recipe(folder, *settings):
-    return load_recipe(folder / "loop.yaml", settings).recipe
+SHIPPED = Path(__file__).parents[2] / "recipes"
 
 
 def test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_base(world):
@@ -205,7 +138,7 @@ def test_a_phase_of_equal_hashes_is_copied_from_another_loop(world):
 
 def test_phase_recipes_are_checked_before_anything_runs(world):
     folder, ran = world
-    with pytest.raises(UsageError, match="unknown key 'step.beta_bx'"):
+    with pytest.raises(UsageError, match=r"unknown key 'step.beta_bx'"):
         loop.run(recipe(folder, "rl.set={step.beta_bx: 1}"))
     with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is of kind dpo"):
         loop.run(recipe(folder, "pairs.recipe=rl.yaml"))
@@ -270,3 +203,28 @@ def test_a_phase_that_began_and_did_not_end_is_resumed(tmp_path):
     write_atomically(tmp_path / "phase.json", dump_json({"weights_sha256": "x"}))
     assert examine(tmp_path, {"a": 1}, {"weights_sha256": "x"}).stand == "done"
     assert examine(tmp_path, {"a": 1}, {"weights_sha256": "y"}).stand == "stale"
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(SHIPPED.glob("*-loop.yaml")), SHIPPED / "world-iterations.yaml"], ids=lambda p: p.stem
+)
+def test_every_shipped_loop_wires_recipes_that_are_there(path, tmp_path):
+    found = load_recipe(path, [f"output={tmp_path}/none"]).recipe
+    state = loop.start(found)
+    for phase in phases(found):
+        if phase.what != "ready":
+            resolved, wires = phase_recipe(found, phase, replace(state, pairs=tmp_path / "pairs.jsonl"))
+            assert resolved.recipe.output == tmp_path / "none" / phase.name
+            assert wires.get("critic.model", state.base.spec) == state.base.spec  # M_org criticises in every iteration
+
+
+def test_the_shipped_ablations_change_one_thing_each(tmp_path):
+    found = load_recipe(SHIPPED / "world-ablations.yaml", [f"output={tmp_path}", "seeds=1"]).recipe
+    by_name = {job.variant: job.recipe for job in jobs(found)}
+    full = by_name.pop("full")
+    for name, variant in by_name.items():
+        before, after = full.model_dump(exclude={"output", "name", "reuse"}), variant.model_dump()
+        changed = {key for key in before if before[key] != after[key]}
+        allowed = {"more-sft": {"iterations", "more"}, "answer-only": {"stages", "rl"}, "compat-crop": {"pairs", "rl"}}
+        assert changed == allowed.get(name, changed) and len(changed) == len(allowed.get(name, [0])), name
+        assert full.pairs.set.items() <= variant.pairs.set.items()  # what world.yaml sets stays

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check and print the resolved recipe (of a loop, what would run or be redone and why), then stop",
+        help="check and print the resolved recipe, and of a loop what would run or be redone and why; then stop",
     )
     return parser
 

@@ -7,8 +7,8 @@ left (phase.json), its scoring (score/, metrics.json); see loop_plan.py and loop
 ``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
 ``old/``                                                 phases that a changed recipe made stale
 
-The same command finishes what is missing. What is finished stays while its hashes hold; what a changed recipe makes stale is named,
-and redone only with ``--set redo=true``.
+The same command finishes what is missing. What is finished stays while its hashes hold; what a changed recipe makes
+stale is named, and redone only with ``--set redo=true``.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.compare import SCALE, Difference, compare, difference, pair_group, pair_task, pool
 from visrl.evals.sample_scores import Rows, of_run
-from visrl.errors import UsageError
 from visrl.evaluate import Options, evaluate
 from visrl.records import TaskResult, dump_json, read_results, write_atomically, write_results
 from visrl.runs import slug

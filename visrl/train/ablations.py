@@ -1,0 +1,203 @@
+"""``kind: ablations``: variants of one loop, each with several seeds, as a queue of jobs that resumes; then one table.
+
+    visrl-train recipes/world-ablations.yaml
+
+A job is a loop's folder, ``<variant>/seed<k>``; a finished one is skipped by its hashes (loop_plan.py), and phases that a variant
+shares with the full method of the same seed are copied. Several processes may run the same command: each takes the jobs that
+nobody is running. ``summary.md`` and ``summary.json``: mean and standard error over the seeds, and the difference to the full
+method, paired by seed (evals/stats.py; a seed is a cluster of one).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from visrl.evals import stats
+from visrl.evals.sample_scores import of_run
+from visrl.records import dump_json, read_records, write_atomically, write_results
+from visrl.render import Cell, Row, Table, render
+from visrl.train import loop
+from visrl.train.loop_recipe import LoopRecipe, settings
+from visrl.train.loop_score import ANSWER, BOX, headline
+from visrl.train.recipe import Recipe, load_recipe, read_yaml
+from visrl.train.wiring import phases
+
+FULL = "full"
+
+
+class AblationsRecipe(Recipe):
+    """``seed`` is the first of ``seeds`` that follow one another."""
+
+    kind: Literal["ablations"]
+    recipe: Path = Field(description="the loop, relative to this file")
+    set: dict[str, Any] = Field(default_factory=dict, description="of every variant: dotted key -> value")
+    seeds: int = Field(default=5, ge=1)
+    variants: dict[str, dict[str, Any]] = Field(
+        description="name -> dotted key of the loop -> value; `full` is the method itself"
+    )
+
+    @field_validator("recipe")
+    @classmethod
+    def _beside(cls, path: Path, info: ValidationInfo) -> Path:
+        return (info.context or {}).get("folder", Path()) / path
+
+    @field_validator("variants")
+    @classmethod
+    def _has_full(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if variants.get(FULL) != {}:
+            raise ValueError(f"`{FULL}: {{}}`, the method itself, is what the others are compared with")
+        for name in variants:
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"{name!r} is no name of a folder")
+        return {FULL: {}, **variants}
+
+
+RECIPE = AblationsRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One loop of the queue."""
+
+    variant: str
+    seed: int
+    recipe: LoopRecipe
+
+
+def jobs(recipe: AblationsRecipe) -> Iterator[Job]:
+    """Seed by seed, the full method first: an interrupted queue has whole comparisons. Raises UsageError for a bad variant."""
+    base = read_yaml(recipe.recipe)
+    for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+        for variant, changed in recipe.variants.items():
+            folder = recipe.output / variant / f"seed{seed}"
+            full = recipe.output / FULL / f"seed{seed}"
+            own = {"output": str(folder), "seed": seed, "name": variant}
+            own["reuse"] = [] if variant == FULL else [str(full)]
+            found = load_recipe(recipe.recipe, settings({**over(base, merged(recipe.set, changed)), **own})).recipe
+            assert isinstance(found, LoopRecipe), "kind loop"
+            yield Job(variant, seed, found)
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both; where both have a mapping (``pairs.set``), the keys of both."""
+    both = {**first, **second}
+    for key in first.keys() & second.keys():
+        if isinstance(first[key], dict) and isinstance(second[key], dict):
+            both[key] = {**first[key], **second[key]}
+    return both
+
+
+def over(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """``changed`` with what the loop's own file already sets of a phase (``pairs.set``), so that no constant stands twice."""
+    found = {}
+    for key, value in changed.items():
+        section, _, last = key.partition(".")
+        own = (base.get(section) or {}).get("set", {}) if last == "set" else {}
+        found[key] = {**own, **value} if last == "set" else value
+    return found
+
+
+def run(recipe: AblationsRecipe) -> None:
+    """Every job that is not finished and that no other process is running; then the table of what there is. Raises UsageError."""
+    queue = list(jobs(recipe))
+    for number, job in enumerate(queue, 1):
+        print(f"[{number}/{len(queue)}] {job.variant}, seed {job.seed}", file=sys.stderr)
+        try:
+            loop.run(job.recipe)
+        except loop.Busy:
+            print("another process is at it", file=sys.stderr)
+    print(summarise(recipe, queue))
+
+
+def plan(recipe: AblationsRecipe) -> list[str]:
+    """Per job what would run."""
+    return [f"{job.variant}, seed {job.seed}, {said}" for job in jobs(recipe) for said in loop.plan(job.recipe)]
+
+
+# --- what came out
+
+
+Numbers = dict[str, dict[str, float]]
+"""metric -> seed -> percent."""
+
+
+def outcome(queue: Sequence[Job]) -> dict[str, Numbers]:
+    """variant -> its finished seeds' last phases, answers and boxes in percent."""
+    found: dict[str, Numbers] = {}
+    for job in queue:
+        last = [phase for phase in phases(job.recipe) if phase.what != "pairs"][-1]
+        folder = job.recipe.output / last.name
+        if not (folder / "metrics.json").is_file():
+            continue
+        rows = of_run(folder / "score")
+        for name, metrics in (("answers", ANSWER), ("box", BOX)):
+            value = headline(rows, rows, metrics)
+            if value is not None and value.after is not None:
+                found.setdefault(job.variant, {}).setdefault(name, {})[str(job.seed)] = value.after
+    return found
+
+
+def summary(found: Mapping[str, Numbers]) -> list[dict[str, Any]]:
+    """Per variant and metric: mean ± standard error over seeds, and the difference to ``full`` over the seeds both have."""
+    lines = []
+    for variant, numbers in found.items():
+        for metric, by_seed in numbers.items():
+            full = found.get(FULL, {}).get(metric, {})
+            both = [seed for seed in by_seed if seed in full]
+            value = stats.mean(list(by_seed.values()), list(by_seed))
+            delta = stats.paired_difference([full[s] for s in both], [by_seed[s] for s in both], both)
+            line = {"variant": variant, "metric": metric, "value": value.value, "se": value.se, "seeds": value.n}
+            if variant != FULL:
+                line |= {"difference": delta.value, "difference_se": delta.se, "paired_seeds": delta.n}
+            lines.append(line)
+    return lines
+
+
+def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per variant, two columns per metric."""
+    metrics = list(dict.fromkeys(line["metric"] for line in lines))
+    by_variant: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for line in lines:
+        by_variant.setdefault(line["variant"], {})[line["metric"]] = line
+    rows = []
+    for variant, found in by_variant.items():
+        cells = []
+        for metric in metrics:
+            line = found.get(metric, {})
+            cells += [Cell((_plus_minus(line.get("value"), line.get("se")),))]
+            cells += [Cell((_plus_minus(line.get("difference"), line.get("difference_se"), "+"),))]
+        seeds = max(line["seeds"] for line in found.values())
+        rows.append(Row(variant, (*cells, Cell((str(seeds),)))))
+    columns = [(t, t) for m in metrics for t in (m, f"{m}: difference to {FULL}")] + [("seeds", "seeds")]
+    note = "Percent, mean ± standard error over seeds; differences are paired by seed."
+    return Table("Ablations on the small world", "variant", tuple(columns), tuple(rows), (note,))
+
+
+def _plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
+    if value is None:
+        return "—"
+    return f"{value:{sign}.1f}" + ("" if se is None else f" ± {se:.1f}")
+
+
+def summarise(recipe: AblationsRecipe, queue: Sequence[Job]) -> str:
+    """Write summary.json, summary.md and the records of all jobs. Returns the table as Markdown."""
+    lines = summary(outcome(queue))
+    write_atomically(recipe.output / "summary.json", dump_json(lines))
+    text = render(table_of(lines), "md")
+    write_atomically(recipe.output / "summary.md", text)
+    _collect(recipe, queue)
+    return text
+
+
+def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
+    for job in queue:
+        if (job.recipe.output / "records").is_dir():
+            write_results(
+                recipe.output / "records" / f"{job.variant}-seed{job.seed}.json", read_records(job.recipe.output)
+            )

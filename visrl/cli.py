@@ -37,7 +37,9 @@ app = typer.Typer(
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="tiny | hf:ID_OR_PATH | endpoint:URL#NAME | vllm:ID | replay:FILE_OR_DIR | constant:TEXT"),
+    typer.Option(
+        "--model", "-m", help="tiny | hf:ID_OR_PATH | endpoint:URL#NAME | vllm:ID | replay:FILE_OR_DIR | constant:TEXT"
+    ),
 ]
 TasksOption = Annotated[
     str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups; `visrl-eval ls` lists them")
@@ -271,22 +273,49 @@ def tables(
         bool, typer.Option("--check", help="exit 1 when results/tables is not what the records give")
     ] = False,
     write: Annotated[bool, typer.Option("--write", help="generate results/tables from results/records")] = False,
+    figure: Annotated[
+        str | None, typer.Option("--figure", help="iterations: VisRL over multiple iterations, from a loop's records")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the figure: PNG or SVG")] = Path("iterations.png"),
     results: Annotated[Path, typer.Option(help="for --check and --write: the folder of records/ and tables/")] = Path(
         "results"
     ),
 ) -> None:
-    """The paper's table with our results beside it, and a verdict per cell."""
+    """The paper's table with our results beside it, and a verdict per cell; a loop's phases, as a table or a figure."""
     if check or write:
         cli_check.tables_on_file(results, write)
         return
-    if paper is None:
-        raise UsageError("tables needs --paper, --check or --write", "for example --paper rec")
+    if paper is None and figure is None:
+        raise UsageError("tables needs --paper, --figure, --check or --write", "for example --paper rec")
+    from visrl.phase_tables import in_order
     from visrl.records import read_records
-    from visrl.tables import print_paper_table
 
     places = records or [Path("results/records")]
-    found = [result for place in places for result in read_records(place)]
+    found = in_order([result for place in places for result in read_records(place)])
+    if figure is not None:
+        _draw(figure, found, output)
+    if paper is not None:
+        _print_tables(paper, found, format_, against)
+
+
+def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
+    from visrl.phase_tables import draw_iterations, longest
+
+    if figure != "iterations":
+        raise UsageError(f"no figure {figure!r}", "--figure iterations")
+    draw_iterations(found, longest(found), output)
+    print(output)
+
+
+def _print_tables(paper: str, found: list[TaskResult], format_: str, against: str | None) -> None:
+    """The paper's table; below viscot's, the phases of each loop of the small world, whose tasks have no column there."""
+    from visrl.phase_tables import of_loops, phase_table, runs
+    from visrl.tables import print_paper_table, print_table
+
     print_paper_table(paper, found, format_, against)
+    small = [result for result in of_loops(found) if result.small_world]
+    for run_ in runs(small) if paper == "viscot" else ():
+        print_table(phase_table(small, run_), format_)
 
 
 cli_check.register(app)

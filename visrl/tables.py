@@ -268,17 +268,18 @@ def _of(result: TaskResult) -> str:
 
 def print_results(results: Sequence[TaskResult]) -> None:
     """The table after a run, on stdout."""
-    _print(results_table(results), "rich")
+    print_table(results_table(results), "rich")
 
 
 def print_paper_table(
     name: str, results: Sequence[TaskResult], format_: str = "rich", against: str | None = None
 ) -> None:
     """The paper's table with our results, on stdout, in one of render.FORMATS. Raises UsageError for unknown names."""
-    _print(build(name, results, against), format_)
+    print_table(build(name, results, against), format_)
 
 
-def _print(table: Table, format_: str) -> None:
+def print_table(table: Table, format_: str) -> None:
+    """A table on stdout, in one of render.FORMATS."""
     if format_ != "rich":
         sys.stdout.write(render(table, format_))
         return

@@ -101,12 +101,13 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
     """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
     section = _section(recipe, phase)
     kind = _kind(phase, section)
+    before: Wires = {}
     if phase.what == "pairs":
-        before, wires = {}, _pairs_wires(recipe, phase, state, section)
+        wires = _pairs_wires(recipe, phase, state, section)
     elif phase.what == "rl":
         before, wires = _rl_wires(phase, state)
     else:
-        before, wires = {}, _start_wires(kind, state)
+        wires = _start_wires(kind, state)
     fixed = {"output": str(recipe.output / phase.name), "seed": recipe.seed}
     every = [*settings(before), *section.settings(), *settings({**fixed, **wires})]
     resolved = load_recipe(section.recipe, every)

@@ -24,7 +24,7 @@ BaselineOption = Annotated[Path, typer.Option("--baseline", help="the file of ac
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``visrl-eval``."""
-    for command in (compare, check, accept):
+    for command in (compare, check, accept, science):
         app.command()(command)
 
 
@@ -79,6 +79,21 @@ def _print_comparison(title: str, differences: list[Difference], notes: list[str
     from rich.console import Console
 
     show(table, Console(highlight=False))
+
+
+def science(
+    check: Annotated[bool, typer.Option("--check", help="exit 1 when the page is not what the records give")] = False,
+    results: Annotated[Path, typer.Option(help="the folder of records/")] = Path("results"),
+    docs: Annotated[Path, typer.Option(help="where science.md and its figure are written")] = Path("docs"),
+) -> None:
+    """Write docs/science.md from the records: what of the paper's claims reproduced on the small world, and what did not."""
+    from visrl.science import is_stale, write
+
+    if not check:
+        print(write(results, docs))
+    elif is_stale(results, docs):
+        print(f"{docs / 'science.md'} is not what {results / 'records'} gives: visrl-eval science", file=sys.stderr)
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def check(

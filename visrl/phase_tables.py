@@ -185,6 +185,7 @@ def draw_iterations(results: Sequence[TaskResult], run: str, path: Path) -> None
         raise UsageError(
             f"{run}: no iterations among these records", "visrl-train recipes/world-iterations.yaml makes some"
         )
+    matplotlib.rcParams["svg.hashsalt"] = "visrl"  # else an SVG's ids are drawn at random
     figure, axis = pyplot.subplots(figsize=(5.2, 3.6))
     for (name, line), dash in zip(found.items(), ("-", "--"), strict=False):
         x = [int(iteration) for iteration, _ in line]

@@ -49,6 +49,10 @@ def words(command):
 def options(program, name):
     """Every option a command takes."""
     if program == "visrl-train":
+        if name == "plan":
+            from visrl.plan.cli import _parser
+
+            return {option for action in _parser()._actions for option in action.option_strings}
         return {"--set", "--dry-run", "--help"}
     from typer.main import get_command
 

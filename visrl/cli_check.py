@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visrl.cli_plan import plan
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ BaselineOption = Annotated[Path, typer.Option("--baseline", help="the file of ac
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``visrl-eval``."""
-    for command in (compare, check, accept, science):
+    for command in (compare, check, accept, science, plan):
         app.command()(command)
 
 

@@ -16,7 +16,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
-        epilog="The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
+        epilog="`visrl-train plan RECIPE.yaml --gpus N` says what it will take. "
+        "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
         "words", nargs="+", metavar="RECIPE.yaml", help="a recipe; `visrl-train KIND RECIPE.yaml` also checks its kind"
@@ -40,6 +41,11 @@ def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command line ``arguments``. Raises UsageError."""
+    if arguments[:1] == ["plan"]:
+        from visrl.plan.cli import plan_recipe
+
+        plan_recipe(arguments[1:])
+        return
     args = _parser().parse_args(arguments)
     path, kind = _recipe_path(args.words)
     from visrl.train.recipe import load_recipe

@@ -1,0 +1,163 @@
+"""What is exact in a plan, its formulae by hand, and the commands around it."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+import yaml
+
+from visrl.errors import UsageError
+from visrl.plan.cli import plan_recipe
+from visrl.plan.generating import pairs_work
+from visrl.plan.launch import commands, slurm
+from visrl.plan.lengths import Lengths
+from visrl.plan.memory import Memory, block_bytes, cache_bytes, training_memory
+from visrl.plan.shape import Shape, describe_model
+from visrl.plan.work import GPUS, Work, gpu_of, operations, seconds
+from visrl.policies import tiny
+from visrl.train.models import add_lora
+from visrl.train.recipe import LoraSection
+
+SHAPE = Shape(1000, 600, 0, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
+
+
+def test_adapters_are_counted_as_peft_makes_them(tmp_path):
+    folder = str(tiny.save("qwen2_5_vl", tmp_path / "m"))
+    planned = describe_model(folder, lora=LoraSection(r=4)).shape
+    model = add_lora(tiny.build("qwen2_5_vl")[0], LoraSection(r=4))
+    assert planned.adapters == planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert planned.total == sum(p.numel() for p in model.parameters())
+
+
+def test_a_shipped_model_by_its_bare_name():
+    from safetensors import safe_open
+
+    from visrl.world import checkpoint_path
+
+    with safe_open(checkpoint_path("base") / "model.safetensors", "pt") as file:
+        stored = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118
+    assert describe_model("base").shape.total == stored
+
+
+def test_formulae_by_hand():
+    # norms 2 (4*8 + 4*8 + 4) + 2*4*8 = 200, attention 4*4*8 + 4*2 = 136, MLP 4*4*16 = 256
+    assert block_bytes(SHAPE, tokens=5, size=4) == 200 + 136 + 256
+    assert cache_bytes(SHAPE, rows=3, slots=7, size=2) == 2 * 2 * 3 * 7 * 1 * 4 * 2
+    how = {"rows": 1, "tokens": 5, "kept": 2, "size": 2, "checkpointing": False}
+    plan = training_memory(SHAPE, **how, accumulates=True)
+    assert (plan.weights, plan.gradients, plan.optimiser) == (2000, 1200, 2400)
+    assert training_memory(SHAPE, **how, accumulates=False).gradients == 0, "gone before the activations come"
+    saved = training_memory(SHAPE, **{**how, "checkpointing": True}, accumulates=True).activations
+    assert saved - plan.activations == 5 * (2 * 2 * 8 + block_bytes(SHAPE, 5, 2)) - 5 * 2 * block_bytes(SHAPE, 5, 2)
+    adapted = Shape(1050, 50, 50, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
+    plan = training_memory(adapted, **how, accumulates=True)
+    assert (plan.weights, plan.optimiser) == (2 * 1000 + 4 * 50, 8 * 50), "adapters are float32"
+
+
+def test_what_is_spread_over_gpus():
+    memory = Memory(weights=80, gradients=40, optimiser=160, activations=5)
+    assert memory.sharded("ddp", 8) == memory
+    assert memory.sharded("zero2", 8) == Memory(80, 5, 20, 5)
+    assert memory.sharded("zero3", 8) == memory.sharded("fsdp", 8) == Memory(10, 5, 20, 5)
+
+
+def test_operations_and_hours_by_hand():
+    work = Work(prefill=100, decode=10, steps=5, trained=20, patches=3, context=4)
+    a_token = 2 * 500 + 4 * 2 * 8 * 4
+    assert operations(SHAPE, work, full=True, checkpointing=False) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    assert operations(SHAPE, work, full=False, checkpointing=True) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    mine = gpu_of("a100", tflops=1e-9, bandwidth=1e-6)  # 1,000 operations and 1,000 bytes a second
+    took = seconds(SHAPE, work, mine, gpus=2, size=2, cache=0, full=True, checkpointing=False)
+    assert took == (operations(SHAPE, work, full=True, checkpointing=False) / 1000 + 5 * 2 * 508 / 1000) / 2
+
+
+def test_pairs_by_hand():
+    """k = 3: one box prompt, 6 boxes, 6 answers behind the cache, 6 crops; in words also 6 answers judged, five behind a cache."""
+    one = Lengths(box=100, box_said=10, answer=150, answer_said=2, shared=90, judge=200, crop=70)
+    plain = pairs_work([one], 10, 5, attempts=3, spares=0, worded=False)
+    assert plain.prefill == 10 * (100 + 6 * 60 + 6 * 70) and plain.decode == 10 * (6 * 10 + 6 * 2)
+    worded = pairs_work([one], 10, 5, attempts=3, spares=0, worded=True)
+    assert worded.prefill - plain.prefill == 10 * (200 + 5 * 32) and worded.decode - plain.decode == 10 * 12 * 8
+
+
+def test_commands_and_script_are_what_a_shell_takes():
+    words = ["visrl-train", "my recipe.yaml", "--set", "a.b=[1, 2]"]
+    assert commands(words, 1, "ddp") == ["visrl-train 'my recipe.yaml' --set 'a.b=[1, 2]'"]
+    one, two = commands(words, 4, "ddp")
+    assert one.startswith(
+        "accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 --no_python visrl-train"
+    )
+    assert two.startswith("torchrun --nproc_per_node 4 --no-python visrl-train 'my recipe.yaml'")
+    assert len(commands(words, 4, "zero3")) == 1, "torchrun alone shards nothing"
+    script = slurm(words, 16, "fsdp", 3.2, "visrl")
+    assert "#SBATCH --nodes=2" in script and "--num_processes 16" in script and "#SBATCH --time=7:00:00" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0
+
+
+def recipe(folder, **more):
+    asked = {
+        "kind": "dpo", "output": str(folder / "out"), "model": {"path": "base", "dtype": "float32"},
+        "data": {"format": "world_oracle", "limit": 6}, "trainer": {"per_device_train_batch_size": 2},
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**asked, **more}))
+    return str(path)
+
+
+def test_a_recipe_is_planned_by_its_command(tmp_path, capsys):
+    plan_recipe([recipe(tmp_path), "--gpus", "2", "--gpu", "a100", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    first, second = plan["phases"]
+    assert (first["name"], second["name"], first["samples"]) == ("dpo stage 1", "dpo stage 2", 6)
+    assert second["work"]["trained"] > 1.5 * first["work"]["trained"], "a second term, with a second picture"
+    assert first["work"]["trained"] == 5 * first["work"]["prefill"], "five epochs, one reference"
+    assert "recipes/accelerate/ddp.yaml" in plan["commands"][0]
+    plan_recipe([recipe(tmp_path), "--gpus", "1"])
+    said = capsys.readouterr().out
+    assert "assumed, not measured" in said and "start it:" in said and "#SBATCH" in said
+
+
+def test_a_plan_before_the_data_are_there(tmp_path, capsys):
+    path = recipe(tmp_path, data={"path": str(tmp_path / "pairs.jsonl")})
+    with pytest.raises(UsageError, match="cannot read") as caught:
+        plan_recipe([path])
+    assert "--samples" in caught.value.hint
+    plan_recipe([path, "--samples", "180000", "--json"])
+    first = json.loads(capsys.readouterr().out)["phases"][0]
+    assert first["samples"] == 180_000 and "one typical question" in first["notes"][0]
+
+
+def test_pairs_and_sft_have_plans(tmp_path, capsys):
+    pairs = {
+        "kind": "pairs", "output": "o", "policy": {"model": "base", "args": {"dtype": "float32"}},
+        "critic": {"kind": "likelihood", "model": "base"}, "data": {"format": "world", "limit": 5},
+        "sampling": {"max_tokens": 8},
+    }  # fmt: skip
+    path = tmp_path / "pairs.yaml"
+    path.write_text(yaml.safe_dump(pairs))
+    plan_recipe([str(path), "--json"])
+    (phase,) = json.loads(capsys.readouterr().out)["phases"]
+    assert phase["samples"] == 5 and phase["work"]["prefill"] > 0 and phase["memory"]["cache"] > 0
+    plan_recipe([recipe(tmp_path, kind="sft", data={"path": "none.jsonl"}), "--samples", "10", "--json"])
+    (phase,) = json.loads(capsys.readouterr().out)["phases"]
+    assert phase["samples"] == 20, "two conversations a chain"
+
+
+def test_an_evaluation_is_planned_by_its_command(capsys):
+    from visrl.cli import main
+
+    assert main(["plan", "--model", "base", "--tasks", "world_rec", "--gpus", "4", "--limit", "50", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["phases"][0]["samples"] == 50 and "--num_processes 4" in plan["commands"][0]
+    assert main(["plan", "--model", "endpoint:http://x/v1#m", "--tasks", "world_rec"]) == 2
+    assert "has no config to plan with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--gpu", "h10"], "--gpu: unknown"), (["--sharding", "zero9"], "--sharding: unknown")]
+)
+def test_wrong_use(words, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        plan_recipe([recipe(tmp_path), *words])
+    assert "h100" in GPUS

@@ -1,0 +1,161 @@
+"""Plans against runs: tokens and bytes predicted from config and a few questions, counted while three tiny families really run.
+
+A prediction builds no weights (shape.py) and sees a third of the rows at most; a measurement counts ids that enter the model and the
+storages that live (peak.py). Every figure within 20 %.
+"""
+
+import numpy as np
+import pytest
+import torch
+from peak import Peak
+from PIL import Image
+
+from visrl.plan import training
+from visrl.plan.generating import evaluation_phase
+from visrl.plan.memory import Memory
+from visrl.plan.phase import Asked
+from visrl.plan.shape import describe_model
+from visrl.plan.training import dpo_phases
+from visrl.plan.work import GPUS
+from visrl.policies import Sampling, tiny
+from visrl.policies.checkpoint import load_checkpoint
+from visrl.policies.hf import HFPolicy
+from visrl.prompts import PROTOCOLS
+from visrl.rollout import Look, look_then_answer
+from visrl.train.files import Chain, PairRow, write_rows
+from visrl.train.models import load_trainee
+from visrl.train.stages import DPORecipe, run_stage
+from visrl.types import CoTSample, Picture
+
+torch.set_num_threads(1)
+FAMILIES = ("llava", "qwen2_5_vl", "paligemma2")
+SIZES = [(90, 50), (40, 44), (64, 64), (120, 100)]
+QUESTIONS = ["what letter is on the red circle ?", "blue ?", "is the square that lies to the left of it green ?"]
+MAX_TOKENS = 6  # a random model never ends its answer: so many are written, and as many are predicted
+within = pytest.approx
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("planned")
+
+    def saved(name):
+        return str(root / name if (root / name).exists() else tiny.save(name, root / name))
+
+    return saved
+
+
+def image(i):
+    width, height = SIZES[i % 4]
+    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def samples(n):
+    made = [(i, image(i)) for i in range(n)]
+    return [
+        CoTSample(f"s{i}", "t", "qa", QUESTIONS[i % 3], Picture(f"p{i}", lambda x=x: x), x.size) for i, x in made
+    ]  # fmt: skip
+
+
+def spent(memory: Memory, but=("weights",)):
+    return memory.total - sum(getattr(memory, name) for name in but)
+
+
+def said(name, phase, plan, first, second, planned, bytes_):
+    """The row of docs/planning.md; seen with pytest -s."""
+    other = plan.work.trained or plan.work.decode
+    print(
+        f"| {name} | {phase} | {plan.work.prefill:.0f} / {first} | {other:.0f} / {second} | {planned / 1e6:.2f} / {bytes_ / 1e6:.2f} ({planned / bytes_ - 1:+.0%}) |"
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_evaluation(name, folder):
+    many, asked = samples(20), Asked(GPUS["h100"], answer=MAX_TOKENS)
+    how = {
+        "protocol": "visrl_train",
+        "crop": "tight",
+        "dtype": "float32",
+        "rows": 4,
+        "requests": 16,
+        "max_tokens": MAX_TOKENS,
+    }
+    plan = evaluation_phase("t", describe_model(folder(name)), many[:6], len(many), asked, box_format="paper", **how)
+
+    policy = HFPolicy(name, load_checkpoint(folder(name), dtype="float32"), box_format="paper", rows=4)
+    counted = {"computed": 0, "written": 0}
+    inner = policy.generate
+
+    def generate(requests, sampling):
+        outputs = inner(requests, sampling)
+        counted["computed"] += sum(o.prompt_tokens - o.cached_tokens for o in outputs)
+        counted["written"] += sum(o.output_tokens for o in outputs)
+        return outputs
+
+    policy.generate = generate
+    look = Look(PROTOCOLS["visrl_train"], crop="tight", sampling=Sampling(max_tokens=MAX_TOKENS))
+    with Peak(policy.model.parameters()) as peak:
+        episodes = list(look_then_answer(policy, many, look, batch_size=16))
+    assert all(e.error is None for e in episodes)
+    said(
+        name,
+        "evaluation",
+        plan,
+        counted["computed"],
+        counted["written"],
+        spent(plan.memory) + plan.memory.host,
+        peak.bytes,
+    )
+    assert plan.work.prefill == within(counted["computed"], rel=0.2)
+    assert plan.work.decode == within(counted["written"], rel=0.2)
+    assert plan.memory.weights == sum(p.numel() * 4 for p in policy.model.parameters())
+    assert spent(plan.memory) + plan.memory.host == within(peak.bytes, rel=0.2)  # here one memory is both
+
+
+def write_pairs(where, n):
+    rows = []
+    for i in range(n):
+        image(i).save(where / f"{i}.png")
+        win, lose = Chain(box=(2, 3, 20, 25), answer="yes"), Chain(box=(5, 1, 28, 9 + i % 5), answer="no")
+        rows.append(PairRow(id=f"s{i}", picture=f"{i}.png", question=QUESTIONS[i % 3], win=win, lose=lose))
+    write_rows(where / "pairs.jsonl", rows)
+
+
+def recipe_of(name, folder, where, **more):
+    attention = {"attn": "eager"} if name == "paligemma2" else {}  # Gemma2 has no other
+    asked = {
+        "kind": "dpo", "output": where / "out", "model": {"path": folder(name), "dtype": "float32", "box_format": "paper", **attention},
+        "data": {"path": where / "pairs.jsonl", "pictures": where}, "step": {"stages": [1]},
+        "trainer": {
+            "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_train_epochs": 1, "save_steps": 100,
+            "gradient_checkpointing": False,
+        },
+    }  # fmt: skip
+    return DPORecipe.model_validate({**asked, **more})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
+    write_pairs(tmp_path, 12)
+    recipe = recipe_of(name, folder, tmp_path)
+    monkeypatch.setattr(training, "LOOKED_AT", 4)  # two in three rows are never looked at
+    (plan,) = dpo_phases(recipe, describe_model(folder(name)), Asked(GPUS["h100"]))
+
+    from visrl.train.data import load_preferences
+
+    trainee = load_trainee(recipe.model, None)
+    fed = {True: 0, False: 0}
+
+    def count(module, args, kwargs):
+        fed[torch.is_grad_enabled()] += kwargs["input_ids"].numel()
+
+    trainee.model.register_forward_pre_hook(count, with_kwargs=True)
+    before = [p.numel() * 4 for p in trainee.model.parameters()]
+    with Peak(trainee.model.parameters()) as peak:
+        run_stage(recipe, 1, trainee, load_preferences(recipe.data))
+    said(name, "dpo stage 1", plan, fed[False], fed[True], spent(plan.memory), peak.bytes)
+    assert plan.work.prefill == within(fed[False], rel=0.2), "the reference"
+    assert plan.work.trained == within(fed[True], rel=0.2)
+    assert plan.memory.weights == sum(before)
+    assert plan.memory.optimiser == 2 * 4 * sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
+    assert spent(plan.memory) == within(peak.bytes, rel=0.2)

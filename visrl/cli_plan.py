@@ -1,0 +1,37 @@
+"""``visrl-eval plan``: what an evaluation will take, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    model: Annotated[str, typer.Option("--model", "-m", help="hf:ID_OR_PATH | vllm:ID | tiny | sft | base")],
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups")],
+    gpus: Annotated[int, typer.Option(min=1, help="how many share the samples")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-40 | a100 | h100 | h200 | l40s | rtx4090")] = "h100",
+    data: Annotated[Path | None, typer.Option("--data", help="folder with the benchmark files; else the hub")] = None,
+    model_args: Annotated[str, typer.Option(help="of them dtype, rows, box_format and revision count")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
+    answer: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 8,
+    tflops: Annotated[float | None, typer.Option(help="sustained TFLOP/s of a GPU, instead of the assumption")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="sustained GB/s of a GPU's memory, likewise")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="the plan as JSON")] = False,
+) -> None:
+    """Memory, tokens, hours and disk of an evaluation, and the commands that start it."""
+    from visrl.plan.cli import plan_evaluation
+    from visrl.plan.phase import Asked
+    from visrl.plan.show import print_plan
+    from visrl.plan.work import gpu_of
+    from visrl.policies.load import parse_model_args
+
+    asked = Asked(gpu_of(gpu, tflops, bandwidth), gpus, answer=answer)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    phases = plan_evaluation(model, parse_model_args(model_args), names, asked, data, limit)
+    words = ["visrl-eval", "--model", model, "--tasks", tasks]
+    for option, value in (("--model-args", model_args), ("--data", data), ("--limit", limit)):
+        words += [option, str(value)] if value else []
+    print_plan(phases, words, asked, trains=False, json_=json_)

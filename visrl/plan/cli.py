@@ -1,0 +1,79 @@
+"""``visrl-train plan RECIPE`` and ``visrl-eval plan``: what they plan, from words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from visrl.errors import UsageError
+from visrl.plan.phase import Asked, Phase
+from visrl.plan.work import GPUS, gpu_of
+
+
+def plan_recipe(arguments: Sequence[str]) -> None:
+    """``visrl-train plan RECIPE.yaml [--set a.b=c] --gpus N``. Raises UsageError."""
+    args = _parser().parse_args(arguments)
+    from visrl.plan.memory import SHARDED
+    from visrl.plan.phases import recipe_phases
+    from visrl.plan.show import print_plan
+    from visrl.train.recipe import load_recipe
+
+    if args.sharding not in SHARDED:
+        raise UsageError(f"--sharding: unknown {args.sharding!r}", f"one of {', '.join(SHARDED)}")
+    gpu = gpu_of(args.gpu, args.tflops, args.bandwidth)
+    asked = Asked(gpu, args.gpus, args.sharding, args.samples, args.answer)
+    recipe = load_recipe(args.recipe, args.set).recipe
+    words = ["visrl-train", str(args.recipe), *(word for setting in args.set for word in ("--set", setting))]
+    print_plan(recipe_phases(recipe, asked), words, asked, trains=recipe.kind != "pairs", json_=args.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visrl-train plan",
+        description="Memory, tokens, hours and disk of a recipe, and the commands that start it.",
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
+    parser.add_argument("--gpus", type=_several, default=1, metavar="N")
+    parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))
+    parser.add_argument("--sharding", default="ddp", help="ddp | zero2 | zero3 | fsdp")
+    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of a GPU, instead of the assumption")
+    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, likewise")
+    parser.add_argument("--samples", type=_several, metavar="N", help="rows, where the data are not there yet")
+    parser.add_argument("--answer", type=_several, default=8, metavar="N", help="tokens of an answer")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def plan_evaluation(
+    model: str, args: dict[str, str], tasks: Sequence[str], asked: Asked, data: Path | None, limit: int | None
+) -> list[Phase]:
+    """A phase per task. Raises UsageError for a model that has no config here (an endpoint, recorded answers)."""
+    from visrl.evals.benchmarks import resolve
+    from visrl.plan.generating import evaluation_phase, task_samples
+    from visrl.plan.shape import describe_model
+
+    kind, separator, rest = model.partition(":")
+    if separator and kind not in ("hf", "vllm", "blind"):
+        raise UsageError(f"{model} has no config to plan with", "hf:ID_OR_PATH, vllm:ID_OR_PATH or a shipped name")
+    described = describe_model(rest if separator else model, revision=args.get("revision") or None)
+    phases = []
+    for spec in resolve(list(tasks)):
+        samples, n, notes = task_samples(spec.name, data)
+        dtype = args.get("dtype", "bfloat16")
+        how = {
+            "box_format": args.get("box_format"),
+            "dtype": "bfloat16" if dtype == "auto" else dtype,
+            "rows": int(args.get("rows") or 0),
+        }
+        phase = evaluation_phase(spec.name, described, samples, min(n, limit or n), asked, **how)
+        phase.notes.extend(notes)
+        phases.append(phase)
+    return phases

@@ -1,0 +1,29 @@
+"""A recipe -> its phases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visrl.errors import UsageError
+from visrl.plan.generating import pairs_phases
+from visrl.plan.phase import Asked, Phase
+from visrl.plan.shape import describe_model
+from visrl.plan.training import dpo_phases, sft_phases
+
+
+def recipe_phases(recipe: Any, asked: Asked) -> list[Phase]:
+    """The phases of a recipe. Raises UsageError for a kind that has no plan."""
+    if recipe.kind == "pairs":
+        return pairs_phases(recipe, asked)
+    plans = {"sft": sft_phases, "dpo": dpo_phases}
+    if recipe.kind not in plans:
+        raise UsageError(f"no plan for recipes of kind {recipe.kind}", "sft, dpo and pairs have one")
+    section = recipe.model
+    model = describe_model(
+        section.path,
+        revision=section.revision,
+        lora=recipe.lora,
+        adapter=section.adapter is not None,
+        frozen=section.freeze_vision,
+    )
+    return plans[recipe.kind](recipe, model, asked)

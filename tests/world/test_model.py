@@ -38,7 +38,7 @@ def policy(processor, tmp_path_factory):
 def test_a_saved_model_is_an_ordinary_policy_of_its_family(policy):
     assert policy.describe()["family"] == "world"
     assert (policy.default_protocol, policy.default_crop, policy.box_format) == ("visrl_train", "tight", BOX_FORMAT)
-    assert sum(weight.numel() for weight in policy.model.parameters()) < 1_200_000
+    assert sum(weight.numel() for weight in policy.model.parameters()) < 1_320_000
     asked = list(samples("general", "val", 3))
     look = Look(PROTOCOLS["visrl_train"], "gold", "tight", Sampling(max_tokens=2))
     assert [episode.error for episode in look_then_answer(policy, asked, look)] == [None] * 3
@@ -90,10 +90,14 @@ def test_the_base_never_sees_a_box_in_an_answer(processor):
     def replied(example):
         return example.labels[example.ids.index(cue) + 1 :]
 
-    for lesson in PRETEXT:
+    for lesson in set(PRETEXT) - {"caption"}:
         for i in range(12):
             assert not locations & set(replied(teacher.example(lesson, Dice(lesson, i)))), lesson
-    for lesson in ("box", "point"):
+    for i in range(12):  # a grounded caption holds boxes, and nothing is asked: its prompt is the picture alone
+        caption = teacher.example("caption", Dice("caption", i))
+        prompt = caption.ids[: caption.ids.index(cue)]
+        assert len(prompt) == PICTURE_TOKENS + 2 and sum(label in locations for label in caption.labels) == 12
+    for lesson in ("box", "point", "first"):
         assert sum(label in locations for label in replied(teacher.example(lesson, Dice(lesson, 1)))) == 4
 
 

@@ -39,13 +39,25 @@ def test_shares_move_in_a_straight_line_and_lessons_are_drawn_by_them():
 def test_every_example_weighs_the_same_however_many_targets_it_has():
     """Uniform logits over 4 tokens: every target costs ln 4, so a row with one target and a row with two both cost ln 4."""
     labels = torch.tensor([[-100, 1, -100], [-100, 2, 3]])
-    assert example_losses(torch.zeros(2, 3, 4), labels).tolist() == pytest.approx([math.log(4)] * 2)
+    words = torch.zeros(2, 3, dtype=torch.bool)
+    assert example_losses(torch.zeros(2, 3, 4), labels, words).tolist() == pytest.approx([math.log(4)] * 2)
+
+
+def test_words_and_patches_weigh_half_each_where_an_example_has_both():
+    """Three targets: two on patches, which cost ln 4 each, and one word that is certain: (ln 4 + 0) / 2."""
+    logits = torch.zeros(1, 4, 4)
+    logits[0, 2, 3] = 50.0
+    on_picture = torch.tensor([[True, True, False, False]])
+    loss = example_losses(logits, torch.tensor([[-100, 1, 2, 3]]), on_picture)
+    assert float(loss) == pytest.approx(math.log(4) / 2)
 
 
 def test_the_target_one_place_on_is_scored():
     logits = torch.zeros(1, 3, 4)
     logits[0, 0, 2] = 50.0  # after token 0 comes token 2, for certain
-    assert float(example_losses(logits, torch.tensor([[-100, 2, -100]]))) == pytest.approx(0.0, abs=1e-6)
+    assert float(example_losses(logits, torch.tensor([[-100, 2, -100]]), torch.zeros(1, 3) > 0)) == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_two_pictures_have_batches_of_their_own():
@@ -69,21 +81,23 @@ def test_same_seed_same_data_and_same_weights():
 
 def test_hidden_matrices_are_muons_and_all_weights_are_somebodys():
     model = build_model(build_tokenizer(), seed=0)
-    muon, adam = ({id(p) for group in tool.param_groups for p in group["params"]} for tool in optimisers(model, 1e-3))
+    muon, adam = (
+        {id(p) for group in tool.param_groups for p in group["params"]} for tool in optimisers(model, 1e-3, 0.1)
+    )
     assert muon.isdisjoint(adam) and muon | adam == {id(p) for p in model.parameters()}
     assert id(model.get_input_embeddings().weight) in adam
     assert id(model.model.language_model.layers[0].mlp.up_proj.weight) in muon
 
 
 def test_recipes_are_what_they_say():
-    """The base, in both its phases, has no lesson with a box; the warm-up sees at most a sixth of what rl has, and boxes alone."""
+    """The base, in both its phases, answers no question with a box; the warm-up sees at most a sixth of what rl has, and boxes alone."""
     from visrl.world.splits import SPLITS
 
-    base, places, sft, tiny = (
-        load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("base", "places", "sft", "tiny")
+    words, base, sft, tiny = (
+        load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("words", "base", "sft", "tiny")
     )
-    assert base.start is None and places.start == base.output and sft.start == tiny.start == places.output
-    for recipe in (base, places):
+    assert words.start is None and base.start == words.output and sft.start == tiny.start == base.output
+    for recipe in (words, base):
         assert recipe.split == "pretrain" and set(recipe.lessons) <= set(PRETEXT)
     assert sft.pictures * 6 <= SPLITS["rl"].pictures and set(sft.lessons) == {"box", "look", "whole"}
     assert sft.split == tiny.split == "train" and tiny.pictures is None

@@ -44,6 +44,7 @@ class BaseRecipe(Recipe):
     steps: int
     batch: int = 32
     lr: float = Field(default=1.5e-3, description="AdamW's peak; Muon's is ten times that")
+    decay: float = Field(default=0.1, description="weight decay of Muon's matrices")
     warmup: int = Field(default=100, description="steps of linear warm-up")
     hold: float = Field(
         default=0.3, description="the share of the steps before the rate falls along a half cosine to 5 %"
@@ -66,15 +67,18 @@ def factor(step: int, recipe: BaseRecipe) -> float:
     return min(1.0, (step + 1) / recipe.warmup) * (0.05 + 0.95 * fall)
 
 
-def optimisers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for two-dimensional hidden weights, AdamW for embeddings, convolutions, norms and biases."""
+def optimisers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for two-dimensional hidden weights, AdamW for embeddings, convolutions, norms and biases.
+
+    Muon's updates never shrink, so its weights grow until ``decay`` balances them; grown ones learn slowly.
+    """
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, weight in model.named_parameters():
         hidden = weight.ndim == 2 and "embed" not in name and "lm_head" not in name and "positions" not in name
         (matrices if hidden else rest).append(weight)
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATIO * lr, weight_decay=0.01, momentum=0.95),
+        torch.optim.Muon(matrices, lr=MUON_RATIO * lr, weight_decay=decay, momentum=0.95),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -159,7 +163,7 @@ def train(
         num_workers=recipe.workers,
         prefetch_factor=8 if recipe.workers else None,
     )
-    tools = optimisers(model, recipe.lr)
+    tools = optimisers(model, recipe.lr, recipe.decay)
     peaks = [[group["lr"] for group in tool.param_groups] for tool in tools]
     shown, started = hashlib.sha256(), time.monotonic()
     log: list[dict[str, Any]] = []
@@ -185,21 +189,30 @@ def train(
     return log, shown.hexdigest()
 
 
-def example_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each row's targets, [B]: every example weighs the same, however many targets it has.
+def example_losses(logits: torch.Tensor, labels: torch.Tensor, on_picture: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row, [B]: the mean over its words' targets, over its picture tokens' targets, or over those two
+    means where it has both. So every example weighs the same, and its answer is not drowned by its patches.
 
-    logits [B, T, V], labels [B, T]; as everywhere, the target at t + 1 is scored from t.
+    logits [B, T, V]; labels, on_picture [B, T], on_picture true where the token is a patch; as everywhere, the target at
+    t + 1 is scored from t.
     """
     targets = labels[:, 1:]
-    each = cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
-    return each.sum(1) / (targets != IGNORE).sum(1)
+    wanted = targets != IGNORE
+    each = cross_entropy(logits[:, :-1][wanted], targets[wanted], reduction="none")
+    spread = torch.zeros(targets.shape, dtype=each.dtype).masked_scatter(wanted, each)
+    means, kinds = torch.zeros(len(labels)), torch.zeros(len(labels))
+    for part in (wanted & on_picture[:, :-1], wanted & ~on_picture[:, :-1]):
+        count = part.sum(1)
+        means = means + (spread * part).sum(1) / count.clamp(min=1)
+        kinds = kinds + (count > 0)
+    return means / kinds
 
 
 def _update(
     model: LlavaForConditionalGeneration, tools: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor]
 ) -> list[float]:
     labels = batch.pop("labels")
-    each = example_losses(model(**batch).logits, labels)
+    each = example_losses(model(**batch).logits, labels, batch["input_ids"] == model.config.image_token_id)
     each.mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for tool in tools:
@@ -227,13 +240,28 @@ def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaPro
     processor.save_pretrained(folder)
 
 
+def _before(start: Path | None) -> dict[str, Any] | None:
+    """What the phases before this one were: recipe, data hash, and the last row of the log, back to random weights."""
+    path = start and start / "training.json"
+    if not path or not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return {**record, "log": record["log"][-1:]}
+
+
 def run(recipe: BaseRecipe) -> None:
-    """Train, and leave in ``output``: the checkpoint, training.json (recipe, data hash, log) and training.png."""
+    """Train, and leave in ``output``: the checkpoint, training.json (recipe, data hash, log, what came before) and training.png."""
     torch.set_num_threads(1)  # two threads are slower here, and pathological on a shared machine (training.md)
+    torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
     model, processor = beginning(recipe)
     log, shown = train(recipe, model, processor)
     save(recipe.output, model, processor)
-    record = {"recipe": recipe.model_dump(mode="json"), "data_sha256": shown, "log": log}
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data_sha256": shown,
+        "log": log,
+        "before": _before(recipe.start),
+    }
     (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     from visrl.train.watch import plot
 

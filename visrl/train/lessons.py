@@ -10,18 +10,23 @@ bind       expression or question + picture                     on a few picture
 name       picture                                              on picture tokens: the colour (or shape) of what is there
 edges      picture                                              on picture tokens: where an edge of what is there lies
 spell      a page of signs, large enough to read                on picture tokens: the sign that is there
-describe   location tokens + picture                            colour and shape of what is there
-read       question + crop alone (what a critic is shown)       the answer, and on picture tokens where signs are
+describe   location tokens + picture                            size, colour and shape of what is there
+tell       expression + picture                                 size, colour, shape, and in which corner of the picture
+caption    picture, and nothing asked                           names of things, each followed by where it is
+read       question + crop alone (what a critic is shown)       the answer; on picture tokens the sign there or, where yes
+                                                                or no is asked, whether what lies there is what is asked
 look       question + picture + crop of the true box            the same
-whole      question about the whole picture, no crop            the answer
+whole      question about the whole picture, no crop            the same, without the signs: too small to read there
 box        expression or question + picture                     the box: labelled pictures only, never for the base
 point      the same                                             box and bind in one
+first      expression by colour and shape alone + picture       the same: what to learn before the rest
 =========  ===================================================  ==================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -31,7 +36,7 @@ from visrl.boxes import Box, Size
 from visrl.focus import tight
 from visrl.policies.families.layout import render
 from visrl.prompts import PROTOCOLS, answer_turns, box_turns
-from visrl.train.views import IGNORE, Example, alphabet_page, crowded_page, jittered, patches_in, view
+from visrl.train.views import IGNORE, Example, View, alphabet_page, crowded_page, jittered, patches_in, view
 from visrl.types import Picture, Turn
 from visrl.world import documents, splits
 from visrl.world.chat import BOX_FORMAT, LAYOUT
@@ -40,10 +45,11 @@ from visrl.world.documents import DOMAINS, Document, true_box
 from visrl.world.drawing import draw, sign_box
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.samples import drawn, sample_of
-from visrl.world.scenes import Scene, Thing
+from visrl.world.scenes import Scene
 
 TWO_PICTURES = ("look",)
-PRETEXT = ("bind", "name", "edges", "spell", "describe", "read", "look", "whole")
+PRETEXT = ("bind", "name", "edges", "spell", "describe", "tell", "caption", "read", "look", "whole")
+UNREADABLE = ("fine", "OCR")  # yes or no about a sign: the whole picture does not show it, a crop does
 
 
 class Teacher:
@@ -60,11 +66,14 @@ class Teacher:
             "edges": self.edges,
             "spell": self.spell,
             "describe": self.describe,
+            "tell": self.tell,
+            "caption": self.caption,
             "read": self.read,
             "look": self.look,
             "whole": self.whole,
             "box": self.box,
             "point": self.point,
+            "first": self.first,
         }
 
     def example(self, lesson: str, dice: Dice) -> Example:
@@ -87,6 +96,14 @@ class Teacher:
     def point(self, dice: Dice) -> Example | None:
         row = self._grounded(dice)
         if row is None:
+            return None
+        example = self._with_box(row)
+        self._on_picture(example, 0, self._where(row, dice))
+        return example
+
+    def first(self, dice: Dice) -> Example | None:
+        row = documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+        if row is None or row["sort"] != "attribute":
             return None
         example = self._with_box(row)
         self._on_picture(example, 0, self._where(row, dice))
@@ -138,7 +155,38 @@ class Teacher:
         thing = dice.one(scene.things)
         where = BOX_FORMAT.write(thing.as_box(), scene.size)
         turns = (Turn("user", (_PICTURE, f"\nWhat is in {where}?")),)
-        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [drawn(scene.key)])
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [seen(scene.key)])
+
+    def tell(self, dice: Dice) -> Example | None:
+        """The answer must find the asked thing and look there: what pointing with a box needs too, without a box."""
+        row = documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+        if row is None:
+            return None
+        scene = splits.redraw(row["picture"])
+        thing = next(t for t in scene.things if list(t.box) == row["box"])
+        x, y = thing.centre
+        corner = f"{'top' if 2 * y < scene.size[1] else 'bottom'} {'left' if 2 * x < scene.size[0] else 'right'}"
+        turns = (Turn("user", (_PICTURE, f"\nWhat is {row['question']}?")),)
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape} {corner}", [seen(scene.key)])
+
+    def caption(self, dice: Dice) -> Example:
+        """A grounded caption: "large red circle <x1><y1><x2><y2> ..." for three things, in any order.
+
+        Only the boxes are targets: which thing is named first is nobody's to know. Nothing is asked, so no question is
+        answered by a box; what it teaches is how to say where something is.
+        """
+        own = dice.chance(0.5)
+        scene = crowded_page(dice) if own else self._scene(dice, ("scene", "scene", "form", "chart"))
+        named = {f"{t.size if scene.kind == 'scene' else ''} {t.colour} {t.shape}".strip(): t for t in scene.things}
+        once = [n for n in named if sum(n.endswith(f"{t.colour} {t.shape}") for t in scene.things) == 1 or not own]
+        example = self._encode((Turn("user", (_PICTURE,)),), "", [draw(scene)])
+        for name in dice.some(sorted(once), 3):
+            words = self.tokenizer(f" {name}", add_special_tokens=False).input_ids
+            where = BOX_FORMAT.write(named[name].as_box(), scene.size)
+            box = self.tokenizer(where, add_special_tokens=False).input_ids
+            example.ids.extend(words + box)
+            example.labels.extend([IGNORE] * len(words) + box)
+        return example
 
     def read(self, dice: Dice) -> Example | None:
         return self._on_crop(dice, alone=True)
@@ -151,7 +199,10 @@ class Teacher:
         if row is None:
             return None
         turns = answer_turns(PROTOCOLS["direct"], sample_of(row), _PICTURE, None, "")
-        return self._encode(turns, row["answer"], [drawn(row["picture"])])
+        example = self._encode(turns, row["answer"], [seen(row["picture"])])
+        if row["answer"] in ("yes", "no") and row["group"] not in (*UNREADABLE, "count"):
+            self._on_picture(example, 0, self._verdicts(row, (0, 0, *row["size"]), row["size"], dice))
+        return example
 
     def box(self, dice: Dice) -> Example | None:
         row = self._grounded(dice) if dice.chance(0.9) else self._general(dice)
@@ -160,7 +211,7 @@ class Teacher:
     def prompt(self, row: Document) -> Example:
         """The box turn of a row, without a target."""
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, "", [drawn(row["picture"])])
+        return self._encode(turns, "", [seen(row["picture"])])
 
     # -- what to ask -------------------------------------------------------------------------------------------------
 
@@ -202,12 +253,16 @@ class Teacher:
             turns = answer_turns(PROTOCOLS["visrl_train"], sample, _PICTURE, _PICTURE, "")
             images = [picture, crop]
         example = self._encode(turns, row["answer"], images)
-        self._on_picture(example, len(images) - 1, self._signs(scene, region, crop.size, dice))
+        if row["answer"] in ("yes", "no"):
+            targets = self._verdicts(row, region, crop.size, dice)
+        else:
+            targets = self._signs(scene, region, crop.size, dice)
+        self._on_picture(example, len(images) - 1, targets)
         return example
 
     def _with_box(self, row: Document) -> Example:
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, BOX_FORMAT.write(true_box(row), row["size"]), [drawn(row["picture"])])
+        return self._encode(turns, BOX_FORMAT.write(true_box(row), row["size"]), [seen(row["picture"])])
 
     # -- tokens and targets ------------------------------------------------------------------------------------------
 
@@ -226,20 +281,39 @@ class Teacher:
         inside = np.zeros(PICTURE_TOKENS, dtype=bool)
         targets: dict[int, int] = {}
         for thing in scene.things:
-            box = _shifted(thing, scene.kind, region)
-            if Box(0.0, 0.0, float(size[0]), float(size[1])).contains(*box.centre):
+            box = _shifted(sign_box(thing, scene.kind), region)
+            if _whole(size).contains(*box.centre):
                 here = patches_in(box, size)
                 inside |= here
                 token = self.tokenizer.convert_tokens_to_ids(thing.sign)
                 targets |= dict.fromkeys(dice.some(np.flatnonzero(here).tolist(), 6), token)
         return targets | dict.fromkeys(dice.some(np.flatnonzero(~inside).tolist(), 3), self.blank)
 
-    def _encode(self, turns: tuple[Turn, ...], answer: str, images: list[Image.Image]) -> Example:
+    def _verdicts(self, row: Document, region: tuple[int, int, int, int], size: Size, dice: Dice) -> dict[int, int]:
+        """Targets on the patches of a yes-or-no question's picture, a crop of ``region``: "here" on the asked thing if the
+        answer is yes, "away" on every other thing, and on all of them if it is no."""
+        scene, targets = splits.redraw(row["picture"]), dict[int, int]()
+        if row["group"] == "count":
+            return targets
+        for thing in scene.things:
+            asked = list(thing.box) == row["box"]
+            where = sign_box(thing, scene.kind) if row["group"] in UNREADABLE else thing.as_box().xyxy
+            box = _shifted(where, region)
+            if _whole(size).contains(*box.centre):
+                token = self.here if asked and row["answer"] == "yes" else self.away
+                targets |= dict.fromkeys(dice.some(np.flatnonzero(patches_in(box, size)).tolist(), 6), token)
+        return targets
+
+    def _encode(self, turns: tuple[Turn, ...], answer: str, images: Sequence[Image.Image | View]) -> Example:
         """Prompt, answer and end token. ``answer`` "": the prompt alone, to be given targets on its picture tokens."""
         text = render(LAYOUT, turns).text
         prompt = self.tokenizer(text.replace("<image>", "<image>" * PICTURE_TOKENS), add_special_tokens=False).input_ids
         reply = self.tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids if answer else []
-        return Example(prompt + reply, [IGNORE] * len(prompt) + reply, [view(image) for image in images])
+        return Example(
+            prompt + reply,
+            [IGNORE] * len(prompt) + reply,
+            [view(image) if isinstance(image, Image.Image) else image for image in images],
+        )
 
     def _on_picture(self, example: Example, which: int, targets: dict[int, int]) -> None:
         """Set targets on patches of picture ``which``. The model's loss scores label t + 1 from hidden state t, so a
@@ -251,9 +325,19 @@ class Teacher:
                 example.labels[first + patch + 1] = token
 
 
+@lru_cache(maxsize=10_000)
+def seen(key: str) -> View:
+    """A whole picture as the model sees it; a labelled split's fit into 110 MB, and each is asked about twenty times."""
+    return view(drawn(key))
+
+
 _PICTURE = Picture("", lambda: Image.new("RGB", (1, 1)))
 
 
-def _shifted(thing: Thing, kind: str, region: tuple[int, int, int, int]) -> Box:
-    x1, y1, x2, y2 = sign_box(thing, kind)
+def _shifted(box: tuple[float, float, float, float], region: tuple[int, int, int, int]) -> Box:
+    x1, y1, x2, y2 = box
     return Box(x1 - region[0], y1 - region[1], x2 - region[0], y2 - region[1])
+
+
+def _whole(size: Size) -> Box:
+    return Box(0.0, 0.0, float(size[0]), float(size[1]))

@@ -76,14 +76,14 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 3, width: int = 128
+    tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 4, width: int = 128
 ) -> LlavaForConditionalGeneration:
     """Random weights, reproducibly. Location embeddings start as Fourier features of their bin (ordinal from the start)."""
     torch.manual_seed(seed)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=3 * width,
+        intermediate_size=23 * width // 8,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from visrl.world.papers import lay_out_chart, lay_out_form
 from visrl.world.scenes import Kind, Scene, lay_out
 
-SFT_PICTURES = 400
+SFT_PICTURES = 40
 _KINDS: tuple[Kind, ...] = ("scene", "scene", "scene", "scene", "form", "chart")
 
 

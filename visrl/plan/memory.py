@@ -87,7 +87,7 @@ def training_memory(
     Gradients and activations meet in full only where gradients accumulate over batches; else the larger of both counts.
     """
     trained = FLOAT if shape.adapters else size  # PEFT keeps adapters in float32
-    gradients = trained * shape.trained
+    gradients: float = trained * shape.trained
     activations = activation_bytes(shape, rows, tokens, size, checkpointing=checkpointing)
     logits = logit_bytes(shape, rows, kept, size)
     if not accumulates:

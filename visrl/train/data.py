@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from visrl.errors import UsageError
@@ -20,6 +21,7 @@ from visrl.train.files import (
 )
 from visrl.train.importers import import_chains, import_pairs
 from visrl.train.recipe import DataSection
+from visrl.train.shards import is_sharded, root_of
 
 Row = TypeVar("Row", ChainRow, PairRow)
 
@@ -33,7 +35,7 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
         left_out = tally.left_out
     else:
         raise UsageError(f"data.format {section.format} holds pairs, not chains", "visrl, viscot or cot")
-    return demonstrations(_usable(section, rows, left_out), section.pictures)
+    return demonstrations(_usable(section, rows, left_out), _pictures(section))
 
 
 def load_preferences(section: DataSection) -> list[Preference]:
@@ -51,12 +53,17 @@ def load_preferences(section: DataSection) -> list[Preference]:
         left_out = tally.left_out
     else:
         raise UsageError(f"data.format {section.format} holds chains, not pairs", "visrl, official or world_oracle")
-    return preferences(_usable(section, rows, left_out), section.pictures)
+    return preferences(_usable(section, rows, left_out), _pictures(section))
+
+
+def _pictures(section: DataSection) -> Path:
+    """The folder that picture names are relative to: that of the shards, where the data are shards."""
+    return root_of(section.file) if is_sharded(section.file) else section.pictures
 
 
 def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:
     """The rows whose pictures are there, up to ``limit``; says how many were left out and why."""
-    missing = set(missing_pictures(rows, section.pictures))
+    missing = set(missing_pictures(rows, _pictures(section)))
     reasons = dict(left_out) | ({"picture missing": len(missing)} if missing else {})
     if reasons:
         said = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

@@ -9,8 +9,9 @@ outside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -20,6 +21,7 @@ from visrl.boxes import Box
 from visrl.errors import PictureError, UsageError
 from visrl.prompts import ProtocolName
 from visrl.records import write_atomically
+from visrl.train.shards import is_sharded, picture_bytes, shard_rows, split_name
 from visrl.types import CoTSample, Picture, PreferencePair
 
 if TYPE_CHECKING:
@@ -113,20 +115,29 @@ WORLD = "world:"
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
-    """The rows of a jsonl file. Raises UsageError naming file and line for the first bad one."""
+    """The rows of a jsonl file, or of shards (shards.py), one at a time. Raises UsageError naming file and line for the first
+    bad one.
+    """
+    if is_sharded(path):
+        for place, row in shard_rows(path):
+            yield _valid(place, partial(kind.model_validate, row))
+        return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _valid(f"{path}:{number}", partial(kind.model_validate_json, line))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                hint = "docs/training.md lists the fields"
-                raise UsageError(f"{path}:{number}: {where}: {first['msg']}", hint) from error
+
+
+def _valid(place: str, read: Callable[[], Row]) -> Row:
+    try:
+        return read()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        raise UsageError(f"{place}: {where}: {first['msg']}", "docs/training.md lists the fields") from error
 
 
 def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
@@ -145,6 +156,13 @@ def picture_in(folder: Path, name: str) -> Picture:
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
+
+    packed = split_name(name)
+    if packed is not None and not path.is_file():
+        from visrl.tasks.pictures import decoded
+
+        shard, member = packed
+        return Picture(name, lambda: decoded(picture_bytes(root / shard, member), name))
 
     def load() -> Image:
         from PIL import Image, UnidentifiedImageError
@@ -186,4 +204,11 @@ def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
 
 def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
     """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
-    return [row.id for row in rows if not row.picture.startswith(WORLD) and not (folder / row.picture).is_file()]
+    return [row.id for row in rows if not _is_there(row.picture, folder)]
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    packed = split_name(name)
+    return (
+        name.startswith(WORLD) or (folder / name).is_file() or (packed is not None and (folder / packed[0]).is_file())
+    )

@@ -1,6 +1,6 @@
 """What pairs are made from: questions with standard answers. True boxes, where known, are for the report and the oracle only.
 
-``visrl``   jsonl of :class:`QuestionRow`
+``visrl``   :class:`QuestionRow` as jsonl, or in parquet shards or webdataset tars with their pictures (shards.py)
 ``viscot``, ``cot``   VisCoT's own files (importers.py), their boxes set aside
 ``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn)
 """
@@ -20,6 +20,7 @@ from visrl.errors import UsageError
 from visrl.train.files import ChainRow, QuestionRow, picture_in, read_rows
 from visrl.train.importers import import_chains
 from visrl.train.recipe import Section
+from visrl.train.shards import is_sharded, root_of
 from visrl.types import CoTSample
 
 WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
@@ -60,7 +61,8 @@ def _all(section: QuestionSection) -> Iterator[CoTSample]:
     if section.path is None:
         raise UsageError(f"data.path is missing for format {section.format}", "name the file of questions")
     if section.format == "visrl":
-        return (_sample(row, section.pictures, row.answers, row.box) for row in read_rows(section.path, QuestionRow))
+        pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
+        return (_sample(row, pictures, row.answers, row.box) for row in read_rows(section.path, QuestionRow))
     rows, _ = import_chains(section.path, section.format)
     return (_of_chain(row, section.pictures) for row in rows)
 

@@ -23,7 +23,7 @@ from visrl.report.page import render
 from visrl.report.pictures import encoded
 from visrl.report.text import clip, line
 
-DEPTH = 3
+DEPTH = 4
 PAIRS_SHOWN = 60
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2")
 """Lines of one curve are told apart by dashes as well as by colour."""

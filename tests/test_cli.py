@@ -230,3 +230,19 @@ def test_no_write_permission(tmp_path, capsys):
     locked = Path("/proc/visrl-run")
     assert main(["--model", "constant:no", "--tasks", "mme", "--data", str(tmp_path), "-o", str(locked)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_second_protocol_beside_the_first(tmp_path, capsys):
+    """Constant "yes" looks the same with or without a crop: the questions are asked twice, and nothing changes."""
+    argv = ["run", "--model", "constant:yes", "--tasks", "world_rec,world_pope_random", "--limit", "4", "-q"]
+    assert main([*argv, "--beside", "direct", "-o", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert "direct → looked" in out and "50.0 → 50.0 (+0.0)" in out
+    assert not any("world_rec" in line for line in out.split("direct → looked")[1].splitlines())
+    assert (tmp_path / "r" / "direct" / "episodes.jsonl").read_text().count("\n") == 4
+
+
+def test_nothing_to_set_beside(tmp_path, capsys):
+    argv = ["run", "--model", "constant:yes", "--tasks", "world_rec", "--limit", "2", "-q", "--beside", "direct"]
+    assert main([*argv, "-o", str(tmp_path / "r")]) == 2
+    assert "no task of world_rec asks for an answer" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,15 +18,22 @@ from visrl import cli_check
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, nearest, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
-    from visrl.evaluate import Outcome
+    from visrl.evals.compare import Difference
+    from visrl.evaluate import Options, Outcome
+    from visrl.policies import Policy
     from visrl.records import TaskResult
 
 # click's ClickException, or its copy inside newer typers, which do not export it
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _INTERRUPTED = 130  # what newer typers return for a Ctrl-C
+
+ANSWER_METRICS = ("answer", "accuracy", "f1", "perception", "cognition", "circular")
+"""What two protocols are compared by: what both of them say."""
 
 app = typer.Typer(
     add_completion=False,
@@ -61,6 +69,12 @@ def run(
     model_args: Annotated[str, typer.Option(help="key=value,…, e.g. dtype=bfloat16,parser=strict")] = "",
     protocol: Annotated[
         str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="a second protocol, run on the same questions and compared; for the group world: direct, or none"
+        ),
     ] = None,
     focus: Annotated[
         str, typer.Option(help="whose box is looked at: predicted | gold | random | centre | full")
@@ -110,7 +124,13 @@ def run(
 
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
-        _finish(evaluate(policy, own, options), fail_on_error, json_)
+        outcome = evaluate(policy, own, options)
+        second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
+        changes: list[Difference] = []
+        if second != "none":
+            beside_it = replace(options, protocol=second, output=outcome.folder / second)
+            changes = _run_beside(policy, own, beside_it, outcome, json_)
+        _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
     if upstream and failed > fail_on_error:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
@@ -126,8 +146,35 @@ def _batch_size(text: str, policy: object) -> int:
     return int(text)
 
 
-def _finish(outcome: Outcome, fail_on_error: float, json_: bool) -> None:
+def _run_beside(policy: Policy, tasks: list[str], options: Options, first: Outcome, json_: bool) -> list[Difference]:
+    """The questions of ``tasks`` again under ``options``, in a folder within the first run's; what looking changed."""
+    from visrl.evals.benchmarks import resolve
+    from visrl.evals.compare import compare
+    from visrl.evals.sample_scores import of_run
+    from visrl.evaluate import evaluate
+
+    asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
+    if not asked:
+        raise UsageError(
+            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer", "leave it away"
+        )
+    second = evaluate(policy, asked, options)
+    first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
+    first.skipped, first.problems = first.skipped + second.skipped, first.problems + second.problems
+    if json_:
+        first.results += second.results
+        return []
+    found = compare(of_run(second.folder), of_run(first.folder))
+    return [replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS]
+
+
+def _finish(
+    outcome: Outcome, fail_on_error: float, json_: bool, changes: Sequence[Difference] = (), title: str = ""
+) -> None:
     _print_results(outcome.results, json_)
+    if changes:
+        print()
+        cli_check.print_comparison(title, list(changes), [], "rich")
     print(f"run: {outcome.folder}", file=sys.stderr)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:

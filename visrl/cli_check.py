@@ -53,7 +53,7 @@ def compare(
             item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
             found.append(item)
         else:
-            _print_comparison(f"{first.name} → {other.name}", differences, notes, format_)
+            print_comparison(f"{first.name} → {other.name}", differences, notes, format_)
     if json_:
         sys.stdout.write(dump_json(found))
 
@@ -69,7 +69,7 @@ def _unlike(first: Path, other: Path) -> list[str]:
     return [f"not alike: {name} {sides[0].get(name)} and {sides[1].get(name)}" for name in names]
 
 
-def _print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
+def print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
     from visrl.render import render, show
     from visrl.verdicts import comparison_table
 

@@ -250,7 +250,7 @@ def _before(start: Path | None) -> dict[str, Any] | None:
 
 
 def run(recipe: BaseRecipe) -> None:
-    """Train, and leave in ``output``: the checkpoint, training.json (recipe, data hash, log, what came before) and training.png."""
+    """Train, and leave in ``output``: checkpoint, training.json (recipe, data hash, log, what came before), training.png."""
     torch.set_num_threads(1)  # two threads are slower here, and pathological on a shared machine (training.md)
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
     model, processor = beginning(recipe)

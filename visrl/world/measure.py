@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.judge import make_judge

@@ -90,6 +90,7 @@ def test_commands_and_script_are_what_a_shell_takes():
     )
     assert two.startswith("torchrun --nproc_per_node 4 --no-python visrl-train 'my recipe.yaml'")
     assert len(commands(words, 4, "zero3")) == 1, "torchrun alone shards nothing"
+    assert commands(words, 16, "ddp") == ["# several machines: use the SLURM script"]
     script = slurm(words, 16, "fsdp", 3.2, "visrl")
     assert "#SBATCH --nodes=2" in script and "--num_processes 16" in script and "#SBATCH --time=7:00:00" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0

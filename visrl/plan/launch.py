@@ -17,9 +17,9 @@ def commands(words: Sequence[str], gpus: int, sharding: str | None) -> list[str]
     config = f" --config_file recipes/accelerate/{CONFIGS[sharding]}.yaml" if sharding else ""
     by_accelerate = f"accelerate launch{config} --num_processes {gpus} --no_python {plain}"
     if gpus > A_NODE:
-        by_accelerate = "# several machines: use the SLURM script"
+        return ["# several machines: use the SLURM script"]
     plainly = sharding in (None, "ddp")  # the other ways need accelerate's configuration
-    return [by_accelerate, *([f"torchrun --nproc_per_node {min(gpus, A_NODE)} --no-python {plain}"] if plainly else [])]
+    return [by_accelerate, *([f"torchrun --nproc_per_node {gpus} --no-python {plain}"] if plainly else [])]
 
 
 def slurm(words: Sequence[str], gpus: int, sharding: str | None, hours: float, name: str) -> str:

@@ -1,6 +1,7 @@
 """Phases in one process: what the reference is, what is guarded, what is left on disk."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -112,9 +113,17 @@ def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
 
 
 def test_a_pair_without_answers_cannot_train_stage_two(tmp_path):
-    bare = dataclasses.replace(PAIRS[0], lose=type(PAIRS[0].lose)(box=(1, 1, 9, 9)))
+    bare = dataclasses.replace(PAIRS[0], win=type(PAIRS[0].win)(box=(1, 1, 9, 9)))
     with pytest.raises(UsageError, match="pair s0 has no answers"):
         run_stage(recipe(tmp_path), 2, tiny("llava"), [bare])
+
+
+def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
+    """Its completion is the end token alone; the loss is finite, and the run says how many there are."""
+    silent = dataclasses.replace(PAIRS[0], lose=PAIRS[0].lose.model_copy(update={"answer": ""}))
+    trainer = run_stage(recipe(tmp_path), 2, tiny("llava"), [silent, *PAIRS[1:]])
+    assert f"1 of {len(PAIRS)} losing chains answered nothing" in capsys.readouterr().err
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
 def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):

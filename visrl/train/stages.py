@@ -7,6 +7,7 @@ Stage 2 goes on with the model in memory, and its reference is that model: the e
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,11 +146,19 @@ def run_stage(recipe: DPORecipe, stage: int, trainee: Trainee, pairs: list[Prefe
 
 
 def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
-    """Pairs that a term cannot use: equal texts teach nothing, referring expressions have no answer. Named, not
-    dropped.
+    """Pairs that a term cannot use: referring expressions have no answer. Named, not dropped.
+
+    A losing answer may be empty: the model said nothing, and its end token alone is what is trained against.
     """
+    if not any(term.name == "answer" for term in terms):
+        return
     for pair in pairs:
-        if any(term.name == "answer" for term in terms) and (not pair.win.answer or not pair.lose.answer):
+        if not pair.win.answer or (pair.sample.kind == "rec" and not pair.lose.answer):
             raise UsageError(
                 f"pair {pair.sample.id} has no answers", "stage 2 trains answers; step.stages: [1] trains boxes alone"
             )
+    if silent := sum(not pair.lose.answer for pair in pairs):
+        print(
+            f"{silent} of {len(pairs)} losing chains answered nothing: their end token is trained against",
+            file=sys.stderr,
+        )

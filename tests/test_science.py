@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from test_phase_tables import record
 
+from visrl.claims import Claim, decided
 from visrl.cli import main
 from visrl.records import write_results
-from visrl.science import decided, text, verdict
+from visrl.science import text
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,10 +26,10 @@ def test_without_records_it_says_that_nothing_was_measured():
 def test_two_standard_errors_over_seeds_decide():
     """Differences +4, +6, +8: mean 6, s = 2, se 2 / sqrt 3 = 1.15: beyond 2 se. Of one seed there is no error and no verdict."""
     before, after = {"0": 50.0, "1": 51.0, "2": 52.0}, {"0": 54.0, "1": 57.0, "2": 60.0}
-    assert verdict("c", before, after) == "| c | 51.0 | 57.0 | +6.0 ± 1.2 | reproduced, 3 seeds |"
-    assert "| -6.0 ± 1.2 | contradicted, 3 seeds |" in verdict("c", after, before)
-    assert verdict("c", {"0": 50.0}, after) == "| c | 50.0 | 54.0 | +4.0 | undecided, 1 seed |"
-    assert verdict("c", {"9": 50.0}, after) == ""
+    assert Claim("c", before, after).row() == "| c | 51.0 | 57.0 | +6.0 ± 1.2 | reproduced, 3 seeds |"
+    assert "| -6.0 ± 1.2 | contradicted, 3 seeds |" in Claim("c", after, before).row()
+    assert Claim("c", {"0": 50.0}, after).row() == "| c | 50.0 | 54.0 | +4.0 | undecided, 1 seed |"
+    assert Claim("c", {"9": 50.0}, after).row() == ""
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,11 @@ def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_p
     assert (
         "| Box critics help | 66.9 | 72.0 | +5.1 ± 0.1 | reproduced, 3 seeds |" in said
     )  # 5.0, 5.1, 5.2 points of the last phase
-    assert "Not measured: The diversity controller helps" in said
+    assert (
+        "Not measured: RL2 points better than the best of the SFT checkpoints; The diversity controller helps" in said
+    )
+    assert (
+        "| Iteration 2: better box than SFT | 42.0 | 72.0 | +30.0 ± 0.0 | reproduced, 3 seeds |" in said
+    )  # .72 on average at the end of the longest run, .42 after SFT
     write_results(tmp_path / "results/records/a/r.json", of_seeds[1:])
     assert main([*arguments, "--check"]) == 1

@@ -39,6 +39,12 @@ def of_loops(results: Sequence[TaskResult]) -> list[TaskResult]:
     return [r for r in results if isinstance(r.model_info.get("phase"), dict) and r.metric in METRICS]
 
 
+def phase_of(result: TaskResult) -> dict[str, Any]:
+    """Which run, phase, iteration and seed a loop's record is of."""
+    about: dict[str, Any] = result.model_info["phase"]
+    return about
+
+
 def order(name: str) -> tuple[int, int, int]:
     """Phases by their names, as a loop runs them."""
     found = _STAGE.match(name)
@@ -49,7 +55,7 @@ def in_order(results: Sequence[TaskResult]) -> list[TaskResult]:
     """The results, those of loops last and by run and phase."""
     loops = of_loops(results)
     names = runs(loops)
-    loops.sort(key=lambda r: (names.index(r.model_info["phase"]["run"]), order(r.model_info["phase"]["phase"])))
+    loops.sort(key=lambda r: (names.index(phase_of(r)["run"]), order(phase_of(r)["phase"])))
     ours = {id(r) for r in loops}
     return [*(r for r in results if id(r) not in ours), *loops]
 
@@ -59,12 +65,12 @@ def longest(results: Sequence[TaskResult]) -> str:
     names = runs(results)
     if not names:
         raise UsageError("no record here is of a loop", "visrl-train recipes/world-iterations.yaml makes some")
-    return max(names, key=lambda name: len(_ends(results, name)))
+    return max(names, key=lambda name: len(phase_ends(results, name)))
 
 
 def runs(results: Sequence[TaskResult]) -> list[str]:
     """Names of the runs, in the order of their records."""
-    return list(dict.fromkeys(r.model_info["phase"]["run"] for r in of_loops(results)))
+    return list(dict.fromkeys(phase_of(r)["run"] for r in of_loops(results)))
 
 
 def points(results: Sequence[TaskResult], run: str) -> dict[str, dict[tuple[str, str], Point]]:
@@ -72,7 +78,7 @@ def points(results: Sequence[TaskResult], run: str) -> dict[str, dict[tuple[str,
     values: dict[tuple[str, tuple[str, str]], dict[str, TaskResult]] = {}
     labels: dict[str, str] = {}
     for result in of_loops(results):
-        about = result.model_info["phase"]
+        about = phase_of(result)
         if about["run"] == run and result.value is not None:
             labels[about["phase"]] = about["label"]
             values.setdefault((about["phase"], (result.task, result.metric)), {})[str(about["seed"])] = result
@@ -109,7 +115,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     rows = [Row(label, tuple(_cell(row.get(what)) for what in whats)) for label, row in found.items()]
     seeds = max(point.seeds for row in found.values() for point in row.values())
     how = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "± one standard error, clustered by picture"
-    small = any(r.small_world for r in of_loops(results) if r.model_info["phase"]["run"] == run)
+    small = any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run)
     notes = (
         f"Percent; {how}.",
         *(["Drawn in the small world: not comparable with published numbers."] if small else []),
@@ -146,7 +152,7 @@ def _tidy(run: str, label: str, what: tuple[str, str], point: Point) -> dict[str
 
 def series(results: Sequence[TaskResult], run: str) -> dict[str, list[tuple[str, Point]]]:
     """metric's name -> (iteration, Point): SFT as 0, then the end of each iteration. A group's mean where there is one."""
-    labels = _ends(results, run)
+    labels = phase_ends(results, run)
     found: dict[str, list[tuple[str, Point]]] = {}
     for label, row in points(results, run).items():
         if label not in labels:
@@ -159,11 +165,11 @@ def series(results: Sequence[TaskResult], run: str) -> dict[str, list[tuple[str,
     return found
 
 
-def _ends(results: Sequence[TaskResult], run: str) -> dict[str, str]:
+def phase_ends(results: Sequence[TaskResult], run: str) -> dict[str, str]:
     """Label of the last phase of each iteration -> the iteration's number; SFT is 0."""
     last: dict[int, tuple[tuple[int, int, int], str]] = {}
     for result in of_loops(results):
-        about = result.model_info["phase"]
+        about = phase_of(result)
         if about["run"] == run and about["phase"] != "base":
             place = order(about["phase"])
             last[about["iteration"]] = max(last.get(about["iteration"], ((-1, 0, 0), "")), (place, about["label"]))

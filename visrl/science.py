@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.evals import stats
-from visrl.evals.benchmarks import GROUPS
-from visrl.phase_tables import METRICS, draw_iterations, in_order, longest, of_loops, order, phase_table, runs, series
+from visrl.ablation_tables import FULL, pairs_table, summary, table_of
+from visrl.claims import claims, last_by_seed, main_run, pairs_by_seed
+from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_table, runs, series
 from visrl.records import TaskResult, read_records, write_atomically
 from visrl.render import render
 
 FIGURE = "figures/iterations.svg"
-BEYOND = 2.0
-"""Standard errors."""
+KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-eval science --check` compares. -->
 
 # What reproduced, and what did not
@@ -40,39 +39,15 @@ _NOTHING = """No run of the loop is among the records yet: **nothing has been me
 `visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` make records; their
 `records/` folders, copied below `results/records/`, are what this page is written from.
 """
-# claim, phase after, phase before, metric
-_STEPS = (
-    ("SFT answers better than the base", "SFT", "base", "answers"),
-    ("SFT points better than the base", "SFT", "base", "box"),
-    ("RL1 points better than SFT", "SFT+RL1", "SFT", "box"),
-    ("RL2 points better than SFT", "SFT+RL1+RL2", "SFT", "box"),
-    ("RL2 answers better than SFT", "SFT+RL1+RL2", "SFT", "answers"),
-    ("RL2 answers at least as well as RL1", "SFT+RL1+RL2", "SFT+RL1", "answers"),
-)
-# claim, variant that should be worse than `full`, metric
-_ABLATIONS = (
-    ("Box critics help", "no-box-critic", "box"),
-    ("The diversity controller helps", "no-diversity", "box"),
-    ("M_org is the better critic than M_SFT", "sft-as-critic", "box"),
-    ("Stage 1 before stage 2 helps", "stage-2-only", "box"),
-    ("Preferences over boxes help, not only over answers", "answer-only", "box"),
-    ("The winning box's crop is the better context of the losing answer", "own-crop", "answers"),
-    ("Crops in the frame of the boxes help", "compat-crop", "box"),
-    ("The losing chain helps beyond fine-tuning on the winning one", "winners-only", "box"),
-    ("Reinforcement beats as many further labelled examples", "more-sft", "box"),
-)
-BySeed = dict[str, float]
 
 
 def text(results: Sequence[TaskResult]) -> str:
     """The page, as Markdown ending in a newline."""
-    found = [r for r in in_order(of_loops(results)) if r.small_world]
+    small = [r for r in results if r.small_world]
+    found = in_order(of_loops(small))
     if not found:
         return "\n".join([_HEAD, _NOTHING, _LIMITS])
-    names = runs(found)
-    parts = [_HEAD, "## Claims", "", *_claims(found, names), "", "## Phases", ""]
-    for name in names:
-        parts += [render(phase_table(found, name), "md")]
+    parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", ""]
     return "\n".join([*parts, _LIMITS])
@@ -84,68 +59,27 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
     return bool(loops) and any(len(line) > 2 for line in series(loops, longest(loops)).values())
 
 
-def _claims(found: Sequence[TaskResult], names: Sequence[str]) -> list[str]:
+def _claims(results: Sequence[TaskResult]) -> list[str]:
     """A line per claim that the records can speak to, and one that names those they cannot."""
-    lines, silent = [], []
-    main = "full" if "full" in names else names[0]
-    for claim, after, before, metric in _STEPS:
-        a, b = (by_seed(found, main, label, metric) for label in (before, after))
-        line = verdict(claim, a, b)
-        lines += [line] if line else []
-        silent += [] if line else [claim]
-    full = last_by_seed(found, "full")
-    for claim, variant, metric in _ABLATIONS:
-        line = verdict(claim, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))
-        lines += [line] if line else []
-        silent += [] if line else [claim]
+    rows = [(claim.text, claim.row()) for claim in claims(results)]
+    silent = [text for text, row in rows if not row]
     rest = [f"\nNot measured: {'; '.join(silent)}."] if silent else []
-    return ["| claim | from | to | difference | verdict |", "| --- | ---: | ---: | ---: | --- |", *lines, *rest]
+    head = ["| claim | from | to | difference | verdict |", "| --- | ---: | ---: | ---: | --- |"]
+    return [*head, *(row for _, row in rows if row), *rest]
 
 
-def verdict(claim: str, before: BySeed, after: BySeed) -> str:
-    """A row of the table, over the seeds that both have; empty where they share none."""
-    seeds = [seed for seed in before if seed in after]
-    if not seeds:
-        return ""
-    a, b = [before[s] for s in seeds], [after[s] for s in seeds]
-    change = stats.paired_difference(a, b, seeds)
-    assert change.value is not None, "there are seeds"
-    error = "" if change.se is None else f" ± {change.se:.1f}"
-    means = [stats.mean(values, seeds).value or 0.0 for values in (a, b)]
-    word = decided(change.value, change.se)
-    how = f"{word}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    return f"| {claim} | {means[0]:.1f} | {means[1]:.1f} | {change.value:+.1f}{error} | {how} |"
-
-
-def decided(change: float, se: float | None) -> str:
-    """``reproduced``, ``contradicted`` or ``undecided``."""
-    if se is None or abs(change) <= BEYOND * se:
-        return "undecided"
-    return "reproduced" if change > 0 else "contradicted"
-
-
-def by_seed(found: Sequence[TaskResult], run: str, label: str, metric: str) -> BySeed:
-    """seed -> percent of a phase; a group's mean where there is one, else the only task's."""
-    values: dict[str, dict[str, float]] = {}
-    for r in found:
-        about = r.model_info["phase"]
-        if (about["run"], about["label"]) == (run, label) and METRICS[r.metric] == metric and r.value is not None:
-            percent = 100.0 * r.value if r.unit == "fraction" else r.value
-            values.setdefault(str(about["seed"]), {})[r.task] = percent
-    means = {
-        seed: [v for task, v in of_seed.items() if task in GROUPS or len(of_seed) == 1]
-        for seed, of_seed in values.items()
-    }
-    return {seed: mean[0] for seed, mean in means.items() if mean}
-
-
-def last_by_seed(found: Sequence[TaskResult], run: str) -> dict[str, BySeed]:
-    """metric -> seed -> percent of a run's last phase."""
-    about = [r.model_info["phase"] for r in found if r.model_info["phase"]["run"] == run]
-    if not about:
-        return {}
-    label = max(about, key=lambda phase: order(phase["phase"]))["label"]
-    return {metric: by_seed(found, run, label, metric) for metric in dict.fromkeys(METRICS.values())}
+def _tables(results: Sequence[TaskResult], found: Sequence[TaskResult]) -> list[str]:
+    """Phases of the main and of the longest run, then what each variant is worth, and its pairs."""
+    names = runs(found)
+    parts = ["## Phases", ""]
+    parts += [render(phase_table(found, name), "md") for name in dict.fromkeys((main_run(names), longest(found)))]
+    if FULL in names:
+        variants = {name: last_by_seed(found, name) for name in names if name != longest(found) or name == FULL}
+        parts += ["## Ablations", "", render(table_of(summary(variants)), "md")]
+    pairs = {name: {kind: pairs_by_seed(results, name, (kind,)) for kind in KINDS} for name in names}
+    if made := {name: kinds for name, kinds in pairs.items() if any(kinds.values())}:
+        parts += ["## Pairs", "", render(pairs_table(made), "md")]
+    return parts
 
 
 def write(results: Path, docs: Path) -> Path:

@@ -225,6 +225,12 @@ def test_the_shipped_ablations_change_one_thing_each(tmp_path):
     for name, variant in by_name.items():
         before, after = full.model_dump(exclude={"output", "name", "reuse"}), variant.model_dump()
         changed = {key for key in before if before[key] != after[key]}
-        allowed = {"more-sft": {"iterations", "more"}, "answer-only": {"stages", "rl"}, "compat-crop": {"pairs", "rl"}}
+        allowed = {
+            "short-sft": {"iterations", "sft"},
+            "more-sft": {"iterations", "more"},
+            "more-sft-compute": {"iterations", "more"},
+            "answer-only": {"stages", "rl"},
+            "compat-crop": {"pairs", "rl"},
+        }
         assert changed == allowed.get(name, changed) and len(changed) == len(allowed.get(name, [0])), name
         assert full.pairs.set.items() <= variant.pairs.set.items()  # what world.yaml sets stays

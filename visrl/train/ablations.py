@@ -18,17 +18,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from visrl.evals import stats
+from visrl.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.evals.sample_scores import of_run
 from visrl.records import dump_json, read_records, write_atomically, write_results
-from visrl.render import Cell, Row, Table, render
+from visrl.render import render
 from visrl.train import loop
 from visrl.train.loop_recipe import LoopRecipe, settings
 from visrl.train.loop_score import ANSWER, BOX, headline
 from visrl.train.recipe import Recipe, load_recipe, read_yaml
 from visrl.train.wiring import phases
-
-FULL = "full"
 
 
 class AblationsRecipe(Recipe):
@@ -123,10 +121,6 @@ def plan(recipe: AblationsRecipe) -> list[str]:
 # --- what came out
 
 
-Numbers = dict[str, dict[str, float]]
-"""metric -> seed -> percent."""
-
-
 def outcome(queue: Sequence[Job]) -> dict[str, Numbers]:
     """variant -> its finished seeds' last phases, answers and boxes in percent."""
     found: dict[str, Numbers] = {}
@@ -141,48 +135,6 @@ def outcome(queue: Sequence[Job]) -> dict[str, Numbers]:
             if value is not None and value.after is not None:
                 found.setdefault(job.variant, {}).setdefault(name, {})[str(job.seed)] = value.after
     return found
-
-
-def summary(found: Mapping[str, Numbers]) -> list[dict[str, Any]]:
-    """Per variant and metric: mean ± standard error over seeds, and the difference to ``full`` over the seeds both have."""
-    lines = []
-    for variant, numbers in found.items():
-        for metric, by_seed in numbers.items():
-            full = found.get(FULL, {}).get(metric, {})
-            both = [seed for seed in by_seed if seed in full]
-            value = stats.mean(list(by_seed.values()), list(by_seed))
-            delta = stats.paired_difference([full[s] for s in both], [by_seed[s] for s in both], both)
-            line = {"variant": variant, "metric": metric, "value": value.value, "se": value.se, "seeds": value.n}
-            if variant != FULL:
-                line |= {"difference": delta.value, "difference_se": delta.se, "paired_seeds": delta.n}
-            lines.append(line)
-    return lines
-
-
-def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per variant, two columns per metric."""
-    metrics = list(dict.fromkeys(line["metric"] for line in lines))
-    by_variant: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for line in lines:
-        by_variant.setdefault(line["variant"], {})[line["metric"]] = line
-    rows = []
-    for variant, found in by_variant.items():
-        cells = []
-        for metric in metrics:
-            line = found.get(metric, {})
-            cells += [Cell((_plus_minus(line.get("value"), line.get("se")),))]
-            cells += [Cell((_plus_minus(line.get("difference"), line.get("difference_se"), "+"),))]
-        seeds = max(line["seeds"] for line in found.values())
-        rows.append(Row(variant, (*cells, Cell((str(seeds),)))))
-    columns = [(t, t) for m in metrics for t in (m, f"{m}: difference to {FULL}")] + [("seeds", "seeds")]
-    note = "Percent, mean ± standard error over seeds; differences are paired by seed."
-    return Table("Ablations on the small world", "variant", tuple(columns), tuple(rows), (note,))
-
-
-def _plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
-    if value is None:
-        return "—"
-    return f"{value:{sign}.1f}" + ("" if se is None else f" ± {se:.1f}")
 
 
 def summarise(recipe: AblationsRecipe, queue: Sequence[Job]) -> str:

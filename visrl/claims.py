@@ -1,0 +1,161 @@
+"""The paper's claims as comparisons of a loop's records, decided by one rule: beyond two standard errors over seeds.
+
+A claim is two numbers per seed, before and after, and the direction it should go. Numbers come from records alone
+(train/loop_score.py writes them); a claim whose runs are not among the records has no seeds in common and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from visrl.ablation_tables import FULL
+from visrl.evals import stats
+from visrl.evals.benchmarks import GROUPS
+from visrl.phase_tables import METRICS, longest, of_loops, order, phase_ends, phase_of, runs
+from visrl.records import TaskResult
+
+BEYOND = 2.0
+"""Standard errors."""
+BySeed = dict[str, float]
+"""seed -> percent."""
+# claim, phase after, phase before, metric
+_STEPS = (
+    ("SFT answers better than the base", "SFT", "base", "answers"),
+    ("SFT points better than the base", "SFT", "base", "box"),
+    ("RL1 points better than SFT", "SFT+RL1", "SFT", "box"),
+    ("RL1 answers better than SFT", "SFT+RL1", "SFT", "answers"),
+    ("RL2 points better than RL1", "SFT+RL1+RL2", "SFT+RL1", "box"),
+    ("RL2 answers better than RL1", "SFT+RL1+RL2", "SFT+RL1", "answers"),
+    ("RL2 points better than SFT", "SFT+RL1+RL2", "SFT", "box"),
+    ("RL2 answers better than SFT", "SFT+RL1+RL2", "SFT", "answers"),
+)
+# claim, variant that should be worse than `full`, metric
+_ABLATIONS = (
+    ("Box critics help", "no-box-critic", "box"),
+    ("The diversity controller helps", "no-diversity", "box"),
+    ("M_org is the better critic than M_SFT", "sft-as-critic", "box"),
+    ("Stage 1 before stage 2 helps", "stage-2-only", "box"),
+    ("Preferences over boxes help, not only over answers", "answer-only", "box"),
+    ("The winning box's crop is the better context of the losing answer", "own-crop", "answers"),
+    ("Crops in the frame of the boxes help", "compat-crop", "box"),
+    ("The losing chain helps beyond fine-tuning on the winning one", "winners-only", "box"),
+    ("Reinforcement beats as many further examples of the labelled pictures", "more-sft", "box"),
+    ("Reinforcement beats SFT continued on as much compute", "more-sft-compute", "box"),
+)
+_OTHER_SFT = ("short-sft", "more-sft", "more-sft-compute")
+"""Variants that end in an SFT checkpoint other than the one reinforcement starts from."""
+RIGHT = ("wp_lp", "wp_ln")
+"""Kinds of pairs whose winning box is right."""
+# claim, variant, kinds of pairs, 1: the method should have more of them; -1: fewer
+_PAIRS = (
+    ("With box critics more winning boxes are right", "no-box-critic", RIGHT, 1),
+    ("With the diversity controller fewer pairs have two right boxes", "no-diversity", ("wp_lp",), -1),
+    ("With M_org as critic more winning boxes are right than with M_SFT", "sft-as-critic", RIGHT, 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``after`` should be above ``before`` (sign 1) or below it (-1), seed by seed."""
+
+    text: str
+    before: BySeed
+    after: BySeed
+    sign: int = 1
+
+    def row(self) -> str:
+        """A row of the table, over the seeds that both have; empty where they share none."""
+        seeds = [seed for seed in self.before if seed in self.after]
+        if not seeds:
+            return ""
+        a, b = [self.before[s] for s in seeds], [self.after[s] for s in seeds]
+        change = stats.paired_difference(a, b, seeds)
+        assert change.value is not None, "there are seeds"
+        error = "" if change.se is None else f" ± {change.se:.1f}"
+        means = [stats.mean(values, seeds).value or 0.0 for values in (a, b)]
+        how = f"{decided(self.sign * change.value, change.se)}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        return f"| {self.text} | {means[0]:.1f} | {means[1]:.1f} | {change.value:+.1f}{error} | {how} |"
+
+
+def decided(change: float, se: float | None) -> str:
+    """``reproduced``, ``contradicted`` or ``undecided``."""
+    if se is None or abs(change) <= BEYOND * se:
+        return "undecided"
+    return "reproduced" if change > 0 else "contradicted"
+
+
+def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
+    """All of them, with what the records of loops say to each."""
+    found = of_loops(results)
+    main = main_run(runs(found))
+    for text, after, before, metric in _STEPS:
+        yield Claim(text, by_seed(found, main, before, metric), by_seed(found, main, after, metric))
+    end = by_seed(found, main, "SFT+RL1+RL2", "box")
+    yield Claim("RL2 points better than the best of the SFT checkpoints", _best_sft(found, main), end)
+    full = last_by_seed(found, FULL)
+    for text, variant, metric in _ABLATIONS:
+        yield Claim(text, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))
+    for text, variant, kinds, sign in _PAIRS:
+        yield Claim(text, pairs_by_seed(results, variant, kinds), pairs_by_seed(results, FULL, kinds), sign)
+    yield from _iterations(found)
+
+
+def _iterations(found: Sequence[TaskResult]) -> Iterator[Claim]:
+    """The last iteration of the longest run against SFT and against the first iteration."""
+    run = longest(found)
+    ends = {int(number): label for label, number in phase_ends(found, run).items()}
+    last = max(ends)
+    for metric in ("box", "answers") if last > 1 else ():
+        for number, name in ((0, "SFT"), (1, "the first iteration")):
+            before = by_seed(found, run, ends[number], metric)
+            yield Claim(
+                f"Iteration {last}: better {metric} than {name}", before, by_seed(found, run, ends[last], metric)
+            )
+
+
+def main_run(names: Sequence[str]) -> str:
+    """The run whose phases are compared: the ablations' full method, else the first."""
+    return FULL if FULL in names else names[0]
+
+
+def _best_sft(found: Sequence[TaskResult], main: str) -> BySeed:
+    """Per seed the best of SFT and of the variants that trained on the labelled pictures otherwise, by the very number reported:
+    no choice made beforehand could do better. Empty unless all of them ran."""
+    candidates = [by_seed(found, main, "SFT", "box"), *(last_by_seed(found, run).get("box", {}) for run in _OTHER_SFT)]
+    seeds = set.intersection(*(set(values) for values in candidates))
+    return {seed: max(values[seed] for values in candidates) for seed in sorted(seeds)}
+
+
+def by_seed(found: Sequence[TaskResult], run: str, label: str, metric: str) -> BySeed:
+    """A phase's metric; a group's mean where there is one, else the only task's."""
+    values: dict[str, dict[str, float]] = {}
+    for r in found:
+        about = phase_of(r)
+        if (about["run"], about["label"]) == (run, label) and METRICS[r.metric] == metric and r.value is not None:
+            percent = 100.0 * r.value if r.unit == "fraction" else r.value
+            values.setdefault(str(about["seed"]), {})[r.task] = percent
+    means = {
+        seed: [v for task, v in of_seed.items() if task in GROUPS or len(of_seed) == 1]
+        for seed, of_seed in values.items()
+    }
+    return {seed: mean[0] for seed, mean in means.items() if mean}
+
+
+def last_by_seed(found: Sequence[TaskResult], run: str) -> dict[str, BySeed]:
+    """metric -> a run's last phase."""
+    about = [phase_of(r) for r in found if phase_of(r)["run"] == run]
+    if not about:
+        return {}
+    label = max(about, key=lambda phase: order(phase["phase"]))["label"]
+    return {metric: by_seed(found, run, label, metric) for metric in dict.fromkeys(METRICS.values())}
+
+
+def pairs_by_seed(results: Sequence[TaskResult], run: str, kinds: Sequence[str]) -> BySeed:
+    """Percent of the first iteration's pairs that are of these kinds."""
+    values: dict[str, float] = {}
+    for r in results:
+        about = r.model_info.get("phase")
+        if r.task == "datagen" and about and (about["run"], about["iteration"]) == (run, 1) and r.metric in kinds:
+            values[str(about["seed"])] = values.get(str(about["seed"]), 0.0) + (r.value or 0.0)
+    return values

@@ -24,7 +24,7 @@ FORBIDDEN = {
     "visrl": ["visrl.cli"],
 }
 LMMS_EVAL_IMPORTERS = {"visrl.harness", "visrl.plugin"}
-TORCH_IMPORTERS = ("visrl.policies", "visrl.train", "visrl.world")
+TORCH_IMPORTERS = ("visrl.policies", "visrl.train", "visrl.world", "visrl.processes")
 
 
 def modules():

@@ -16,6 +16,7 @@ import typer
 
 from visrl import cli_check
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, nearest, printable
+from visrl.processes import rank, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,9 @@ def run(
     """Evaluate a model. The same command again finishes what is missing."""
     from visrl.evaluate import Options, evaluate
     from visrl.policies.load import load_policy, parse_model_args
+    from visrl.processes import join
 
+    processes = join()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     policy = load_policy(model, parse_model_args(model_args))
     options = Options(
@@ -130,7 +133,8 @@ def run(
         if second != "none":
             beside_it = replace(options, protocol=second, output=outcome.folder / second)
             changes = _run_beside(policy, own, beside_it, outcome, json_)
-        _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
+        if processes.first:
+            _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
     if upstream and failed > fail_on_error:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
@@ -161,7 +165,7 @@ def _run_beside(policy: Policy, tasks: list[str], options: Options, first: Outco
     second = evaluate(policy, asked, options)
     first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
     first.skipped, first.problems = first.skipped + second.skipped, first.problems + second.problems
-    if json_:
+    if json_ or not second.results:  # of several processes only the first has results
         first.results += second.results
         return []
     found = compare(of_run(second.folder), of_run(first.folder))
@@ -373,6 +377,8 @@ def _command(args: list[str]) -> str:
 
 
 def _stopped(saved: str, args: list[str]) -> int:
+    if rank():
+        return EXIT_INCOMPLETE
     print(f"\nstopped: {printable(saved)}; the same command goes on from there:", file=sys.stderr)
     print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
     return EXIT_INCOMPLETE
@@ -389,8 +395,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = get_command(app).main(args=args, prog_name="visrl-eval", standalone_mode=False)
     except UsageError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return say(error)
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
         return EXIT_USAGE

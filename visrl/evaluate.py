@@ -11,7 +11,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from visrl.errors import Interrupted, UsageError, nearest, printable
 from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
+from visrl.processes import join
 from visrl.progress import cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
@@ -107,7 +108,10 @@ def default_folder(request: Mapping[str, Any]) -> Path:
 
 
 def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
-    """Run what is missing, then score everything. Finished samples survive any interruption of this function."""
+    """Run what is missing, then score everything. Finished samples survive any interruption of this function.
+
+    Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
+    """
     from visrl.evals.judge import make_judge
 
     specs = resolve(tasks)
@@ -115,7 +119,7 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
     make_judge(options.judge)  # a typo must not cost a run
     request = describe_request(policy, specs, look, options)
     outcome = Outcome(options.output or default_folder(request), [])
-    with Run(outcome.folder, request) as run:
+    with Run(outcome.folder, request, processes=join()) as run:
         run.write_meta(model_spec=policy.name, judge=options.judge, command=_command())
         finished = run.finished()
         try:
@@ -123,9 +127,12 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
                 _run_task(policy, spec, look, options, run, finished, outcome)
         except KeyboardInterrupt as stop:
             run.sync()
-            raise Interrupted(f"{len(run.finished())} finished samples are in {outcome.folder}") from stop
+            raise Interrupted(f"{run.count()} finished samples are in {outcome.folder}") from stop
+        run.gather()
+        outcome.n_failed = run.processes.total(outcome.n_failed)
     _check_leftovers(policy, outcome)
-    outcome.results = score(outcome.folder, options.judge)
+    if run.processes.first:
+        outcome.results = score(outcome.folder, options.judge)
     return outcome
 
 
@@ -158,27 +165,38 @@ def _run_task(
 def run_samples(
     policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, finished: set[Key], options: Options
 ) -> int:
-    """Episodes for the samples of one task that have none; returns how many failed. Batches keep their boundaries."""
+    """Episodes for this process's share of one task's samples that have none; returns how many failed."""
     failed = fresh = 0
-    task = samples[0].task
-    with progress(task, len(samples), scorer=cheap_scorer(task, options.judge), quiet=options.quiet) as ticker:
-        for batch in batches(samples, options.batch_size):
-            todo = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
-            ticker.skip(len(batch) - len(todo))
-            if not todo:
-                continue
-            episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in todo]
+    task, processes = samples[0].task, run.processes
+    missing = list(processes.share(_missing(samples, options.batch_size, finished)))
+    wanted = sum(len(ids) for _, ids in missing)
+    label, total = (task, len(samples)) if processes.world == 1 else (f"{task}, {processes}", wanted)
+    quiet = options.quiet or not processes.first
+    with progress(label, total, scorer=cheap_scorer(task, options.judge), quiet=quiet) as ticker:
+        ticker.skip(total - wanted)
+        for batch, ids in missing:
+            episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in ids]
             run.append(episodes)
             ticker.add(batch, episodes)
             failed += sum(e.error is not None for e in episodes)
             fresh += len(episodes)
-            if failed == fresh >= HOPELESS and fresh < len(samples):
+            if failed == fresh >= HOPELESS and fresh < wanted:
                 raise UsageError(
                     f"the first {failed} samples all failed: {printable(episodes[-1].error or '')}",
                     "finished samples are kept",
                 )
     run.sync()
     return failed
+
+
+def _missing(
+    samples: Iterable[CoTSample], batch_size: int, finished: set[Key]
+) -> Iterator[tuple[list[CoTSample], set[str]]]:
+    """Batches with something left to do, whole, and the ids of what that is. Batches keep their boundaries."""
+    for batch in batches(samples, batch_size):
+        ids = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
+        if ids:
+            yield batch, ids
 
 
 def _check_leftovers(policy: Policy, outcome: Outcome) -> None:

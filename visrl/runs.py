@@ -7,6 +7,9 @@
 
 Samples go through in batches with fixed boundaries, so that a resumed run asks the model the same batches. Failed samples
 are tried again by the next run; the last line of a sample counts.
+
+Of several processes each appends to a file of its own, ``episodes.rank3.jsonl``. ``gather`` moves these into the one file while
+all of them wait, so that it never changes under a reader; what a killed run left in them the next one gathers, on however many.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from visrl.boxes import Box
 from visrl.errors import UsageError
+from visrl.processes import ALONE, Processes
 from visrl.records import dump_json, write_atomically
 from visrl.types import Episode, Step, Unparsed
 
@@ -117,13 +121,19 @@ def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
 
 @dataclass(slots=True)
 class Run:
-    """An open run folder. Use as a context manager: one process at a time writes to it. ``lines``: its append-only file."""
+    """An open run folder. Use as a context manager, by one process at a time or by all of ``processes`` together.
+
+    lines: its append-only file. Entering, gathering and leaving are done by every process.
+    """
 
     folder: Path
     request: Mapping[str, Any]
     lines: str = "episodes.jsonl"
-    _file: BinaryIO | None = field(default=None, repr=False)
+    processes: Processes = ALONE
+    _file: BinaryIO | None = field(default=None, repr=False)  # what this process appends to
+    _whole: BinaryIO | None = field(default=None, repr=False)  # the one file, locked by the first process
     _synced: float = 0.0
+    _written: int = 0  # lines since the last gathering
     _meta: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -132,7 +142,12 @@ class Run:
 
     def __enter__(self) -> Run:
         try:
-            self._open()
+            if self.processes.first:
+                self._open()
+            self.processes.wait()
+            if not self.processes.first:
+                self._check_visible()
+            self._file = self._whole if self.processes.world == 1 else _locked(self._part(self.processes.rank))
         except OSError as error:
             raise UsageError(
                 f"{self.folder}: cannot write the run: {error}", "choose another place with --output"
@@ -142,15 +157,50 @@ class Run:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._meta = self._check_request()
-        self._file = self.episodes_path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{self.folder}: another process is writing this run", "wait for it, or use another --output"
-            ) from error
+        self._whole = _locked(self.episodes_path)
         self._cut_torn_line()
+        self._take_in()
         self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
+
+    def _check_visible(self) -> None:
+        if not (self.folder / "run.json").exists():
+            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+        self._check_request()
+
+    def _part(self, rank: int | str) -> Path:
+        return self.episodes_path.with_suffix(f".rank{rank}.jsonl")
+
+    def gather(self) -> None:
+        """Move what every process appended into the one file, and wait until it is there.
+
+        Raises UsageError where a process wrote to a folder that the first does not see.
+        """
+        self.sync()
+        if self.processes.world == 1:
+            return
+        assert self._file is not None, "a Run is gathered inside its with-block"
+        self._file.close()
+        written, self._written = self.processes.total(self._written), 0
+        if self.processes.first and self._take_in() < written:
+            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+        self.processes.wait()
+        self._file = _locked(self._part(self.processes.rank))
+
+    def _take_in(self) -> int:
+        """Append the whole lines of every part file to the one file; returns how many. Killed in between, lines may be there
+        twice: the last one counts, and they are alike."""
+        assert self._whole is not None, "only the first process gathers"
+        lines = 0
+        for path in sorted(self.folder.glob(self._part("*").name)):
+            with _locked(path), path.open("rb") as part:
+                for line in part:
+                    if line.endswith(b"\n"):
+                        self._whole.write(line)
+                        lines += 1
+                self._whole.flush()
+                os.fsync(self._whole.fileno())
+                path.unlink()
+        return lines
 
     def _check_request(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -183,6 +233,11 @@ class Run:
             done.add(key) if episode.error is None else done.discard(key)
         return done
 
+    def count(self) -> int:
+        """How many samples are finished, those included that other processes have written and nobody has gathered."""
+        files = [self.episodes_path, *self.folder.glob(self._part("*").name)]
+        return len({(e.task, e.sample_id) for file in files for e in read_episodes(file) if e.error is None})
+
     def append(self, episodes: Iterable[Episode]) -> None:
         """Write finished samples. Raises UsageError when the disk refuses; what was written before stays."""
         self.append_lines(map(episode_to_json, episodes))
@@ -194,6 +249,7 @@ class Run:
         try:
             self._file.write("".join(lines).encode("ascii"))
             self._file.flush()
+            self._written += len(lines)
             if time.monotonic() - self._synced > FSYNC_EVERY_S:
                 self.sync()
         except OSError as error:
@@ -202,21 +258,40 @@ class Run:
             ) from error
 
     def sync(self) -> None:
-        if self._file is not None:
+        if self._file is not None and not self._file.closed:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def write_meta(self, **facts: Any) -> None:
         """Update run.json: the request and its hash, and what must stay out of records (times, durations, argv)."""
+        if not self.processes.first:
+            return
         self._meta.update(facts, request=dict(self.request), request_hash=request_hash(self.request))
         write_atomically(self.folder / "run.json", dump_json(self._meta))
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
+        self.sync()
+        for file in (self._file, self._whole):
+            if file is not None:
+                file.close()
+        part = self._part(self.processes.rank)
+        if self.processes.world > 1 and part.exists() and not part.stat().st_size:
+            part.unlink()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A file to append to that no other process appends to. Raises UsageError where one does."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(
+            f"{path.parent}: another process is writing this run", "wait for it, or use another --output"
+        ) from error
+    return file
 
 
 def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

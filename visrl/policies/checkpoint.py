@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from visrl.errors import UsageError
 from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
+from visrl.processes import rank
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("", "sdpa", "eager")
@@ -55,6 +58,13 @@ def load_checkpoint(
     """
     _one_of("dtype", dtype, DTYPES)
     _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
+    if device_map and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "device_map spreads one model over all GPUs, and several processes would share them",
+            "one process per machine, or --ray N, whose workers have GPUs of their own",
+        )
+    if rank():
+        disable_progress_bar()
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
@@ -79,7 +89,7 @@ def load_checkpoint(
     if adapter:
         model = _with_adapter(model, adapter)
     if not device_map:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(device or own_device())
     model.eval()
     family = family_for(config, processor)
     about = {
@@ -94,6 +104,18 @@ def load_checkpoint(
         "adapter": {"path": adapter, "weights_sha256": weights_hash(Path(adapter))} if adapter else None,
     }
     return Loaded(model, processor, family, about)
+
+
+def own_device() -> str:
+    """The device of this process: of several on a machine, each has a GPU. Raises UsageError where there are fewer GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= torch.cuda.device_count():
+        raise UsageError(
+            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs", "as many processes as GPUs"
+        )
+    return f"cuda:{place}"
 
 
 class _Raw:

@@ -17,7 +17,7 @@ import torch
 from visrl.errors import PictureError, UsageError
 from visrl.parsing import FORMATS, BoxFormat
 from visrl.policies import Output, Request, Sampling
-from visrl.policies.checkpoint import folder_of, weights_hash
+from visrl.policies.checkpoint import folder_of, own_device, weights_hash
 from visrl.policies.families.base import PAPER_FORMAT
 from visrl.types import Turn
 
@@ -59,7 +59,7 @@ class RemoteChatPolicy:
             raise UsageError(
                 f"the code of {path} does not run here: {type(error).__name__}: {error}", served
             ) from error
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        model = model.to(device or own_device()).eval()
         about = {
             "kind": "hf",
             "family": "minicpmo",

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.errors import EXIT_DONE, EXIT_USAGE, UsageError
+from visrl.errors import EXIT_DONE, UsageError
+from visrl.processes import check_launch, rank, say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,12 +48,13 @@ def run(arguments: Sequence[str]) -> None:
         return
     args = _parser().parse_args(arguments)
     path, kind = _recipe_path(args.words)
+    check_launch()
     from visrl.train.recipe import load_recipe
 
     resolved = load_recipe(path, args.set)
     if kind is not None and kind != resolved.recipe.kind:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank() == 0:
         print("\n".join(resolved.lines()), file=sys.stderr)
     if not args.dry_run:
         resolved.module.run(resolved.recipe)
@@ -66,6 +67,5 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     except UsageError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_USAGE) from error
+        raise SystemExit(say(error)) from error
     raise SystemExit(EXIT_DONE)

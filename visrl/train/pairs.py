@@ -7,7 +7,7 @@
 ``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
 
 The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
-again by the next run; it never stops the others.
+again by the next run; it never stops the others. Of several processes (visrl/processes.py) each makes its share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from visrl import __version__
 from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
 from visrl.policies import Policy
 from visrl.policies.load import load_policy
+from visrl.processes import join
 from visrl.progress import Counts, progress
 from visrl.prompts import PROTOCOLS
 from visrl.records import dump_json, write_atomically, write_results
@@ -73,7 +74,11 @@ class PairCounts(Counts):
 
 def run(recipe: PairsRecipe) -> None:
     """The command: make what is missing and say what came out. Raises UsageError; exits with 3 where questions failed."""
-    counts = evolve(recipe)["funnel"]
+    first = join().first
+    manifest = evolve(recipe)
+    if not first:
+        return
+    counts = manifest["funnel"]
     print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
     if failed := sum(counts["failed"].values()):
         print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
@@ -115,19 +120,22 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
 
 
 def make_pairs(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
-    """Run what is missing, then derive pairs and manifest. Returns the manifest."""
+    """Run what is missing, then derive pairs and manifest. Returns the manifest; of several processes only the first has one."""
     request = describe(evolution, samples, recipe)
-    with Run(recipe.output, request, "chains.jsonl") as run_:
-        known = {sample.id: sample for sample in samples}
+    known = {sample.id: sample for sample in samples}
+    with Run(recipe.output, request, "chains.jsonl", join()) as run_:
         done = finished(run_.episodes_path, known)
         for number in range(PASSES):
             failed = [s for s in samples if s.id in done and done[s.id].error is not None]
             todo = samples if number == 0 else failed
             if number == 0 or failed:
                 _one_pass(evolution, todo, run_, done, recipe, again=number > 0)
-        run_.sync()
-        works = [done[sample.id] for sample in samples]
-        manifest = conclude(recipe.output, works, request, evolution.plan)
+                run_.gather()
+                if run_.processes.world > 1:
+                    done = finished(run_.episodes_path, known)
+        if not run_.processes.first:
+            return {}
+        manifest = conclude(recipe.output, [done[sample.id] for sample in samples], request, evolution.plan)
         run_.write_meta(finished=now())
     return manifest
 
@@ -150,17 +158,21 @@ def _one_pass(
     *,
     again: bool,
 ) -> None:
-    """Batches keep their boundaries, so that a resumed run asks the model the same batches."""
+    """This process's share of the batches with something left to do."""
     fresh = failures = 0
-    with progress("failed ones again" if again else "pairs", len(samples)) as ticker:
+    processes = run_.processes
+    mine = list(processes.share(_missing(samples, recipe.batch_size, done, again)))
+    wanted = sum(len(ids) for _, ids in mine)
+    label, total = "failed ones again" if again else "pairs", len(samples)
+    if processes.world > 1:
+        label, total = f"{label}, {processes}", wanted
+    with progress(label, total, quiet=not processes.first) as ticker:
         ticker.counts = counts = PairCounts(rule=evolution.plan.rule)
-        for batch in batches(samples, recipe.batch_size):
-            todo = {s.id for s in batch if again or s.id not in done or done[s.id].error is not None}
-            ticker.skip(len(batch) - len(todo))
-            counts.know([done[s.id] for s in batch if s.id not in todo])
-            if not todo:
-                continue
-            fresh_works = [work for work in evolution.batch(batch) if work.sample.id in todo]
+        ticker.skip(total - wanted)
+        if not again:
+            counts.know([work for work in done.values() if work.error is None])
+        for batch, ids in mine:
+            fresh_works = [work for work in evolution.batch(batch) if work.sample.id in ids]
             lines = [to_json(work) for work in fresh_works]
             run_.append_lines(lines)
             # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
@@ -169,11 +181,21 @@ def _one_pass(
             ticker.add([], works)  # type: ignore[arg-type]  # PairCounts counts these
             fresh += len(works)
             failures += sum(work.error is not None for work in works)
-            if failures == fresh >= HOPELESS and fresh < len(samples):
+            if failures == fresh >= HOPELESS and fresh < wanted:
                 raise UsageError(
                     f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
                     "finished questions are kept; the same command goes on",
                 )
+
+
+def _missing(
+    samples: Sequence[CoTSample], batch_size: int, done: Mapping[str, Work], again: bool
+) -> Iterator[tuple[list[CoTSample], set[str]]]:
+    """Batches with something left to do, whole, so that a resumed run asks the model the same batches; and what is left."""
+    for batch in batches(samples, batch_size):
+        ids = {s.id for s in batch if again or s.id not in done or done[s.id].error is not None}
+        if ids:
+            yield batch, ids
 
 
 def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,9 @@ def finished(folder: Path) -> bool:
 
 def train(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
     """Train from the newest complete checkpoint, or from the start, and leave ``final/``, history and curves."""
+    at_work = trainer.accelerator
+    if at_work.num_processes > 1 and at_work.is_main_process:
+        print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=newest)
     conclude(trainer, trainee, folder)

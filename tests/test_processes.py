@@ -1,0 +1,136 @@
+"""One, two and four processes: the same records, no sample twice, none lost, whoever dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs_made as made
+from processes_made import files, start, together
+
+from visrl.errors import UsageError
+from visrl.evaluate import Options, evaluate
+from visrl.processes import check_launch
+from visrl.runs import Run, _locked
+
+N = 26
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made.drawn(tmp_path_factory.mktemp("data"), N)
+
+
+def policy(data, pause=0.0, fails=()):
+    truth = made.truth(data)
+
+    def answer(sample_id):
+        time.sleep(pause)
+        if sample_id in fails:
+            raise RuntimeError("out of order")
+        return truth[sample_id][1] if int(sample_id) % 3 else "grey"
+
+    return made.scripted("known", lambda i: truth[i][0], answer)
+
+
+def run(data, output, pause=0.0, fails=()):
+    options = Options(data=data, output=output, quiet=True, batch_size=3)
+    return evaluate(policy(data, pause, fails), ["viscot_vsr"], options)
+
+
+def ids(folder):
+    return [json.loads(line)["sample_id"] for line in (folder / "episodes.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_leave_what_one_does(data, tmp_path, world):
+    """Nine batches of three on four processes: shares differ in size. One sample fails on whoever has it, and is counted."""
+
+    def work():
+        outcome = run(data, tmp_path / "many", fails=("1004",))
+        assert outcome.n_failed == 1 and outcome.n_samples == N
+
+    outcome = run(data, tmp_path / "one", fails=("1004",))
+    assert together(world, work) == [0] * world
+    assert files(tmp_path / "many") == files(tmp_path / "one") and outcome.n_failed == 1
+    assert len(ids(tmp_path / "many")) == len(set(ids(tmp_path / "many"))) == N
+    assert not list(tmp_path.glob("many/*rank*"))
+    assert (
+        together(world, lambda: run(data, tmp_path / "many")) == [0] * world
+    )  # the failed one again, and nothing else
+    assert len(ids(tmp_path / "many")) == N + 1
+
+
+def test_what_a_killed_process_had_finished_is_kept_and_any_number_goes_on(data, tmp_path):
+    run(data, tmp_path / "one")
+    one, two = start(2, lambda: run(data, tmp_path / "many", pause=0.05))
+    part = tmp_path / "many/episodes.rank1.jsonl"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(two.pid, signal.SIGKILL)
+    one.join(timeout=60)
+    assert one.exitcode not in (0, None)  # it finished its share and learnt that the other is gone
+    assert not ids(tmp_path / "many") and not (tmp_path / "many/records").exists()
+    run(data, tmp_path / "many")  # one process takes in what both left
+    assert files(tmp_path / "many") == files(tmp_path / "one")
+    assert len(ids(tmp_path / "many")) == N
+
+
+def test_a_part_is_taken_in_once_nobody_writes_it_and_without_its_torn_line(tmp_path):
+    request = {"model": "m", "tasks": {"t": "1"}}
+    part = tmp_path / "episodes.rank1.jsonl"
+    with _locked(part) as orphan:  # of a run whose first process was killed
+        orphan.write(b'{"task": "t", "sample_id": "1"}\n{"task": "t", "sam')
+        orphan.flush()
+        with pytest.raises(UsageError, match="another process is writing"), Run(tmp_path, request):
+            pass
+    with Run(tmp_path, request) as again:
+        assert again.finished() == {("t", "1")}
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate was asked for several"),
+        ({"VISRL_PROCESSES": "2"}, "VISRL_PROCESSES=2, but the launcher started 1"),
+    ],
+)
+def test_fewer_processes_than_asked_are_an_error(monkeypatch, environment, message):
+    check_launch()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        check_launch()
+
+
+def test_torchrun_runs_the_command(data, tmp_path):
+    """As a user types it: one process speaks, and says how many there are."""
+    scripts = Path(sys.executable).parent
+    command = [
+        "visrl-eval",
+        "--model",
+        "constant:red",
+        "--tasks",
+        "viscot_vsr",
+        "--data",
+        str(data),
+        "--batch-size",
+        "3",
+        "--json",
+    ]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    alone = subprocess.run([*command, "-o", "one"], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
+    done = subprocess.run([*launch, *command, "-o", "two"], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (alone.returncode, done.returncode) == (0, 0), done.stderr
+    assert done.stdout == alone.stdout
+    assert (
+        "2 processes (gloo)" in done.stderr and "process 1 of 2" in done.stderr and "process 2 of 2" not in done.stderr
+    )
+    assert files(tmp_path / "two") == files(tmp_path / "one")

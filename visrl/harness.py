@@ -7,7 +7,8 @@ document. On our tasks the whole episode is returned to our scorer (tasks/lmms.p
 Known limits: 1. documents with one picture and one user turn; others fail, each with its reason. 2. an upstream task's answer
 length also bounds the box turn, so fewer than 128 new tokens are raised to 128. 3. a failed sample of an upstream task goes
 to its scorer as "", which counts as wrong there; it is logged, counted in ``failures``, and makes visrl-eval's exit code 3.
-4. one process. Recorded predictions (replay) go with our tasks only: others have nothing to match them by.
+4. of several processes each has lmms-eval's share of the documents, some of which it asks for once more so that shares are alike;
+what it prints is the same (bootstrapped errors to their noise). Recorded predictions (replay) go with our tasks only: others have nothing to match them by.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from visrl.errors import PictureError, UsageError, nearest
 from visrl.evaluate import Options, make_look
 from visrl.policies import Policy
 from visrl.policies.load import load_policy
+from visrl.processes import join
 from visrl.rollout import Look, look_then_answer
 from visrl.tasks import SOURCES
 from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, to_wire
@@ -74,6 +76,17 @@ class LookThenAnswer(lmms):
             found |= dict(zip(numbers, self._run([requests[number] for number in numbers]), strict=True))
         self._report()
         return [found[number] for number in range(len(requests))]
+
+    @property
+    def device(self) -> Any:
+        """Where lmms-eval puts the counts that its processes exchange: gloo takes the CPU's, NCCL those of a process's GPU."""
+        import torch
+        import torch.distributed as dist
+
+        from visrl.policies.checkpoint import own_device
+
+        on_cpu = not dist.is_initialized() or dist.get_backend() == "gloo"
+        return torch.device("cpu" if on_cpu else own_device())
 
     def _run(self, requests: Sequence[Instance]) -> Iterator[GenerationResult]:
         """The answers of requests of one task with one way of decoding."""
@@ -209,7 +222,8 @@ def _failing(name: str, reason: str) -> Picture:
 def run_upstream(
     tasks: Sequence[str], policy: Policy, look: Look, *, limit: int | None = None, batch_size: int = 8
 ) -> dict[str, Any]:
-    """Run tasks of lmms-eval, ours or its own, and return its results as plain data, with our ``failures``.
+    """Run tasks of lmms-eval, ours or its own, and return its results as plain data, with our ``failures``. Of several processes
+    only the first has results, and each the failures of its share.
 
     Raises what went wrong, which lmms-eval's own command turns into exit code 0; UsageError for an unknown task.
     """
@@ -218,14 +232,22 @@ def run_upstream(
 
     model = LookThenAnswer(policy, look, batch_size)
     try:
-        found = simple_evaluate(model=model, tasks=list(tasks), task_manager=_task_manager(tasks), limit=limit)
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=_task_manager(tasks),
+            limit=limit,
+            distributed_executor_backend="torchrun"
+            if join().world > 1
+            else "accelerate",  # by gloo, which join() set up
+        )
     except RetryError as error:  # what a data set that cannot be loaded looks like after five times
         raise error.last_attempt.exception() or error from error
     except ImportError as error:
         raise error.__cause__ if isinstance(error.__cause__, UsageError) else error from error
     kept = ("results", "groups", "versions", "n-samples", "n-shot", "higher_is_better")
     failures = {task: dict(failed) for task, failed in model.failures.items()}
-    return {**{key: _plain(found[key]) for key in kept if key in found}, "failures": failures}
+    return {**{key: _plain(found[key]) for key in kept if key in (found or {})}, "failures": failures}
 
 
 def _plain(value: Any) -> Any:
@@ -285,7 +307,9 @@ def print_upstream(tasks: Sequence[str], policy: Policy, options: Options) -> in
     if options.data is not None:
         os.environ[DATA_VARIABLE] = str(options.data)  # our own task files read it
     found = run_upstream(tasks, policy, make_look(policy, options), limit=options.limit, batch_size=options.batch_size)
-    print(make_table(found))
-    if "groups" in found:
+    processes = join()
+    if processes.first:
+        print(make_table(found))
+    if processes.first and "groups" in found:
         print(make_table(found, "groups"))
-    return sum(map(len, found["failures"].values()))
+    return processes.total(sum(map(len, found["failures"].values())))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from visrl.evals.compare import Difference
-    from visrl.evaluate import Options, Outcome
+    from visrl.evaluate import Engine, Options, Outcome
     from visrl.policies import Policy
     from visrl.records import TaskResult
 
@@ -97,17 +97,23 @@ def run(
         ),
     ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest output of a turn")] = 128,
+    ray: Annotated[
+        int | None, typer.Option(min=1, help="so many workers on a Ray cluster, or on this machine (docs/scaling.md)")
+    ] = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Evaluate a model. The same command again finishes what is missing."""
     from visrl.evaluate import Options, evaluate
-    from visrl.policies.load import load_policy, parse_model_args
+    from visrl.far import policy_and_engine
+    from visrl.policies.load import parse_model_args
     from visrl.processes import join
 
     processes = join()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
-    policy = load_policy(model, parse_model_args(model_args))
+    policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
+    if ray and upstream:
+        raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
     options = Options(
         data=data,
         protocol=protocol,
@@ -127,12 +133,12 @@ def run(
 
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
-        outcome = evaluate(policy, own, options)
+        outcome = evaluate(policy, own, options, engine)
         second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
         changes: list[Difference] = []
         if second != "none":
             beside_it = replace(options, protocol=second, output=outcome.folder / second)
-            changes = _run_beside(policy, own, beside_it, outcome, json_)
+            changes = _run_beside(policy, own, beside_it, engine, outcome, json_)
         if processes.first:
             _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
     if upstream and failed > fail_on_error and processes.first:
@@ -150,7 +156,9 @@ def _batch_size(text: str, policy: object) -> int:
     return int(text)
 
 
-def _run_beside(policy: Policy, tasks: list[str], options: Options, first: Outcome, json_: bool) -> list[Difference]:
+def _run_beside(
+    policy: Policy, tasks: list[str], options: Options, engine: Engine, first: Outcome, json_: bool
+) -> list[Difference]:
     """The questions of ``tasks`` again under ``options``, in a folder within the first run's; what looking changed."""
     from visrl.evals.benchmarks import resolve
     from visrl.evals.compare import compare
@@ -162,7 +170,7 @@ def _run_beside(policy: Policy, tasks: list[str], options: Options, first: Outco
         raise UsageError(
             f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer", "leave it away"
         )
-    second = evaluate(policy, asked, options)
+    second = evaluate(policy, asked, options, engine)
     first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
     first.skipped, first.problems = first.skipped + second.skipped, first.problems + second.problems
     if json_ or not second.results:  # of several processes only the first has results

@@ -11,7 +11,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
 from visrl.processes import join
-from visrl.progress import cheap_scorer, progress
+from visrl.progress import Ticker, cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
 from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, write_scores
@@ -107,10 +107,22 @@ def default_folder(request: Mapping[str, Any]) -> Path:
     return Path("runs") / f"{slug(request['model'])}-{slug(tasks)[:40]}-{request_hash(request)[:8]}"
 
 
-def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
+Engine = Callable[[Policy, Iterable[Sequence[CoTSample]], Look, Run, "set[Key]", Options], int]
+"""Episodes for the samples of every task that have none, written to the run; returns how many failed."""
+
+
+def here(
+    policy: Policy, tasks: Iterable[Sequence[CoTSample]], look: Look, run: Run, finished: set[Key], options: Options
+) -> int:
+    """The engine of this process: the policy answers, task after task."""
+    return sum(run_samples(policy, samples, look, run, finished, options) for samples in tasks)
+
+
+def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Engine = here) -> Outcome:
     """Run what is missing, then score everything. Finished samples survive any interruption of this function.
 
     Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
+    engine: who makes the episodes; far.py has another one.
     """
     from visrl.evals.judge import make_judge
 
@@ -123,8 +135,8 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options) -> Outcome:
         run.write_meta(model_spec=policy.name, judge=options.judge, command=_command())
         finished = run.finished()
         try:
-            for spec in specs:
-                _run_task(policy, spec, look, options, run, finished, outcome)
+            samples = _samples_of_tasks(policy, specs, options, outcome)
+            outcome.n_failed = engine(policy, samples, look, run, finished, options)
         except KeyboardInterrupt as stop:
             run.sync()
             raise Interrupted(f"{run.count()} finished samples are in {outcome.folder}") from stop
@@ -142,61 +154,77 @@ def _command() -> str | None:
     return shlex.join([program, *sys.argv[1:]]) if program == "visrl-eval" else None
 
 
-def _run_task(
-    policy: Policy, spec: TaskSpec, look: Look, options: Options, run: Run, finished: set[Key], outcome: Outcome
-) -> None:
-    from visrl.tasks import load
-
-    samples = list(load(spec.name, options.data, with_pictures=policy.needs_pictures, limit=options.limit))
-    bind = getattr(policy, "bind", None)
-    if bind is not None:
+def _samples_of_tasks(
+    policy: Policy, specs: Sequence[TaskSpec], options: Options, outcome: Outcome
+) -> Iterator[list[CoTSample]]:
+    """The samples of task after task. Of several tasks, one that the policy has no recorded output for is left out."""
+    for spec in specs:
         try:
-            samples = bind(samples, spec.name)
+            samples = samples_of(policy, spec.name, options)
         except UsageError as error:
-            if len(run.request["tasks"]) == 1:
+            if len(specs) == 1 or not hasattr(policy, "bind"):
                 raise
             outcome.problems.append(f"{spec.name} skipped: {error.message}")
             outcome.skipped += 1
-            return
-    outcome.n_samples += len(samples)
-    outcome.n_failed += run_samples(policy, samples, look, run, finished, options)
+            continue
+        outcome.n_samples += len(samples)
+        yield samples
+
+
+def samples_of(policy: Policy, task: str, options: Options) -> list[CoTSample]:
+    """What is asked of a task, in order; of recorded outputs, only the documents that have one."""
+    from visrl.tasks import load
+
+    samples = list(load(task, options.data, with_pictures=policy.needs_pictures, limit=options.limit))
+    bind = getattr(policy, "bind", None)
+    return samples if bind is None else list(bind(samples, task))
 
 
 def run_samples(
     policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, finished: set[Key], options: Options
 ) -> int:
     """Episodes for this process's share of one task's samples that have none; returns how many failed."""
-    failed = fresh = 0
     task, processes = samples[0].task, run.processes
-    missing = list(processes.share(_missing(samples, options.batch_size, finished)))
-    wanted = sum(len(ids) for _, ids in missing)
+    missing = list(processes.share(missing_batches(samples, options.batch_size, finished)))
+    wanted = sum(len(ids) for _, _, ids in missing)
     label, total = (task, len(samples)) if processes.world == 1 else (f"{task}, {processes}", wanted)
     quiet = options.quiet or not processes.first
+    made = (
+        (batch, [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in ids])
+        for _, batch, ids in missing
+    )
     with progress(label, total, scorer=cheap_scorer(task, options.judge), quiet=quiet) as ticker:
         ticker.skip(total - wanted)
-        for batch, ids in missing:
-            episodes = [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in ids]
-            run.append(episodes)
-            ticker.add(batch, episodes)
-            failed += sum(e.error is not None for e in episodes)
-            fresh += len(episodes)
-            if failed == fresh >= HOPELESS and fresh < wanted:
-                raise UsageError(
-                    f"the first {failed} samples all failed: {printable(episodes[-1].error or '')}",
-                    "finished samples are kept",
-                )
+        return write_down(made, wanted, run, ticker)
+
+
+def write_down(
+    made: Iterable[tuple[Sequence[CoTSample], Sequence[Episode]]], wanted: int, run: Run, ticker: Ticker
+) -> int:
+    """Append episodes as they come, batch by batch; returns how many failed. Raises UsageError where none succeeds."""
+    failed = fresh = 0
+    for batch, episodes in made:
+        run.append(episodes)
+        ticker.add(batch, episodes)
+        failed += sum(e.error is not None for e in episodes)
+        fresh += len(episodes)
+        if failed == fresh >= HOPELESS and fresh < wanted:
+            raise UsageError(
+                f"the first {failed} samples all failed: {printable(episodes[-1].error or '')}",
+                "finished samples are kept",
+            )
     run.sync()
     return failed
 
 
-def _missing(
+def missing_batches(
     samples: Iterable[CoTSample], batch_size: int, finished: set[Key]
-) -> Iterator[tuple[list[CoTSample], set[str]]]:
-    """Batches with something left to do, whole, and the ids of what that is. Batches keep their boundaries."""
-    for batch in batches(samples, batch_size):
+) -> Iterator[tuple[int, list[CoTSample], set[str]]]:
+    """(number, batch, ids of what is left to do) where something is. Batches are whole and keep their boundaries."""
+    for number, batch in enumerate(batches(samples, batch_size)):
         ids = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
         if ids:
-            yield batch, ids
+            yield number, batch, ids
 
 
 def _check_leftovers(policy: Policy, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ Known limits: 1. documents with one picture and one user turn; others fail, each
 length also bounds the box turn, so fewer than 128 new tokens are raised to 128. 3. a failed sample of an upstream task goes
 to its scorer as "", which counts as wrong there; it is logged, counted in ``failures``, and makes visrl-eval's exit code 3.
 4. of several processes each has lmms-eval's share of the documents, some of which it asks for once more so that shares are alike;
-what it prints is the same (bootstrapped errors to their noise). Recorded predictions (replay) go with our tasks only: others have nothing to match them by.
+what it prints is the same. Recorded predictions (replay) go with our tasks only: others have nothing to match them by.
 """
 
 from __future__ import annotations

@@ -105,23 +105,38 @@ class Evolution:
 
     def batch(self, samples: Sequence[CoTSample]) -> list[Work]:
         """Each sample's chains with their scores, or its error, in order. Never raises for one sample."""
+        work = self.draw(samples)
+        self.judge(work)
+        return work
+
+    def draw(self, samples: Sequence[CoTSample]) -> list[Work]:
+        """Each sample's chains, not yet scored: what the policy does. Never raises for one sample."""
         work = [self._open(sample) for sample in samples]
         self._boxes(_alive(work))
         self._answers(_alive(work))
+        return work
+
+    def judge(self, work: Sequence[Work]) -> None:
+        """Score chains, drawn here or elsewhere: what the critic does."""
+        for w in _alive(work):
+            if w.item is None:
+                w.item, w.error = self._opened_or_error(w.sample)
         self._answer_scores(_alive(work))
         self._box_scores(_alive(work))
-        return work
 
     def _open(self, sample: CoTSample) -> Work:
         work = Work(sample)
         if sample.kind != "qa" or not sample.answers:
             work.error = "no standard answer: nothing to judge by"
             return work
-        try:
-            work.item = self._opened(sample)
-        except UsageError as error:
-            work.error = error.message
+        work.item, work.error = self._opened_or_error(sample)
         return work
+
+    def _opened_or_error(self, sample: CoTSample) -> tuple[Opened | None, str | None]:
+        try:
+            return self._opened(sample), None
+        except UsageError as error:
+            return None, error.message
 
     def _opened(self, sample: CoTSample) -> Opened:
         if self.policy.needs_pictures or self.critic.needs_pictures:

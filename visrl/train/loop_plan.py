@@ -40,7 +40,9 @@ def ready_config(weights: Weights) -> dict[str, Any]:
 
 def config_of(found: Recipe, wires: Wires, state: State) -> dict[str, Any]:
     """What decides a phase. Values that the loop wired stand as the hashes of what they name."""
-    asked = found.model_dump(mode="json", exclude={"output", "batch_size"} if found.kind == "pairs" else {"output"})
+    asked = found.model_dump(
+        mode="json", exclude={"output", "batch_size", "ray"} if found.kind == "pairs" else {"output"}
+    )
     for key in wires:
         if not key.startswith(("data.skip", "step.")):
             _take(asked, key)

@@ -16,7 +16,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,20 @@ def run(recipe: PairsRecipe) -> None:
 
 def evolve(recipe: PairsRecipe) -> dict[str, Any]:
     """Load the models, make the pairs that are missing, write pairs and manifest. Returns the manifest. Raises UsageError."""
+    if recipe.ray is not None:
+        from visrl.train.far_pairs import evolve_on_ray
+
+        return evolve_on_ray(recipe)
+    return make_pairs(load_evolution(recipe), load_questions(recipe.data), recipe)
+
+
+def load_evolution(recipe: PairsRecipe) -> Evolution:
+    """The recipe's models and plan."""
     named, judge = recipe.policy, recipe.critic
     policy = load_policy(named.model, named.args)
     same = (judge.model, judge.args) == (named.model, named.args)
     other = policy if same else load_policy(judge.model, judge.args) if judge.model else None
-    critic = make_critic(judge.kind, other, judge.judge)
-    return make_pairs(Evolution(policy, critic, plan_of(recipe, policy)), load_questions(recipe.data), recipe)
+    return Evolution(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy))
 
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
@@ -119,9 +127,24 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
     )
 
 
+Line = Mapping[str, Any]
+Engine = Callable[[Sequence[Sequence[CoTSample]]], Iterable[Sequence[Line]]]
+"""Batches -> for each, in any order, the lines (evolve.to_json) of its questions."""
+
+
 def make_pairs(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
     """Run what is missing, then derive pairs and manifest. Returns the manifest; of several processes only the first has one."""
-    request = describe(evolution, samples, recipe)
+
+    def here(parts: Sequence[Sequence[CoTSample]]) -> Iterator[list[Line]]:
+        return ([to_json(work) for work in evolution.batch(part)] for part in parts)
+
+    return make_pairs_by(here, describe(evolution, samples, recipe), evolution.plan, samples, recipe)
+
+
+def make_pairs_by(
+    engine: Engine, request: Mapping[str, Any], plan: Plan, samples: Sequence[CoTSample], recipe: PairsRecipe
+) -> dict[str, Any]:
+    """:func:`make_pairs` by another engine. request: what :func:`describe` says of it."""
     known = {sample.id: sample for sample in samples}
     with Run(recipe.output, request, "chains.jsonl", join()) as run_:
         done = finished(run_.episodes_path, known)
@@ -129,13 +152,13 @@ def make_pairs(evolution: Evolution, samples: Sequence[CoTSample], recipe: Pairs
             failed = [s for s in samples if s.id in done and done[s.id].error is not None]
             todo = samples if number == 0 else failed
             if number == 0 or failed:
-                _one_pass(evolution, todo, run_, done, recipe, again=number > 0)
+                _one_pass(engine, todo, run_, done, recipe, plan.rule, again=number > 0)
                 run_.gather()
                 if run_.processes.world > 1:
                     done = finished(run_.episodes_path, known)
         if not run_.processes.first:
             return {}
-        manifest = conclude(recipe.output, [done[sample.id] for sample in samples], request, evolution.plan)
+        manifest = conclude(recipe.output, [done[sample.id] for sample in samples], request, plan)
         run_.write_meta(finished=now())
     return manifest
 
@@ -150,11 +173,12 @@ def finished(path: Path, known: Mapping[str, CoTSample]) -> dict[str, Work]:
 
 
 def _one_pass(
-    evolution: Evolution,
+    engine: Engine,
     samples: Sequence[CoTSample],
     run_: Run,
     done: dict[str, Work],
     recipe: PairsRecipe,
+    rule: Rule,
     *,
     again: bool,
 ) -> None:
@@ -162,26 +186,25 @@ def _one_pass(
     fresh = failures = 0
     processes = run_.processes
     mine = list(processes.share(_missing(samples, recipe.batch_size, done, again)))
-    wanted = sum(len(ids) for _, ids in mine)
+    wanted = {sample.id: sample for batch, ids in mine for sample in batch if sample.id in ids}
     label, total = "failed ones again" if again else "pairs", len(samples)
     if processes.world > 1:
-        label, total = f"{label}, {processes}", wanted
+        label, total = f"{label}, {processes}", len(wanted)
     with progress(label, total, quiet=not processes.first) as ticker:
-        ticker.counts = counts = PairCounts(rule=evolution.plan.rule)
-        ticker.skip(total - wanted)
+        ticker.counts = counts = PairCounts(rule=rule)
+        ticker.skip(total - len(wanted))
         if not again:
             counts.know([work for work in done.values() if work.error is None])
-        for batch, ids in mine:
-            fresh_works = [work for work in evolution.batch(batch) if work.sample.id in ids]
-            lines = [to_json(work) for work in fresh_works]
+        for made in engine([batch for batch, _ in mine]):
+            lines = [line for line in made if line["id"] in wanted]
             run_.append_lines(lines)
             # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
-            works = [from_json(line, work.sample) for line, work in zip(lines, fresh_works, strict=True)]
+            works = [from_json(line, wanted[line["id"]]) for line in lines]
             done.update((work.sample.id, work) for work in works)
             ticker.add([], works)  # type: ignore[arg-type]  # PairCounts counts these
             fresh += len(works)
             failures += sum(work.error is not None for work in works)
-            if failures == fresh >= HOPELESS and fresh < wanted:
+            if failures == fresh >= HOPELESS and fresh < len(wanted):
                 raise UsageError(
                     f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
                     "finished questions are kept; the same command goes on",

@@ -76,7 +76,7 @@ class SelectionSection(Section):
 
 
 class PairsRecipe(Recipe):
-    """Everything but ``output`` and ``batch_size`` decides the pairs."""
+    """Everything but ``output``, ``batch_size`` and ``ray`` decides the pairs."""
 
     kind: Literal["pairs"]
     policy: PolicySection
@@ -91,6 +91,9 @@ class PairsRecipe(Recipe):
     )
     exhaustive: bool = Field(default=False, description="score every box, for analysis; the pairs are the same")
     batch_size: int = Field(default=16, ge=1)
+    ray: int | None = Field(
+        default=None, ge=1, description="workers on a Ray cluster, per model (docs/scaling.md); none: this process"
+    )
 
     @field_validator("protocol")
     @classmethod

@@ -1,0 +1,105 @@
+"""Pairs on a Ray cluster: ``--set ray=N``. Questions -> chains by a pool of N policies -> scores by a pool of N critics; this
+process selects and writes. One pool does both where the critic has no model of its own, or the policy's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from visrl.errors import UsageError
+from visrl.far import uses_gpu
+from visrl.policies.load import load_policy
+from visrl.processes import join
+from visrl.ray_engine import Pool, Stage, connect
+from visrl.train.critics import make_critic
+from visrl.train.evolve import Evolution, Plan, Work, from_json, to_json
+from visrl.train.pairs import Line, describe, load_evolution, make_pairs_by
+from visrl.train.pairs_recipe import PairsRecipe
+from visrl.train.questions import load_questions
+from visrl.types import CoTSample
+
+
+def evolve_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
+    """The recipe's pairs, by ``recipe.ray`` workers per model. Returns the manifest. Raises UsageError."""
+    if join().world > 1:
+        raise UsageError("a launcher, and ray", "with ray one process starts the workers")
+    pool = _pool(recipe)
+    request, plan = pool.ask(lambda: _described(recipe))
+
+    def engine(parts: Sequence[Sequence[CoTSample]]) -> Iterator[list[Line]]:
+        items = [json.dumps([sample.id for sample in part]) for part in parts]
+        return (json.loads(made) for made in pool.pipe(_stages(recipe, plan), items))
+
+    return make_pairs_by(engine, request, plan, load_questions(recipe.data), recipe)
+
+
+def _pool(recipe: PairsRecipe) -> Pool:
+    models = [(recipe.policy.model, recipe.policy.args)]
+    if _critic_apart(recipe):
+        models.append((str(recipe.critic.model), recipe.critic.args))
+    return connect(
+        recipe.ray or 1,
+        len(models),
+        uses_gpu=any(uses_gpu(model) for model, _ in models),
+        whole_gpus=any("device_map" in args for _, args in models),
+    )
+
+
+def _critic_apart(recipe: PairsRecipe) -> bool:
+    policy, critic = recipe.policy, recipe.critic
+    return critic.model is not None and (critic.model, critic.args) != (policy.model, policy.args)
+
+
+def _described(recipe: PairsRecipe) -> tuple[dict[str, Any], Plan]:
+    """What is asked, said by a worker, which has the models."""
+    evolution = load_evolution(recipe)
+    return describe(evolution, load_questions(recipe.data), recipe), evolution.plan
+
+
+def _stages(recipe: PairsRecipe, plan: Plan) -> list[Stage]:
+    """Ids of a batch -> its lines, in one stage or by way of unscored lines in two."""
+    if not _critic_apart(recipe):
+        return [lambda: _by_id(recipe, lambda: load_evolution(recipe), _all_of_it)]
+    return [
+        lambda: _by_id(recipe, lambda: _drawing(recipe, plan), _draw),
+        lambda: _by_id(recipe, lambda: _judging(recipe, plan), _judge),
+    ]
+
+
+def _by_id(
+    recipe: PairsRecipe,
+    load: Callable[[], Evolution],
+    step: Callable[[Evolution, Any, dict[str, CoTSample]], Sequence[Work]],
+) -> Callable[[str], str]:
+    known = {sample.id: sample for sample in load_questions(recipe.data)}
+    evolution = load()
+    return lambda item: json.dumps([to_json(work) for work in step(evolution, json.loads(item), known)])
+
+
+def _all_of_it(evolution: Evolution, ids: list[str], known: dict[str, CoTSample]) -> list[Work]:
+    return evolution.batch([known[i] for i in ids])
+
+
+def _draw(evolution: Evolution, ids: list[str], known: dict[str, CoTSample]) -> list[Work]:
+    return evolution.draw([known[i] for i in ids])
+
+
+def _judge(evolution: Evolution, lines: list[Line], known: dict[str, CoTSample]) -> list[Work]:
+    works = [from_json(line, known[line["id"]]) for line in lines]
+    evolution.judge(works)
+    return works
+
+
+def _drawing(recipe: PairsRecipe, plan: Plan) -> Evolution:
+    """A policy that is never judged here."""
+    policy = load_policy(recipe.policy.model, recipe.policy.args)
+    return Evolution(policy, make_critic("oracle", None, recipe.critic.judge), plan)
+
+
+def _judging(recipe: PairsRecipe, plan: Plan) -> Evolution:
+    """A critic whose chains were drawn elsewhere: as policy it is only asked whether it needs pictures."""
+    critic = recipe.critic
+    model = load_policy(str(critic.model), critic.args)
+    return Evolution(model, make_critic(critic.kind, model, critic.judge), plan)

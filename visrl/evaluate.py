@@ -25,7 +25,7 @@ from visrl.processes import join
 from visrl.progress import Ticker, cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, write_scores
+from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, without_prompts, write_scores
 from visrl.types import CoTSample, Episode, Score
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     specs = resolve(list(request["tasks"]))
     by_task: dict[str, dict[str, Episode]] = {spec.name: {} for spec in specs}
     for episode in read_episodes(folder / "episodes.jsonl"):
-        by_task[episode.task][episode.sample_id] = episode
+        by_task[episode.task][episode.sample_id] = without_prompts(episode)  # no scorer reads them
     scored: dict[str, TaskScores] = {}
     origins: dict[str, dict[str, dict[str, str]]] = {}
     results: list[TaskResult] = []
@@ -269,7 +269,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
             results += _record(folder, group, members, score_group(group, scored), request, judge)
     write_scores(
         folder,
-        [
+        (
             {
                 "task": task,
                 "sample_id": sample_id,
@@ -279,7 +279,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
             }
             for task, scores_of in scored.items()
             for sample_id, scores in scores_of.samples.items()
-        ],
+        ),
     )
     return results
 

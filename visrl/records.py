@@ -65,13 +65,16 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, fsync and rename: a reader, or a full disk, never leaves half a file. Raises OSError."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or pieces of one as they come, beside, fsync and rename: a reader, or a full disk, never leaves half a file.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"  # not mkstemp's: its files are for their owner alone
     try:
         with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

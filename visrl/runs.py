@@ -21,8 +21,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +91,12 @@ def episode_from_json(value: Mapping[str, Any]) -> Episode:
         answer_step=Step(**value["answer_step"]) if "answer_step" in value else None,
         error=value.get("error"),
     )
+
+
+def without_prompts(episode: Episode) -> Episode:
+    """An episode without what was asked, most of its text, for readers that hold all of a run's."""
+    steps = {name: step for name in ("box_step", "answer_step") if (step := getattr(episode, name)) is not None}
+    return replace(episode, **{name: replace(step, prompt="") for name, step in steps.items()})
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
@@ -294,10 +300,10 @@ def _locked(path: Path) -> BinaryIO:
     return file
 
 
-def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_scores(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """scores.jsonl: a line per sample, metric -> value, or null with a reason."""
-    text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
-    write_atomically(folder / "scores.jsonl", text)
+    lines = (json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    write_atomically(folder / "scores.jsonl", lines)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from processes_made import files, start, together
 
 from visrl.errors import UsageError
 from visrl.evaluate import Options, evaluate
-from visrl.processes import check_launch
+from visrl.policies.load import load_policy
+from visrl.processes import check_launch, join
 from visrl.runs import Run, _locked
 
 N = 26
@@ -109,28 +111,45 @@ def test_fewer_processes_than_asked_are_an_error(monkeypatch, environment, messa
         check_launch()
 
 
+def test_mpi_is_left_to_training_and_refused_elsewhere(monkeypatch):
+    for name, value in (("MASTER_ADDR", "a"), ("ACCELERATE_MIXED_PRECISION", "no"), ("OMPI_COMM_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    check_launch()
+    join.cache_clear()
+    with pytest.raises(UsageError, match="mpirun"):
+        join()
+
+
+def torchrun(folder, data, *more):
+    """``visrl-eval constant:red`` on two processes, as a user types it; returns what it printed."""
+    command = ["visrl-eval", "--model", "constant:red", "--data", str(data), "--batch-size", "3", *more]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": path}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python", *command]
+    done = subprocess.run(launch, cwd=folder, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def constant(data, output, **more):
+    options = Options(data=data, output=output, quiet=True, batch_size=3, **more)
+    return evaluate(load_policy("constant:red"), ["viscot_vsr"], options).results
+
+
 def test_torchrun_runs_the_command(data, tmp_path):
-    """As a user types it: one process speaks, and says how many there are."""
-    scripts = Path(sys.executable).parent
-    command = [
-        "visrl-eval",
-        "--model",
-        "constant:red",
-        "--tasks",
-        "viscot_vsr",
-        "--data",
-        str(data),
-        "--batch-size",
-        "3",
-        "--json",
-    ]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    alone = subprocess.run([*command, "-o", "one"], cwd=tmp_path, env=settings, capture_output=True, text=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
-    done = subprocess.run([*launch, *command, "-o", "two"], cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert (alone.returncode, done.returncode) == (0, 0), done.stderr
-    assert done.stdout == alone.stdout
-    assert (
-        "2 processes (gloo)" in done.stderr and "process 1 of 2" in done.stderr and "process 2 of 2" not in done.stderr
-    )
+    """One process speaks, and says how many there are."""
+    results = constant(data, tmp_path / "one")
+    done = torchrun(tmp_path, data, "--tasks", "viscot_vsr", "--json", "-o", "two")
+    assert json.loads(done.stdout) == [result.model_dump(mode="json") for result in results]
+    assert "2 processes (gloo)" in done.stderr
+    assert "process 1 of 2" in done.stderr and "process 2 of 2" not in done.stderr
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_lmms_eval_on_two_processes_prints_the_numbers_of_one(data, tmp_path):
+    """25 documents: lmms-eval pads one share with a document asked twice."""
+    value = {result.metric: result.value for result in constant(data, tmp_path / "one", limit=25)}
+    printed = torchrun(tmp_path, data, "--tasks", "lmms:visrl_viscot_vsr", "--limit", "25").stdout
+    assert 0 < value["answer"] < 1
+    found = re.search(r"\|answer +\|[^|]*\| *([\d.]+)\|", printed)
+    assert found and float(found[1]) == pytest.approx(value["answer"], abs=1e-4), printed

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl import cli_check
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, nearest, printable
+from visrl.cli_ls import ls, world
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
 from visrl.processes import rank, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from visrl.evals.compare import Difference
     from visrl.evaluate import Engine, Options, Outcome
@@ -260,63 +259,8 @@ def view(
         print(write_report(folders, output))
 
 
-@app.command()
-def ls(
-    what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
-    path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
-) -> None:
-    """Tasks with their size and version, and kinds of models."""
-    if path:
-        from visrl.plugin import task_folder
-
-        print(task_folder())
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if what in ("tasks", "all"):
-        console.print(_task_table())
-    if what in ("models", "all"):
-        console.print(MODELS, markup=False)
-    if what not in ("tasks", "models", "all"):
-        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "all"]))
-
-
-@app.command()
-def world(
-    sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
-    split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
-    columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
-    skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
-) -> None:
-    """A contact sheet of the small world: pictures, questions, true boxes, and what a model sees of them."""
-    from visrl.world.sheet import write_sheet
-
-    write_sheet(sheet, split, columns, skip)
-    print(sheet)
-
-
-MODELS = """models
-  tiny, sft, base         the small world's checkpoints, shipped with visrl
-  hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too
-  endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
-  vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
-  replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
-  constant:TEXT           always says TEXT: the baseline every score should beat
-  blind:MODEL             any of these, shown grey pictures: what can be had from words alone"""
-
-
-def _task_table() -> Table:
-    from rich.table import Table
-
-    from visrl.evals.benchmarks import GROUPS, TASKS
-
-    table = Table("task", "n", "version", "unit", "about", box=None, pad_edge=False)
-    for spec in TASKS.values():
-        table.add_row(spec.name, f"{spec.n:,}", spec.version, spec.unit, spec.about)
-    for group, members in GROUPS.items():
-        table.add_row(group, f"{sum(TASKS[m].n for m in members):,}", "", "", f"group of {len(members)} tasks")
-    return table
+for listing in (ls, world):
+    app.command()(listing)
 
 
 @app.command()

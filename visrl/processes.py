@@ -67,6 +67,8 @@ def join() -> Processes:
     :func:`check_launch` does.
     """
     check_launch()
+    if "RANK" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _MPI):
+        raise UsageError("mpirun's processes do not meet here", _HOW)
     here = Processes(rank(), _world())
     if here.world > 1:
         _meet()
@@ -104,10 +106,12 @@ def check_launch() -> None:
     if asked and asked != str(_world()):
         raise UsageError(f"{ASKED}={asked}, but the launcher started {_world()}", _HOW)
     # accelerate names a meeting point where several processes were asked for, and a precision to every process it starts
-    if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() and "RANK" not in os.environ:
+    known = os.environ.keys()
+    if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= known and not {"RANK", *_MPI} & known:
         raise UsageError("accelerate was asked for several processes and started one", _HOW)
 
 
+_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _HOW = (
     "torchrun --nproc_per_node N --no-python COMMAND, or accelerate launch --multi_gpu --num_processes N --no_python COMMAND,"
     " without GPUs after ACCELERATE_USE_CPU=true: accelerate's --cpu starts one process (docs/scaling.md)"

@@ -74,22 +74,28 @@ def tiny(folder: Path, world: int, sizes: tuple[int, int] = (64, 576)) -> float:
     return (sizes[1] - sizes[0]) / (took[1] - took[0])
 
 
-def plot(path: Path, rows: list[dict[str, float]]) -> None:
+def plot(path: Path, rows: list[dict[str, float]], rates: list[float]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.4, 2.6), layout="constrained")
     for world, mark in ((1, "o-"), (2, "s--")):
-        mine = [row for row in rows if row["world"] == world]
-        label = f"{world} process{'es' if world > 1 else ''}"
-        left.plot([r["n"] for r in mine], [r["wall"] for r in mine], mark, label=label)
-        right.plot([r["n"] for r in mine], [r["mb"] for r in mine], mark, label=label)
-    left.set(xscale="log", yscale="log", xlabel="samples", ylabel="wall seconds")
-    right.set(xscale="log", xlabel="samples", ylabel="highest memory of a process, MB", ylim=(0, None))
-    left.legend()
-    figure.savefig(path, dpi=110)
+        first, *mine = [row for row in rows if row["world"] == world]
+        per = [1e6 * (row["cpu"] - first["cpu"]) / (row["n"] - first["n"]) for row in mine]
+        left.plot([row["n"] for row in mine], per, mark, label=_processes(world))
+        middle.plot([row["n"] for row in [first, *mine]], [row["mb"] for row in [first, *mine]], mark)
+    left.set(xscale="log", xlabel="samples", title="CPU, µs a sample", ylim=(0, None))
+    middle.set(xscale="log", xlabel="samples", title="memory of a process, MB", ylim=(0, None))
+    right.bar([_processes(world) for world in (1, 2)], rates, color=["C0", "C1"], width=0.5)
+    right.set(title="tiny, samples/s")
+    left.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+
+
+def _processes(world: int) -> str:
+    return f"{world} process{'es' if world > 1 else ''}"
 
 
 def main() -> None:
@@ -112,11 +118,11 @@ def main() -> None:
                     f"{row['mb']:5.0f} MB   {per} {rate} {grown}",
                     flush=True,
                 )
-        for world in (1, 2):
-            print(f"tiny, {world} process(es): {tiny(Path(folder), world):.1f} samples/s", flush=True)
+        rates = [tiny(Path(folder), world) for world in (1, 2)]
+    print(f"tiny: {rates[0]:.1f} samples/s on one process, {rates[1]:.1f} on two")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if args.plot:
-        plot(args.plot, rows)
+        plot(args.plot, rows, rates)
 
 
 if __name__ == "__main__":

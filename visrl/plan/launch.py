@@ -42,6 +42,7 @@ def slurm(words: Sequence[str], gpus: int, sharding: str | None, hours: float, n
             f"#SBATCH --time={limit}:00:00",
             "#SBATCH --requeue",
             "set -euo pipefail",
+            f"export VISRL_PROCESSES={nodes * on_each}  # fewer are an error",
             'export MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             f"srun bash -c {shlex.quote(launch)}",
         )

@@ -90,7 +90,7 @@ def plot(path: Path, rows: list[dict[str, float]], rates: list[float]) -> None:
     left.set(xscale="log", xlabel="samples", title="CPU, µs a sample", ylim=(0, None))
     middle.set(xscale="log", xlabel="samples", title="memory of a process, MB", ylim=(0, None))
     right.bar([_processes(world) for world in (1, 2)], rates, color=["C0", "C1"], width=0.5)
-    right.set(title="tiny, samples per CPU second")
+    right.set(title="tiny, samples per CPU s")
     left.legend(loc="lower right")
     figure.savefig(path, dpi=100)
 

@@ -69,15 +69,18 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
 
 
 def _tables(results: Sequence[TaskResult], found: Sequence[TaskResult]) -> list[str]:
-    """Phases of the main and of the longest run, then what each variant is worth, and its pairs."""
+    """Phases of the main run and of the one with several iterations, then what each variant is worth, and its pairs."""
     names = runs(found)
+    shown = (main_run(names), *([longest(found)] if has_figure(found) else []))
     parts = ["## Phases", ""]
-    parts += [render(phase_table(found, name), "md") for name in dict.fromkeys((main_run(names), longest(found)))]
+    parts += [render(phase_table(found, name), "md") for name in dict.fromkeys(shown)]
     if FULL in names:
-        variants = {name: last_by_seed(found, name) for name in names if name != longest(found) or name == FULL}
+        names = [FULL, *(name for name in names if name not in shown)]
+        variants = {name: last_by_seed(found, name) for name in names}
         parts += ["## Ablations", "", render(table_of(summary(variants)), "md")]
     pairs = {name: {kind: pairs_by_seed(results, name, (kind,)) for kind in KINDS} for name in names}
-    if made := {name: kinds for name, kinds in pairs.items() if any(kinds.values())}:
+    shared = pairs.get(FULL)  # variants that change only training have the very same pairs
+    if made := {n: kinds for n, kinds in pairs.items() if any(kinds.values()) and (n == FULL or kinds != shared)}:
         parts += ["## Pairs", "", render(pairs_table(made), "md")]
     return parts
 

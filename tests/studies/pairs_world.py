@@ -4,7 +4,6 @@
 
 Per setting: yield, WP-LP / WP-LN / WN-LP / WN-LN in percent of the pairs, mean over seeds ± standard error over seeds, and
 beside it the standard error by picture within one seed. Differences are paired by seed; "beyond 2 SE" is said of each.
-"Without box critics" is selected from the chains of "full": they are the same chains, only nobody asks about boxes.
 ``--policy scripted``: no warm-up needed. Where to look is drawn from a script (35 % the asked thing, 45 % another thing of the
 picture, 20 % anywhere, all jittered); reading, answering and judging are the base's own. It shows what critics and controller
 do with boxes of a known quality, and nothing about M_SFT. Runs resume: the same command goes on. Tokens per kept pair: tests/perf/pairs_tokens.py.
@@ -33,15 +32,25 @@ from visrl.types import CoTSample
 from visrl.world.splits import redraw
 
 SCRIPTED = "scripted"
+CHAINS_OF = {"w/o box critics": "full", "w/o both": "w/o controller"}
+"""Settings without box critics are selected from the chains of another one: the same chains, only nobody asks about boxes."""
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln", "wp")
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "w/o box critics": {},  # selected from the chains of "full"
     "w/o controller": {"diversity": "none"},
+    "w/o both": {},  # selected from the chains of "w/o controller"
     "resample": {"diversity": "resample"},
     "M_SFT as critic": {"critic": "policy"},
     "compat crop": {"crop": "compat_visrl"},
 }
+ASKED = (
+    ("full", "w/o box critics", "wp", 1),
+    ("full", "w/o controller", "wp_lp", -1),
+    ("w/o box critics", "w/o both", "wp_lp", -1),
+    ("full", "resample", "wp_ln", -1),
+)
+"""Two settings, a kind of pairs, and whether the first should have more of it."""
 POSTER = {"full": "VisRL-Full 30k", "w/o box critics": "86k", "w/o controller": "19k", "M_SFT as critic": "3k"}
 
 
@@ -143,12 +152,12 @@ def show(rows: dict[str, list[dict[str, float]]]) -> None:
             cells.append(f"{mean:.2f} ± {se:.2f}" + (f" ({found[0]['se_wp']:.2f})" if kind == "wp" else ""))
         print(f"| {name} | {POSTER.get(name, '')} | {' | '.join(cells)} |")
     print()
-    for other, kind, sign in (("w/o box critics", "wp", 1), ("w/o controller", "wp_lp", -1), ("resample", "wp_ln", -1)):
-        if other in rows:
-            gaps = [a[kind] - b[kind] for a, b in zip(rows["full"], rows[other], strict=True)]
+    for name, other, kind, sign in ASKED:
+        if name in rows and other in rows:
+            gaps = [a[kind] - b[kind] for a, b in zip(rows[name], rows[other], strict=True)]
             mean, se = mean_se(gaps)
             word = "beyond 2 SE" if sign * mean > 2 * se else "NOT beyond 2 SE in the expected direction"
-            print(f"- {kind}: full - {other} = {mean:+.2f} ± {se:.2f} over {len(gaps)} seeds: {word}")
+            print(f"- {kind}: {name} - {other} = {mean:+.2f} ± {se:.2f} over {len(gaps)} seeds: {word}")
 
 
 def main() -> None:
@@ -177,9 +186,8 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seeds):
         for name in args.settings:
-            base = "full" if name == "w/o box critics" else name
-            works = run_of(args, base, seed, models, samples)
-            rows.setdefault(name, []).append(row(works, box_critic=name != "w/o box critics"))
+            works = run_of(args, CHAINS_OF.get(name, name), seed, models, samples)
+            rows.setdefault(name, []).append(row(works, box_critic=name not in CHAINS_OF))
     print(f"{args.limit} questions, {args.seeds} seeds, policy {args.policy}, critic {args.critic}\n")
     show(rows)
     (args.output / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -30,6 +30,10 @@ def test_two_standard_errors_over_seeds_decide():
     assert "| -6.0 ± 1.2 | contradicted, 3 seeds |" in Claim("c", after, before).row()
     assert Claim("c", {"0": 50.0}, after).row() == "| c | 50.0 | 54.0 | +4.0 | undecided, 1 seed |"
     assert Claim("c", {"9": 50.0}, after).row() == ""
+    two = Claim("c", {"0": 50.0, "1": 51.0}, after)
+    assert two.verdict == "undecided"  # +4 and +6: 5 ± 1, but of two seeds
+    assert Claim("c", {"0": 50.0}, after, se_by_picture=1.5).verdict == "reproduced"  # +4 of one seed, 1.5 by picture
+    assert Claim("c", {"0": 50.0}, after, se_by_picture=2.5).verdict == "undecided"
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,16 @@ decided by one rule, said on the page: beyond two standard errors, over seeds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.ablation_tables import FULL, pairs_table, summary, table_of
-from visrl.claims import claims, last_by_seed, main_run, pairs_by_seed
+from visrl.claims import WHY, claims, last_by_seed, main_run, pairs_by_seed
 from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_table, runs, series
 from visrl.records import TaskResult, read_records, write_atomically
 from visrl.render import render
+from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
@@ -26,7 +28,8 @@ _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-e
 
 The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). A claim counts as
 reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
-in the other, else as undecided. Differences are paired by seed; of one seed nothing is decided.
+in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
+the error is known by picture.
 """
 _LIMITS = """## Limits
 
@@ -60,12 +63,30 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
 
 
 def _claims(results: Sequence[TaskResult]) -> list[str]:
-    """A line per claim that the records can speak to, and one that names those they cannot."""
-    rows = [(claim.text, claim.row()) for claim in claims(results)]
-    silent = [text for text, row in rows if not row]
-    rest = [f"\nNot measured: {'; '.join(silent)}."] if silent else []
-    head = ["| claim | from | to | difference | verdict |", "| --- | ---: | ---: | ---: | --- |"]
-    return [*head, *(row for _, row in rows if row), *rest]
+    """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
+    made = list(claims(results))
+    silent = [claim.text for claim in made if not claim.verdict]
+    lines = ["| claim | from | to | difference | verdict |", "| --- | ---: | ---: | ---: | --- |"]
+    lines += [claim.row() for claim in made if claim.verdict]
+    lines += [f"\nNot measured: {'; '.join(silent)}."] if silent else []
+    failed: dict[str, list[str]] = {}
+    for claim in made:
+        if claim.verdict in ("undecided", "contradicted") and claim.text in WHY:
+            failed.setdefault(WHY[claim.text], []).append(claim.text)
+    if failed:
+        lines += ["", "Not reproduced, as far as it is understood:", ""]
+        lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
+    return lines
+
+
+def _reading() -> dict[str, str]:
+    """What M_org and M_SFT answer when shown the true crop alone: from the cards of the shipped models."""
+    found = {}
+    for name in ("base", "sft"):
+        rows = json.loads((checkpoint_path(name) / "measured.json").read_text(encoding="utf-8"))
+        (row,) = [r for r in rows if (r["task"], r["condition"]) == ("world_viscot", "crop alone")]
+        found[name] = f"{100 * row['value']:.1f} ± {100 * row['se']:.1f} %"
+    return found
 
 
 def _tables(results: Sequence[TaskResult], found: Sequence[TaskResult]) -> list[str]:

@@ -27,7 +27,9 @@ class Looker:
 
 def test_every_picture_is_grey_and_keeps_its_size():
     red = Picture("a", lambda: Image.new("RGB", (30, 20), (255, 0, 0)))
-    asked = Request("a#1", "answer", (Turn("user", (red, "what?")), Turn("assistant", ("box",)), Turn("user", ("crop", red))))
+    asked = Request(
+        "a#1", "answer", (Turn("user", (red, "what?")), Turn("assistant", ("box",)), Turn("user", ("crop", red)))
+    )
     seeing, blind = Looker(), Blind(Looker())
     assert seeing.generate([asked], Sampling())[0].texts[0] == "(30, 20) (255, 0, 0) (30, 20) (255, 0, 0)"
     assert blind.generate([asked], Sampling())[0].texts[0] == f"(30, 20) {GREY} (30, 20) {GREY}"

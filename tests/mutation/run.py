@@ -18,11 +18,14 @@ import time
 import traceback
 from pathlib import Path
 
+import yaml
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
+WORLD = yaml.safe_load((ROOT / "evals" / "suites" / "world.yaml").read_text(encoding="utf-8"))
 PACKAGE = {"visrl": "visrl", "evals": "visrl/evals", "tasks": "visrl/tasks"}
-SUITES = {"G0": "prompts: true", "G1": "exact: [shipped]"}
+SUITES = {"G0": {"prompts": True}, "G1": {"exact": ["shipped"]}, "G2": {"paired": WORLD["paired"]}}
+"""Each gate alone, as suites of their own."""
 BEGIN, END = "<!-- faults: written by tests/mutation/run.py -->", "<!-- end of faults -->"
 
 
@@ -33,7 +36,7 @@ def lay_out(target: Path) -> Path:
             ROOT / folder,
             target / place,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     return target
 
@@ -108,10 +111,11 @@ def preload() -> None:
 
 def _gate(gate: str, target: Path) -> int:
     os.chdir(target)
-    Path("suite.yaml").write_text(SUITES[gate])
+    Path("suite.yaml").write_text(yaml.safe_dump(SUITES[gate]))
     from visrl.cli import main
 
-    return main(["check", "--suite", "suite.yaml", "--json"])
+    baselines = str(ROOT / "results" / "baselines.yaml")
+    return main(["check", "--suite", "suite.yaml", "--baseline", baselines, "--json"])
 
 
 def _pytest(node: str) -> int:

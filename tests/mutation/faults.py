@@ -93,7 +93,7 @@ FAULTS = [
     Fault("--beside asks by the first protocol again", "visrl/cli.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
     Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, r.turns))", "turns=(_blanked(r.turns[0]), *r.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
     Fault("a server that is back does not get the adapter", "visrl/policies/servers.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
-    Fault("a picture of the shard's first row group", "visrl/train/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py"),
+    Fault("a picture of the shard's first row group", "visrl/train/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
     # what only a model that looks can tell
     Fault("the crop shown is the whole picture", "visrl/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "G2"),
     Fault("the answer turn's positions begin anew", "visrl/policies/generation.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "G2"),

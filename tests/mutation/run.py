@@ -100,8 +100,11 @@ def forget() -> None:
 
 def preload() -> None:
     """Load here, once for all forks, what their imports would take most of their time with."""
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
     import pytest  # noqa: F401
     import scipy.special  # noqa: F401
+    from trl import DPOTrainer  # noqa: F401 - its import is lazy
 
     import visrl.evaluate  # noqa: F401
     from visrl.prompt_bytes import families
@@ -176,6 +179,7 @@ def main() -> int:
         for catcher in dict.fromkeys(fault.catcher for fault in chosen):
             if complaint := notice(catcher, pristine):
                 raise SystemExit(f"{catcher} complains of the unchanged source: {complaint}")
+            print(f"content: {catcher}", flush=True)
         for fault in chosen:
             start = time.monotonic()
             caught[fault.what] = try_fault(fault, pristine)

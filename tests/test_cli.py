@@ -242,6 +242,27 @@ def test_a_second_protocol_beside_the_first(tmp_path, capsys):
     assert (tmp_path / "r" / "direct" / "episodes.jsonl").read_text().count("\n") == 4
 
 
+def test_what_looking_changed(tmp_path, capsys, monkeypatch):
+    """A model that is right where it looks and silent where it does not: the second protocol is another, and stands on the left."""
+    from visrl.parsing import FORMATS
+    from visrl.policies import FunctionPolicy
+    from visrl.tasks import load
+    from visrl.types import Picture
+
+    truth = {s.id: s.answers[0] for s in load("world_viscot_doc", None, with_pictures=False, limit=4)}
+
+    def answer(request):
+        shown = sum(isinstance(part, Picture) for turn in request.turns for part in turn.parts)
+        return truth[request.key] if shown == 2 else "nothing"
+
+    policy = FunctionPolicy("looker", answer, FORMATS["padded_square_3dp"], default_protocol="visrl_train")
+    monkeypatch.setattr("visrl.policies.load.load_policy", lambda *_: policy)
+    argv = ["run", "--model", "looker", "--tasks", "world_viscot_doc", "--limit", "4", "-q", "--beside", "direct"]
+    assert main([*argv, "-o", str(tmp_path / "r")]) == 0
+    (line,) = [s for s in capsys.readouterr().out.split("direct → looked")[1].splitlines() if "answer" in s]
+    assert "0.000 → 1.000 (+1.000" in line
+
+
 def test_nothing_to_set_beside(tmp_path, capsys):
     argv = ["run", "--model", "constant:yes", "--tasks", "world_rec", "--limit", "2", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 2

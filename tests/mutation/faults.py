@@ -1,7 +1,7 @@
 """The seeded faults: what is broken, by which edit, and the gate or test that has to notice.
 
 file: in the installed package, ``visrl/…``, ``evals/…`` or ``tasks/…`` as in the repository. before -> after: occurs exactly
-once there. catcher: ``G0``, ``G1``, or a pytest node. A fault whose text is gone is an error, not a pass: mend its entry.
+once there. catcher: ``G0``, ``G1``, ``G2`` (the world suite's, on the shipped model), or a pytest node. A fault whose text is gone is an error, not a pass: mend its entry.
 """
 
 from dataclasses import dataclass
@@ -69,6 +69,35 @@ FAULTS = [
     Fault("a critic's threshold < for <=", "visrl/train/selection.py", "lambda box: box <= rule.lose_box", "lambda box: box < rule.lose_box", T + "train/test_selection.py"),
     Fault("the diversity controller off", "visrl/train/diversity.py", 'if controller == "none" or iou(first.box, second.box) <= MAX_IOU:', "if True:", T + "train/test_diversity.py"),
     Fault("a critic's silence is a zero", "visrl/train/critics.py", "return Score(None, f\"no score in", "return Score(0.0, f\"no score in", T + "train/test_critics.py"),
+    Fault("a silent losing answer refused", "visrl/train/stages.py", '(pair.sample.kind == "rec" and not pair.lose.answer)', "not pair.lose.answer", T + "train/test_train_phases.py::test_a_losing_chain_may_have_answered_nothing"),
+    Fault("stage 2, resumed, starts from the recipe's model", "visrl/train/stages.py", "    if before is None:\n        return recipe.model", "    if True:\n        return recipe.model", T + "train/test_train_phases.py::test_stage_two_loaded_from_disk_starts_where_stage_one_ended"),
+    Fault("a reference of other weights is read again", "visrl/train/reference.py", '(weights is not None and about.get("weights") != weights)', "False", T + "train/test_train_phases.py::test_a_stored_reference_of_other_weights_is_not_read_again"),
+    Fault("the reference of stage 2 is stage 1's", "visrl/train/stages.py", "trainer = StepDPOTrainer(trainee, collator, terms, args, folder, title=title)", 'trainer = StepDPOTrainer(trainee, collator, terms, args, recipe.output / "stage1", title=title)', T + "train/test_train_phases.py::test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_disk"),
+    Fault("no look at the first loss", "visrl/train/dpo.py", "if abs(first - LN2) > tolerance:", "if False:", T + "train/test_train_phases.py::test_a_reference_of_other_weights_is_noticed_at_the_first_step"),
+    # the loop
+    Fault("every iteration's pairs from M_SFT", "visrl/train/wiring.py", 'wires: Wires = {"policy.model": state.now.spec}', 'wires: Wires = {"policy.model": state.sft.spec}', T + "train/test_loop.py::test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_base"),
+    Fault("the critic is the policy itself", "visrl/train/wiring.py", 'critic = state.sft if recipe.critic == "sft" else state.base', "critic = state.now", T + "train/test_loop.py::test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_base"),
+    Fault("every stage starts from M_SFT", "visrl/train/wiring.py", '{**_model(state.now), "step.stages"', '{**_model(state.sft), "step.stages"', T + "train/test_loop.py::test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_base"),
+    Fault("every iteration asks the same questions", "visrl/train/wiring.py", "data.skip + (phase.iteration - 1) * (data.limit or 0)", "data.skip", T + "train/test_loop.py::test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_base"),
+    Fault("the adapter is forgotten when pairs are made", "visrl/train/wiring.py", "if state.now.adapter is not None:", "if False:", T + "train/test_loop_models.py"),
+    Fault("a phase is held against the base", "visrl/train/loop.py", "    return folder\n\n\ndef _score_request", "    return before or folder\n\n\ndef _score_request", T + "train/test_loop.py::test_each_phase_is_held_against_the_one_before_it"),
+    Fault("weights changed on disk go unnoticed", "visrl/train/loop_plan.py", "if ended.get(name) != value]", "if name not in ended]", T + "train/test_loop.py::test_weights_or_pairs_or_data_that_changed_are_noticed"),
+    Fault("a copied phase need not be the same", "visrl/train/loop_plan.py", '_read(other / "asked.json") != asked or not', "not", T + "train/test_loop.py::test_a_phase_of_equal_hashes_is_copied_from_another_loop"),
+    # planning
+    Fault("AdamW with one moment", "visrl/plan/memory.py", "optimiser=2 * trained * shape.trained", "optimiser=trained * shape.trained", T + "plan/test_plan_commands.py::test_formulae_by_hand"),
+    Fault("the reference's pass is not planned", "visrl/plan/training.py", "prefill=n * per_row if reference else 0", "prefill=0", T + "plan/test_plan_commands.py::test_a_recipe_is_planned_by_its_command"),
+    Fault("more GPUs save no time", "visrl/plan/work.py", "return (computed + read) / gpus", "return computed + read", T + "plan/test_plan_commands.py::test_operations_and_hours_by_hand"),
+    Fault("the answer turn is planned without its cache", "visrl/plan/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "plan/test_plan_measured.py::test_evaluation"),
+    # the command line, other policies, data
+    Fault("--beside turned round", "visrl/cli.py", "compare(of_run(second.folder), of_run(first.folder))", "compare(of_run(first.folder), of_run(second.folder))", T + "test_cli.py::test_what_looking_changed"),
+    Fault("--beside asks by the first protocol again", "visrl/cli.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
+    Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, r.turns))", "turns=(_blanked(r.turns[0]), *r.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
+    Fault("a server that is back does not get the adapter", "visrl/policies/servers.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
+    Fault("a picture of the shard's first row group", "visrl/train/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
+    # what only a model that looks can tell
+    Fault("the crop shown is the whole picture", "visrl/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "G2"),
+    Fault("the answer turn's positions begin anew", "visrl/policies/generation.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "G2"),
+    Fault("outputs in the order they were made", "visrl/policies/hf.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "G2"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: G1 alone, about two seconds each."""

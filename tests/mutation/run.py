@@ -18,11 +18,14 @@ import time
 import traceback
 from pathlib import Path
 
+import yaml
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
+WORLD = yaml.safe_load((ROOT / "evals" / "suites" / "world.yaml").read_text(encoding="utf-8"))
 PACKAGE = {"visrl": "visrl", "evals": "visrl/evals", "tasks": "visrl/tasks"}
-SUITES = {"G0": "prompts: true", "G1": "exact: [shipped]"}
+SUITES = {"G0": {"prompts": True}, "G1": {"exact": ["shipped"]}, "G2": {"paired": WORLD["paired"]}}
+"""Each gate alone, as suites of their own."""
 BEGIN, END = "<!-- faults: written by tests/mutation/run.py -->", "<!-- end of faults -->"
 
 
@@ -33,7 +36,7 @@ def lay_out(target: Path) -> Path:
             ROOT / folder,
             target / place,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     return target
 
@@ -97,8 +100,11 @@ def forget() -> None:
 
 def preload() -> None:
     """Load here, once for all forks, what their imports would take most of their time with."""
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
     import pytest  # noqa: F401
     import scipy.special  # noqa: F401
+    from trl import DPOTrainer  # noqa: F401 - its import is lazy
 
     import visrl.evaluate  # noqa: F401
     from visrl.prompt_bytes import families
@@ -108,10 +114,11 @@ def preload() -> None:
 
 def _gate(gate: str, target: Path) -> int:
     os.chdir(target)
-    Path("suite.yaml").write_text(SUITES[gate])
+    Path("suite.yaml").write_text(yaml.safe_dump(SUITES[gate]))
     from visrl.cli import main
 
-    return main(["check", "--suite", "suite.yaml", "--json"])
+    baselines = str(ROOT / "results" / "baselines.yaml")
+    return main(["check", "--suite", "suite.yaml", "--baseline", baselines, "--json"])
 
 
 def _pytest(node: str) -> int:
@@ -172,6 +179,7 @@ def main() -> int:
         for catcher in dict.fromkeys(fault.catcher for fault in chosen):
             if complaint := notice(catcher, pristine):
                 raise SystemExit(f"{catcher} complains of the unchanged source: {complaint}")
+            print(f"content: {catcher}", flush=True)
         for fault in chosen:
             start = time.monotonic()
             caught[fault.what] = try_fault(fault, pristine)

@@ -4,11 +4,13 @@
     python tests/studies/false_alarms.py --model tiny --k 8 --temperature 1 --save k8.jsonl.gz    # generates, then studies
     python tests/studies/false_alarms.py --load k8.jsonl.gz
 
-The gate is a suite's own (``--suite``, its first paired gate): same cells, floors and z. Every repeat draws two runs, a baseline
-and a rerun, and asks for the verdict.
+The gate is a suite's own (``--suite``, its first paired gate): same tasks, limit, cells, floors and z. Every repeat draws two
+runs, a baseline and a rerun, and asks for the verdict.
 
 A model: ``k`` outputs of every sample are generated with k sampling seeds and scored; a run takes one of them for each sample
-(the rerun never the baseline's), which is a rerun with another seed, at 1/25 of the cost of 200 of them.
+(the rerun never the baseline's). That is a rerun with another seed, at 1/25 of the cost of 200 of them, because a sample's randomness
+hangs on (seed, sample, turn) alone (policies/generation.py): mixing seeds across samples is one more seed. ``whole runs`` does
+without it: the k runs as they were generated, each held against each other one.
 
 Simulated: the small world's own documents and pictures; sample i is right with probability sigmoid(a + u + v), u normal
 for its picture and v for itself: some pictures are hard for every question. a is set for the accuracy asked for.
@@ -27,6 +29,7 @@ import random
 import sys
 from collections import defaultdict
 from dataclasses import replace
+from itertools import islice, permutations
 from pathlib import Path
 
 from visrl import checks
@@ -100,8 +103,13 @@ class Generated:
     def run(self, rng):
         return self.pair(rng)[0]
 
+    def within(self, gate):
+        """Of a wider study: the gate's tasks, and the first ``limit`` samples of each, as a run takes them."""
+        names = [spec.name for spec in resolve([gate.tasks])]
+        return Generated([{t: dict(islice(run[t].items(), gate.limit)) for t in names} for run in self.runs])
+
     @classmethod
-    def of_model(cls, model, gate, k, temperature, limit):
+    def of_model(cls, model, gate, k, temperature):
         from visrl.evals.judge import make_judge
         from visrl.evals.measure import cluster_of
         from visrl.evals.scoring import score_task
@@ -115,7 +123,7 @@ class Generated:
         crop = gate.crop or getattr(policy, "default_crop", "viscot_square112")
         runs = [{} for _ in range(k)]
         for spec in resolve([gate.tasks]):
-            samples = list(load(spec.name, None, with_pictures=True, limit=limit))
+            samples = list(load(spec.name, None, with_pictures=True, limit=gate.limit))
             for seed in range(k):
                 look = Look(protocol, "predicted", crop, Sampling(temperature=temperature, seed=seed), seed)
                 episodes = {e.sample_id: e for e in look_then_answer(policy, samples, look, batch_size=gate.batch_size)}
@@ -191,9 +199,24 @@ def study(source, gate, reps, points, seed, baselines):
     out["refused"] = rate([any(f.status == "refused" for f in found) for found in flat])
     out[f"a drop of {points:g}, per sample, caught"] = rate(dropped)
     out[f"a drop of {points:g}, per picture, caught"] = rate(by_picture)
+    if isinstance(source, Generated):
+        out["whole runs"] = whole_runs(source.runs, gate)
     if baselines:
         out["false alarms, one baseline each"] = one_baseline(source, gate, reps, rng, baselines)
     return out
+
+
+def whole_runs(runs, gate):
+    """Every run as it was generated, as a rerun of every other one. The pairs share runs: no interval."""
+    found = [verdicts(gate, a, b) for a, b in permutations(runs, 2)]
+    spread = [f[0].facts["delta"] for f in found]
+    return {
+        "runs": len(runs),
+        "pairs": len(found),
+        "false alarms": sum(any(f.status == "fail" for f in pair) for pair in found),
+        "refused": sum(any(f.status == "refused" for f in pair) for pair in found),
+        "true standard deviation": round(math.sqrt(sum(d * d for d in spread) / len(spread)), 3),
+    }
 
 
 def one_baseline(source, gate, reps, rng, baselines):
@@ -215,7 +238,6 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--limit", type=int)
     parser.add_argument("--save")
     parser.add_argument("--load")
     parser.add_argument("--reps", type=int, default=200)
@@ -229,9 +251,9 @@ def main():
     if o.simulate:
         source = Simulated(gate.tasks, o.accuracy, o.spread, o.seed)
     elif o.load:
-        source = Generated.load(o.load)
+        source = Generated.load(o.load).within(gate)
     elif o.model:
-        source = Generated.of_model(o.model, gate, o.k, o.temperature, o.limit)
+        source = Generated.of_model(o.model, gate, o.k, o.temperature)
         if o.save:
             source.save(o.save)
     else:

@@ -28,6 +28,9 @@ def test_a_deterministic_model_never_alarms_and_a_clear_drop_is_always_seen():
     assert out["false alarms"].startswith("0.0%") and out["refused"].startswith("0.0%")
     assert out["true standard deviation"] == 0.0 and out["accuracy"] == 100.0
     assert out["a drop of 20, per sample, caught"].startswith("100.0%")
+    assert out["whole runs"] == {
+        "runs": 3, "pairs": 6, "false alarms": 0, "refused": 0, "true standard deviation": 0.0
+    }  # fmt: skip
     assert out["false alarms, one baseline each"] == {"mean": 0.0, "each": [0.0, 0.0]}
 
 
@@ -36,6 +39,21 @@ def test_the_standard_error_is_that_of_reruns():
     out = fa.study(runs(20, 900, 0.5), GATE, reps=60, points=3.0, seed=1, baselines=0)
     assert out["mean standard error"] == pytest.approx(2.36, abs=0.1)
     assert out["true standard deviation"] == pytest.approx(2.36, rel=0.25)
+
+
+def test_whole_runs_are_held_against_each_other_both_ways():
+    """100 pictures of three, all right in one run and wrong in the other: down is an alarm, up is none."""
+    good, bad = runs(1, 300, 1.0).runs[0], runs(1, 300, 0.0).runs[0]
+    found = fa.whole_runs([good, bad], GATE)
+    assert (found["pairs"], found["false alarms"], found["true standard deviation"]) == (2, 1, 100.0)
+
+
+def test_a_narrower_suite_takes_the_first_samples_of_its_tasks():
+    source = runs(2, 9, 0.5)
+    wide = fa.Generated([{**run, "pope_coco_random": {}} for run in source.runs])
+    found = wide.within(SimpleNamespace(tasks="refcoco_val", limit=4))
+    assert [list(run) for run in found.runs] == [["refcoco_val"]] * 2
+    assert list(found.runs[0]["refcoco_val"]) == ["0", "1", "2", "3"]
 
 
 def test_spoiling_takes_the_share_asked_for_and_never_mends():

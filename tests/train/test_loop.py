@@ -3,7 +3,9 @@
 A fake training phase writes weights that say what they were made from, so that a wrong order or a wrong start shows.
 """
 
+import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def test_each_phase_begins_where_the_one_before_ended_and_the_critic_stays_the_b
     pairs = "pairs of sft(base) by base from 7"
     assert first == f"rl2(rl1(sft(base); {pairs}); {pairs})"
     assert (folder / "run/iter2/pairs/pairs.jsonl").read_text() == f"pairs of {first} by base from 57"
+
+
+def test_each_phase_is_held_against_the_one_before_it(world):
+    folder, _ = world
+    loop.run(recipe(folder))
+    names = [phase.name for phase in phases(recipe(folder)) if phase.what != "pairs"]
+    found = [json.loads((folder / "run" / name / "metrics.json").read_text())["differences"] for name in names]
+    values = [{d["metric"]: (d["before"], d["after"]) for d in differences} for differences in found]
+    assert values[0] == {} and len(values) == 6  # the base has none before it
+    for earlier, later in pairwise(values[1:]):
+        assert {m: before for m, (before, _) in later.items()} == {m: after for m, (_, after) in earlier.items()}
+    assert len({tuple(v.values()) for v in values}) > 3  # the fakes' scores do differ, or this shows nothing
 
 
 def test_finished_phases_are_skipped_and_a_copy_elsewhere_is_the_same_run(world):

@@ -96,6 +96,19 @@ def test_a_reference_of_other_weights_is_noticed_at_the_first_step(tmp_path, mon
         run_stage(recipe(tmp_path), 1, tiny("llava"), PAIRS)
 
 
+def test_a_stored_reference_of_other_weights_is_not_read_again(tmp_path):
+    """Weights None: a phase that goes on, whose model has moved since."""
+    from visrl.train.reference import read_reference, write_reference
+
+    table = {"box": torch.zeros(4, 2)}
+    write_reference(tmp_path, table, "these pairs", "these weights")
+    for data, weights, found in (
+        ("these pairs", "these weights", True), ("these pairs", None, True),
+        ("these pairs", "others", False), ("others", "these weights", False), ("others", None, False),
+    ):  # fmt: skip
+        assert (read_reference(tmp_path, data, weights) is not None) == found
+
+
 def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
     from visrl.train import dpo
 

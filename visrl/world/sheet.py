@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from visrl.errors import UsageError, nearest
 from visrl.focus import tight
@@ -14,7 +14,9 @@ from visrl.world.samples import drawn, sample_of
 from visrl.world.splits import SPLITS
 
 TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench")
-_CELL, _TEXT, _SEEN = 300, 66, 64
+_CELL, _TEXT, _CAPTION, _SEEN = 300, 74, 18, 64
+_HIGH = _CELL + _TEXT + _CAPTION + 2 * _SEEN
+_BACK = (238, 238, 238)
 
 
 def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
@@ -24,12 +26,11 @@ def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0
     """
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}", nearest(split, SPLITS))
-    high = _CELL + _TEXT + 2 * _SEEN
-    page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(TASKS) * (high + 12) + 12), "white")
+    page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(TASKS) * (_HIGH + 12) + 12), "white")
     for row, task in enumerate(TASKS):
         rows = list(documents(task, split, (skip + columns) * 7))[skip * 7 :: 7][:columns]
         for column, document in enumerate(rows):
-            page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (high + 12)))
+            page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (_HIGH + 12)))
     try:
         page.save(path, format="PNG")
     except OSError as error:
@@ -43,18 +44,20 @@ def _cell(task: str, document: Document) -> Image.Image:
     if sample.box is not None:
         ImageDraw.Draw(marked).rectangle(sample.box.xyxy, outline=(255, 0, 255), width=4)
     marked.thumbnail((_CELL, _CELL))
-    cell = Image.new("RGB", (_CELL, _CELL + _TEXT + 2 * _SEEN), (238, 238, 238))
-    cell.paste(marked, (0, 0))
-    words = textwrap.wrap(f"{task}: {sample.question}", 46)[:4]
-    answer = f"-> {sample.answers[0]}" if sample.answers else "-> the box"
-    ImageDraw.Draw(cell).multiline_text((4, _CELL + 3), "\n".join([*words, answer]), fill="black", spacing=1)
-    seen = [_seen(picture)]
+    cell = Image.new("RGB", (_CELL, _HIGH), _BACK)
+    cell.paste(marked, ((_CELL - marked.width) // 2, (_CELL - marked.height) // 2))
+    words = textwrap.wrap(f"{task}: {sample.question}", 44)[:3]
+    answer = f"-> {sample.answers[0] if sample.answers else 'the box'}"
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(13)
+    pen.multiline_text((4, _CELL + 2), "\n".join([*words, answer]), fill="black", spacing=2, font=font)
+    views = {"what the model sees": picture}
     if sample.box is not None:
-        seen.append(_seen(picture.crop(tight(sample.box, picture.size))))
-    for place, image in enumerate(seen):
-        cell.paste(
-            image.resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST), (4 + place * (2 * _SEEN + 8), _CELL + _TEXT)
-        )
+        views["what it sees of the box"] = picture.crop(tight(sample.box, picture.size))
+    for place, (caption, image) in enumerate(views.items()):
+        left = 4 + place * (2 * _SEEN + 36)
+        pen.text((left, _CELL + _TEXT), caption, fill=(96, 96, 96), font=ImageFont.load_default(11))
+        view = _seen(image).resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST)
+        cell.paste(view, (left, _CELL + _TEXT + _CAPTION))
     return cell
 
 

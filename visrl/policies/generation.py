@@ -14,6 +14,8 @@ repetition penalties and temperatures would change scores unseen. 2. a sample de
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,13 +177,24 @@ def _read(
         input_ids=ids.to(model.device),
         attention_mask=visible.long(),
         position_ids=_axes_first(padded(positions, width, 0, "left")).to(model.device),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{_cache_word(model): cache},
         **family.vision_kwargs([[seen[p.digest] for p in chat.pictures] for chat in chats]),
         **extra,
     )
     return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def _cache_word(model: Any) -> str:
+    """What the model's forward calls its cache: transformers 5.24 renamed it, remote code has the old name."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+    return _cache_word_of(type(inner))
+
+
+@functools.cache
+def _cache_word_of(kind: type[Any]) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _axes_first(positions: Tensor) -> Tensor:
@@ -242,8 +255,8 @@ def _step(
         input_ids=torch.tensor(tokens, device=model.device),
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=prefix.cache,
         use_cache=True,
+        **{_cache_word(model): prefix.cache},
         **{key: value.to(model.device) for key, value in family.step_kwargs(chats, n).items()},
     )
     return output.logits  # type: ignore[no-any-return]

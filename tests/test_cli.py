@@ -256,7 +256,7 @@ def test_what_looking_changed(tmp_path, capsys, monkeypatch):
         return truth[request.key] if shown == 2 else "nothing"
 
     policy = FunctionPolicy("looker", answer, FORMATS["padded_square_3dp"], default_protocol="visrl_train")
-    monkeypatch.setattr("visrl.policies.load.load_policy", lambda *_: policy)
+    monkeypatch.setattr("visrl.far.load_policy", lambda *_: policy)
     argv = ["run", "--model", "looker", "--tasks", "world_viscot_doc", "--limit", "4", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 0
     (line,) = [s for s in capsys.readouterr().out.split("direct → looked")[1].splitlines() if "answer" in s]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +119,8 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
         raise UsageError(f"Ray is not installed: {error}", 'pip install "visrl[ray]"') from error
     if not ray.is_initialized():
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            with _elsewhere():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise UsageError(
                 f"no Ray cluster: {error}", "RAY_ADDRESS names one; without it this machine is used"
@@ -128,6 +130,17 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
     have, everyone = ray.cluster_resources(), workers * stages
     gpus = _gpus(have.get("GPU", 0.0) / everyone, whole_gpus) if uses_gpu else 0.0
     return Pool(workers, stages, min(1.0, have.get("CPU", 1.0) / everyone), gpus)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Ray puts the folder that it is started from on its workers' path, where a checkout of visrl shadows the installed one."""
+    here = Path.cwd()
+    os.chdir(tempfile.gettempdir())
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 def _gpus(share: float, whole: bool) -> float:

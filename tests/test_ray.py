@@ -10,7 +10,7 @@ import pytest
 import runs_made as made
 from processes_made import files
 
-from visrl import far
+from visrl import far, ray_engine
 from visrl.cli import main
 from visrl.errors import UsageError
 from visrl.train.recipe import load_recipe
@@ -25,7 +25,8 @@ RECIPE = Path(__file__).parents[1] / "recipes/pairs-world.yaml"
 def cluster():
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with ray_engine.elsewhere():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
     for name, value in before.items():

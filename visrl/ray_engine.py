@@ -119,7 +119,7 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
         raise UsageError(f"Ray is not installed: {error}", 'pip install "visrl[ray]"') from error
     if not ray.is_initialized():
         try:
-            with _elsewhere():
+            with elsewhere():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise UsageError(
@@ -133,7 +133,7 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
 
 
 @contextmanager
-def _elsewhere() -> Iterator[None]:
+def elsewhere() -> Iterator[None]:
     """Ray puts the folder that it is started from on its workers' path, where a checkout of visrl shadows the installed one."""
     here = Path.cwd()
     os.chdir(tempfile.gettempdir())

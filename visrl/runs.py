@@ -37,6 +37,8 @@ from visrl.types import Episode, Step, Unparsed
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
+_LINE = json.JSONEncoder(allow_nan=False)  # made once: json.dumps would make one per line
+_SCORES = json.JSONEncoder(allow_nan=False, sort_keys=True)
 Line = TypeVar("Line")
 Finished = Mapping[str, Collection[str]]
 """task -> ids of its samples that need not run again"""
@@ -286,7 +288,7 @@ class Run:
     def append_lines(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON objects, a line each; see :meth:`append`."""
         assert self._file is not None, "a Run is written inside its with-block"
-        lines = [json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n" for value in values]
+        lines = [_LINE.encode(value) + "\n" for value in values]
         try:
             self._file.write("".join(lines).encode("ascii"))
             self._file.flush()
@@ -337,7 +339,7 @@ def _locked(path: Path) -> BinaryIO:
 
 def write_scores(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """scores.jsonl: a line per sample, metric -> value, or null with a reason."""
-    lines = (json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    lines = (_SCORES.encode(row) + "\n" for row in rows)
     write_atomically(folder / "scores.jsonl", lines)
 
 

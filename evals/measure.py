@@ -7,21 +7,23 @@ errors, group averages and counts of what could not be scored follow from that i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from visrl.evals import stats
+from visrl.evals.columns import SampleScores
 from visrl.evals.stats import Estimate, Floats, Part
-from visrl.types import CoTSample, Episode, Score
+from visrl.types import CoTSample, Episode
 
-Done = list[tuple[CoTSample, Episode]]
-SampleScores = dict[str, dict[str, Score]]
+Done = tuple[int, CoTSample, Episode]
+"""A sample that was run: its row in the scores, itself, what happened."""
 REASONS_KEPT = 20
 _REASON_LENGTH = 200
 _DECIMALS = 10  # of recorded numbers: below what a BLAS may round differently, above what anybody reads
-ZERO, ONE = Score(0.0), Score(1.0)
+_CHUNK = 1000  # samples a scorer has in hand: enough for numpy and for the requests of a judge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,25 +127,23 @@ def commonest(reasons: Mapping[str, int]) -> dict[str, int]:
     return kept
 
 
-def done(samples: Sequence[CoTSample], episodes: Mapping[str, Episode]) -> Done:
-    """The samples that were run, in order, with what happened. The others are missing, not unscored."""
-    return [(sample, episodes[sample.id]) for sample in samples if sample.id in episodes]
+def done(samples: Iterable[CoTSample], episodes: Mapping[str, Episode], scores: SampleScores) -> Iterator[Done]:
+    """The samples that were run, in order and one at a time, each with a new row. The others are missing, not unscored."""
+    for sample in samples:
+        if sample.id in episodes:
+            yield scores.add(sample), sample, episodes[sample.id]
 
 
-def cluster_of(sample: CoTSample) -> str:
-    """The picture; a sample that names none is its own cluster."""
-    return sample.cluster or sample.id
-
-
-def part(values: Iterable[float] | Floats, samples: Sequence[CoTSample]) -> Part:
-    """Values [n] or [n, k] of ``samples``, clustered by picture."""
-    array = values if isinstance(values, np.ndarray) else np.array(list(values), dtype=np.float64)
-    return Part(array, [cluster_of(sample) for sample in samples])
+def chunks(items: Iterable[Done]) -> Iterator[list[Done]]:
+    """The same, some at a time."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
 
 
 def average(
     metric: str,
-    items: Sequence[tuple[CoTSample, Score]],
+    scores: SampleScores,
     scale: float,
     *,
     unparsed: int = 0,
@@ -151,12 +151,7 @@ def average(
     notes: tuple[str, ...] = (),
 ) -> Estimand:
     """The mean over the samples that have a value, times ``scale``; the others counted by reason."""
-    scored = [(sample, score.value) for sample, score in items if score.value is not None]
-    values = part((scale * value for _, value in scored), [sample for sample, _ in scored])
-    unscored = Counter(score.reason for _, score in items if score.value is None)
-    return Estimand(metric, (values,), unscored=unscored, unparsed=unparsed, judge=judge, notes=notes)
-
-
-def of_metric(scores: SampleScores, items: Done, metric: str) -> list[tuple[CoTSample, Score]]:
-    """The samples that have a score of this name, with it."""
-    return [(sample, scores[sample.id][metric]) for sample, _ in items if metric in scores[sample.id]]
+    values = scores.column(metric)
+    rows = np.flatnonzero(~np.isnan(values))
+    part = scores.part(scale * values[rows], rows)
+    return Estimand(metric, (part,), unscored=scores.unscored(metric), unparsed=unparsed, judge=judge, notes=notes)

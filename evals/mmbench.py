@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge, JudgeItem, normalised
-from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric
+from visrl.evals.measure import Done, Estimand, average, chunks, done
 from visrl.evals.pope import why_unscored
 from visrl.evals.stats import Floats, Part
 from visrl.parsing import answer_block
@@ -75,35 +76,45 @@ def _by_text(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def score(
-    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+    spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Per sample ``accuracy`` and ``circular`` (0, 1); both metrics in percent.
 
     A judge that is a model decides answers without a readable letter (right from a score of 0.5 on); a rule does not.
     """
-    items = done(samples, episodes)
-    scores: SampleScores = {}
-    unread: Done = []
-    for sample, episode in items:
-        scores[sample.id] = {"accuracy": _row(sample, episode, unread)}
+    scores, rotations = SampleScores(), dict[str, int]()
+    unread: list[int] = []
+    pictures: list[str] = []
     decides = judge if judge is not None and judge.kind == "model" else None
-    if decides is not None:
-        for (sample, _), verdict in zip(unread, decides.judge_many([_item(*row) for row in unread]), strict=True):
-            scores[sample.id]["accuracy"] = _verdict(verdict)
-    _circles(items, scores)
+    for items in chunks(done(samples, episodes, scores)):
+        mine = [item for item in items if not _score_row(item, scores)]
+        unread += [row for row, *_ in mine]
+        if decides is not None:
+            _decide(decides, mine, scores)
+        for row, sample, _ in items:
+            rotations.setdefault(scores.groups[row], len(sample.meta["options"]))
+            pictures.append(scores.clusters[row] if sample.cluster else f"question {sample.group}")
+    _score_circles(scores, rotations)
     unparsed, name = (0, decides.name) if decides is not None else (len(unread), None)
-    accuracy = average("accuracy", of_metric(scores, items, "accuracy"), 100.0, unparsed=unparsed, judge=name)
-    return scores, [accuracy, _circular(scores, items, unread, name)]
+    accuracy = average("accuracy", scores, 100.0, unparsed=unparsed, judge=name)
+    return scores, [accuracy, _circular(scores, pictures, unread, name)]
 
 
-def _row(sample: CoTSample, episode: Episode, unread: Done) -> Score:
-    reason = why_unscored(sample, episode)
-    if reason:
-        return Score(None, reason)
+def _score_row(item: Done, scores: SampleScores) -> bool:
+    """Enters ``accuracy`` of one item; returns whether its answer could be read, or there is nothing to read."""
+    row, sample, episode = item
+    if reason := why_unscored(sample, episode):
+        scores.put(row, "accuracy", Score(None, reason))
+        return True
     chosen = letter(episode.answer or "", sample.meta["options"])
-    if chosen is None:
-        unread.append((sample, episode))
-    return ONE if chosen == sample.answers[0] else ZERO
+    scores.put(row, "accuracy", ONE if chosen == sample.answers[0] else ZERO)
+    return chosen is not None
+
+
+def _decide(judge: Judge, unread: Sequence[Done], scores: SampleScores) -> None:
+    items = [_item(sample, episode) for _, sample, episode in unread]
+    for (row, *_), verdict in zip(unread, judge.judge_many(items), strict=True):
+        scores.put(row, "accuracy", _verdict(verdict))
 
 
 def _item(sample: CoTSample, episode: Episode) -> JudgeItem:
@@ -117,33 +128,32 @@ def _verdict(score: Score) -> Score:
     return score if score.value is None else ONE if score.value >= 0.5 else ZERO
 
 
-def _circles(items: Done, scores: SampleScores) -> None:
+def _score_circles(scores: SampleScores, rotations: Mapping[str, int]) -> None:
     """Adds ``circular`` to every row: whether all rotations of its question are right; unscored when one has no score."""
-    circles: dict[str, list[CoTSample]] = {}
-    for sample, _ in items:
-        circles.setdefault(sample.group, []).append(sample)
-    for rows in circles.values():
-        values = [scores[row.id]["accuracy"].value for row in rows]
-        complete = len(rows) >= len(rows[0].meta["options"]) and None not in values
-        for row in rows:
-            own = scores[row.id]["accuracy"].reason
-            scores[row.id]["circular"] = (ONE if all(values) else ZERO) if complete else Score(None, own or INCOMPLETE)
+    circles: dict[str, list[int]] = {}
+    for row, group in enumerate(scores.groups):
+        circles.setdefault(group, []).append(row)
+    for group, rows in circles.items():
+        own = [scores.of_row(row)["accuracy"] for row in rows]
+        complete = len(rows) >= rotations[group] and all(score.value is not None for score in own)
+        circular = ONE if all(score.value for score in own) else ZERO
+        for row, score in zip(rows, own, strict=True):
+            scores.put(row, "circular", circular if complete else Score(None, score.reason or INCOMPLETE))
 
 
-def _circular(scores: SampleScores, items: Done, unread: Done, judge: str | None) -> Estimand:
-    """The mean over questions: every row weighs one over the number of its question's rows."""
-    scored = [(s, v.value) for s, v in of_metric(scores, items, "circular") if v.value is not None]
-    sizes = Counter(sample.group for sample, _ in scored)
-    rows = np.array([(v / sizes[s.group], 1 / sizes[s.group]) for s, v in scored], dtype=np.float64).reshape(-1, 2)
-    unscored = Counter(v.reason for _, v in of_metric(scores, items, "circular") if v.value is None)
-    counted = {sample.id for sample, _ in scored}
+def _circular(scores: SampleScores, pictures: Sequence[str], unread: Sequence[int], judge: str | None) -> Estimand:
+    """The mean over questions: every row weighs one over the number of its question's rows. pictures: a cluster per row."""
+    values = scores.column("circular")
+    scored = np.flatnonzero(~np.isnan(values)).tolist()
+    sizes = Counter(scores.groups[row] for row in scored)
+    weights = np.array([1 / sizes[scores.groups[row]] for row in scored], dtype=np.float64)
     return Estimand(
         "circular",
-        (Part(rows, [sample.cluster or f"question {sample.group}" for sample, _ in scored]),),
+        (Part(np.stack([values[scored] * weights, weights], axis=1), [pictures[row] for row in scored]),),
         _share,
         scale=100.0,
-        unscored=unscored,
-        unparsed=0 if judge else sum(sample.id in counted for sample, _ in unread),
+        unscored=scores.unscored("circular"),
+        unparsed=0 if judge else sum(not np.isnan(values[row]) for row in unread),
         judge=judge,
         notes=(f"{len(sizes)} questions with all rotations",),
     )

@@ -14,12 +14,15 @@ Departures: 1. pairs are grouped by picture, not by consecutive lines. 2. white 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, cluster_of, done
+from visrl.evals.measure import Estimand, average, done
 from visrl.evals.pope import why_unscored
 from visrl.types import CoTSample, Episode, Score
 
@@ -52,25 +55,30 @@ def says(text: str) -> str:
 
 
 def score(
-    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+    spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Per sample ``correct`` (0, 1) and ``mme/<subtask>`` (its picture's points); totals and subtasks in points."""
-    items = done(samples, episodes)
-    scores: SampleScores = {sample.id: {"correct": _correct(sample, episode)} for sample, episode in items}
-    for pair in _pictures(items).values():
-        points = _points([scores[sample.id]["correct"] for sample in pair])
-        for sample in pair:
-            reason = scores[sample.id]["correct"].reason or HALF_A_PAIR
-            scores[sample.id][metric_of(sample)] = Score(None, reason) if points is None else points
-    sizes = Counter(sample.group for sample in samples) if spec.small_world else {**PERCEPTION, **COGNITION}
-    found = list(dict.fromkeys(sample.group for sample, _ in items))
-    subtasks = {f"mme/{group}": _subtask(group, sizes.get(group, 0), scores, items) for group in found}
+    scores, asked = SampleScores(), Counter[str]()
+    others: set[int] = set()  # rows whose answer is neither yes nor no
+    pictures: dict[tuple[str, str], list[int]] = {}  # two subtasks may ask about one picture
+    for row, sample, episode in done(_counted(samples, asked), episodes, scores):
+        scores.put(row, "correct", _correct(sample, episode))
+        pictures.setdefault((scores.groups[row], scores.clusters[row]), []).append(row)
+        if says(episode.answer or "") == "other":
+            others.add(row)
+    for (group, _), rows in pictures.items():
+        _score_picture(f"mme/{group}", rows, scores)
+    sizes = asked if spec.small_world else {**PERCEPTION, **COGNITION}
+    found = dict.fromkeys(scores.groups)
+    subtasks = {f"mme/{group}": _subtask(group, sizes.get(group, 0), scores, others) for group in found}
     totals = [_total(name, members, sizes, subtasks, spec.small_world) for name, members in TOTALS.items()]
     return scores, [*(total for total in totals if total is not None), *subtasks.values()]
 
 
-def metric_of(sample: CoTSample) -> str:
-    return f"mme/{sample.group}"
+def _counted(samples: Iterable[CoTSample], groups: Counter[str]) -> Iterator[CoTSample]:
+    for sample in samples:
+        groups[sample.group] += 1
+        yield sample
 
 
 def _correct(sample: CoTSample, episode: Episode) -> Score:
@@ -80,12 +88,11 @@ def _correct(sample: CoTSample, episode: Episode) -> Score:
     return ONE if says(episode.answer or "") == sample.answers[0] else ZERO
 
 
-def _pictures(items: Done) -> dict[tuple[str, str], list[CoTSample]]:
-    """Samples by (subtask, picture): two subtasks may ask about one picture."""
-    pictures: dict[tuple[str, str], list[CoTSample]] = {}
-    for sample, _ in items:
-        pictures.setdefault((sample.group, cluster_of(sample)), []).append(sample)
-    return pictures
+def _score_picture(metric: str, rows: Sequence[int], scores: SampleScores) -> None:
+    correct = [scores.of_row(row)["correct"] for row in rows]
+    points = _points(correct)
+    for row, own in zip(rows, correct, strict=True):
+        scores.put(row, metric, points or Score(None, own.reason or HALF_A_PAIR))
 
 
 def _points(correct: Sequence[Score]) -> Score | None:
@@ -96,15 +103,11 @@ def _points(correct: Sequence[Score]) -> Score | None:
     return Score(100.0 * (sum(values) / len(values) + all(values)))
 
 
-def _subtask(group: str, expected: int, scores: SampleScores, items: Done) -> Estimand:
+def _subtask(group: str, expected: int, scores: SampleScores, others: Collection[int]) -> Estimand:
     metric = f"mme/{group}"
-    mine = [(sample, episode) for sample, episode in items if sample.group == group]
-    unparsed = sum(
-        scores[sample.id][metric].value is not None and says(episode.answer or "") == "other"
-        for sample, episode in mine
-    )
-    points = [(sample, scores[sample.id][metric]) for sample, _ in mine]
-    return replace(average(metric, points, 1.0, unparsed=unparsed), expected=expected)
+    values = scores.column(metric)
+    unparsed = sum(not np.isnan(values[row]) for row in others)
+    return replace(average(metric, scores, 1.0, unparsed=unparsed), expected=expected)
 
 
 def _total(

@@ -12,17 +12,19 @@ no stands are counted in a note: the rule makes them "yes", even an empty one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric, part
+from visrl.evals.measure import Estimand, average, done
 from visrl.evals.stats import Floats
 from visrl.types import CoTSample, Episode, Score
 
 _NO = frozenset({"No", "not", "no"})
+_EITHER = re.compile(r"\b(yes|no|not)\b", re.IGNORECASE)
 
 
 def says(text: str) -> str:
@@ -32,14 +34,18 @@ def says(text: str) -> str:
 
 
 def score(
-    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+    spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Per sample ``accuracy`` and ``yes_ratio`` (0 or 1); the five metrics in percent. ``judge`` is not needed."""
-    items = done(samples, episodes)
-    scores: SampleScores = {sample.id: _sample(sample, episode) for sample, episode in items}
-    accuracy = average("accuracy", of_metric(scores, items, "accuracy"), 100.0, notes=_notes(items))
-    yes_ratio = average("yes_ratio", of_metric(scores, items, "yes_ratio"), 100.0)
-    return scores, [accuracy, *_ratios(scores, items, accuracy.unscored), yes_ratio]
+    scores, neither = SampleScores(), 0
+    for row, sample, episode in done(samples, episodes, scores):
+        for metric, value in _sample(sample, episode).items():
+            scores.put(row, metric, value)
+        neither += not why_unscored(sample, episode) and not _EITHER.search((episode.answer or "").split(".", 1)[0])
+    notes = (f"{neither} answers say neither yes nor no: the rule counts them as yes",) if neither else ()
+    accuracy = average("accuracy", scores, 100.0, notes=notes)
+    yes_ratio = average("yes_ratio", scores, 100.0)
+    return scores, [accuracy, *_ratios(scores, accuracy.unscored), yes_ratio]
 
 
 def _sample(sample: CoTSample, episode: Episode) -> dict[str, Score]:
@@ -62,23 +68,11 @@ def why_unscored(sample: CoTSample, episode: Episode) -> str:
     return "no answer was given" if episode.answer is None else ""
 
 
-def _notes(items: Done) -> tuple[str, ...]:
-    neither = sum(
-        not re.search(r"\b(yes|no|not)\b", (episode.answer or "").split(".", 1)[0], re.IGNORECASE)
-        for sample, episode in items
-        if not why_unscored(sample, episode)
-    )
-    return (f"{neither} answers say neither yes nor no: the rule counts them as yes",) if neither else ()
-
-
-def _ratios(scores: SampleScores, items: Done, unscored: Mapping[str, int]) -> list[Estimand]:
-    rows, chosen = [], []
-    for sample, _ in items:
-        right, yes = scores[sample.id]["accuracy"].value, scores[sample.id]["yes_ratio"].value
-        if right is not None and yes is not None:
-            rows.append((right * yes, (1 - right) * yes, (1 - right) * (1 - yes)))  # TP, FP, FN
-            chosen.append(sample)
-    counts = part(np.array(rows, dtype=np.float64).reshape(-1, 3), chosen)
+def _ratios(scores: SampleScores, unscored: Mapping[str, int]) -> list[Estimand]:
+    right, yes = scores.column("accuracy"), scores.column("yes_ratio")
+    sums = np.stack([right * yes, (1 - right) * yes, (1 - right) * (1 - yes)], axis=1)  # TP, FP, FN
+    rows = np.flatnonzero(~np.isnan(right))
+    counts = scores.part(sums[rows], rows)
     return [Estimand(name, (counts,), statistic, scale=100.0, unscored=unscored) for name, statistic in RATIOS.items()]
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from visrl.evals import mmbench, mme, pope, rec, viscot
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
+from visrl.evals.columns import SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Estimand, Measured, SampleScores, measured
+from visrl.evals.measure import Estimand, Measured, measured
 from visrl.records import TaskResult
 from visrl.types import CoTSample, Episode
 
 Scorer = Callable[
-    [TaskSpec, Sequence[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]
+    [TaskSpec, Iterable[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]
 ]
 SCORERS: dict[Benchmark, Scorer] = {
     "rec": rec.score,
@@ -43,9 +44,11 @@ class TaskScores:
 
 
 def score_task(
-    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None = None
+    spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None = None
 ) -> TaskScores:
     """Score one task. ``episodes``: by sample id; samples without one are missing, those with an error unscored.
+
+    ``samples`` are read once, and each is asked of ``episodes`` in that order: neither need be in memory, none is kept.
 
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """

@@ -11,50 +11,45 @@ officially (the best possible box_acc there is .9910). 4. a run in which no box 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from visrl.evals.benchmarks import TaskSpec
+from visrl.evals.columns import SampleScores
 from visrl.evals.judge import Judge, JudgeItem
-from visrl.evals.measure import ONE, ZERO, Done, Estimand, SampleScores, average, done, of_metric, part
-from visrl.evals.rec import match, with_boxes
-from visrl.types import CoTSample, Episode, Score, Unparsed
+from visrl.evals.measure import Done, Estimand, average, chunks, done
+from visrl.evals.rec import score_boxes
+from visrl.types import CoTSample, Episode, Score
 
 
 def score(
-    spec: TaskSpec, samples: Sequence[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
+    spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Per sample ``box_acc`` (0, 1; absent where no box was asked for) and ``answer`` (0..1). Without a judge, unscored."""
-    items = done(samples, episodes)
-    scores: SampleScores = {sample.id: {} for sample, _ in items}
-    boxes = _boxes(items, scores)
-    for sample, value in _answers(items, judge):
-        scores[sample.id]["answer"] = value
-    name = judge.name if judge is not None else None
-    answer = average("answer", of_metric(scores, items, "answer"), 1.0, judge=name)
-    return scores, [answer, *boxes]
+    scores, unparsed, asked_for_box = SampleScores(), 0, False
+    for items in chunks(done(samples, episodes, scores)):
+        unparsed += score_boxes(items, scores, {"box_acc": "acc@0.5"})
+        asked_for_box |= any(episode.box is not None for _, _, episode in items)
+        _score_answers(items, scores, judge)
+    estimands = [average("answer", scores, 1.0, judge=None if judge is None else judge.name)]
+    if asked_for_box:
+        estimands.append(average("box_acc", scores, 1.0, unparsed=unparsed))
+    else:  # direct, gold, random, ...: a metric nobody was asked for is absent, not unscored
+        scores.drop("box_acc")
+    return scores, estimands
 
 
-def _boxes(items: Done, scores: SampleScores) -> list[Estimand]:
-    """box_acc over the items that were asked for a box; nothing when none was (``direct``, gold, random, …)."""
-    if all(episode.box is None for _, episode in items):
-        return []
-    boxed, unscored = with_boxes(items, scores, ("box_acc",))
-    hits = match(boxed)["acc@0.5"]
-    for (sample, _), hit in zip(boxed, hits, strict=True):
-        scores[sample.id]["box_acc"] = ONE if hit else ZERO
-    unparsed = sum(isinstance(episode.box, Unparsed) for _, episode in boxed)
-    return [Estimand("box_acc", (part(hits, [s for s, _ in boxed]),), unscored=unscored, unparsed=unparsed)]
-
-
-def _answers(items: Done, judge: Judge | None) -> list[tuple[CoTSample, Score]]:
-    """The judge's scores, asked for all answers at once; failed samples keep their own reason."""
-    failed = {sample.id: reason for sample, episode in items if (reason := _why_unscored(episode, judge))}
-    asked = [(sample, episode) for sample, episode in items if sample.id not in failed]
-    verdicts: dict[str, Score] = {sample_id: Score(None, reason) for sample_id, reason in failed.items()}
+def _score_answers(items: Sequence[Done], scores: SampleScores, judge: Judge | None) -> None:
+    """Enters the judge's scores, asked for many answers at once; failed samples keep their own reason."""
+    asked: list[tuple[int, JudgeItem]] = []
+    for row, sample, episode in items:
+        if reason := _why_unscored(episode, judge):
+            scores.put(row, "answer", Score(None, reason))
+        else:
+            asked.append((row, JudgeItem(sample.id, sample.question, sample.answers, episode.answer or "")))
     if judge is not None:
-        todo = [JudgeItem(s.id, s.question, s.answers, episode.answer or "") for s, episode in asked]
-        verdicts.update(zip((item.id for item in todo), judge.judge_many(todo), strict=True))
-    return [(sample, verdicts[sample.id]) for sample, _ in items]
+        verdicts = judge.judge_many([item for _, item in asked])
+        for (row, _), verdict in zip(asked, verdicts, strict=True):
+            scores.put(row, "answer", verdict)
 
 
 def _why_unscored(episode: Episode, judge: Judge | None) -> str:

@@ -79,11 +79,11 @@ class Source:
 
     def sample(self, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:
         sample = self.adapter(document.row, name)
-        library = Library.of(data, self.places)
         picture_name = str(sample.meta.get("picture", sample.cluster))
-        library.check(picture_name, document.where)
+        Library.check(picture_name, document.where)
         if not with_pictures:
             return sample
+        library = Library.of(data, self.places)
         if document.picture is not None:
             return replace(sample, picture=library.packed(picture_name, document.picture))
         picture: Picture = library.picture(picture_name)
@@ -110,13 +110,13 @@ def opened(path: Path) -> BinaryIO:
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """(file:line, text) of every line that is not blank. Raises UsageError for a damaged archive or text that is not UTF-8."""
-    number = 0
+    number, name = 0, str(path)
     with opened(path) as file:
         try:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if text.strip():
-                    yield f"{path}:{number}", text
+                    yield f"{name}:{number}", text
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}:{number}: not UTF-8 text", "is this the right file?") from error
         except (OSError, EOFError) as error:  # a torn or foreign .gz

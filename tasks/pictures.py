@@ -52,7 +52,8 @@ class Library:
         if not self.root.is_dir():
             raise UsageError(f"no pictures: {self.root} is not a folder", "docs/data.md says where pictures belong")
 
-    def check(self, name: str, where: str) -> None:
+    @staticmethod
+    def check(name: str, where: str) -> None:
         """Raises UsageError for a name that would leave the folder of pictures: absolute, with ``..``, or of another system."""
         parts = name.split("/")
         if (

@@ -42,7 +42,7 @@ def box(numbers: Any) -> Box:
     """x1, y1, x2, y2 in pixels. Raises TypeError or ValueError for anything but four finite numbers."""
     if not isinstance(numbers, list) or len(numbers) != 4:
         raise ValueError(f"bbox {numbers!r:.80} is not four numbers")
-    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+    if not {*map(type, numbers)} <= {int, float}:  # a bool is neither
         raise TypeError(f"bbox {numbers!r:.80} is not four numbers")
     x1, y1, x2, y2 = map(float, numbers)
     return Box(x1, y1, x2, y2)

@@ -92,7 +92,7 @@ def test_a_part_is_taken_in_once_nobody_writes_it_and_without_its_torn_line(tmp_
         with pytest.raises(UsageError, match="another process is writing"), Run(tmp_path, request):
             pass
     with Run(tmp_path, request) as again:
-        assert again.finished() == {("t", "1")}
+        assert again.finished() == {"t": {"1"}}
     assert not part.exists()
 
 

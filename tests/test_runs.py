@@ -33,9 +33,9 @@ def test_episodes_survive_the_disk(tmp_path):
 def test_last_line_of_a_sample_counts(tmp_path):
     write(tmp_path, [EPISODES[2]])
     with Run(tmp_path, REQUEST) as run:
-        assert run.finished() == set()  # it failed: it is tried again
+        assert run.finished() == {"t": set()}  # it failed: it is tried again
         run.append([Episode("3", "t", answer_step=Step("q", "dog"))])
-        assert run.finished() == {("t", "3")}
+        assert run.finished() == {"t": {"3"}}
 
 
 def test_a_torn_last_line_is_dropped_and_appending_goes_on(tmp_path, caplog):

@@ -25,10 +25,11 @@ from visrl.processes import join
 from visrl.progress import Ticker, cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Key, Run, read_episodes, read_meta, request_hash, slug, without_prompts, write_scores
+from visrl.runs import Finished, Run, read_meta, recorded, request_hash, slug, write_scores
 from visrl.types import CoTSample, Episode, Score
 
 if TYPE_CHECKING:
+    from visrl.evals.columns import SampleScores
     from visrl.evals.judge import Judge
     from visrl.evals.measure import Measured
     from visrl.records import TaskResult
@@ -107,13 +108,30 @@ def default_folder(request: Mapping[str, Any]) -> Path:
     return Path("runs") / f"{slug(request['model'])}-{slug(tasks)[:40]}-{request_hash(request)[:8]}"
 
 
-Engine = Callable[[Policy, Iterable[Sequence[CoTSample]], Look, Run, "set[Key]", Options], int]
+@dataclass(slots=True)
+class Asked:
+    """What is asked of a task, in order. Every pass reads the documents anew, so that a run holds one batch of them.
+
+    n: how many there are, once a pass has come to the end.
+    """
+
+    task: str
+    read: Callable[[], Iterator[CoTSample]]
+    n: int = 0
+
+    def __iter__(self) -> Iterator[CoTSample]:
+        n = 0
+        for sample in self.read():
+            n += 1
+            yield sample
+        self.n = n
+
+
+Engine = Callable[[Policy, Iterable[Asked], Look, Run, Finished, Options], int]
 """Episodes for the samples of every task that have none, written to the run; returns how many failed."""
 
 
-def here(
-    policy: Policy, tasks: Iterable[Sequence[CoTSample]], look: Look, run: Run, finished: set[Key], options: Options
-) -> int:
+def here(policy: Policy, tasks: Iterable[Asked], look: Look, run: Run, finished: Finished, options: Options) -> int:
     """The engine of this process: the policy answers, task after task."""
     return sum(run_samples(policy, samples, look, run, finished, options) for samples in tasks)
 
@@ -154,9 +172,7 @@ def _command() -> str | None:
     return shlex.join([program, *sys.argv[1:]]) if program == "visrl-eval" else None
 
 
-def _samples_of_tasks(
-    policy: Policy, specs: Sequence[TaskSpec], options: Options, outcome: Outcome
-) -> Iterator[list[CoTSample]]:
+def _samples_of_tasks(policy: Policy, specs: Sequence[TaskSpec], options: Options, outcome: Outcome) -> Iterator[Asked]:
     """The samples of task after task. Of several tasks, one that the policy has no recorded output for is left out."""
     for spec in specs:
         try:
@@ -167,31 +183,37 @@ def _samples_of_tasks(
             outcome.problems.append(f"{spec.name} skipped: {error.message}")
             outcome.skipped += 1
             continue
-        outcome.n_samples += len(samples)
         yield samples
+        outcome.n_samples += samples.n  # the engine has been through them
 
 
-def samples_of(policy: Policy, task: str, options: Options) -> list[CoTSample]:
-    """What is asked of a task, in order; of recorded outputs, only the documents that have one."""
+def samples_of(policy: Policy, task: str, options: Options) -> Asked:
+    """What is asked of a task; of recorded outputs, only the documents that have one, and these are held."""
     from visrl.tasks import load
 
-    samples = list(load(task, options.data, with_pictures=policy.needs_pictures, limit=options.limit))
+    def read() -> Iterator[CoTSample]:
+        return load(task, options.data, with_pictures=policy.needs_pictures, limit=options.limit)
+
     bind = getattr(policy, "bind", None)
-    return samples if bind is None else list(bind(samples, task))
+    if bind is None:
+        return Asked(task, read)
+    bound: Sequence[CoTSample] = bind(read(), task)
+    return Asked(task, lambda: iter(bound))
 
 
-def run_samples(
-    policy: Policy, samples: Sequence[CoTSample], look: Look, run: Run, finished: set[Key], options: Options
-) -> int:
+def run_samples(policy: Policy, samples: Asked, look: Look, run: Run, finished: Finished, options: Options) -> int:
     """Episodes for this process's share of one task's samples that have none; returns how many failed."""
-    task, processes = samples[0].task, run.processes
-    missing = list(processes.share(missing_batches(samples, options.batch_size, finished)))
-    wanted = sum(len(ids) for _, _, ids in missing)
-    label, total = (task, len(samples)) if processes.world == 1 else (f"{task}, {processes}", wanted)
+    task, processes = samples.task, run.processes
+
+    def missing() -> Iterator[tuple[int, list[CoTSample], set[str]]]:
+        return processes.share(missing_batches(samples, options.batch_size, finished))
+
+    wanted = sum(len(ids) for _, _, ids in missing())  # a pass for the count: some µs a sample, and nothing is held
+    label, total = (task, samples.n) if processes.world == 1 else (f"{task}, {processes}", wanted)
     quiet = options.quiet or not processes.first
     made = (
         (batch, [e for e in look_then_answer(policy, batch, look, batch_size=len(batch)) if e.sample_id in ids])
-        for _, batch, ids in missing
+        for _, batch, ids in missing()
     )
     with progress(label, total, scorer=cheap_scorer(task, options.judge), quiet=quiet) as ticker:
         ticker.skip(total - wanted)
@@ -218,11 +240,12 @@ def write_down(
 
 
 def missing_batches(
-    samples: Iterable[CoTSample], batch_size: int, finished: set[Key]
+    samples: Asked, batch_size: int, finished: Finished
 ) -> Iterator[tuple[int, list[CoTSample], set[str]]]:
     """(number, batch, ids of what is left to do) where something is. Batches are whole and keep their boundaries."""
+    done = finished.get(samples.task, ())
     for number, batch in enumerate(batches(samples, batch_size)):
-        ids = {sample.id for sample in batch if (sample.task, sample.id) not in finished}
+        ids = {sample.id for sample in batch if sample.id not in done}
         if ids:
             yield number, batch, ids
 
@@ -245,43 +268,39 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     judge_spec: another judge than the run's own. Raises UsageError where run, data or episodes cannot be read.
     """
     from visrl.evals.judge import make_judge
-    from visrl.evals.measure import cluster_of
     from visrl.evals.scoring import TaskScores, score_group, score_task
 
     meta = read_meta(folder)
     request = meta["request"]
     judge = make_judge(judge_spec or meta.get("judge", "exact"))
     specs = resolve(list(request["tasks"]))
-    by_task: dict[str, dict[str, Episode]] = {spec.name: {} for spec in specs}
-    for episode in read_episodes(folder / "episodes.jsonl"):
-        by_task[episode.task][episode.sample_id] = without_prompts(episode)  # no scorer reads them
     scored: dict[str, TaskScores] = {}
-    origins: dict[str, dict[str, dict[str, str]]] = {}
     results: list[TaskResult] = []
-    for spec in specs:
-        if episodes := by_task[spec.name]:
-            samples = _samples_of(spec, request, episodes)
-            scored[spec.name] = score_task(spec, samples, episodes, judge)
-            origins[spec.name] = {s.id: {"cluster": cluster_of(s), "group": s.group} for s in samples}
-            results += _record(folder, spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
+    with recorded(folder / "episodes.jsonl") as by_task:
+        for spec in specs:
+            if episodes := by_task.get(spec.name):
+                samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
+                scored[spec.name] = score_task(spec, samples, episodes, judge)
+                results += _record(folder, spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
     for group, members in GROUPS.items():
         if len(members) > 1 and all(member in scored for member in members):
             results += _record(folder, group, members, score_group(group, scored), request, judge)
-    write_scores(
-        folder,
-        (
-            {
-                "task": task,
-                "sample_id": sample_id,
-                **origins[task][sample_id],  # what pairing two runs needs, so that it needs no data (evals/compare.py)
-                "scores": {m: s.value for m, s in scores.items()},
-                **_reasons(scores),
-            }
-            for task, scores_of in scored.items()
-            for sample_id, scores in scores_of.samples.items()
-        ),
-    )
+    write_scores(folder, (row for task, found in scored.items() for row in _rows(task, found.samples)))
     return results
+
+
+def _rows(task: str, scores: SampleScores) -> Iterator[dict[str, Any]]:
+    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data (compare.py)."""
+    for row in scores.rows():
+        found = scores.of_row(row)
+        yield {
+            "task": task,
+            "sample_id": scores.ids[row],
+            "cluster": scores.clusters[row],
+            "group": scores.groups[row],
+            "scores": {metric: score.value for metric, score in found.items()},
+            **_reasons(found),
+        }
 
 
 def _reasons(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -303,8 +322,8 @@ def _record(
     return results
 
 
-def _samples_of(spec: TaskSpec, request: Mapping[str, Any], episodes: Mapping[str, Episode]) -> list[CoTSample]:
-    """The documents that were run, in the order of the split; the data must be what the run saw."""
+def _documents(spec: TaskSpec, request: Mapping[str, Any]) -> Iterator[CoTSample]:
+    """The documents a run saw, one at a time, in the order of the split; the data must be what it was then."""
     from visrl.tasks import fingerprint, load
 
     folder = Path(request["data_folder"]) if request["data_folder"] else None
@@ -312,7 +331,7 @@ def _samples_of(spec: TaskSpec, request: Mapping[str, Any], episodes: Mapping[st
         raise UsageError(
             f"the documents of {spec.name} in {folder} have changed since the run", "score with the data it was made on"
         )
-    return [s for s in load(spec.name, folder, with_pictures=False, limit=request["limit"]) if s.id in episodes]
+    return load(spec.name, folder, with_pictures=False, limit=request["limit"])
 
 
 def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Judge) -> dict[str, Any]:

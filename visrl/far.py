@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from visrl.errors import UsageError
-from visrl.evaluate import Engine, Options, here, make_look, missing_batches, samples_of, write_down
+from visrl.evaluate import Asked, Engine, Options, here, make_look, missing_batches, samples_of, write_down
 from visrl.parsing import BoxFormat
 from visrl.policies import Output, Policy, Request, Sampling
 from visrl.policies.load import load_policy
@@ -16,8 +16,11 @@ from visrl.processes import join
 from visrl.progress import cheap_scorer, progress
 from visrl.ray_engine import REMOTE, Pool, Stage, connect
 from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Key, Run, episode_from_json, episode_to_json
+from visrl.runs import Finished, Run, episode_from_json, episode_to_json
 from visrl.types import CoTSample, Episode
+
+Key = tuple[str, int]
+"""(task, number of a batch)"""
 
 
 @dataclass(slots=True)
@@ -62,38 +65,32 @@ class Far:
         return self.pool.ask(lambda: Described.of(load_policy(model, args)))
 
     def __call__(
-        self,
-        policy: Policy,
-        tasks: Iterable[Sequence[CoTSample]],
-        look: Look,
-        run: Run,
-        finished: set[Key],
-        options: Options,
+        self, policy: Policy, tasks: Iterable[Asked], look: Look, run: Run, finished: Finished, options: Options
     ) -> int:
         """Episodes for all tasks by one pool; returns how many failed."""
-        todo: dict[tuple[str, int], tuple[list[CoTSample], set[str]]] = {}
-        total = 0
+        todo: dict[Key, list[CoTSample]] = {}
+        total = wanted = 0
         names: list[str] = []
         for samples in tasks:
-            total += len(samples)
-            names.append(samples[0].task)
+            names.append(samples.task)
             for number, batch, ids in missing_batches(samples, options.batch_size, finished):
-                todo[samples[0].task, number] = batch, ids
-        wanted = sum(len(ids) for _, ids in todo.values())
+                todo[samples.task, number] = [] if options.quiet else batch  # which the running score needs
+                wanted += len(ids)
+            total += samples.n
         scorer = cheap_scorer(names[0], options.judge) if len(names) == 1 else None
         label = f"{names[0] if len(names) == 1 else f'{len(names)} tasks'}, {self.pool.workers} workers"
         with progress(label, total, scorer=scorer, quiet=options.quiet) as ticker:
             ticker.skip(total - wanted)
             stage = _stage(self.model, self.args, getattr(policy, "rows", 0), options)
-            return write_down(self._made(stage, todo), wanted, run, ticker) if todo else 0
+            return write_down(self._made(stage, todo, finished), wanted, run, ticker) if todo else 0
 
     def _made(
-        self, stage: Stage, todo: Mapping[tuple[str, int], tuple[list[CoTSample], set[str]]]
+        self, stage: Stage, todo: dict[Key, list[CoTSample]], finished: Finished
     ) -> Iterator[tuple[list[CoTSample], list[Episode]]]:
         for text in self.pool.pipe([stage], [json.dumps(key) for key in todo]):
             task, number, lines = json.loads(text)
-            batch, ids = todo[task, number]
-            yield batch, [e for e in map(episode_from_json, lines) if e.sample_id in ids]
+            done = finished.get(task, ())
+            yield todo.pop((task, number)), [e for e in map(episode_from_json, lines) if e.sample_id not in done]
 
 
 def policy_and_engine(model: str, args: Mapping[str, str], workers: int | None) -> tuple[Policy, Engine]:

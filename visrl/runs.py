@@ -21,8 +21,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +37,11 @@ from visrl.types import Episode, Step, Unparsed
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
+_LINE = json.JSONEncoder(allow_nan=False)  # made once: json.dumps would make one per line
+_SCORES = json.JSONEncoder(allow_nan=False, sort_keys=True)
 Line = TypeVar("Line")
-Key = tuple[str, str]
-"""(task, sample id)"""
+Finished = Mapping[str, Collection[str]]
+"""task -> ids of its samples that need not run again"""
 
 
 def now() -> str:
@@ -93,12 +96,6 @@ def episode_from_json(value: Mapping[str, Any]) -> Episode:
     )
 
 
-def without_prompts(episode: Episode) -> Episode:
-    """An episode without what was asked, most of its text, for readers that hold all of a run's."""
-    steps = {name: step for name in ("box_step", "answer_step") if (step := getattr(episode, name)) is not None}
-    return replace(episode, **{name: replace(step, prompt="") for name, step in steps.items()})
-
-
 def read_episodes(path: Path) -> Iterator[Episode]:
     """Episodes in file order; see :func:`read_lines`."""
     return read_lines(path, episode_from_json)
@@ -109,20 +106,60 @@ def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
 
     Raises UsageError naming the line for anything else that is damaged: nothing is skipped in silence.
     """
+    return (made for _, made in read_placed(path, make))
+
+
+def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, Line]]:
+    """The same, each after the number of its line's first byte."""
     if not path.exists():
         return
+    place = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
                 return
             try:
-                yield make(json.loads(line))
+                yield place, make(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {error}",
                     "delete that line to run its sample again, or start a new --output",
                 ) from error
+            place += len(line)
+
+
+class Recorded(Mapping[str, Episode]):
+    """The last episode of each of a task's samples, read from the file when it is asked for: holds ids and places."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.places: dict[str, int] = {}
+
+    def __getitem__(self, sample_id: str) -> Episode:
+        self._file.seek(self.places[sample_id])
+        return episode_from_json(json.loads(self._file.readline()))
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@contextmanager
+def recorded(path: Path) -> Iterator[Mapping[str, Recorded]]:
+    """task -> its episodes, while the file is open. Reads every line once; raises UsageError as :func:`read_lines`."""
+    with ExitStack() as files:
+        found: dict[str, Recorded] = {}
+        for place, episode in read_placed(path, episode_from_json):
+            if episode.task not in found:
+                found[episode.task] = Recorded(files.enter_context(path.open("rb")))
+            found[episode.task].places[episode.sample_id] = place
+        yield found
 
 
 @dataclass(slots=True)
@@ -231,12 +268,12 @@ class Run:
                 log.warning("%s: the last line is torn and dropped; its sample runs again", self.episodes_path)
                 file.truncate(whole)
 
-    def finished(self) -> set[Key]:
+    def finished(self) -> Finished:
         """The samples whose last episode did not fail: what a resumed run need not do again."""
-        done: set[Key] = set()
+        done: dict[str, set[str]] = {}
         for episode in read_episodes(self.episodes_path):
-            key = episode.task, episode.sample_id
-            done.add(key) if episode.error is None else done.discard(key)
+            ids = done.setdefault(episode.task, set())
+            ids.add(episode.sample_id) if episode.error is None else ids.discard(episode.sample_id)
         return done
 
     def count(self) -> int:
@@ -251,7 +288,7 @@ class Run:
     def append_lines(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON objects, a line each; see :meth:`append`."""
         assert self._file is not None, "a Run is written inside its with-block"
-        lines = [json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n" for value in values]
+        lines = [_LINE.encode(value) + "\n" for value in values]
         try:
             self._file.write("".join(lines).encode("ascii"))
             self._file.flush()
@@ -302,7 +339,7 @@ def _locked(path: Path) -> BinaryIO:
 
 def write_scores(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """scores.jsonl: a line per sample, metric -> value, or null with a reason."""
-    lines = (json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    lines = (_SCORES.encode(row) + "\n" for row in rows)
     write_atomically(folder / "scores.jsonl", lines)
 
 

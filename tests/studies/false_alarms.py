@@ -110,8 +110,8 @@ class Generated:
 
     @classmethod
     def of_model(cls, model, gate, k, temperature):
+        from visrl.evals.columns import cluster_of
         from visrl.evals.judge import make_judge
-        from visrl.evals.measure import cluster_of
         from visrl.evals.scoring import score_task
         from visrl.policies import Sampling
         from visrl.policies.load import load_policy

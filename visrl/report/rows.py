@@ -16,10 +16,12 @@ from typing import Any, Literal
 from visrl.boxes import Box, iou
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
-from visrl.runs import Key, episode_from_json, read_meta
+from visrl.runs import episode_from_json, read_meta, read_placed
 from visrl.types import CoTSample, Episode, Unparsed
 
 log = logging.getLogger(__name__)
+Key = tuple[str, str]
+"""(task, sample id)"""
 ANSWER_METRICS = ("answer", "accuracy", "correct")
 """The score of a sample's answer, 0..1, by whatever name its benchmark has for it (evals/viscot, pope and mmbench, mme)."""
 BOX_METRICS = ("acc@0.5", "box_acc")
@@ -35,21 +37,9 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offsets: dict[Key, int] = {}
-        if not path.exists():
-            return
-        position = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    log.warning("%s:%d: the last line is torn and dropped", path, number)
-                    break
-                try:
-                    row = json.loads(line)
-                    self._offsets[row["task"], row["sample_id"]] = position
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UsageError(f"{path}:{number}: damaged: {error}", "delete that line, or run again") from error
-                position += len(line)
+        self._offsets: dict[Key, int] = {
+            key: place for place, key in read_placed(path, lambda row: (row["task"], row["sample_id"]))
+        }
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -14,7 +14,6 @@ repetition penalties and temperatures would change scores unseen. 2. a sample de
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -189,12 +188,7 @@ def _read(
 def _cache_word(model: Any) -> str:
     """What the model's forward calls its cache: transformers 5.24 renamed it, remote code has the old name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
-    return _cache_word_of(type(inner))
-
-
-@functools.cache
-def _cache_word_of(kind: type[Any]) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
 
 
 def _axes_first(positions: Tensor) -> Tensor:

@@ -59,6 +59,29 @@ JudgeOption = Annotated[
     str, typer.Option("--judge", help="exact | anls | contains | openai:URL#MODEL (who scores free answers)")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print TaskResults as JSON on stdout")]
+ProtocolOption = Annotated[
+    str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
+]
+BesideOption = Annotated[
+    str | None,
+    typer.Option(
+        help="a second protocol, run on the same questions and compared; for the group world: direct, or none"
+    ),
+]
+FocusOption = Annotated[str, typer.Option(help="whose box is looked at: predicted | gold | random | centre | full")]
+CropOption = Annotated[
+    str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="run folder; default runs/<model>-<tasks>-<hash>")
+]
+FailOption = Annotated[
+    float,
+    typer.Option(min=0, help="how many samples may fail, a number or a fraction below 1, before the exit code is 3"),
+]
+RayOption = Annotated[
+    int | None, typer.Option(min=1, help="so many workers on a Ray cluster, or on this machine (docs/scaling.md)")
+]
 
 
 @app.command()
@@ -67,38 +90,18 @@ def run(
     tasks: TasksOption,
     data: DataOption = None,
     model_args: Annotated[str, typer.Option(help="key=value,…, e.g. dtype=bfloat16,parser=strict")] = "",
-    protocol: Annotated[
-        str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
-    ] = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(
-            help="a second protocol, run on the same questions and compared; for the group world: direct, or none"
-        ),
-    ] = None,
-    focus: Annotated[
-        str, typer.Option(help="whose box is looked at: predicted | gold | random | centre | full")
-    ] = "predicted",
-    crop: Annotated[
-        str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
-    ] = None,
+    protocol: ProtocolOption = None,
+    beside: BesideOption = None,
+    focus: FocusOption = "predicted",
+    crop: CropOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
     batch_size: Annotated[str, typer.Option(help="samples per batch, or auto")] = "auto",
     judge: JudgeOption = "exact",
     seed: Annotated[int, typer.Option(help="of sampling and of random boxes")] = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="run folder; default runs/<model>-<tasks>-<hash>")
-    ] = None,
-    fail_on_error: Annotated[
-        float,
-        typer.Option(
-            min=0, help="how many samples may fail, a number or a fraction below 1, before the exit code is 3"
-        ),
-    ] = 0,
+    output: OutputOption = None,
+    fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest output of a turn")] = 128,
-    ray: Annotated[
-        int | None, typer.Option(min=1, help="so many workers on a Ray cluster, or on this machine (docs/scaling.md)")
-    ] = None,
+    ray: RayOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
@@ -110,9 +113,9 @@ def run(
 
     processes = join()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
-    policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     if ray and upstream:
         raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
+    policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
         data=data,
         protocol=protocol,

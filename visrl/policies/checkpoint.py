@@ -58,11 +58,8 @@ def load_checkpoint(
     """
     _one_of("dtype", dtype, DTYPES)
     _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
-    if device_map and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "device_map spreads one model over all GPUs, and several processes would share them",
-            "one process per machine, or --ray N, whose workers have GPUs of their own",
-        )
+    if device_map:
+        _one_process_per_machine()
     if rank():
         disable_progress_bar()
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
@@ -104,6 +101,14 @@ def load_checkpoint(
         "adapter": {"path": adapter, "weights_sha256": weights_hash(Path(adapter))} if adapter else None,
     }
     return Loaded(model, processor, family, about)
+
+
+def _one_process_per_machine() -> None:
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "device_map spreads one model over all GPUs, and several processes would share them",
+            "one process per machine, or --ray N, whose workers have GPUs of their own",
+        )
 
 
 def own_device() -> str:

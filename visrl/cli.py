@@ -137,10 +137,8 @@ def run(
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
         second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
-        changes: list[Difference] = []
-        if second != "none":
-            beside_it = replace(options, protocol=second, output=outcome.folder / second)
-            changes = _run_beside(policy, own, beside_it, engine, outcome, json_)
+        beside_it = replace(options, protocol=second, output=outcome.folder / second)
+        changes = [] if second == "none" else _run_beside(policy, own, beside_it, engine, outcome, json_)
         if processes.first:
             _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
     if upstream and failed > fail_on_error and processes.first:

@@ -4,6 +4,9 @@ A fake training phase writes weights that say what they were made from, so that 
 """
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -138,6 +141,21 @@ def test_two_processes_do_not_run_one_loop(world):
     folder, _ = world
     with loop._alone(folder / "run"), pytest.raises(UsageError, match="another process is running this loop"):
         loop.run(recipe(folder))
+
+
+def test_a_worker_that_outlives_a_killed_loop_does_not_hold_its_lock(tmp_path):
+    """Of a killed warm-up the process that draws lives on for some seconds: the same command must go on at once."""
+    with loop._alone(tmp_path):
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with loop._alone(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def test_a_phase_of_equal_hashes_is_copied_from_another_loop(world):

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -247,6 +247,18 @@ def _refuse_stale(recipe: LoopRecipe) -> None:
 # --- one process, one arithmetic
 
 
+_HELD: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """A forked worker that outlives a killed loop for some seconds must not hold its lock meanwhile."""
+    for file in _HELD:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """One process at a time. Raises Busy."""
@@ -258,7 +270,11 @@ def _alone(output: Path) -> Iterator[None]:
             raise Busy(
                 f"{output}: another process is running this loop", "wait for it, or name another output"
             ) from error
-        yield
+        _HELD.add(file)
+        try:
+            yield
+        finally:
+            _HELD.discard(file)
 
 
 def _same_arithmetic() -> None:

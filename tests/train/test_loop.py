@@ -145,11 +145,14 @@ def test_two_processes_do_not_run_one_loop(world):
 
 def test_a_worker_that_outlives_a_killed_loop_does_not_hold_its_lock(tmp_path):
     """Of a killed warm-up the process that draws lives on for some seconds: the same command must go on at once."""
+    ours, theirs = os.pipe()
     with loop._alone(tmp_path):
         worker = os.fork()
         if worker == 0:
+            os.write(theirs, b"x")
             time.sleep(60)
             os._exit(0)
+        os.read(ours, 1)  # it runs
     try:
         with loop._alone(tmp_path):
             pass

@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from safetensors import safe_open
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "world.yaml"
 SMALL = (
     "sft.set={steps: 40, watch_every: 0}",
@@ -31,10 +33,10 @@ COMPARED = ("records/*.json", "iter*/pairs/pairs.jsonl", "**/*.safetensors")
 
 
 def start(output: Path) -> subprocess.Popen[bytes]:
-    """The loop as a user would start it."""
-    sets = [word for value in (f"output={output}", *SMALL) for word in ("--set", value)]
-    log = (output.parent / f"{output.name}.log").open("ab")
-    return subprocess.Popen(["visrl-train", str(RECIPE), *sets], stdout=log, stderr=log)
+    """The loop as a user would start it, from the folder above: records of pairs name the policy's place."""
+    sets = [word for value in (f"output={output.name}", *SMALL) for word in ("--set", value)]
+    with (output.parent / "log").open("ab") as log:
+        return subprocess.Popen(["visrl-train", str(RECIPE), *sets], stdout=log, stderr=log, cwd=output.parent)
 
 
 def state(output: Path, phase: str) -> str:
@@ -58,7 +60,7 @@ def undisturbed(output: Path) -> dict[tuple[str, str], float]:
                 seen[phase, now] = first, time.monotonic()
         time.sleep(0.02)
     if process.returncode:
-        raise SystemExit(f"the undisturbed loop ended with {process.returncode}: see {output}.log")
+        raise SystemExit(f"the undisturbed loop ended with {process.returncode}: see {output.parent}/log")
     return {what: last - first for what, (first, last) in seen.items()}
 
 
@@ -79,14 +81,26 @@ def killed(output: Path, durations: dict[tuple[str, str], float], kills: int, di
                 process.kill()  # the moment was missed: the phase had ended
             process.wait()
     if start(output).wait():
-        raise SystemExit(f"the resumed loop failed: see {output}.log")
+        raise SystemExit(f"the resumed loop failed: see {output.parent}/log")
     return count
 
 
 def digests(output: Path) -> dict[str, str]:
     """sha256 of everything that is compared; checkpoints of trainers are means to an end and left out."""
     files = {file for pattern in COMPARED for file in output.glob(pattern) if "checkpoint-" not in str(file)}
-    return {str(f.relative_to(output)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+    return {str(f.relative_to(output)): hashlib.sha256(content(f)).hexdigest() for f in sorted(files)}
+
+
+def content(file: Path) -> bytes:
+    """A file's bytes; of safetensors names, numbers and metadata in order, since their writer orders metadata at random."""
+    if file.suffix != ".safetensors":
+        return file.read_bytes()
+    with safe_open(file, "np") as weights:
+        parts = [
+            f"{name} {weights.get_tensor(name).dtype}".encode() + weights.get_tensor(name).tobytes()
+            for name in sorted(weights.keys())
+        ]
+        return b"".join([repr(sorted((weights.metadata() or {}).items())).encode(), *parts])
 
 
 def table(output: Path) -> str:
@@ -101,8 +115,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/kills"))
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    calm, stormy = args.output / "calm", args.output / "stormy"
+    calm, stormy = (args.output.resolve() / name / "run" for name in ("calm", "stormy"))
+    for output in (calm, stormy):
+        output.parent.mkdir(parents=True)
     durations = undisturbed(calm)
     count = killed(stormy, durations, args.kills, random.Random(args.seed))
     a, b = digests(calm), digests(stormy)

@@ -47,7 +47,7 @@ def without_pixels(chat: Chat) -> Chat:
 @dataclass(slots=True)
 class FeatureStore:
     """Features by picture (its digest), in memory, up to ``limit`` bytes; what does not fit is computed again when
-    needed.
+    needed, with the same bits whatever else is asked for.
     """
 
     limit: int
@@ -65,10 +65,10 @@ class FeatureStore:
     def _find(self, family: Family, model: Any, pictures: Sequence[Seen]) -> dict[str, Features]:
         import torch
 
-        missing = list({p.digest: p for p in pictures if p.digest not in self._held}.values())
+        missing = {p.digest: p for p in pictures if p.digest not in self._held}.values()
         with torch.no_grad():
-            fresh = family.encode(model, missing) if missing else []
-        found = {p.digest: features for p, features in zip(missing, fresh, strict=True)}
+            # one by one: a batch's company changes last bits, and a resumed phase meets the pictures in other batches
+            found = {p.digest: family.encode(model, [p])[0] for p in missing}
         held = {p.digest: self._held[p.digest] for p in pictures if p.digest in self._held}
         for digest, features in found.items():
             self._keep(digest, features)

@@ -225,3 +225,22 @@ def test_features_have_the_same_bits_in_any_company():
     for picture in seen:
         (alone,) = FeatureStore(0)._find(policy.family, policy.model, [picture]).values()
         assert all(torch.equal(value, together[picture.digest][name]) for name, value in alone.items())
+
+
+def test_features_do_not_depend_on_the_mode_of_the_model():
+    """The reference pass meets pictures in evaluation mode, a phase that goes on with a stored reference in training mode: dropout in
+    the tower (here 0.5 on what it hands over) must not reach the features, and the modes must come back as they were.
+    """
+    policy = load_policy("base", {"dtype": "float32"})
+    model, family = policy.model, policy.family
+    (sample,) = load_questions(QuestionSection(format="world", split="val", limit=1))
+    seen = [family.see(sample.picture.open())]
+    dropout = torch.nn.Dropout(0.5)
+    model.model.multi_modal_projector.register_module("noise", dropout)
+    model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: dropout(output))
+    (calm,) = FeatureStore(0)._find(family, model.eval(), seen).values()
+    model.train()
+    model.lm_head.eval()  # a module with a mode of its own
+    (training,) = FeatureStore(0)._find(family, model, seen).values()
+    assert all(torch.equal(value, training[name]) for name, value in calm.items())
+    assert model.training and dropout.training and not model.lm_head.training

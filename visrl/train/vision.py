@@ -8,7 +8,8 @@ DDP's hooks are where they belong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,20 @@ def without_pixels(chat: Chat) -> Chat:
     return replace(chat, pictures=light)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, then every module as it was: what is frozen has no dropout, and its features are
+    the same whether the reference pass meets a picture first (in evaluation mode) or a training step.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @dataclass(slots=True)
 class FeatureStore:
     """Features by picture (its digest), in memory, up to ``limit`` bytes; what does not fit is computed again when
@@ -66,7 +81,7 @@ class FeatureStore:
         import torch
 
         missing = {p.digest: p for p in pictures if p.digest not in self._held}.values()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             # one by one: a batch's company changes last bits, and a resumed phase meets the pictures in other batches
             found = {p.digest: family.encode(model, [p])[0] for p in missing}
         held = {p.digest: self._held[p.digest] for p in pictures if p.digest in self._held}

@@ -153,10 +153,12 @@ def _iterations(found: Sequence[TaskResult]) -> Iterator[Claim]:
     """
     run = longest(found)
     ends = {int(number): label for label, number in phase_ends(found, run).items()}
-    last = max(ends)
+    last = max(ends, default=0)
     for metric, points in series(found, run).items() if last > 1 else ():
         errors = {int(number): point.se for number, point in points}
         for number, name in ((0, "SFT"), (1, "the first iteration")):
+            if number not in errors:  # a loop without a warm-up
+                continue
             before, after = errors[number], errors[last]
             yield Claim(
                 f"Iteration {last}: better {metric} than {name}",
@@ -205,9 +207,11 @@ def last_by_seed(found: Sequence[TaskResult], run: str) -> dict[str, BySeed]:
 
 def pairs_by_seed(results: Sequence[TaskResult], run: str, kinds: Sequence[str]) -> BySeed:
     """Percent of the first iteration's pairs that are of these kinds."""
-    values: dict[str, float] = {}
+    values: dict[str, BySeed] = {}
     for r in results:
         about = r.model_info.get("phase")
         if r.task == "datagen" and about and (about["run"], about["iteration"]) == (run, 1) and r.metric in kinds:
-            values[str(about["seed"])] = values.get(str(about["seed"]), 0.0) + (r.value or 0.0)
-    return values
+            values.setdefault(str(about["seed"]), {})[r.metric] = (
+                r.value or 0.0
+            )  # of equal seeds the last record counts
+    return {seed: sum(of_seed.values()) for seed, of_seed in values.items()}

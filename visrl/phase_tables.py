@@ -112,8 +112,8 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
         )
     whats = list(dict.fromkeys(what for row in found.values() for what in row))
     whats.sort(key=lambda what: (list(METRICS).index(what[1]), what[0] in GROUPS))
-    rows = [Row(label, tuple(_cell(row.get(what)) for what in whats)) for label, row in found.items()]
     seeds = max(point.seeds for row in found.values() for point in row.values())
+    rows = [Row(label, tuple(_cell(row.get(what), seeds) for what in whats)) for label, row in found.items()]
     how = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "± one standard error, clustered by picture"
     small = any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run)
     notes = (
@@ -125,10 +125,12 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     return Table(f"{run}: phases, in the shape of the poster's table 2", "phase", columns, cleaned(rows), notes, tidy)
 
 
-def _cell(point: Point | None) -> Cell:
+def _cell(point: Point | None, seeds: int) -> Cell:
+    """A cell of fewer seeds than the table's says so: the error of one is by picture."""
     if point is None:
         return Cell(("—",))
-    return Cell((f"{point.value:.1f}", *([] if point.se is None else [f"±{point.se:.1f}"])))
+    fewer = [] if point.seeds == seeds else [f"({point.seeds} of {seeds} seeds)"]
+    return Cell((f"{point.value:.1f}", *([] if point.se is None else [f"±{point.se:.1f}"]), *fewer))
 
 
 def _short(task: str) -> str:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.ablation_tables import FULL, pairs_table, summary, table_of
+from visrl.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
 from visrl.claims import WHY, claims, last_by_seed, main_run, pairs_by_seed
 from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_table, runs, series
 from visrl.records import TaskResult, read_records, write_atomically
@@ -101,9 +101,18 @@ def _tables(results: Sequence[TaskResult], found: Sequence[TaskResult]) -> list[
         parts += ["## Ablations", "", render(table_of(summary(variants)), "md")]
     pairs = {name: {kind: pairs_by_seed(results, name, (kind,)) for kind in KINDS} for name in names}
     shared = pairs.get(FULL)  # variants that change only training have the very same pairs
-    if made := {n: kinds for n, kinds in pairs.items() if any(kinds.values()) and (n == FULL or kinds != shared)}:
+    if made := {
+        n: kinds for n, kinds in pairs.items() if any(kinds.values()) and (n == FULL or _differ(kinds, shared))
+    }:
         parts += ["## Pairs", "", render(pairs_table(made), "md")]
     return parts
+
+
+def _differ(kinds: Numbers, shared: Numbers | None) -> bool:
+    """Whether two variants' pairs differ in a seed that both have, or have none in common."""
+    both = [(values, (shared or {}).get(kind, {}), seed) for kind, values in kinds.items() for seed in values]
+    same = [a[seed] == b[seed] for a, b, seed in both if seed in b]
+    return not same or not all(same)
 
 
 def write(results: Path, docs: Path) -> Path:

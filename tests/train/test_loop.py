@@ -100,7 +100,7 @@ class Stop(Exception):
 
 
 def test_stopped_anywhere_and_resumed_it_ends_the_same(world, monkeypatch):
-    """Every begin, end, scoring and conclusion of the run is a place to stop, before and after: 2 x (8 + 6 + 8 + 6 + 6) = 68; every fifth is tried."""
+    """Every begin, end, scoring and conclusion of the run is a place to stop, before and after: 2 x (8 + 6 + 8 + 6 + 6 + 6) = 80; every fifth is tried."""
     folder, _ = world
     loop.run(recipe(folder))
     names = ("begin", "end", "score_phase", "conclude")
@@ -134,7 +134,7 @@ def test_stopped_anywhere_and_resumed_it_ends_the_same(world, monkeypatch):
         assert not places(output, -1)
         for made in ("iter2/rl2/stage2/final/model.safetensors", "iter2/rl2/metrics.json", "iter1/rl1/asked.json"):
             assert (output / made).read_bytes() == (folder / "run" / made).read_bytes()
-    assert asked == 14  # 0, 5, …, 65
+    assert asked == 16  # 0, 5, …, 75
 
 
 def test_two_processes_do_not_run_one_loop(world):

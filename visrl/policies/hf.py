@@ -100,6 +100,15 @@ class HFPolicy:
         )
         return cls(path, loaded, box_format=box_format, rows=int(rows or 0))
 
+    def rename(self, name: str) -> None:
+        """What records call this model, in the place of where its files lie: that must not be said where the place is a run's own
+        or this machine's, and must not decide whether two runs are the same. The hashes of its files stay.
+        """
+        about = self.loaded.about
+        self.name = about["path"] = name
+        if about["adapter"] is not None:
+            about["adapter"] = {**about["adapter"], "path": name}
+
     @property
     def batch_size(self) -> int:
         return 4 * self.rows

@@ -82,10 +82,10 @@ def _shipped() -> Callable[..., Policy]:
     from visrl.policies.hf import HFPolicy
     from visrl.world import checkpoint_path
 
-    def load(name: str, *, dtype: str = "float32", rows: str = "64") -> Policy:
-        policy = HFPolicy.load(str(checkpoint_path(name)), dtype=dtype, rows=rows)
+    def load(name: str, *, dtype: str = "float32", rows: str = "64", adapter: str = "") -> Policy:
+        policy = HFPolicy.load(str(checkpoint_path(name)), dtype=dtype, rows=rows, adapter=adapter)
         assert isinstance(policy, HFPolicy), "shipped checkpoints need no code of their own"
-        policy.name = policy.loaded.about["path"] = name  # a record must not say where this machine has its packages
+        policy.rename(name)
         return policy
 
     return load

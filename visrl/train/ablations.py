@@ -19,7 +19,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from visrl.ablation_tables import FULL, Numbers, summary, table_of
+from visrl.errors import EXIT_INCOMPLETE, UsageError
 from visrl.evals.sample_scores import of_run
+from visrl.processes import say
 from visrl.records import dump_json, read_records, write_atomically, write_results
 from visrl.render import render
 from visrl.train import loop
@@ -102,15 +104,25 @@ def over(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(recipe: AblationsRecipe) -> None:
-    """Every job that is not finished and that no other process is running; then the table of what there is. Raises UsageError."""
-    queue = list(jobs(recipe))
+    """Every job that is not finished and that no other process is running, then the table of what there is; exits with 3
+    where jobs failed, after naming them."""
+    queue, failed = list(jobs(recipe)), list[str]()
     for number, job in enumerate(queue, 1):
         print(f"[{number}/{len(queue)}] {job.variant}, seed {job.seed}", file=sys.stderr)
         try:
             loop.run(job.recipe)
         except loop.Busy:
             print("another process is at it", file=sys.stderr)
+        except UsageError as error:  # the others' comparisons do not hang on this one
+            say(error)
+            failed.append(f"{job.variant}, seed {job.seed}")
     print(summarise(recipe, queue))
+    if failed:
+        print(
+            f"{len(failed)} of {len(queue)} jobs failed: {'; '.join(failed)}; the same command tries them again",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_INCOMPLETE)
 
 
 def plan(recipe: AblationsRecipe) -> list[str]:

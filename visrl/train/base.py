@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.train.lessons import TWO_PICTURES, Teacher
+from visrl.train.machine import end_with_parent
 from visrl.train.recipe import Recipe
 from visrl.train.views import IGNORE, Example
 from visrl.world.dice import Dice
@@ -162,6 +163,7 @@ def train(
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=8 if recipe.workers else None,
+        worker_init_fn=end_with_parent,
     )
     tools = optimisers(model, recipe.lr, recipe.decay)
     peaks = [[group["lr"] for group in tool.param_groups] for tool in tools]

@@ -204,10 +204,11 @@ def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
 
 def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
     """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
-    return [row.id for row in rows if not _is_there(row.picture, folder)]
+    return [row.id for row in rows if not is_there(row.picture, folder)]
 
 
-def _is_there(name: str, folder: Path) -> bool:
+def is_there(name: str, folder: Path) -> bool:
+    """Whether there is a file for a picture's name below ``folder``; the small world draws its own."""
     packed = split_name(name)
     return (
         name.startswith(WORLD) or (folder / name).is_file() or (packed is not None and (folder / packed[0]).is_file())

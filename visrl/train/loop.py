@@ -28,13 +28,13 @@ from typing import Any, TextIO
 
 import yaml
 
-from visrl.errors import UsageError
+from visrl.errors import EXIT_INCOMPLETE, UsageError
 from visrl.records import dump_json, read_results, write_atomically
 from visrl.train.loop_plan import Found, begin, config_of, end, examine, file_hash, ready_config, set_aside, take_over
 from visrl.train.loop_recipe import LoopRecipe
-from visrl.train.loop_score import conclude, free, publish, score_phase
+from visrl.train.loop_score import conclude, forget, free, publish, score_phase
 from visrl.train.recipe import Resolved
-from visrl.train.wiring import Phase, State, Weights, final_of, phase_recipe, phases
+from visrl.train.wiring import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
 
 RECIPE = LoopRecipe
 
@@ -63,6 +63,7 @@ def run(recipe: LoopRecipe) -> None:
     with _alone(recipe.output):
         if not recipe.redo:
             _refuse_stale(recipe)
+        forget(recipe)
         state, before = start(recipe), None
         for phase in phases(recipe):
             ready = prepare(recipe, phase, state)
@@ -84,7 +85,7 @@ def prepare(recipe: LoopRecipe, phase: Phase, state: State) -> Ready:
         config = ready_config(_of_ready(recipe, phase))
         return Ready(phase, None, config, examine(folder, config, None))
     resolved, wires = phase_recipe(recipe, phase, state)
-    config = config_of(resolved.recipe, wires, state)
+    config = config_of(resolved.recipe, wires, state, critic_of(recipe, state))
     return Ready(phase, resolved, config, examine(folder, config, left_by(phase, folder, resolved)))
 
 
@@ -113,7 +114,7 @@ def after(recipe: LoopRecipe, ready: Ready, state: State) -> State:
         return replace(state, pairs=folder / "pairs.jsonl", pictures=data.pictures)
     else:
         now = state.now.after(final_of(phase, folder, ready.resolved.recipe))
-    return replace(state, now=now, sft=now if phase.name == "sft" else state.sft)
+    return replace(state, now=now, label=phase.label, sft=now if phase.name == "sft" else state.sft)
 
 
 def _bring_about(recipe: LoopRecipe, ready: Ready, state: State) -> None:
@@ -125,14 +126,20 @@ def _bring_about(recipe: LoopRecipe, ready: Ready, state: State) -> None:
     if stand == "stale":
         place = set_aside(recipe.output, phase.name)
         print(f"{phase.name}: {ready.found.why}; redone, the old one is {place}", file=sys.stderr)
+    elif stand == "new" and folder.exists():
+        set_aside(recipe.output, phase.name)  # killed before it said what it was for, or not ours
     if stand != "resume":
-        if any(take_over(folder, other / phase.name, ready.config) for other in recipe.reuse):
+
+        def left(copy: Path) -> Mapping[str, Any]:
+            return {} if ready.resolved is None else left_by(phase, copy, ready.resolved)
+
+        if any(take_over(folder, other / phase.name, ready.config, left) for other in recipe.reuse):
             print(f"{phase.name}: copied, its hashes are the same", file=sys.stderr)
             return
         begin(folder, ready.config)
     began = time.monotonic()
-    left = {} if ready.resolved is None else _work(recipe, ready, folder)
-    end(folder, {**left, "seconds": round(time.monotonic() - began, 1)})
+    hashes = {} if ready.resolved is None else _work(recipe, ready, folder)
+    end(folder, {**hashes, "seconds": round(time.monotonic() - began, 1)})
 
 
 def _work(recipe: LoopRecipe, ready: Ready, folder: Path) -> dict[str, Any]:
@@ -141,22 +148,52 @@ def _work(recipe: LoopRecipe, ready: Ready, folder: Path) -> dict[str, Any]:
     assert resolved is not None, "a ready model needs no work"
     text = yaml.safe_dump(resolved.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", text)
-    if recipe.launch and ready.phase.what != "pairs":
-        command = [*shlex.split(recipe.launch), "visrl-train", str(folder / "recipe.yaml")]
-        code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
-        if code:
-            raise UsageError(
-                f"{ready.phase.name}: `{shlex.join(command)}` ended with {code}", "the same command goes on"
-            )
+    for named in folder.glob("**/settings.json"):
+        named.unlink()  # it names places; asked.json, which has been compared, has the bytes that lie there
+    if ready.phase.what == "pairs":
+        _make_pairs(recipe, ready.phase, resolved)
+    elif recipe.launch:
+        _launch(recipe.launch, ready.phase, folder / "recipe.yaml")
     else:
         resolved.module.run(resolved.recipe)
         free()
-    left = left_by(ready.phase, folder, resolved)
-    if ready.phase.what == "pairs" and not (folder / "pairs.jsonl").read_bytes():
-        raise UsageError(
-            f"{ready.phase.name}: no pairs came out", "more questions, or other thresholds (docs/pairs.md)"
-        )
-    return left
+    if ready.phase.what != "pairs" and not any(final_of(ready.phase, folder, resolved.recipe).glob("*.safetensors")):
+        raise UsageError(f"{ready.phase.name}: no weights came out", f"recipe.launch: did `{recipe.launch}` run it?")
+    return left_by(ready.phase, folder, resolved)
+
+
+def _launch(launch: str, phase: Phase, recipe: Path) -> None:
+    """A training phase in processes of its own."""
+    command = [*shlex.split(launch), "visrl-train", str(recipe)]
+    try:
+        code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
+    except OSError as error:
+        raise UsageError(f"recipe.launch: {command[0]}: {error.strerror}", "a command on this machine") from error
+    if code:
+        raise UsageError(f"{phase.name}: `{shlex.join(command)}` ended with {code}", "the same command goes on")
+
+
+def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
+    """Pairs; of questions that fail for good the loop goes on without, up to ``max_failed``."""
+    folder = resolved.recipe.output
+    try:
+        resolved.module.run(resolved.recipe)
+    except SystemExit as ended:
+        if ended.code != EXIT_INCOMPLETE:
+            raise
+    free()
+    counts = _funnel(folder)
+    failed, asked = sum(counts.get("failed", {}).values()), counts["questions"]["asked"]
+    if failed > recipe.max_failed * asked:
+        hint = "the same command tries them again; max_failed says how many the loop may go on without"
+        raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
+    if not (folder / "pairs.jsonl").read_bytes():
+        raise UsageError(f"{phase.name}: no pairs came out", "more questions, or other thresholds (docs/pairs.md)")
+
+
+def _funnel(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["funnel"]
+    return found
 
 
 def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) -> Path | None:
@@ -167,10 +204,13 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
         return before
     path, asked = _score_request(recipe, phase)
     if not _same(path, asked):
-        if (folder / "score").is_dir():
+        if path.parent.is_dir():
             set_aside(recipe.output, f"{phase.name}/score")
-        begin(folder / "score", asked)
-    score_phase(folder / "score", phase.label, state.now, recipe.score)
+        begin(path.parent, asked)
+    scored = {"weights": state.now.sha256()}
+    if not _same(path.parent / "phase.json", scored):
+        score_phase(path.parent, phase.label, state.now, recipe.score)
+        end(path.parent, scored)
     print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
     return folder
 
@@ -188,8 +228,10 @@ def _same(path: Path, asked: Mapping[str, Any]) -> bool:
 def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
     """``iter1/pairs: 512 pairs of 3000 questions · win box right 64.5 %``."""
     folder = recipe.output / phase.name
-    counts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["funnel"]
+    counts = _funnel(folder)
     said = f"{phase.name}: {counts['pairs']} pairs of {counts['questions']['asked']} questions"
+    if failed := sum(counts.get("failed", {}).values()):
+        said += f" · {failed} failed and were left out"
     file = folder / "records" / "datagen.json"
     if not file.is_file():
         return said
@@ -218,7 +260,7 @@ def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
             _check_only(recipe, phase, state)
             finished = (recipe.output / phase.name / "phase.json").is_file()
             word = f"redone, unless {first} comes out as it was" if finished else "to run"
-            yield phase.name, word, False
+            yield phase.name, word, finished
             continue
         ready = prepare(recipe, phase, state)
         stale = ready.found.stand == "stale"

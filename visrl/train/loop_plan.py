@@ -12,13 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from visrl.errors import UsageError
+from visrl.policies.load import SHIPPED
 from visrl.records import dump_json, write_atomically
 from visrl.train.recipe import Recipe, flat
+from visrl.train.shards import is_sharded, shards_of
 from visrl.train.wiring import State, Weights, Wires
 
 Stand = Literal["done", "new", "resume", "stale"]
@@ -38,8 +41,8 @@ def ready_config(weights: Weights) -> dict[str, Any]:
     return {"kind": "ready", "weights": weights.sha256()}
 
 
-def config_of(found: Recipe, wires: Wires, state: State) -> dict[str, Any]:
-    """What decides a phase. Values that the loop wired stand as the hashes of what they name."""
+def config_of(found: Recipe, wires: Wires, state: State, critic: Weights) -> dict[str, Any]:
+    """What decides a phase. Values that the loop wired stand as the hashes of what they name; so does its own critic."""
     asked = found.model_dump(
         mode="json", exclude={"output", "batch_size", "ray"} if found.kind == "pairs" else {"output"}
     )
@@ -48,15 +51,23 @@ def config_of(found: Recipe, wires: Wires, state: State) -> dict[str, Any]:
             _take(asked, key)
     inputs: dict[str, Any] = {"weights": state.now.sha256()}
     if "critic.model" in wires:
-        critic = state.base if wires["critic.model"] == state.base.spec else state.sft
         inputs["critic"] = critic.sha256()
+    elif named := _on_disk(asked.get("critic") or {}):
+        inputs["critic"] = named.sha256()
     if "data.path" in wires:
         assert state.pairs is not None, "a stage follows its pairs"
         inputs["data"] = file_hash(state.pairs)
         _take(asked, "data.pictures")
     elif path := (asked.get("data") or {}).get("path"):
-        inputs["data"] = file_hash(Path(path))
+        inputs["data"] = data_hash(Path(path))
     return {"recipe": asked, **inputs}
+
+
+def _on_disk(critic: Mapping[str, Any]) -> Weights | None:
+    """A critic that the recipe names, where its weights are files here: a server has none to hash."""
+    spec = (critic.get("model") or "").removeprefix("hf:")
+    here = spec in SHIPPED or (spec and Path(spec).is_dir())
+    return Weights(spec, critic["args"].get("adapter")) if here else None
 
 
 def _take(tree: dict[str, Any], key: str) -> None:
@@ -68,7 +79,20 @@ def _take(tree: dict[str, Any], key: str) -> None:
 
 def file_hash(path: Path) -> str | None:
     """sha256 of a file, None where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_hash(path: Path) -> str | None:
+    """sha256 of a file, or of the names and bytes of shards; None where there is nothing."""
+    if not is_sharded(path):
+        return file_hash(path)
+    total = hashlib.sha256()
+    for shard in shards_of(path):
+        total.update(f"{shard.name} {file_hash(shard)} ".encode())
+    return total.hexdigest()
 
 
 def examine(folder: Path, config: Mapping[str, Any], left: Mapping[str, Any] | None) -> Found:
@@ -101,7 +125,12 @@ def _short(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is no JSON: {error}", f"delete {path.parent}: the phase is then done again"
+        ) from error
     return found
 
 
@@ -118,7 +147,7 @@ def end(folder: Path, left: Mapping[str, Any]) -> None:
 def set_aside(output: Path, name: str) -> Path:
     """Move a stale phase to ``old/``: nothing that was done is lost. Returns where it is now."""
     folder = output / name
-    digest = hashlib.sha256((folder / "asked.json").read_bytes()).hexdigest()[:8]
+    digest = (file_hash(folder / "asked.json") or "unknown")[:8]
     stem = f"{name.replace('/', '-')}-{digest}"
     place = next(p for i in range(1000) if not (p := output / "old" / (stem if i == 0 else f"{stem}-{i}")).exists())
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +155,24 @@ def set_aside(output: Path, name: str) -> Path:
     return place
 
 
-def take_over(folder: Path, other: Path, config: Mapping[str, Any]) -> bool:
-    """Copy a phase that another loop has finished with the same hashes; whether there was one."""
+def take_over(
+    folder: Path, other: Path, config: Mapping[str, Any], left_by: Callable[[Path], Mapping[str, Any]]
+) -> bool:
+    """Copy a phase that another loop has finished with the same hashes; whether there was one, with the files it says it left.
+
+    Another process may be scoring it: what is not finished there is not copied, and its files in the making are not looked at.
+    """
     asked = json.loads(dump_json(dict(config)))
-    if _read(other / "asked.json") != asked or not (other / "phase.json").is_file():
+    ended = _read(other / "phase.json")
+    if _read(other / "asked.json") != asked or ended is None:
         return False
     beside = folder.parent / f".{folder.name}.copy"
     if beside.exists():
         shutil.rmtree(beside)
-    shutil.copytree(other, beside, ignore=shutil.ignore_patterns("checkpoint-*", ".staging*"))
+    unfinished = () if (other / "score" / "phase.json").is_file() else ("score", "metrics.json")
+    shutil.copytree(other, beside, ignore=shutil.ignore_patterns("checkpoint-*", ".*", *unfinished))
+    if any(ended.get(name) != value for name, value in left_by(beside).items()):
+        shutil.rmtree(beside)
+        return False
     beside.rename(folder)
     return True

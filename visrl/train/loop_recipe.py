@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from visrl.errors import UsageError
 from visrl.focus import CropName
 from visrl.prompts import ProtocolName
 from visrl.train.pairs_recipe import ModelArgs
-from visrl.train.recipe import Recipe, Section
+from visrl.train.recipe import Recipe, Section, Stages, flat
+
+
+def _dotted(found: Any) -> Any:
+    """``{trainer: {learning_rate: x}}``, which ``--set rl.set.trainer.learning_rate=x`` makes, is one value."""
+    return dict(flat(found)) if isinstance(found, dict) else found
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_dotted)]
 
 
 class PhaseSection(Section):
     """A phase: a recipe file, and values of it that are other ones here."""
 
     recipe: Path = Field(description="relative to the file that names it")
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
+    set: Settings = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
 
     @field_validator("recipe")
     @classmethod
@@ -39,7 +47,7 @@ class WarmUpSection(Section):
     """M_SFT: trained by a recipe (of kind sft or base), or a model that is ready."""
 
     recipe: Path | None = Field(default=None, description="relative to the file that names it")
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
+    set: Settings = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
     model: str | None = Field(default=None, description="a ready one: a shipped name, a folder or a hub id")
 
     @field_validator("recipe")
@@ -86,7 +94,7 @@ class LoopRecipe(Recipe):
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
     rl: PhaseSection | None = Field(default=None, description="of kind dpo; used for every stage")
     iterations: int = Field(default=1, ge=0)
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
@@ -96,6 +104,12 @@ class LoopRecipe(Recipe):
         default=None,
         description="a command before `visrl-train` for training phases, each then in processes of its own:"
         " accelerate launch --config_file FILE --no_python",
+    )
+    max_failed: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="the share of an iteration's questions that may fail, each tried again, before it is an error",
     )
     redo: bool = Field(default=False, description="move aside and redo what a changed recipe makes stale")
 

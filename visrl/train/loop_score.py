@@ -21,7 +21,7 @@ from visrl.evaluate import Options, evaluate
 from visrl.records import TaskResult, dump_json, read_results, write_atomically, write_results
 from visrl.runs import slug
 from visrl.train.loop_recipe import LoopRecipe, ScoreSection
-from visrl.train.wiring import Phase, Weights
+from visrl.train.wiring import Phase, Weights, phases
 from visrl.verdicts import change
 
 ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
@@ -34,7 +34,7 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
 
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
     policy: Any = load_policy(weights.spec, args)
-    policy.name = policy.loaded.about["path"] = label  # a record must not say where this run has its weights
+    policy.rename(label)
     options = Options(
         data=section.data,
         protocol=section.protocol,
@@ -147,7 +147,23 @@ def publish(recipe: LoopRecipe, phase: Phase, results: Sequence[TaskResult]) -> 
         for r in results
     ]
     if named:
-        write_results(recipe.output / "records" / f"{slug(phase.name.replace('/', '-'))}.json", named)
+        write_results(_record(recipe, phase), named)
+
+
+def _record(recipe: LoopRecipe, phase: Phase) -> Path:
+    return recipe.output / "records" / f"{slug(phase.name.replace('/', '-'))}.json"
+
+
+def forget(recipe: LoopRecipe) -> None:
+    """Take away records of phases that the recipe no longer has, or that are not finished: tables would show them. Nothing is
+    lost, a phase's folder has its own.
+    """
+    there = {
+        _record(recipe, phase) for phase in phases(recipe) if (recipe.output / phase.name / "phase.json").is_file()
+    }
+    for file in (recipe.output / "records").glob("*.json"):
+        if file not in there:
+            file.unlink()
 
 
 def origin(recipe: LoopRecipe, phase: Phase) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from visrl import __version__
 from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
@@ -47,6 +47,13 @@ HOPELESS = 50
 
 
 RECIPE = PairsRecipe
+
+
+@runtime_checkable
+class HasPlace(Protocol):
+    """A policy whose files lie somewhere: records may call it by another name."""
+
+    def rename(self, name: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -97,10 +104,18 @@ def evolve(recipe: PairsRecipe) -> dict[str, Any]:
 def load_evolution(recipe: PairsRecipe) -> Evolution:
     """The recipe's models and plan."""
     named, judge = recipe.policy, recipe.critic
-    policy = load_policy(named.model, named.args)
+    policy = _called(load_policy(named.model, named.args), named.name)
     same = (judge.model, judge.args) == (named.model, named.args)
-    other = policy if same else load_policy(judge.model, judge.args) if judge.model else None
+    other = policy if same else _called(load_policy(judge.model, judge.args), judge.name) if judge.model else None
     return Evolution(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy))
+
+
+def _called(policy: Policy, name: str | None) -> Policy:
+    if name is not None:
+        if not isinstance(policy, HasPlace):
+            raise UsageError(f"{policy.name} takes no other name", "leave policy.name and critic.name out")
+        policy.rename(name)
+    return policy
 
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:

@@ -30,6 +30,7 @@ class PolicySection(Section):
 
     model: str
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
+    name: str | None = Field(default=None, description="what records call it; default: as it is named here")
 
 
 class CriticSection(Section):
@@ -38,6 +39,7 @@ class CriticSection(Section):
     kind: CriticKind = "score"
     model: str | None = Field(default=None, description="none for the oracle")
     args: ModelArgs = Field(default_factory=dict)
+    name: str | None = Field(default=None, description="what records call it; default: as it is named here")
     judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
 
 

@@ -7,22 +7,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from visrl.boxes import Box
 from visrl.errors import UsageError
-from visrl.train.files import ChainRow, QuestionRow, picture_in, read_rows
+from visrl.train.files import ChainRow, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.importers import import_chains
 from visrl.train.recipe import Section
 from visrl.train.shards import is_sharded, root_of
 from visrl.types import CoTSample
 
+Row = TypeVar("Row", QuestionRow, ChainRow)
 WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
 
 
@@ -41,10 +43,18 @@ class QuestionSection(Section):
 
 
 def load_questions(section: QuestionSection) -> list[CoTSample]:
-    """The questions, in order. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all."""
-    samples = list(islice(_all(section), section.skip, None if section.limit is None else section.skip + section.limit))
+    """The questions, in order. Those whose picture is not there are left out before anything is skipped or counted, as SFT leaves
+    them out, and said on stderr. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all.
+    """
+    missing: list[str] = []
+    stop = None if section.limit is None else section.skip + section.limit
+    samples = list(islice(_all(section, missing), section.skip, stop))
+    if missing:
+        print(f"{section.path}: left out: {len(missing)} picture missing (first: {missing[0]})", file=sys.stderr)
     if not samples:
-        raise UsageError(f"no questions in {section.path or section.format}", "data.path, data.skip and data.limit")
+        pictures = f"; pictures are looked for below {section.pictures}" if missing else ""
+        hint = f"data.path, data.skip and data.limit{pictures}"
+        raise UsageError(f"no questions in {section.path or section.format}", hint)
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
@@ -55,16 +65,26 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     return samples
 
 
-def _all(section: QuestionSection) -> Iterator[CoTSample]:
+def _all(section: QuestionSection, missing: list[str]) -> Iterator[CoTSample]:
+    """Every question with a picture; ids of the others go to ``missing``."""
     if section.format == "world":
         return _world(section)
     if section.path is None:
         raise UsageError(f"data.path is missing for format {section.format}", "name the file of questions")
     if section.format == "visrl":
         pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
-        return (_sample(row, pictures, row.answers, row.box) for row in read_rows(section.path, QuestionRow))
-    rows, _ = import_chains(section.path, section.format)
-    return (_of_chain(row, section.pictures) for row in rows)
+        rows = read_rows(section.path, QuestionRow)
+        return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, missing))
+    chains, _ = import_chains(section.path, section.format)
+    return (_of_chain(row, section.pictures) for row in _pictured(chains, section.pictures, missing))
+
+
+def _pictured(rows: Iterable[Row], folder: Path, missing: list[str]) -> Iterator[Row]:
+    for row in rows:
+        if is_there(row.picture, folder):
+            yield row
+        else:
+            missing.append(row.id)
 
 
 def _of_chain(row: ChainRow, pictures: Path) -> CoTSample:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from visrl.errors import UsageError, nearest
 
@@ -34,6 +34,16 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
+    if not stages or list(stages) != sorted(set(stages)):
+        raise ValueError("stages are [1], [2] or [1, 2]")
+    return stages
+
+
+Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
+"""Which of the two stages, in order."""
 
 
 class Recipe(Section):

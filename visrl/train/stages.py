@@ -24,7 +24,7 @@ from visrl.train.losses import Term, stage_terms
 from visrl.train.machine import OWN, trainer_config
 from visrl.train.models import Trainee, load_trainee, own_forward, sliding_window, why_not_shared
 from visrl.train.phase import claim, finished, train
-from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
+from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, Stages, check_trainer_section
 
 OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, visrl-method.md e
     "learning_rate": 5e-6,
@@ -41,7 +41,7 @@ OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, visrl-method.md e
 class StepSection(Section):
     """The method's own knobs; the official values are the defaults (visrl-method.md e)."""
 
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    stages: Stages = (1, 2)
     beta_box: float = Field(default=0.1, gt=0)
     beta_answer: float = Field(default=0.1, gt=0)
     lambda_box: float = Field(default=0.5, ge=0)

@@ -16,11 +16,15 @@ from typing import Any, Literal
 
 from visrl.errors import UsageError
 from visrl.train.loop_recipe import LoopRecipe, PhaseSection, settings
-from visrl.train.recipe import Recipe, Resolved, load_recipe, read_yaml
+from visrl.train.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
 
 What = Literal["ready", "warm-up", "more", "pairs", "rl"]
+MORE_SEEDS = 1000
+"""How far the seed of ``more`` is from the warm-up's: beyond the seeds of any study."""
 Wires = dict[str, Any]
 """Dotted key -> what the loop puts there."""
+ADDED_TO = {"data.skip"}
+"""Wired, but from the value that is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +59,43 @@ class Weights:
         return self.model if self.model in SHIPPED else f"hf:{self.model}"
 
     def sha256(self) -> str:
-        """Of the weights' bytes. Raises UsageError where there are none."""
-        from visrl.policies.checkpoint import folder_of, weights_hash
+        """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
+        none.
+        """
+        from visrl.policies.checkpoint import folder_of
         from visrl.train.models import shipped
 
-        try:
-            model = weights_hash(folder_of(shipped(self.model), ""))
-        except OSError as error:
-            raise UsageError(
-                f"no weights at {self.model}", "a shipped name, a folder, or a hub id in the cache"
-            ) from error
-        return model if self.adapter is None else f"{model}+{weights_hash(Path(self.adapter))}"
+        path = Path(shipped(self.model))
+        if path.is_dir():
+            model = _hash_of(path)
+        else:
+            try:
+                model = f"{self.model}@{folder_of(self.model, '').name}"
+            except OSError as error:
+                raise UsageError(
+                    f"no weights at {self.model}", "a shipped name, a folder, or a hub id that this machine can reach"
+                ) from error
+        return model if self.adapter is None else f"{model}+{_hash_of(Path(self.adapter))}"
+
+
+def _hash_of(folder: Path) -> str:
+    from visrl.policies.checkpoint import weights_hash
+
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(f"no weights at {folder}", "a folder with *.safetensors")
+    return weights_hash(folder)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the phases so far have left: M_org, M_SFT, the newest model, the newest pairs and where their pictures are."""
+    """What the phases so far have left: M_org, M_SFT, the newest model and its phase's label, the newest pairs and where their
+    pictures are.
+    """
 
     base: Weights
     sft: Weights
     now: Weights
+    label: str = "base"
     pairs: Path | None = None
     pictures: Path = Path()
 
@@ -97,6 +118,11 @@ def phases(recipe: LoopRecipe) -> Iterator[Phase]:
             yield Phase(f"iter{k}/rl{stage}", label, "rl", k, stage)
 
 
+def critic_of(recipe: LoopRecipe, state: State) -> Weights:
+    """M_org, whatever the iteration; M_SFT in the ablation."""
+    return state.sft if recipe.critic == "sft" else state.base
+
+
 def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolved, Wires]:
     """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
     section = _section(recipe, phase)
@@ -108,12 +134,22 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
         before, wires = _rl_wires(phase, state)
     else:
         wires = _start_wires(kind, state)
-    fixed = {"output": str(recipe.output / phase.name), "seed": recipe.seed}
-    every = [*settings(before), *section.settings(), *settings({**fixed, **wires})]
-    resolved = load_recipe(section.recipe, every)
+    # with the warm-up's own seed, further training would see its very examples again, in the same order
+    seed = recipe.seed + MORE_SEEDS if phase.what == "more" else recipe.seed
+    fixed = {"output": str(recipe.output / phase.name), "seed": seed}
+    _refuse_wired(phase, section, {*fixed, *wires, *dict(flat(before))} - ADDED_TO)
+    resolved = load_recipe(section.recipe, [*settings(before), *section.settings(), *settings({**fixed, **wires})])
     if phase.what == "rl":
         wires |= {"data.path": str(state.pairs)}
     return resolved, wires
+
+
+def _refuse_wired(phase: Phase, section: PhaseSection, wired: set[str]) -> None:
+    """What the loop puts somewhere is not to be set there: it would be overwritten unseen."""
+    for key in section.set:
+        if key in wired:
+            hint = "the loop puts it there; `pairs.set: {critic.model: …}` alone may name another model"
+            raise UsageError(f"{phase.name}: set names {key}", hint)
 
 
 def _section(recipe: LoopRecipe, phase: Phase) -> PhaseSection:
@@ -143,26 +179,26 @@ def _start_wires(kind: str, state: State) -> Wires:
 
 
 def _rl_wires(phase: Phase, state: State) -> tuple[Wires, Wires]:
-    """What ``set`` may still change (the pairs: their ``limit``), and what it may not."""
+    """What replaces the recipe's own data, of which ``set`` may still change the ``limit``; and what else is wired."""
     data = {"path": str(state.pairs), "pictures": str(state.pictures)}
     return {"data": data}, {**_model(state.now), "step.stages": [phase.stage]}
 
 
 def _pairs_wires(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Wires:
-    wires: Wires = {"policy.model": state.now.spec}
-    if state.now.adapter is not None:
-        wires["policy.args.adapter"] = state.now.adapter
+    wires = _asked("policy", state.now, state.label)
     own = load_recipe(section.recipe, section.settings()).recipe
     if own.critic.kind != "oracle" and "critic.model" not in section.set:  # type: ignore[attr-defined]  # of kind pairs
-        critic = state.sft if recipe.critic == "sft" else state.base
-        wires["critic.model"] = critic.spec
-        if critic.adapter is not None:
-            wires["critic.args.adapter"] = critic.adapter
+        wires |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
     data = own.data  # type: ignore[attr-defined]
     if phase.iteration > 1 and data.limit is None:
         raise UsageError("fresh questions for each iteration need pairs: data.limit", "how many an iteration asks")
     wires["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
     return wires
+
+
+def _asked(who: str, weights: Weights, name: str) -> Wires:
+    wires: Wires = {f"{who}.model": weights.spec, f"{who}.name": name}
+    return wires | ({f"{who}.args.adapter": weights.adapter} if weights.adapter is not None else {})
 
 
 def final_of(phase: Phase, folder: Path, found: Recipe) -> Path:

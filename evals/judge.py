@@ -40,6 +40,8 @@ PAPER_MODEL = "gpt-3.5-turbo-1106"
 PAPER_HOST = "api.openai.com"
 _REPLY = re.compile(r"score: (\d[\d.]*|\.\d+)")
 _ARTICLES = frozenset({"a", "an", "the"})
+NO_REPLY = "judge: request failed"
+"""How the reason of an answer begins whose judge could not be reached: asked again, it may have a score."""
 NOT_THE_PAPERS = "not the paper's judge"
 
 
@@ -81,6 +83,17 @@ def make_judge(spec: str) -> Judge:
         return _endpoint(spec)
     known = [*_RULES, "openai:URL#MODEL"]
     raise UsageError(f"unknown judge {spec!r}", nearest(spec, known) if spec else f"one of {', '.join(known)}")
+
+
+def ready_judge(spec: str) -> Judge:
+    """The judge, able to work: what it lacks must not come out after a night of generating, or between two records.
+
+    Raises UsageError as :func:`make_judge`, and where a key is missing.
+    """
+    judge = make_judge(spec)
+    if isinstance(judge, EndpointJudge):
+        judge.key()
+    return judge
 
 
 # --- offline rules
@@ -214,10 +227,14 @@ class EndpointJudge:
     def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
         if not items:
             return []
+        return asyncio.run(self._judge_all(items, self.key()))
+
+    def key(self) -> str:
+        """From OPENAI_API_KEY. Raises UsageError where the paper's endpoint is asked without one."""
         key = os.environ.get("OPENAI_API_KEY")
         if not key and urlsplit(self.url).hostname == PAPER_HOST:
             raise UsageError(f"the judge {self.model} needs a key", "export OPENAI_API_KEY, or use --judge exact")
-        return asyncio.run(self._judge_all(items, key or "none"))
+        return key or "none"
 
     async def _judge_all(self, items: Sequence[JudgeItem], key: str) -> list[Score]:
         from openai import AsyncOpenAI
@@ -241,5 +258,5 @@ class EndpointJudge:
                 )
                 content = reply.choices[0].message.content
             except Exception as error:  # noqa: BLE001 - any endpoint, any failure: this answer is unscored, the rest goes on
-                return Score(None, f"judge: {type(error).__name__}")
+                return Score(None, f"{NO_REPLY}: {type(error).__name__}")
         return read_reply(content or "")

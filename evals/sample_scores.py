@@ -33,7 +33,9 @@ def of_run(folder: Path) -> Rows:
     """The scores of a run folder. Raises UsageError naming what is missing, or the damaged line."""
     path = folder / "scores.jsonl"
     if not path.is_file():
-        raise UsageError(f"{folder} has no scores.jsonl", f"visrl-eval score {folder}")
+        inside = folder / "score"  # a loop's phase is scored in a folder of its own
+        hint = f"name {inside}" if inside.is_dir() else f"visrl-eval score {folder}"
+        raise UsageError(f"{folder} has no scores.jsonl", hint)
     rows: Rows = {}
     for where, item in _objects(path):
         if "cluster" not in item:

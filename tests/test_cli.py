@@ -101,6 +101,52 @@ def test_score_again_and_show(results, shared, tmp_path, capsys):
     assert "viscot_cub" in capsys.readouterr().out
 
 
+@pytest.fixture
+def world_run(tmp_path, capsys):
+    """10 world_viscot_doc questions, all answered "no", scored by ``exact``."""
+    run = tmp_path / "run"
+    assert main(["--model", "constant:no", "--tasks", "world_viscot_doc", "--limit", "10", "-q", "-o", str(run)]) == 0
+    capsys.readouterr()
+    return run
+
+
+def contents(run):
+    return {str(p): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+NOBODY = "openai:http://localhost:9/v1#m"
+
+
+def test_a_judge_that_cannot_be_reached_takes_no_scores_away(world_run, capsys):
+    before = contents(world_run)
+    assert main(["score", str(world_run), "--judge", NOBODY]) == 2
+    assert "could not be reached: nothing was scored" in capsys.readouterr().err
+    assert contents(world_run) == before
+
+
+def test_a_judge_without_its_key_is_refused_before_a_model_is_loaded_or_a_score_rewritten(
+    world_run, capsys, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    paid = "openai:https://api.openai.com/v1#gpt-3.5-turbo-1106"
+    before = contents(world_run)
+    assert main(["score", str(world_run), "--judge", paid]) == 2
+    assert "needs a key" in capsys.readouterr().err and contents(world_run) == before
+    monkeypatch.setattr("visrl.far.policy_and_engine", lambda *_: pytest.fail("the model was loaded"))
+    for wrong in (["--judge", paid], ["--focus", "gld"], ["--protocol", "nosuch"], ["--data", "/nowhere"]):
+        assert main(["--model", "constant:no", "--tasks", "world_viscot_doc", *wrong]) == 2
+
+
+def test_answers_that_a_judge_left_out_make_a_run_incomplete(tmp_path, capsys):
+    """Of a first scoring what can be had is kept: the boxes; the exit code says that the rest is missing."""
+    run = tmp_path / "run"
+    args = ["--model", "constant:no", "--tasks", "world_viscot_doc", "--limit", "2", "-q", "-o", str(run)]
+    assert main([*args, "--judge", NOBODY]) == 3
+    assert "2 answers are unscored: the judge could not be reached" in capsys.readouterr().err
+    assert main(["score", str(run), "--judge", "exact"]) == 0
+    assert json.loads((run / "run.json").read_text())["judge"] == "exact"  # whose scores these are, for the run's page
+
+
 def test_same_output_other_request(results, shared, tmp_path, capsys):
     results("--model", "constant:no", "--tasks", "viscot_cub")
     code = main(

@@ -43,6 +43,13 @@ def test_of_several_seeds_the_mean_and_its_error_count():
     assert "70.0 ±5.8" in render(phase_table(three, "world"), "md")
 
 
+def test_a_cell_of_fewer_seeds_says_so():
+    """Its error is by picture, that of the others over seeds."""
+    some = [record("sft", 0.6 + seed / 10, seed=seed) for seed in range(3)] + [record("iter1/rl1", 0.8, seed=1)]
+    said = render(phase_table(some, "world"), "md")
+    assert "| SFT | 70.0 ±5.8 |" in said and "| SFT+RL1 | 80.0 ±1.0 (1 of 3 seeds) |" in said
+
+
 def test_the_table_has_tasks_before_their_mean_and_says_it_is_the_small_world():
     both = [*records(), *records(metric="box_acc"), *records(task="world_viscot_doc")]
     table = phase_table(both, "world")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_phase_tables import record
 
-from visrl.claims import Claim, claims, decided
+from visrl.claims import Claim, claims, decided, pairs_by_seed
 from visrl.cli import main
 from visrl.records import TaskResult, write_results
 from visrl.result_tables import generated
@@ -25,11 +25,11 @@ def test_without_records_it_says_that_nothing_was_measured():
 
 
 def test_two_standard_errors_over_seeds_decide():
-    """Differences +4, +6, +8: mean 6, s = 2, se 2 / sqrt 3 = 1.15: beyond 2 se. Of one seed there is no error and no verdict."""
+    """Differences +4, +6, +8: mean 6, s = 2, se 2 / sqrt 3 = 1.15: beyond 2 se. t = 5.196, of 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2) = .035. Of one seed there is no error and no verdict."""
     before, after = {"0": 50.0, "1": 51.0, "2": 52.0}, {"0": 54.0, "1": 57.0, "2": 60.0}
-    assert Claim("c", before, after).row() == "| c | 51.0 | 57.0 | +6.0 ± 1.2 | reproduced, 3 seeds |"
-    assert "| -6.0 ± 1.2 | contradicted, 3 seeds |" in Claim("c", after, before).row()
-    assert Claim("c", {"0": 50.0}, after).row() == "| c | 50.0 | 54.0 | +4.0 | undecided, 1 seed |"
+    assert Claim("c", before, after).row() == "| c | 51.0 | 57.0 | +6.0 ± 1.2 | .035 | reproduced, 3 seeds |"
+    assert "| -6.0 ± 1.2 | .035 | contradicted, 3 seeds |" in Claim("c", after, before).row()
+    assert Claim("c", {"0": 50.0}, after).row() == "| c | 50.0 | 54.0 | +4.0 | — | undecided, 1 seed |"
     assert Claim("c", {"9": 50.0}, after).row() == ""
     two = Claim("c", {"0": 50.0, "1": 51.0}, after)
     assert two.verdict == "undecided"  # +4 and +6: 5 ± 1, but of two seeds
@@ -68,16 +68,16 @@ def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_p
     assert main([*arguments, "--check"]) == 0
     said = page.read_text()
     assert (
-        "| RL1 points better than SFT | 42.0 | 52.0 | +10.0 ± 0.0 | reproduced, 3 seeds |" in said
+        "| RL1 points better than SFT | 42.0 | 52.0 | +10.0 ± 0.0 | < .001 | reproduced, 3 seeds |" in said
     )  # means of .40, .42, .44
     assert (
-        "| Box critics help | 66.9 | 72.0 | +5.1 ± 0.1 | reproduced, 3 seeds |" in said
+        "| Box critics help | 66.9 | 72.0 | +5.1 ± 0.1 | < .001 | reproduced, 3 seeds |" in said
     )  # 5.0, 5.1, 5.2 points of the last phase
     assert (
         "Not measured: RL2 points better than the best of the SFT checkpoints; The diversity controller helps" in said
     )
     assert (
-        "| Iteration 2: better box than SFT | 42.0 | 72.0 | +30.0 ± 0.0 | reproduced, 3 seeds |" in said
+        "| Iteration 2: better box than SFT | 42.0 | 72.0 | +30.0 ± 0.0 | < .001 | reproduced, 3 seeds |" in said
     )  # .72 on average at the end of the longest run, .42 after SFT
     write_results(tmp_path / "results/records/a/r.json", of_seeds[1:])
     assert main([*arguments, "--check"]) == 1
@@ -95,7 +95,7 @@ def rows(results):
 
 
 def test_fewer_pairs_of_two_right_boxes_are_what_the_controller_should_bring():
-    """1.0, 1.5, 2.0 without and .4, .5, .6 with: -.6, -1.0, -1.4, so -1.0 ± .23: fewer, as claimed. Right winners are the sum of two
+    """1.0, 1.5, 2.0 without and .4, .5, .6 with: -.6, -1.0, -1.4, so -1.0 ± .23, t = 4.33, p = .049: fewer, as claimed. Right winners are the sum of two
     kinds: 51 + 4 and 70 + 1 percent.
     """
     made = [record("sft", 0.5, run="full")]
@@ -106,7 +106,7 @@ def test_fewer_pairs_of_two_right_boxes_are_what_the_controller_should_bring():
     assert (
         found["With the diversity controller fewer pairs have two right boxes"]
         .row()
-        .endswith("| -1.0 ± 0.2 | reproduced, 3 seeds |")
+        .endswith("| -1.0 ± 0.2 | .049 | reproduced, 3 seeds |")
     )
     critics = found["With box critics more winning boxes are right"]
     assert (critics.before["0"], critics.after["0"], critics.verdict) == (55.0, 70.4, "reproduced")
@@ -145,3 +145,25 @@ def test_what_is_known_of_a_failed_claim_is_told_once_and_only_then():
 def test_phases_of_the_small_world_stay_out_of_the_papers_tables(tmp_path):
     write_results(tmp_path / "r.json", pairs("full", 0, wp_lp=1.0, wp_ln=64.0, wn_lp=2.0, wn_ln=33.0))
     assert "No record of ours belongs into this table" in generated(tmp_path)["datagen.md"]
+
+
+def test_records_that_lack_a_warm_up_or_hold_a_seed_twice():
+    """A loop without SFT claims nothing about it; of a record that is there twice the last counts, 70 and not 140 %."""
+    bare = [record(phase, 0.5, run="bare") for phase in ("base", "iter1/rl2", "iter2/rl2")]
+    assert "Iteration 2: better answers than SFT" not in text(bare)
+    assert "Iteration 2: better answers than the first iteration" in text(bare)
+    assert "## Phases" in text([record("base", 0.5, run="bare")])
+    twice = 2 * pairs("full", 0, wp_ln=70.0)
+    assert pairs_by_seed(twice, "full", ("wp_ln", "wp_lp")) == {"0": 70.0}
+
+
+def test_a_variant_whose_pairs_are_the_methods_is_not_shown_beside_it():
+    """Seeds 0 and 2 of a variant that changes only training: the same pairs, of fewer seeds."""
+    made = [
+        record("sft", 0.5, run=run, seed=seed) for run in ("full", "winners-only", "no-diversity") for seed in range(3)
+    ]
+    for seed in range(3):
+        made += pairs("full", seed, wp_lp=1.0 + seed) + pairs("no-diversity", seed, wp_lp=2.0 + seed)
+    made += pairs("winners-only", 0, wp_lp=1.0) + pairs("winners-only", 2, wp_lp=3.0)
+    table = text(made).partition("## Pairs")[2]
+    assert "no-diversity" in table and "winners-only" not in table

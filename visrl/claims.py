@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import norm
+from scipy.stats import t as student
+
 from visrl.ablation_tables import FULL
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
@@ -121,7 +124,16 @@ class Claim:
         error = "" if se is None else f" ± {se:.1f}"
         a, b = (sum(values[s] for s in seeds) / len(seeds) for values in (self.before, self.after))
         how = f"{self.verdict}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        return f"| {self.text} | {a:.1f} | {b:.1f} | {change.value:+.1f}{error} | {how} |"
+        return f"| {self.text} | {a:.1f} | {b:.1f} | {change.value:+.1f}{error} | {_chance(change.value, se, change.n)} | {how} |"
+
+
+def _chance(change: float, se: float | None, seeds: int) -> str:
+    """Two-sided p of no difference: Student's t over seeds, normal where the error is by picture within one seed."""
+    if not se:
+        return "—"
+    t = abs(change) / se
+    p = 2 * float(norm.sf(t) if seeds == 1 else student.sf(t, seeds - 1))
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def decided(change: float, se: float | None) -> str:

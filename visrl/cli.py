@@ -106,7 +106,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Evaluate a model. The same command again finishes what is missing."""
-    from visrl.evaluate import Options, evaluate
+    from visrl.evaluate import Options, check_before, evaluate
     from visrl.far import policy_and_engine
     from visrl.policies.load import parse_model_args
     from visrl.processes import join
@@ -115,6 +115,9 @@ def run(
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     if ray and upstream:
         raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
+    own = [name.strip() for name in tasks.split(",") if name.strip() not in upstream]
+    if own:
+        check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
         data=data,
@@ -129,7 +132,6 @@ def run(
         max_tokens=max_tokens,
         quiet=quiet,
     )
-    own = [name.strip() for name in tasks.split(",") if name.strip() not in upstream]
     if upstream:
         from visrl.harness import print_upstream
 
@@ -187,7 +189,7 @@ def _finish(
     if changes:
         print()
         cli_check.print_comparison(title, list(changes), [], "rich")
-    print(f"run: {outcome.folder}", file=sys.stderr)
+    _print_end(outcome.folder, changes, title)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
         print(f"{outcome.n_failed} of {outcome.n_samples} samples failed or are unaccounted for", file=sys.stderr)
@@ -200,6 +202,18 @@ def _finish(
             file=sys.stderr,
         )
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _print_end(folder: Path, changes: Sequence[Difference], title: str) -> None:
+    """What a long table comes to, and where to look next."""
+    from visrl.evals.benchmarks import GROUPS
+    from visrl.verdicts import change
+
+    print(file=sys.stderr)
+    for d in (d for d in changes if d.task in GROUPS):
+        print(f"{d.task} {d.metric}, {title}: {change(d.before, d.after, d.delta, d.se, d.unit)}", file=sys.stderr)
+    print(f"run: {folder}", file=sys.stderr)
+    print(f"picture by picture: visrl-eval view {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def _print_results(results: list[TaskResult], json_: bool) -> None:
@@ -220,9 +234,18 @@ def score(
     json_: JsonOption = False,
 ) -> None:
     """Score a run again without generating."""
-    from visrl.evaluate import score as score_folder
+    from visrl.scoring import score as score_folder
+    from visrl.scoring import unjudged
 
-    _print_results(score_folder(folder, judge), json_)
+    results = score_folder(folder, judge)
+    _print_results(results, json_)
+    if lost := unjudged(results):
+        print(
+            f"error: incomplete: {lost} answers are unscored: the judge could not be reached\n\n"
+            "hint: the same command asks again",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command()
@@ -303,11 +326,14 @@ def tables(
 
 
 def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
-    from visrl.phase_tables import draw_iterations, longest
+    from visrl.phase_tables import draw_iterations, longest, runs
 
     if figure != "iterations":
         raise UsageError(f"no figure {figure!r}", "--figure iterations")
-    draw_iterations(found, longest(found), output)
+    run_ = longest(found)
+    draw_iterations(found, run_, output)
+    if len(others := runs(found)) > 1:
+        print(f"drawn: {run_}, the one with most iterations of {len(others)} runs", file=sys.stderr)
     print(output)
 
 

@@ -9,6 +9,8 @@ EXIT_DONE = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
+FEW = 12
+"""So many names still fit into a hint."""
 
 
 class UsageError(Exception):
@@ -40,6 +42,9 @@ def printable(text: str, limit: int = 300) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest of ``known``, or how to list them all."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else "`visrl-eval ls` lists what there is"
+    """A hint naming the closest of ``known``, or all where they are few, or how to list them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"one of {', '.join(names)}" if len(names) <= FEW else "`visrl-eval ls` lists what there is"

@@ -6,32 +6,27 @@ all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (har
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visrl import __version__
 from visrl.errors import Interrupted, UsageError, nearest, printable
-from visrl.evals.benchmarks import GROUPS, TaskSpec, resolve
+from visrl.evals.benchmarks import TaskSpec, resolve
 from visrl.focus import CROPS, FOCUSES
 from visrl.policies import Policy, Sampling
 from visrl.processes import join
 from visrl.progress import Ticker, cheap_scorer, progress
 from visrl.prompts import PROTOCOLS
 from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Finished, Run, read_meta, recorded, request_hash, slug, write_scores
-from visrl.types import CoTSample, Episode, Score
+from visrl.runs import Finished, Run, request_hash, slug
+from visrl.scoring import score, unjudged
+from visrl.types import CoTSample, Episode
 
 if TYPE_CHECKING:
-    from visrl.evals.columns import SampleScores
-    from visrl.evals.judge import Judge
-    from visrl.evals.measure import Measured
     from visrl.records import TaskResult
 
 log = logging.getLogger(__name__)
@@ -68,16 +63,31 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
+def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, **named: str | None) -> None:
+    """What can be known to be wrong before a model is loaded, which may take minutes. named: protocol, focus, crop, where given.
+
+    Raises UsageError.
+    """
+    from visrl.evals.judge import ready_judge
+
+    resolve(tasks)
+    ready_judge(judge)
+    _check_names(**named)
+    if data is not None and not data.is_dir():
+        raise UsageError(f"--data {data}: no such folder", "docs/data.md says what lies in it")
+
+
+def _check_names(**named: str | None) -> None:
+    known: dict[str, Collection[str]] = {"protocol": PROTOCOLS, "focus": FOCUSES, "crop": CROPS}
+    for name, value in named.items():
+        if value is not None and value not in known[name]:
+            raise UsageError(f"--{name}: unknown {value!r}", nearest(value, known[name]))
+
+
 def make_look(policy: Policy, options: Options) -> Look:
     """Protocol, focus, crop and sampling, checked. Raises UsageError naming the nearest known value."""
     name = options.protocol or policy.default_protocol
-    for value, known, flag in (
-        (name, PROTOCOLS, "--protocol"),
-        (options.focus, FOCUSES, "--focus"),
-        (options.crop, CROPS, "--crop"),
-    ):
-        if value not in known:
-            raise UsageError(f"{flag}: unknown {value!r}", nearest(value, known))
+    _check_names(protocol=name, focus=options.focus, crop=options.crop)
     sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
     return Look(PROTOCOLS[name], options.focus, options.crop, sampling, options.seed)  # type: ignore[arg-type]  # checked
 
@@ -142,11 +152,9 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
     engine: who makes the episodes; far.py has another one.
     """
-    from visrl.evals.judge import make_judge
-
+    check_before(tasks, judge=options.judge)
     specs = resolve(tasks)
     look = make_look(policy, options)
-    make_judge(options.judge)  # a typo must not cost a run
     request = describe_request(policy, specs, look, options)
     outcome = Outcome(options.output or default_folder(request), [])
     with Run(outcome.folder, request, processes=join()) as run:
@@ -163,6 +171,9 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     _check_leftovers(policy, outcome)
     if run.processes.first:
         outcome.results = score(outcome.folder, options.judge)
+        if lost := unjudged(outcome.results):
+            outcome.n_failed += lost
+            outcome.problems.append(f"{lost} answers are unscored: the judge could not be reached")
     return outcome
 
 
@@ -260,98 +271,3 @@ def _check_leftovers(policy: Policy, outcome: Outcome) -> None:
         if count:
             outcome.n_failed += count
             outcome.problems.append(f"{count} predictions {what}, for example {', '.join(rest.examples)}")
-
-
-def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
-    """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
-
-    judge_spec: another judge than the run's own. Raises UsageError where run, data or episodes cannot be read.
-    """
-    from visrl.evals.judge import make_judge
-    from visrl.evals.scoring import TaskScores, score_group, score_task
-
-    meta = read_meta(folder)
-    request = meta["request"]
-    judge = make_judge(judge_spec or meta.get("judge", "exact"))
-    specs = resolve(list(request["tasks"]))
-    scored: dict[str, TaskScores] = {}
-    results: list[TaskResult] = []
-    with recorded(folder / "episodes.jsonl") as by_task:
-        for spec in specs:
-            if episodes := by_task.get(spec.name):
-                samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
-                scored[spec.name] = score_task(spec, samples, episodes, judge)
-                results += _record(folder, spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
-    for group, members in GROUPS.items():
-        if len(members) > 1 and all(member in scored for member in members):
-            results += _record(folder, group, members, score_group(group, scored), request, judge)
-    write_scores(folder, (row for task, found in scored.items() for row in _rows(task, found.samples)))
-    return results
-
-
-def _rows(task: str, scores: SampleScores) -> Iterator[dict[str, Any]]:
-    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data (compare.py)."""
-    for row in scores.rows():
-        found = scores.of_row(row)
-        yield {
-            "task": task,
-            "sample_id": scores.ids[row],
-            "cluster": scores.clusters[row],
-            "group": scores.groups[row],
-            "scores": {metric: score.value for metric, score in found.items()},
-            **_reasons(found),
-        }
-
-
-def _reasons(scores: Mapping[str, Score]) -> dict[str, Any]:
-    reasons = {metric: score.reason for metric, score in scores.items() if score.reason}
-    return {"reasons": reasons} if reasons else {}
-
-
-def _record(
-    folder: Path, task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any], judge: Judge
-) -> list[TaskResult]:
-    """One record file per task or group, written as soon as it is scored."""
-    from visrl.evals.scoring import to_result
-    from visrl.records import write_results
-
-    context = result_context(request, members, judge)
-    results = [to_result(measured, task, context) for measured in found]
-    if results:
-        write_results(folder / "records" / f"{slug(task)}.json", results)
-    return results
-
-
-def _documents(spec: TaskSpec, request: Mapping[str, Any]) -> Iterator[CoTSample]:
-    """The documents a run saw, one at a time, in the order of the split; the data must be what it was then."""
-    from visrl.tasks import fingerprint, load
-
-    folder = Path(request["data_folder"]) if request["data_folder"] else None
-    if fingerprint(spec.name, folder) != request["data"][spec.name]:
-        raise UsageError(
-            f"the documents of {spec.name} in {folder} have changed since the run", "score with the data it was made on"
-        )
-    return load(spec.name, folder, with_pictures=False, limit=request["limit"])
-
-
-def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Judge) -> dict[str, Any]:
-    """The fields of a TaskResult that are the run's, not the metric's. members: the tasks the number is made of."""
-    return {
-        "protocol": request["protocol"],
-        "focus": request["focus"],
-        "crop": request["crop"],
-        "model": request["model"],
-        "model_info": request["model_info"],
-        "box_format": request["box_format"],
-        "sampling": request["sampling"],
-        "seed": request["seed"],
-        "limit": request["limit"],
-        "data": {member: request["data"][member] for member in members},
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
-    found = {"visrl": __version__, "python": platform.python_version()}
-    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}

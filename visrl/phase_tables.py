@@ -199,7 +199,11 @@ def draw_iterations(results: Sequence[TaskResult], run: str, path: Path) -> None
         x = [int(iteration) for iteration, _ in line]
         y, error = [point.value for _, point in line], [point.se or 0.0 for _, point in line]
         axis.errorbar(x, y, yerr=error, label=name, linestyle=dash, marker="o", capsize=3)
-    axis.set(xlabel="iteration (0: SFT)", ylabel="percent", title=f"VisRL over multiple iterations: {run}")
+    seeds = max(point.seeds for line in found.values() for _, point in line)
+    over = f"over {seeds} seeds" if seeds > 1 else "by picture, one seed"
+    where = ", small world" if any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run) else ""
+    axis.set(xlabel=f"iteration (0: SFT); bars: ± 1 standard error {over}", ylabel="percent")
+    axis.set_title(f"VisRL over multiple iterations\n({run}{where})")
     axis.set_xticks(sorted({int(iteration) for line in found.values() for iteration, _ in line}))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

@@ -60,6 +60,18 @@ class TaskResult(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
 
+ENDS: dict[str, tuple[float, float]] = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0)}
+"""Of a unit's scale; points have none."""
+
+
+def interval(result: TaskResult) -> tuple[float, float] | None:
+    """The 95 % interval as people are shown it: cut at the ends of the scale. A record keeps what was computed."""
+    if result.ci is None:
+        return None
+    low, high = ENDS.get(result.unit, (float("-inf"), float("inf")))
+    return max(low, result.ci[0]), min(high, result.ci[1])
+
+
 def dump_json(value: Any) -> str:
     """JSON as all our files have it: sorted keys, two spaces, UTF-8, no NaN, a final newline."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -349,7 +349,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"{folder} is not a run folder: it has no run.json", "runs are written below runs/") from error
+        inside = folder / "score"  # of a loop's phase
+        hint = f"{inside} is one" if (inside / "run.json").is_file() else "runs are written below runs/"
+        raise UsageError(f"{folder} is not a run folder: it has no run.json", hint) from error
     except ValueError as error:
         raise UsageError(f"{path}: damaged: {error}", "start a new run with another --output") from error
     return meta

@@ -15,12 +15,16 @@ from pathlib import Path
 
 from visrl.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
 from visrl.claims import WHY, claims, last_by_seed, main_run, pairs_by_seed
-from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_table, runs, series
+from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_of, phase_table, runs, series
 from visrl.records import TaskResult, read_records, write_atomically
 from visrl.render import render
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
+ITERATIONS = (
+    "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
+    " rows stand beside each other, not beside those of the ablations."
+)
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-eval science --check` compares. -->
 
@@ -29,7 +33,8 @@ _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-e
 The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). A claim counts as
 reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
 in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
-the error is known by picture.
+the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
+stands just beyond them is weak evidence, and of some 25 claims one or two may get there by chance.
 """
 _LIMITS = """## Limits
 
@@ -66,7 +71,7 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
     silent = [claim.text for claim in made if not claim.verdict]
-    lines = ["| claim | from | to | difference | verdict |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = ["| claim | from | to | difference | p | verdict |", "| --- | ---: | ---: | ---: | ---: | --- |"]
     lines += [claim.row() for claim in made if claim.verdict]
     lines += [f"\nNot measured: {'; '.join(silent)}."] if silent else []
     failed: dict[str, list[str]] = {}
@@ -93,7 +98,7 @@ def _tables(results: Sequence[TaskResult], found: Sequence[TaskResult]) -> list[
     """Phases of the main run and of the one with several iterations, then what each variant is worth, and its pairs."""
     names = runs(found)
     shown = (main_run(names), *([longest(found)] if has_figure(found) else []))
-    parts = ["## Phases", ""]
+    parts = ["## Phases", "", *(_made_of(found, name) for name in dict.fromkeys(shown)), ""]
     parts += [render(phase_table(found, name), "md") for name in dict.fromkeys(shown)]
     if FULL in names:
         names = [FULL, *(name for name in names if name not in shown)]
@@ -113,6 +118,13 @@ def _differ(kinds: Numbers, shared: Numbers | None) -> bool:
     both = [(values, (shared or {}).get(kind, {}), seed) for kind, values in kinds.items() for seed in values]
     same = [a[seed] == b[seed] for a, b, seed in both if seed in b]
     return not same or not all(same)
+
+
+def _made_of(found: Sequence[TaskResult], name: str) -> str:
+    """Which seeds a run's numbers are of, and what sets its recipe apart."""
+    seeds = sorted({str(phase_of(r)["seed"]) for r in found if phase_of(r)["run"] == name})
+    apart = ITERATIONS if name == "world-iterations" else ""
+    return f"- {name}: seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}{apart}"
 
 
 def write(results: Path, docs: Path) -> Path:

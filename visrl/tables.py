@@ -17,7 +17,7 @@ from typing import Any, Literal
 from visrl.evals import paper
 from visrl.evals.benchmarks import GROUPS, PRIMARY, TASKS
 from visrl.evals.judge import is_papers
-from visrl.records import TaskResult
+from visrl.records import TaskResult, interval
 from visrl.render import Cell, Row, Table, cleaned, plain, render, show
 
 Verdict = Literal["match", "above", "below", "not comparable", ""]
@@ -259,7 +259,8 @@ def _value(result: TaskResult) -> str:
 
 
 def _interval(result: TaskResult) -> str:
-    return "" if result.ci is None else "–".join(f"{end:.{_digits(result)}f}" for end in result.ci)
+    ends = interval(result)
+    return "" if ends is None else "–".join(f"{end:.{_digits(result)}f}" for end in ends)
 
 
 def _of(result: TaskResult) -> str:

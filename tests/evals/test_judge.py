@@ -158,7 +158,7 @@ def test_the_endpoint_gets_the_official_prompt_and_its_failures_are_unscored(ser
     found = at(server, retries=1).judge_many([item("good"), item("vague"), item("down"), item("shaky")])
     assert [score.value for score in found] == [0.7, None, None, 0.7]
     assert found[1].reason == "judge: 0 scores in the reply, not one"
-    assert found[2].reason == "judge: InternalServerError"
+    assert found[2].reason == "judge: request failed: InternalServerError"
     path, key, body = next(seen for seen in server.seen if "good" in seen[2]["messages"][1]["content"])
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer sk-secret", "m", 0.0)
     assert body["messages"][0] == {"role": "system", "content": judge.SYSTEM}
@@ -183,7 +183,7 @@ def test_no_server_is_unscored_not_a_crash():
     closed.shutdown()
     closed.server_close()
     (found,) = at(closed, retries=0).judge_many([item("x")])
-    assert (found.value, found.reason) == (None, "judge: APIConnectionError")
+    assert (found.value, found.reason) == (None, "judge: request failed: APIConnectionError")
     assert at(closed).judge_many([]) == []
 
 

@@ -216,19 +216,27 @@ def test_the_trainer_reads_pairs_of_the_small_world(tmp_path):
     assert records and all(record.small_world for record in records)
 
 
-def test_questions_from_a_file(tmp_path):
+def test_questions_from_a_file(tmp_path, capsys):
+    """Those without a picture are left out before anything is skipped or counted, and said, as SFT does."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
     rows = [
+        {"id": "gone", "picture": "gone.png", "question": "Who?", "answers": ["me"]},
         {"id": "a", "picture": "a.png", "question": "Who?", "answers": ["me"], "box": [1, 2, 3, 4]},
         {"id": "b", "picture": "b.png", "question": "Where?", "answers": ["here"], "size": [30, 40]},
     ]
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first, second = load_questions(QuestionSection(path=path))
+    first, second = load_questions(QuestionSection(path=path, pictures=tmp_path))
+    assert "left out: 1 picture missing (first: gone)" in capsys.readouterr().err
     assert first.box == Box(1, 2, 3, 4) and first.answers == ("me",) and second.size == (30, 40) and second.box is None
-    assert [s.id for s in load_questions(QuestionSection(path=path, skip=1, limit=5))] == ["b"]
-    path.write_text(path.read_text() + json.dumps(rows[0]) + "\n")
+    assert [s.id for s in load_questions(QuestionSection(path=path, pictures=tmp_path, skip=1, limit=5))] == ["b"]
+    with pytest.raises(UsageError, match="no questions") as caught:
+        load_questions(QuestionSection(path=path, pictures=tmp_path / "elsewhere"))
+    assert f"pictures are looked for below {tmp_path / 'elsewhere'}" in caught.value.hint
+    path.write_text(path.read_text() + json.dumps(rows[1]) + "\n")
     with pytest.raises(UsageError, match="'a' occurs twice"):
-        load_questions(QuestionSection(path=path))
+        load_questions(QuestionSection(path=path, pictures=tmp_path))
 
 
 def test_the_command_ends_with_3_where_questions_failed(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_memory_is_flat_in_the_number_of_rows(kind, tmp_path):
     def peak(limit):
         tracemalloc.start()
         seen = 0
-        for sample in _all(QuestionSection(path=tmp_path)):
+        for sample in _all(QuestionSection(path=tmp_path), []):
             seen += 1
             if seen % 10 == 0:
                 sample.picture.open()

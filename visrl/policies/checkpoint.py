@@ -63,6 +63,8 @@ def load_checkpoint(
         _one_process_per_machine()
     if rank():
         disable_progress_bar()
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id")
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)

@@ -11,7 +11,7 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.compare import Difference, compare
 from visrl.evals.sample_scores import of_run
-from visrl.records import TaskResult, read_records
+from visrl.records import TaskResult, interval, read_records
 from visrl.report.rows import RunView
 from visrl.report.text import line
 
@@ -147,7 +147,7 @@ def score_row(result: TaskResult) -> ScoreRow:
     if result.value is None:
         return ScoreRow(result, primary, "–", "", line(result.notes[-1]) if result.notes else "")
     digits = 3 if result.unit == "fraction" else 1
-    ci, span = result.ci, _SPAN.get(result.unit)
+    ci, span = interval(result), _SPAN.get(result.unit)
     row = ScoreRow(
         result,
         primary,

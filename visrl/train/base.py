@@ -24,8 +24,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visrl.errors import UsageError
 from visrl.train.lessons import TWO_PICTURES, Teacher
 from visrl.train.machine import end_with_parent
+from visrl.train.models import shipped
 from visrl.train.recipe import Recipe
 from visrl.train.views import IGNORE, Example
 from visrl.world.dice import Dice
@@ -41,7 +43,9 @@ class BaseRecipe(Recipe):
     kind: Literal["base"]
     split: str = Field(description="whose pictures are shown")
     pictures: int | None = Field(default=None, description="only the split's first pictures: label scarcity")
-    start: Path | None = Field(default=None, description="a checkpoint to go on from; random weights otherwise")
+    start: Path | None = Field(
+        default=None, description="a checkpoint to go on from, a shipped name or a folder; random weights otherwise"
+    )
     steps: int
     batch: int = 32
     lr: float = Field(default=1.5e-3, description="AdamW's peak; Muon's is ten times that")
@@ -56,6 +60,17 @@ class BaseRecipe(Recipe):
     log_every: int = 100
     watch_every: int = Field(default=500, description="steps between looks at val; 0: never")
     workers: int = Field(default=1, description="processes that draw; the model itself runs on one thread")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where ``start`` lies. Raises UsageError where nothing does."""
+        if self.start is None:
+            return None
+        found = Path(shipped(str(self.start)))
+        if not (found / "config.json").is_file():
+            hint = "a folder that another phase left, or one of the shipped base, sft, tiny"
+            raise UsageError(f"start: no checkpoint in {found}", hint)
+        return found
 
 
 RECIPE = BaseRecipe
@@ -147,8 +162,8 @@ def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 
 
 def beginning(recipe: BaseRecipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    if recipe.start is not None:
-        return load(recipe.start)
+    if recipe.folder is not None:
+        return load(recipe.folder)
     tokenizer = build_tokenizer()
     return build_model(tokenizer, recipe.seed), build_processor(tokenizer)
 
@@ -262,7 +277,7 @@ def run(recipe: BaseRecipe) -> None:
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": shown,
         "log": log,
-        "before": _before(recipe.start),
+        "before": _before(recipe.folder),
     }
     (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     from visrl.train.watch import plot

@@ -60,6 +60,7 @@ def run(recipe: LoopRecipe) -> None:
             "a loop is one process", "launch: `accelerate launch … --no_python` starts its training phases"
         )
     _same_arithmetic()
+    _check_scoring(recipe)
     with _alone(recipe.output):
         if not recipe.redo:
             _refuse_stale(recipe)
@@ -70,6 +71,8 @@ def run(recipe: LoopRecipe) -> None:
             _bring_about(recipe, ready, state)
             state = after(recipe, ready, state)
             before = _score(recipe, phase, state, before)
+    where = shlex.quote(str(recipe.output))
+    print(f"as a table: visrl-eval tables --paper viscot {where}\nas a page: visrl-eval view {where}", file=sys.stderr)
 
 
 def start(recipe: LoopRecipe) -> State:
@@ -246,6 +249,7 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
 
 def plan(recipe: LoopRecipe) -> list[str]:
     """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
+    _check_scoring(recipe)
     return [f"{name}: {word}" for name, word, _ in _planned(recipe)]
 
 
@@ -270,6 +274,13 @@ def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
         state = after(recipe, ready, state)
         if ready.resolved is not None and ready.found.stand != "done":
             first = phase.name
+
+
+def _check_scoring(recipe: LoopRecipe) -> None:
+    """It comes after hours of training; its errors come first. Raises UsageError."""
+    from visrl.evaluate import check_before
+
+    check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
 
 
 def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:

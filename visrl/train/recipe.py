@@ -166,8 +166,10 @@ def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
 
 def module_of(kind: Any) -> ModuleType:
     """The module that runs a kind. Raises UsageError for one that is unknown, or not in this installation."""
+    if kind is None:
+        raise UsageError("the recipe has no kind", f"it begins with `kind: …`, one of {', '.join(KINDS)}")
     if kind not in KINDS:
-        raise UsageError(f"unknown kind {kind!r}", nearest(str(kind), KINDS) + f" (kinds: {', '.join(KINDS)})")
+        raise UsageError(f"unknown kind {kind!r}", nearest(str(kind), KINDS))
     try:
         return importlib.import_module(KINDS[kind])
     except ModuleNotFoundError as error:

@@ -1,0 +1,146 @@
+"""The episodes of a run folder -> scores.jsonl and records/: generates nothing, and may be done again with another judge."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visrl import __version__
+from visrl.errors import UsageError
+from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, resolve
+from visrl.records import dump_json, write_atomically, write_results
+from visrl.runs import read_meta, recorded, slug, write_scores
+from visrl.types import CoTSample, Score
+
+if TYPE_CHECKING:
+    from visrl.evals.columns import SampleScores
+    from visrl.evals.judge import Judge
+    from visrl.evals.measure import Measured
+    from visrl.records import TaskResult
+
+
+def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
+    """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
+
+    judge_spec: another judge than the run's own, and its own from now on. Nothing is written before everything is scored, and
+    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, and where run, data or
+    episodes cannot be read.
+    """
+    from visrl.evals.judge import ready_judge
+    from visrl.evals.scoring import TaskScores, score_group, score_task
+
+    meta = read_meta(folder)
+    request = meta["request"]
+    spec_of_judge = judge_spec or meta.get("judge", "exact")
+    judge = ready_judge(spec_of_judge)
+    specs = resolve(list(request["tasks"]))
+    scored: dict[str, TaskScores] = {}
+    found: dict[str, list[TaskResult]] = {}
+    with recorded(folder / "episodes.jsonl") as by_task:
+        for spec in specs:
+            if episodes := by_task.get(spec.name):
+                samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
+                scored[spec.name] = score_task(spec, samples, episodes, judge)
+                found[spec.name] = _results(spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
+    for group, members in GROUPS.items():
+        if len(members) > 1 and all(member in scored for member in members):
+            found[group] = _results(group, members, score_group(group, scored), request, judge)
+    results = [result for of_one in found.values() for result in of_one]
+    _refuse_silence(folder, results, judge)
+    for name, of_one in found.items():
+        if of_one:
+            write_results(folder / "records" / f"{slug(name)}.json", of_one)
+    write_scores(folder, (row for task, scores in scored.items() for row in _rows(task, scores.samples)))
+    if judge_spec is not None and meta.get("judge") != judge_spec:
+        write_atomically(folder / "run.json", dump_json({**meta, "judge": judge_spec}))
+    return results
+
+
+def unjudged(results: Sequence[TaskResult]) -> int:
+    """How many answers have no score because the judge could not be reached."""
+    from visrl.evals.judge import NO_REPLY
+
+    return sum(
+        count
+        for result in results
+        if result.task in TASKS
+        for reason, count in result.unscored_reasons.items()
+        if reason.startswith(NO_REPLY)
+    )
+
+
+def _refuse_silence(folder: Path, results: Sequence[TaskResult], judge: Judge) -> None:
+    """A judge that said nothing must not take away what another one has said."""
+    judged = [result for result in results if result.judge is not None]
+    if unjudged(judged) and not any(result.n for result in judged) and any((folder / "records").glob("*.json")):
+        raise UsageError(
+            f"the judge {judge.name} could not be reached: nothing was scored",
+            f"{folder} is as it was; the same command tries again",
+        )
+
+
+def _rows(task: str, scores: SampleScores) -> Iterator[dict[str, Any]]:
+    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data (compare.py)."""
+    for row in scores.rows():
+        found = scores.of_row(row)
+        yield {
+            "task": task,
+            "sample_id": scores.ids[row],
+            "cluster": scores.clusters[row],
+            "group": scores.groups[row],
+            "scores": {metric: score.value for metric, score in found.items()},
+            **_reasons(found),
+        }
+
+
+def _reasons(scores: Mapping[str, Score]) -> dict[str, Any]:
+    reasons = {metric: score.reason for metric, score in scores.items() if score.reason}
+    return {"reasons": reasons} if reasons else {}
+
+
+def _results(
+    task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any], judge: Judge
+) -> list[TaskResult]:
+    """What one record file holds: of a task or a group."""
+    from visrl.evals.scoring import to_result
+
+    context = result_context(request, members, judge)
+    return [to_result(measured, task, context) for measured in found]
+
+
+def _documents(spec: TaskSpec, request: Mapping[str, Any]) -> Iterator[CoTSample]:
+    """The documents a run saw, one at a time, in the order of the split; the data must be what it was then."""
+    from visrl.tasks import fingerprint, load
+
+    folder = Path(request["data_folder"]) if request["data_folder"] else None
+    if fingerprint(spec.name, folder) != request["data"][spec.name]:
+        raise UsageError(
+            f"the documents of {spec.name} in {folder} have changed since the run", "score with the data it was made on"
+        )
+    return load(spec.name, folder, with_pictures=False, limit=request["limit"])
+
+
+def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Judge) -> dict[str, Any]:
+    """The fields of a TaskResult that are the run's, not the metric's. members: the tasks the number is made of."""
+    return {
+        "protocol": request["protocol"],
+        "focus": request["focus"],
+        "crop": request["crop"],
+        "model": request["model"],
+        "model_info": request["model_info"],
+        "box_format": request["box_format"],
+        "sampling": request["sampling"],
+        "seed": request["seed"],
+        "limit": request["limit"],
+        "data": {member: request["data"][member] for member in members},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
+    found = {"visrl": __version__, "python": platform.python_version()}
+    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}

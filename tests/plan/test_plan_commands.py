@@ -162,3 +162,31 @@ def test_wrong_use(words, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         plan_recipe([recipe(tmp_path), *words])
     assert "h100" in GPUS
+
+
+def test_a_loop_has_its_phases_and_the_scoring_of_their_ends(tmp_path, capsys):
+    """1,500 questions, of which 55 % give a pair: 825; both stages two epochs over them; pairs and scoring on one GPU of four."""
+    from pathlib import Path
+
+    recipe = Path(__file__).parents[2] / "recipes/world.yaml"
+    asked = ["--json", "--gpus", "4", "--set", f"output={tmp_path}", "--set", "iterations=2", "--set", "score.limit=10"]
+    plan_recipe([str(recipe), *asked])
+    plan = json.loads(capsys.readouterr().out)
+    names = ["base: scoring", "sft: scoring"]
+    for k in (1, 2):
+        names += [f"iter{k}/pairs", *(n for s in (1, 2) for n in (f"iter{k}/rl{s}", f"iter{k}/rl{s}: scoring"))]
+    found = {p["name"]: p for p in plan["phases"]}
+    assert list(found) == names
+    assert [found[name]["samples"] for name in names[1:4]] == [50, 1500, 825]
+    assert "training sft (kind base) is left out: minutes on a core" in found["sft: scoring"]["notes"]
+    (command,) = plan["commands"]
+    assert command.startswith(f"visrl-train {recipe}")
+    assert "launch=accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 --no_python" in command
+    assert "accelerate launch --num_machines" not in plan["slurm"] and "VISRL_PROCESSES" not in plan["slurm"]
+    capsys.readouterr()
+    plan_recipe([str(recipe), *asked[:1], *asked[3:]])
+    alone = {p["name"]: p for p in json.loads(capsys.readouterr().out)["phases"]}
+    assert alone["iter1/rl1"]["seconds"] == pytest.approx(4 * found["iter1/rl1"]["seconds"])
+    assert alone["iter1/pairs"]["seconds"] == found["iter1/pairs"]["seconds"]
+    with pytest.raises(UsageError, match="a loop runs on one machine"):
+        plan_recipe([str(recipe), "--gpus", "16"])

@@ -109,3 +109,16 @@ def test_the_command_line_checks_without_training(tmp_path, capsys):
     assert "seed = 5  (--set)" in capsys.readouterr().err
     with pytest.raises(UsageError, match="is a recipe of kind dpo, not sft"):
         run(["sft", str(tmp_path / "r.yaml"), "--dry-run"])
+
+
+def test_values_of_a_mapping_that_was_set_say_so():
+    said = [
+        line
+        for line in load_recipe(
+            RECIPES / "world.yaml", ["pairs.set={data.limit: 96}", "rl.set.seed=1", "sft=3", "sft={model: sft}"]
+        ).lines()
+        if "set" in line.split(" = ")[0] or line.startswith("sft.model")
+    ]
+    assert "pairs.set.data.limit = 96  (--set)" in said
+    assert "rl.set.seed = 1  (--set)" in said
+    assert "sft.model = sft  (--set)" in said

@@ -14,6 +14,7 @@ from visrl.plan.work import GPUS, gpu_of
 def plan_recipe(arguments: Sequence[str]) -> None:
     """``visrl-train plan RECIPE.yaml [--set a.b=c] --gpus N``. Raises UsageError."""
     args = _parser().parse_args(arguments)
+    from visrl.plan.launch import for_loop
     from visrl.plan.memory import SHARDED
     from visrl.plan.phases import recipe_phases
     from visrl.plan.show import print_plan
@@ -25,7 +26,11 @@ def plan_recipe(arguments: Sequence[str]) -> None:
     asked = Asked(gpu, args.gpus, args.sharding, args.samples, args.answer)
     recipe = load_recipe(args.recipe, args.set).recipe
     words = ["visrl-train", str(args.recipe), *(word for setting in args.set for word in ("--set", setting))]
-    print_plan(recipe_phases(recipe, asked), words, asked, trains=recipe.kind != "pairs", json_=args.json)
+    loop = recipe.kind == "loop"
+    if loop:
+        words += for_loop(args.gpus, args.sharding)
+    found = recipe_phases(recipe, asked)
+    print_plan(found, words, asked, trains=recipe.kind != "pairs", json_=args.json, starts_itself=loop)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from visrl.errors import UsageError
+
 A_NODE = 8
 CONFIGS = {"ddp": "ddp", "fsdp": "fsdp", "zero2": "deepspeed-zero2", "zero3": "deepspeed-zero3"}
 
@@ -22,9 +24,22 @@ def commands(words: Sequence[str], gpus: int, sharding: str | None) -> list[str]
     return [by_accelerate, *([f"torchrun --nproc_per_node {gpus} --no-python {plain}"] if plainly else [])]
 
 
-def slurm(words: Sequence[str], gpus: int, sharding: str | None, hours: float, name: str) -> str:
+def for_loop(gpus: int, sharding: str) -> list[str]:
+    """What a loop is told so that its training phases have all GPUs. Raises UsageError for more than one machine's."""
+    if gpus > A_NODE:
+        raise UsageError(f"a loop runs on one machine, of {A_NODE} GPUs", "its phases' own recipes run on several")
+    if gpus == 1:
+        return []
+    config = f"recipes/accelerate/{CONFIGS[sharding]}.yaml"
+    return ["--set", f"launch=accelerate launch --config_file {config} --num_processes {gpus} --no_python"]
+
+
+def slurm(
+    words: Sequence[str], gpus: int, sharding: str | None, hours: float, name: str, *, starts_itself: bool = False
+) -> str:
     """A batch script: a task a node, ``A_NODE`` GPUs a node, twice the planned time. Runs resume, so too short a limit loses
-    nothing that was finished."""
+    nothing that was finished. starts_itself: one process, which starts others where it needs them.
+    """
     nodes, on_each = -(-gpus // A_NODE), min(gpus, A_NODE)
     config = f"--config_file recipes/accelerate/{CONFIGS[sharding]}.yaml " if sharding else ""
     limit = max(1, round(2 * hours + 0.5))
@@ -32,6 +47,8 @@ def slurm(words: Sequence[str], gpus: int, sharding: str | None, hours: float, n
         f"accelerate launch {config}--num_machines {nodes} --num_processes {nodes * on_each} --machine_rank $SLURM_NODEID"
         f" --main_process_ip $MAIN --main_process_port 29500 --no_python {shlex.join(words)}"
     )
+    if starts_itself:
+        launch = shlex.join(words)
     return "\n".join(
         (
             "#!/bin/bash",
@@ -42,7 +59,7 @@ def slurm(words: Sequence[str], gpus: int, sharding: str | None, hours: float, n
             f"#SBATCH --time={limit}:00:00",
             "#SBATCH --requeue",
             "set -euo pipefail",
-            f"export VISRL_PROCESSES={nodes * on_each}  # fewer are an error",
+            *([] if starts_itself else [f"export VISRL_PROCESSES={nodes * on_each}  # fewer are an error"]),
             'export MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             f"srun bash -c {shlex.quote(launch)}",
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from visrl.errors import UsageError
 from visrl.plan.generating import pairs_phases
+from visrl.plan.loops import loop_phases
 from visrl.plan.phase import Asked, Phase
 from visrl.plan.shape import describe_model
 from visrl.plan.training import dpo_phases, sft_phases
@@ -15,9 +16,11 @@ def recipe_phases(recipe: Any, asked: Asked) -> list[Phase]:
     """The phases of a recipe. Raises UsageError for a kind that has no plan."""
     if recipe.kind == "pairs":
         return pairs_phases(recipe, asked)
+    if recipe.kind == "loop":
+        return loop_phases(recipe, asked, recipe_phases)
     plans = {"sft": sft_phases, "dpo": dpo_phases}
     if recipe.kind not in plans:
-        raise UsageError(f"no plan for recipes of kind {recipe.kind}", "sft, dpo and pairs have one")
+        raise UsageError(f"no plan for recipes of kind {recipe.kind}", "sft, dpo, pairs and loop have one")
     section = recipe.model
     model = describe_model(
         section.path,

@@ -15,16 +15,25 @@ GIGA = 1e9
 FULL = 0.9  # of a GPU's memory, beyond which a plan says that it will not fit
 
 
-def print_plan(phases: Sequence[Phase], words: Sequence[str], asked: Asked, *, trains: bool, json_: bool) -> None:
-    """To stdout: phases, what is assumed, whether it fits, and how to start it."""
+def print_plan(
+    phases: Sequence[Phase],
+    words: Sequence[str],
+    asked: Asked,
+    *,
+    trains: bool,
+    json_: bool,
+    starts_itself: bool = False,
+) -> None:
+    """To stdout: phases, what is assumed, whether it fits, and how to start it. starts_itself: ``words`` are one process."""
     sharding = asked.sharding if trains else None
     hours = sum(phase.seconds for phase in phases) / 3600
-    script = slurm(words, asked.gpus, sharding, hours, words[0])
+    script = slurm(words, asked.gpus, sharding, hours, words[0], starts_itself=starts_itself)
+    lines = commands(words, 1 if starts_itself else asked.gpus, sharding)
     if json_:
         from visrl.records import dump_json
 
         plan = {"phases": [_json(phase) for phase in phases], "gpu": asdict(asked.gpu), "gpus": asked.gpus}
-        sys.stdout.write(dump_json({**plan, "commands": commands(words, asked.gpus, sharding), "slurm": script}))
+        sys.stdout.write(dump_json({**plan, "commands": lines, "slurm": script}))
         return
     from rich.console import Console
 
@@ -32,7 +41,7 @@ def print_plan(phases: Sequence[Phase], words: Sequence[str], asked: Asked, *, t
     console.print(_table(phases, asked))
     for line in _remarks(phases, asked):
         console.print(line, markup=False)
-    print("\nstart it:", *(f"  {line}" for line in commands(words, asked.gpus, sharding)), sep="\n")
+    print("\nstart it:", *(f"  {line}" for line in lines), sep="\n")
     print("\nSLURM:", *(f"  {line}" for line in script.splitlines()), sep="\n")
 
 

@@ -96,6 +96,9 @@ class DataSection(Section):
         return self.path
 
 
+EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML where ``5e-6`` is a number (YAML 1.1 reads it as text)."""
 
@@ -144,7 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
-    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set. Raises UsageError without
+    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set, of a mapping those within. Raises UsageError without
     ``=``.
     """
     keys = []
@@ -160,7 +163,7 @@ def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
                 child = node[parent] = {}
             node = child
         node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-        keys.append(key)
+        keys += [name for name, _ in flat({key: node[last]})]
     return keys
 
 
@@ -196,7 +199,7 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> Usag
     loc = [str(part) for part in first["loc"]]
     key = ".".join(loc)
     if first["type"] != "extra_forbidden":
-        return UsageError(f"{path}: {key}: {first['msg']}", "docs/training.md lists every key")
+        return UsageError(f"{path}: {key}: {first['msg']}", EVERY_KEY)
     known = _fields(model, loc[:-1])
     return UsageError(f"{path}: unknown key {key!r}", f"{nearest_key(loc[-1], known)} (known: {', '.join(known)})")
 
@@ -204,7 +207,7 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> Usag
 def nearest_key(name: str, known: Sequence[str]) -> str:
     """A hint naming the closest of ``known`` keys, or where all are listed."""
     hint = nearest(name, known)
-    return hint if hint.startswith("did you mean") else "docs/training.md lists every key"
+    return hint if hint.startswith("did you mean") else EVERY_KEY
 
 
 def _fields(model: type[BaseModel], loc: Sequence[str]) -> list[str]:

@@ -1,0 +1,98 @@
+"""The phases of a loop, and the scoring of each one's end.
+
+Every model of a loop is as large as its base, and none but the base is there yet: sizes are the base's throughout. Training
+runs on all GPUs (``launch``), pairs on as many as ``ray`` says, scoring on one: a loop is one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from visrl.errors import UsageError
+from visrl.plan.generating import evaluation_phase, pairs_phases, task_samples
+from visrl.plan.phase import Asked, Phase
+from visrl.plan.shape import describe_model
+from visrl.plan.work import Work
+from visrl.train.loop_recipe import LoopRecipe
+from visrl.train.wiring import Phase as LoopPhase
+from visrl.train.wiring import State, Weights, phase_recipe, phases
+
+PAIRED = 0.55
+"""Of the questions: what the small world's warm-up gives (docs/pairs.md)."""
+
+
+def loop_phases(recipe: LoopRecipe, asked: Asked, plan: Any) -> list[Phase]:
+    """All of them, in order. plan: of one recipe (phases.py). Raises UsageError."""
+    base = Weights(recipe.base)
+    state = State(base, base, base, pairs=Path("pairs.jsonl"))
+    scoring = _scoring(recipe, replace(asked, gpus=1))
+    found: list[Phase] = []
+    for phase in phases(recipe):
+        if phase.what != "ready":
+            found += _work(recipe, phase, state, asked, found, plan)
+        if phase.what != "pairs":
+            small = phase.what != "ready" and found[-1].name != phase.name
+            notes = [
+                *scoring.notes,
+                *([f"training {phase.name} (kind base) is left out: minutes on a core"] if small else []),
+            ]
+            found.append(replace(scoring, name=f"{phase.name}: scoring", notes=notes))
+    return found
+
+
+def _work(
+    recipe: LoopRecipe, phase: LoopPhase, state: State, asked: Asked, before: Sequence[Phase], plan: Any
+) -> list[Phase]:
+    own: Any = phase_recipe(recipe, phase, state)[0].recipe
+    if own.kind == "base":  # the small world's: a minute or two on a core, and no GPU
+        return []
+    if phase.what == "pairs":
+        made = pairs_phases(own, replace(asked, gpus=own.ray or 1, samples=own.data.limit or asked.samples))
+    elif phase.what == "rl":
+        asks = next(p.samples for p in reversed(before) if p.name.endswith("/pairs"))
+        made = plan(own, replace(asked, samples=own.data.limit or round(PAIRED * asks)))
+        made = [replace(p, notes=[f"{PAIRED:.0%} of the questions are taken to give a pair", *p.notes]) for p in made]
+    else:
+        made = plan(own, replace(asked, samples=own.data.limit or asked.samples))
+    return [replace(p, name=phase.name) for p in made]
+
+
+def _scoring(recipe: LoopRecipe, asked: Asked) -> Phase:
+    """All tasks of the recipe's suite as one phase."""
+    from visrl.evals.benchmarks import resolve
+
+    section, model, parts = recipe.score, describe_model(recipe.base), []
+    dtype = section.args.get("dtype", "bfloat16")
+    how: dict[str, Any] = {
+        "box_format": section.args.get("box_format"),
+        "dtype": "bfloat16" if dtype == "auto" else dtype,
+        "protocol": section.protocol,
+        "crop": section.crop,
+        "max_tokens": section.max_tokens,
+    }
+    for spec in resolve([section.tasks]):
+        samples, n, notes = task_samples(spec.name, section.data)
+        part = evaluation_phase(spec.name, model, samples, min(n, section.limit or n), asked, **how)
+        part.notes.extend(notes)
+        parts.append(part)
+    if not parts:
+        raise UsageError("the loop scores nothing", "score.tasks")
+    return Phase(
+        "scoring",
+        sum(p.samples for p in parts),
+        _sum([p.work for p in parts]),
+        max((p.memory for p in parts), key=lambda memory: memory.total),
+        sum(p.seconds for p in parts),
+        sum(p.disk for p in parts),
+        list(dict.fromkeys(note for p in parts for note in p.notes)),
+    )
+
+
+def _sum(works: Sequence[Work]) -> Work:
+    """Tokens and steps added up; what is looked back at is the mean, by tokens."""
+    tokens = [work.tokens for work in works]
+    added = {f.name: sum(getattr(w, f.name) for w in works) for f in fields(Work) if f.name != "context"}
+    return Work(**added, context=sum(w.context * n for w, n in zip(works, tokens, strict=True)) / max(sum(tokens), 1))

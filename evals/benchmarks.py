@@ -1,7 +1,7 @@
 """Every split: what it is called, how many samples the published one has, and where the paper reports it.
 
 Standard library only: ``visrl-eval ls`` must answer before anything heavy is imported. Sizes were counted in the
-published files (visrl-method.md b2 and c); a result with another n is *not comparable*.
+published files (docs/method.md b2 and c); a result with another n is *not comparable*.
 
 Departures from what others run under these names:
 1. ``pope`` is COCO's three splits, scored one by one and averaged (what papers report), not 9,000 pooled questions.
@@ -111,13 +111,13 @@ def _members(name: str) -> tuple[str, ...]:
     raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS]))
 
 
-# rows, pictures: visrl-method.md c
+# rows, pictures: docs/method.md c
 _REC = {
     "refcoco": {"val": (10834, 1500), "testA": (5657, 750), "testB": (5095, 750)},
     "refcoco+": {"val": (10758, 1500), "testA": (5726, 750), "testB": (4889, 750)},
     "refcocog": {"val": (4896, 1300), "test": (9602, 2600)},
 }
-# rows, pictures, the paper's column (None: not in its table): visrl-method.md b2 and b5, in the poster's order
+# rows, pictures, the paper's column (None: not in its table): docs/method.md b2 and b5, in the poster's order
 _VISCOT: dict[str, tuple[int, int, str | None]] = {
     "docvqa": (888, 617, "docvqa"),
     "textcap": (853, 755, "textcaps"),

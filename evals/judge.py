@@ -1,6 +1,6 @@
 """Who says how right a free answer is: the paper's judge through any OpenAI-compatible endpoint, or offline rules.
 
-The paper's judge (visrl-method.md b3, eval_cot_score.py) is gpt-3.5-turbo-1106, shown question, standard answer and answer,
+The paper's judge (docs/method.md b3, eval_cot_score.py) is gpt-3.5-turbo-1106, shown question, standard answer and answer,
 never the picture, and replying ``score: x``. A judge moves a benchmark by .2 (b3), so its name goes in every record, and
 only :func:`is_papers` may stand beside a published number. The offline judges are for tests and for first looks.
 

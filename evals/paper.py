@@ -1,7 +1,7 @@
 """The paper's tables, cell by cell, each with its status and where it was read: evals/paper/*.yaml.
 
 status: ``ok`` as printed; ``suspect`` printed, but damaged or doubtful (the note says how); ``missing`` not printed or lost.
-The source is a poster whose tables lost structure; what was inferred, and why, is in each table's notes (visrl-method.md b5).
+The source is a poster whose tables lost structure; what was inferred, and why, is in each table's notes (docs/method.md b5).
 There is no average anywhere: none of the source's computes. Training code must not import this module.
 """
 

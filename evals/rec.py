@@ -1,6 +1,6 @@
 """Referring expression comprehension: the box is the answer.
 
-acc@0.5      share of predicted boxes with IoU > 0.5, strictly, in pixels of the original picture (visrl-method.md c)
+acc@0.5      share of predicted boxes with IoU > 0.5, strictly, in pixels of the original picture (docs/method.md c)
 miou         mean IoU, in percent like the rest of the table
 acc@0.75     share with IoU > 0.75
 centre_acc   share whose centre lies inside the true box: pointing without the extent

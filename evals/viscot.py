@@ -1,4 +1,4 @@
-"""VisCoT: where to look (box_acc) and what the answer is (answer), each as a fraction 0..1 (visrl-method.md b3, b4).
+"""VisCoT: where to look (box_acc) and what the answer is (answer), each as a fraction 0..1 (docs/method.md b3, b4).
 
 box_acc  share of predicted boxes with IoU > 0.5, strictly. Official code computes it in pixels of the padded square; the
          pad shifts both boxes alike and nothing is clipped, so the IoU in pixels of the picture is the same number.

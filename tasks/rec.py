@@ -1,4 +1,4 @@
-"""Referring expressions: RefCOCO and RefCOCO+ (UNC splits), RefCOCOg (UMD split), one row per sentence (visrl-method.md c).
+"""Referring expressions: RefCOCO and RefCOCO+ (UNC splits), RefCOCOg (UMD split), one row per sentence (docs/method.md c).
 
 A row: img_path, expression, bbox (x1, y1, x2, y2 in pixels), width, height, image_id, sent_id.
 """

@@ -1,7 +1,7 @@
 """The VisCoT benchmark: two-turn chains (``<set>.json``) joined with their boxes in pixels (``det_<set>.jsonl``).
 
 The chain's box is rounded to a thousandth of the padded square; the detection file has the exact one and the picture's size.
-Both files list the same rows in the same order (visrl-method.md b1), which is verified here for every row.
+Both files list the same rows in the same order (docs/method.md b1), which is verified here for every row.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from visrl.tasks.lmms import COUNTS, MEANS, PREFIX, TOTALS
 from visrl.tasks.sources import SOURCES
 
 _LOWER_IS_BETTER = (*COUNTS, "yes_ratio")
-_MAX_NEW_TOKENS = {"mmbench": 1024}  # VisCoT's evaluation (visrl-method.md a2); 128 elsewhere
+_MAX_NEW_TOKENS = {"mmbench": 1024}  # VisCoT's evaluation (docs/method.md a2); 128 elsewhere
 
 
 def task_yaml(spec: TaskSpec) -> str:

@@ -5,7 +5,7 @@ import pytest
 from visrl.boxes import SQUARE, Box, iou
 from visrl.focus import CROPS, compat_visrl, control_box, random_box, tight, viscot_square112
 
-GOLDEN = [  # visrl-method.md a4, computed with the official code
+GOLDEN = [  # docs/method.md a4, computed with the official code
     ((500, 333), (0.606, 0.358, 0.972, 0.744), (276, 80, 500, 304)),
     ((1024, 768), (0.222, 0.614, 0.413, 0.662), (213, 413, 437, 637)),
     ((1695, 2200), (0.148, 0.181, 0.298, 0.508), (0, 398, 718, 1116)),

@@ -8,7 +8,7 @@ frame          area       extent               who uses it
 =============  =========  ===================  =====================================================================
 ``PIXEL``      picture    its size in pixels   benchmarks; all scoring
 ``UNIT``       picture    (1, 1)               lmms-eval's REC, the ``compat_visrl`` crop
-``SQUARE``     square     (1, 1)               LLaVA, VisCoT: (x + pad) / max(W, H)   (visrl-method.md, a1)
+``SQUARE``     square     (1, 1)               LLaVA, VisCoT: (x + pad) / max(W, H)   (docs/method.md, a1)
 ``grid(n)``    picture    (n, n)               Qwen3-VL and InternVL (1000), PaliGemma (1024)
 ``resized``    picture    the resized size     Qwen2.5-VL: pixels of the picture as the model saw it
 =============  =========  ===================  =====================================================================

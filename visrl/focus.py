@@ -3,7 +3,7 @@
 A *focus* picks the box (the model's own, or a control), a *crop* turns box and picture into the second picture.
 gold >= predicted >= random in accuracy, or something is broken.
 
-Crops (visrl-method.md a4), all returning integer pixels x1, y1, x2, y2 with x1 < x2, y1 < y2 inside the picture:
+Crops (docs/method.md a4), all returning integer pixels x1, y1, x2, y2 with x1 < x2, y1 < y2 inside the picture:
 ``viscot_square112``  the square of VisCoT's evaluation, never smaller than 224 px (half 112, also for 336-px models)
 ``tight``             the box itself, clipped; what VisRL's SFT data was cut with
 ``compat_visrl``      the official RL and stage-2 code's crop: square-frame numbers times W and H, without un-padding. Wrong for
@@ -78,7 +78,7 @@ def tight(box: Box, size: Size) -> Region:
 
 
 def compat_visrl(box: Box, size: Size) -> Region:
-    """The official crop in the wrong frame (visrl-method.md g1): int(b * W), int(b * H) on padded-square numbers."""
+    """The official crop in the wrong frame (docs/method.md g1): int(b * W), int(b * H) on padded-square numbers."""
     u1, v1, u2, v2 = box.to(SQUARE, size).xyxy
     region = Box(int(u1 * size[0]), int(v1 * size[1]), int(u2 * size[0]), int(v2 * size[1])).clipped(size)
     return _at_least_a_pixel((int(region.x1), int(region.y1), int(region.x2), int(region.y2)), size)

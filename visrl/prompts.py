@@ -1,6 +1,6 @@
 """The turns as text. Four named protocols as data; every byte of a prompt is a constant here, with its version.
 
-Sources: visrl-method.md a2 and a3, read from the official code. Prompts decide scores (one model: 15 % with one REC prompt,
+Sources: docs/method.md a2 and a3, read from the official code. Prompts decide scores (one model: 15 % with one REC prompt,
 84 % with another), so a record names protocol and version, and changing a byte here needs a new version.
 
 Departures from the official code, which has no instruction for yes/no and multiple-choice benchmarks inside its two turns:

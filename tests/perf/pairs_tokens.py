@@ -2,7 +2,7 @@
 
     python tests/perf/pairs_tokens.py --policy sft --critic base --limit 200     (or --policy scripted, see the study)
 
-Ours: one `visrl-train pairs` run. Official (visrl-method.md d and g4): for each of 3 attempts B1, R1, B2, R2, each a request
+Ours: one `visrl-train pairs` run. Official (docs/method.md d and g4): for each of 3 attempts B1, R1, B2, R2, each a request
 of its own with a full prefill, then for each of the up to 6 chains two critic requests, s^r (whole picture) and s^b (crop).
 The chains are those of our run, so the pairs are the same. In its favour: an attempt whose first box is unreadable costs one
 request, repeated chains and answers to a box whose attempt was dropped cost none. The requests are really sent to the policy and the critic; only

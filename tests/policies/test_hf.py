@@ -227,7 +227,7 @@ def test_many_questions_about_one_picture_read_it_once_and_answer_as_if_alone(na
     assert [texts(policies(name, "paper").generate([r], GREEDY))[0] for r in again] == answers
 
 
-HOT = Sampling(n=4, temperature=2.0, top_p=0.7, top_k=50, max_tokens=8, seed=5)  # the paper's (visrl-method.md d)
+HOT = Sampling(n=4, temperature=2.0, top_p=0.7, top_k=50, max_tokens=8, seed=5)  # the paper's (docs/method.md d)
 
 
 @pytest.mark.parametrize("name", ["llava", "mllama", "qwen2_5_vl", "paligemma2"])

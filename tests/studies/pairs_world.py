@@ -162,7 +162,7 @@ def show(rows: dict[str, list[dict[str, float]]]) -> None:
 
 
 def wrong_frame(samples: Sequence[CoTSample]) -> str:
-    """How far the official crop of a true box is from that box, here (visrl-method.md g1 has VisCoT's sets: .26 to .74)."""
+    """How far the official crop of a true box is from that box, here (docs/method.md g1 has VisCoT's sets: .26 to .74)."""
     found: dict[bool, list[float]] = {True: [], False: []}
     for sample in samples:
         assert sample.box is not None and sample.size is not None

@@ -1,4 +1,4 @@
-"""Our loaders against the published files: sizes, clusters, ids and frames of every split (visrl-method.md b2 and c)."""
+"""Our loaders against the published files: sizes, clusters, ids and frames of every split (docs/method.md b2 and c)."""
 
 from pathlib import Path
 

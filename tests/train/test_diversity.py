@@ -24,7 +24,7 @@ def looks(*boxes):
 
 @pytest.mark.parametrize(("number", "d"), [(0, 0.4), (19, 0.4), (20, 0.5), (40, 0.6), (60, 0.7), (80, 0.8), (99, 0.8)])
 def test_sides_may_differ_more_with_every_twenty_tries(number, d):
-    # visrl-method.md d3: d starts at .3 and grows by .1 at tries 0, 20, 40, 60 and 80
+    # docs/method.md d3: d starts at .3 and grows by .1 at tries 0, 20, 40, 60 and 80
     assert spread(number) == pytest.approx(d)
 
 

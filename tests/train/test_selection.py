@@ -91,7 +91,7 @@ def test_asking_lazily_gives_the_pairs_of_asking_everything(scores, rule):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(values, values), min_size=2, max_size=6))
 def test_a_pair_of_code_is_what_filter_py_would_choose(scores):
-    """An independent reading of visrl-method.md d, Filter."""
+    """An independent reading of docs/method.md d, Filter."""
     kept = [(i, a, b) for i, (a, b) in enumerate(scores) if a is not None and b is not None]
     expected = ()
     if kept:

@@ -3,7 +3,7 @@
 Every step of a chain is a conversation that ends where the model has to speak (the prompt), and the text it has to
 say.
 ``viscot_train`` holds box and answer in one conversation; the other looking protocols ask for the answer in a new
-one, so that a chain becomes two (visrl-method.md a3). Nothing but box and answer tokens is ever trained.
+one, so that a chain becomes two (docs/method.md a3). Nothing but box and answer tokens is ever trained.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
 
 def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
     """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain,
-    visrl-method.md 0.5).
+    docs/method.md 0.5).
     """
     protocol = PROTOCOLS[item.protocol]
     if not protocol.looks:

@@ -1,4 +1,4 @@
-"""Who scores a box and an answer, each 0..1 (visrl-method.md d5). True boxes are never used, but by the oracle.
+"""Who scores a box and an answer, each 0..1 (docs/method.md d5). True boxes are never used, but by the oracle.
 
 ``score``       M_org is asked, at temperature 0, for ``{"score": x}``: s^b from the crop alone, s^r from the whole picture
 ``likelihood``  for models too small to judge in words: s^b is the probability that the critic, shown the crop alone, gives

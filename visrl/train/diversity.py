@@ -1,4 +1,4 @@
-"""The diversity controller: keeps the two boxes of an attempt apart (visrl-method.md d3). Geometry only, in pixels.
+"""The diversity controller: keeps the two boxes of an attempt apart (docs/method.md d3). Geometry only, in pixels.
 
 ``none``      the second box stays whatever it is
 ``paper``     IoU above .05: the second is replaced by a random box, about as large as the first and touching it nowhere

@@ -1,4 +1,4 @@
-"""Self-evolution of a batch of questions: boxes -> attempts -> answers -> critics (visrl-method.md d1-d5).
+"""Self-evolution of a batch of questions: boxes -> attempts -> answers -> critics (docs/method.md d1-d5).
 
 All boxes of a question come from one prefill, each answer goes on from it, critics are asked about each different answer
 once, and about a box only where its score can still change the outcome (selection.py). All randomness hangs on (seed,

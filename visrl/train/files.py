@@ -39,7 +39,7 @@ class Chain(_Row):
     box_text: str | None = Field(default=None, description="the box as a model wrote it; trained on verbatim")
     answer: str = Field(default="", description="empty for referring expressions, where the box is the answer")
     scores: dict[str, float] = Field(
-        default_factory=dict, description="critics' scores, e.g. box, answer (visrl-method.md d)"
+        default_factory=dict, description="critics' scores, e.g. box, answer (docs/method.md d)"
     )
 
     @field_validator("box")

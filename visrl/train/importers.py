@@ -1,7 +1,7 @@
 """Other people's training files -> our rows, with boxes converted to pixels of the original picture.
 
 ``viscot``    LLaVA-format JSON, ``viscot_363k.json`` and the benchmark files: two-turn chains, box as padded-square
-              text and, after ``###`` in the second picture's name, as raw pixels (visrl-method.md a1), which are used
+              text and, after ``###`` in the second picture's name, as raw pixels (docs/method.md a1), which are used
 ``cot``       VisCoT's metadata, ``*_cot_train.jsonl``: one object a line with width, height and a list of pixel boxes
 ``official``  VisRL's preference file: ``chosen_step``/``rejected_step`` (box text) and ``chosen``/``rejected``
               (answers), strings or ``{"from", "value"}``. Its box numbers are those of SFT, padded square (a1), so

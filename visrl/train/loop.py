@@ -1,4 +1,4 @@
-"""``kind: loop``: SFT -> pairs -> RL1 -> RL2, again and again, every phase scored by itself (visrl-method.md d-f).
+"""``kind: loop``: SFT -> pairs -> RL1 -> RL2, again and again, every phase scored by itself (docs/method.md d-f).
 
     visrl-train recipes/world.yaml
 

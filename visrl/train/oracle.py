@@ -1,7 +1,7 @@
 """Preference pairs of the small world from its true boxes: win = where the answer is, lose = another thing of the
 same picture.
 
-For analysis only: the method itself never sees a true box (visrl-method.md d). Pictures are those of ``train`` that
+For analysis only: the method itself never sees a true box (docs/method.md d). Pictures are those of ``train`` that
 the warm-up did not use.
 """
 

@@ -1,4 +1,4 @@
-"""The recipe of ``kind: pairs``: its sections, the official values as defaults (visrl-method.md d)."""
+"""The recipe of ``kind: pairs``: its sections, the official values as defaults (docs/method.md d)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CriticSection(Section):
 
 
 class SamplingSection(Section):
-    """How chains are drawn; the official values are the defaults (visrl-method.md d)."""
+    """How chains are drawn; the official values are the defaults (docs/method.md d)."""
 
     attempts: int = Field(default=3, ge=1, description="two boxes each")
     temperature: float = Field(default=2.0, ge=0)

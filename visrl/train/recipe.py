@@ -51,7 +51,7 @@ class Recipe(Section):
 
     kind: str
     output: Path = Field(description="the run's folder")
-    seed: int = Field(default=88, description="the official seed (visrl-method.md e)")
+    seed: int = Field(default=88, description="the official seed (docs/method.md e)")
 
 
 class ModelSection(Section):
@@ -147,8 +147,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
-    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set, of a mapping those within. Raises UsageError without
-    ``=``.
+    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set, within a mapping too.
+
+    Raises UsageError without ``=``.
     """
     keys = []
     for setting in settings:

@@ -25,7 +25,7 @@ Mode = Literal["code", "paper"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How pairs are chosen. The thresholds are the official ones (visrl-method.md d). pairs: at most so many of a question,
+    """How pairs are chosen. The thresholds are the official ones (docs/method.md d). pairs: at most so many of a question,
     ``paper`` only."""
 
     mode: Mode = "code"

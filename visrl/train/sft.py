@@ -1,4 +1,4 @@
-"""``kind: sft``: supervised fine-tuning on two-turn chains with TRL's ``SFTTrainer`` (visrl-method.md f), loss on box
+"""``kind: sft``: supervised fine-tuning on two-turn chains with TRL's ``SFTTrainer`` (docs/method.md f), loss on box
 and answer only.
 
 Departure from TRL's own path for pictures: conversations are laid out and masked by the family adapter, which has a
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # labels off the replies
 
-OFFICIAL: dict[str, Any] = {  # configs/train_sft.yaml, visrl-method.md f
+OFFICIAL: dict[str, Any] = {  # configs/train_sft.yaml, docs/method.md f
     "learning_rate": 1e-4,
     "num_train_epochs": 3,
     "lr_scheduler_type": "cosine",

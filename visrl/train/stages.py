@@ -1,7 +1,7 @@
 """``kind: dpo``: one stage of step-level DPO, or both, each in a folder of its own below ``output`` (``stage1/``,
 ``stage2/``).
 
-Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (visrl-method.md e:
+Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (docs/method.md e:
 "refreshed at every stage"). The same command finishes what is missing.
 """
 
@@ -26,7 +26,7 @@ from visrl.train.models import Trainee, load_trainee, own_forward, sliding_windo
 from visrl.train.phase import claim, finished, train
 from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, Stages, check_trainer_section
 
-OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, visrl-method.md e
+OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, docs/method.md e
     "learning_rate": 5e-6,
     "num_train_epochs": 5,
     "lr_scheduler_type": "cosine",
@@ -39,7 +39,7 @@ OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, visrl-method.md e
 
 
 class StepSection(Section):
-    """The method's own knobs; the official values are the defaults (visrl-method.md e)."""
+    """The method's own knobs; the official values are the defaults (docs/method.md e)."""
 
     stages: Stages = (1, 2)
     beta_box: float = Field(default=0.1, gt=0)

@@ -1,4 +1,4 @@
-"""The phases of a loop in order, and each one's recipe with the phases before it wired in (visrl-method.md d, e).
+"""The phases of a loop in order, and each one's recipe with the phases before it wired in (docs/method.md d, e).
 
 Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
 stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out the k - 1 lots before.

@@ -128,7 +128,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-VICUNA = Layout(  # llava/conversation.py, vicuna_v1 (visrl-method.md a2): SeparatorStyle.TWO, " " and "</s>"
+VICUNA = Layout(  # llava/conversation.py, vicuna_v1 (docs/method.md a2): SeparatorStyle.TWO, " " and "</s>"
     picture="<image>",
     opening=(
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and VisCoT: pictures padded to a square, boxes as text on that square (visrl-method.md a1)."""
+"""LLaVA-1.5 and VisCoT: pictures padded to a square, boxes as text on that square (docs/method.md a1)."""
 
 from __future__ import annotations
 

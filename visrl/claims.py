@@ -223,7 +223,6 @@ def pairs_by_seed(results: Sequence[TaskResult], run: str, kinds: Sequence[str])
     for r in results:
         about = r.model_info.get("phase")
         if r.task == "datagen" and about and (about["run"], about["iteration"]) == (run, 1) and r.metric in kinds:
-            values.setdefault(str(about["seed"]), {})[r.metric] = (
-                r.value or 0.0
-            )  # of equal seeds the last record counts
+            # of equal seeds the last record counts
+            values.setdefault(str(about["seed"]), {})[r.metric] = r.value or 0.0
     return {seed: sum(of_seed.values()) for seed, of_seed in values.items()}

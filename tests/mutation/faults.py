@@ -104,7 +104,7 @@ FAULTS = [
     Fault("what is copied need not be what was left", "visrl/train/loop_plan.py", "if any(ended.get(name) != value for name, value in left_by(beside).items()):", "if False:", T + "train/test_loop_faults.py::test_what_is_copied_is_what_its_loop_says_it_left_and_what_is_being_scored_is_left_there"),
     Fault("features of a frozen tower in training mode", "visrl/train/vision.py", "    model.eval()\n", "", T + "train/test_train_phases.py::test_features_do_not_depend_on_the_mode_of_the_model"),
     Fault("a judge that says nothing wipes the scores", "visrl/scoring.py", "    _refuse_silence(folder, results, judge)\n", "", T + "test_cli.py::test_a_judge_that_cannot_be_reached_takes_no_scores_away"),
-    Fault("a record that is there twice counts twice", "visrl/claims.py", "[r.metric] = r.value or 0.0", '[f"{r.metric}{len(values.get(str(about["seed"]), {}))}"] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
+    Fault("a record that is there twice counts twice", "visrl/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: G1 alone, about two seconds each."""

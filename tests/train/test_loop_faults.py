@@ -107,6 +107,18 @@ def test_a_critic_that_the_recipe_names_is_known_by_its_bytes(world):
     assert loop.plan(recipe(folder, *settings))[2].startswith("iter1/pairs: redone: critic was")
 
 
+def test_a_shipped_name_is_one_model_whatever_lies_in_the_working_folder(tmp_path, monkeypatch):
+    """Within a loop's folder there is a phase ``base``: training must not start from another model than is scored."""
+    from visrl.train.models import shipped
+    from visrl.world import checkpoint_path
+
+    before = Weights("base").sha256()
+    weights(tmp_path / "base", "another")
+    monkeypatch.chdir(tmp_path)
+    assert shipped("base") == str(checkpoint_path("base")) and Weights("base").spec == "base"
+    assert Weights("base").sha256() == before != Weights("./base").sha256()
+
+
 def test_shards_are_known_by_their_bytes(tmp_path):
     for name in ("a.tar", "b.tar"):
         (tmp_path / name).write_text(name)

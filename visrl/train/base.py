@@ -43,7 +43,7 @@ class BaseRecipe(Recipe):
     kind: Literal["base"]
     split: str = Field(description="whose pictures are shown")
     pictures: int | None = Field(default=None, description="only the split's first pictures: label scarcity")
-    start: Path | None = Field(
+    start: str | None = Field(
         default=None, description="a checkpoint to go on from, a shipped name or a folder; random weights otherwise"
     )
     steps: int
@@ -66,7 +66,7 @@ class BaseRecipe(Recipe):
         """Where ``start`` lies. Raises UsageError where nothing does."""
         if self.start is None:
             return None
-        found = Path(shipped(str(self.start)))
+        found = Path(shipped(self.start))
         if not (found / "config.json").is_file():
             hint = "a folder that another phase left, or one of the shipped base, sft, tiny"
             raise UsageError(f"start: no checkpoint in {found}", hint)

@@ -83,10 +83,13 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
 
 
 def shipped(path: str) -> str:
-    """The folder of a shipped checkpoint for its bare name (``sft``, ``base``, ``tiny``), else ``path`` itself."""
+    """The folder of a shipped checkpoint for its bare name (``sft``, ``base``, ``tiny``), else ``path`` itself.
+
+    As ``--model`` has it, whatever lies in the working folder: one named ``base`` is ``./base``.
+    """
     from visrl.world import CHECKPOINTS, checkpoint_path
 
-    return str(checkpoint_path(path)) if path in CHECKPOINTS and not Path(path).exists() else path
+    return str(checkpoint_path(path)) if path in CHECKPOINTS else path
 
 
 def _config_of(path: str, revision: str | None) -> Any:

@@ -96,7 +96,8 @@ def test_recipes_are_what_they_say():
     words, base, sft, tiny = (
         load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("words", "base", "sft", "tiny")
     )
-    assert words.start is None and base.start == words.output and sft.start == tiny.start == base.output
+    assert words.start is None and base.start == str(words.output)
+    assert sft.start == tiny.start == "base"  # the one that ships: a fresh clone can train them
     for recipe in (words, base):
         assert recipe.split == "pretrain" and set(recipe.lessons) <= set(PRETEXT)
     assert sft.pictures * 6 <= SPLITS["rl"].pictures and set(sft.lessons) == {"box", "look", "whole"}

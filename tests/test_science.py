@@ -167,3 +167,18 @@ def test_a_variant_whose_pairs_are_the_methods_is_not_shown_beside_it():
     made += pairs("winners-only", 0, wp_lp=1.0) + pairs("winners-only", 2, wp_lp=3.0)
     table = text(made).partition("## Pairs")[2]
     assert "no-diversity" in table and "winners-only" not in table
+
+
+def test_the_readme_says_what_the_page_says():
+    page, readme = ((ROOT / name).read_text() for name in ("docs/science.md", "README.md"))
+    table = page.partition("**full: phases")[2].partition("\n- ")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    titles, *rows = [row for row in cells if not row[1].startswith("-")]
+    answers, boxes = titles.index("mean answers"), titles.index("mean box")
+    assert len(rows) == 4
+    for row in rows:
+        assert f"| {row[0]} | {row[answers].split()[0]} | {row[boxes].split()[0]} |" in readme
+    (longer,) = [
+        line for line in page.splitlines() if line.startswith("| Reinforcement beats SFT continued on as much compute")
+    ]
+    assert f"ends at {longer.split('|')[2].strip()} % of the boxes" in readme

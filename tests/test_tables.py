@@ -209,7 +209,15 @@ def test_the_table_after_a_run():
     ]
     text = render(results_table(found), "rich", 80)
     assert max(map(len, text.splitlines())) <= 80
-    for piece in ("89.75 ± 0.77", "2000/10834", "23", "mme OCR", "107.50 ± 17.50", "0.5793 ± 0.0220", "judge exact"):
+    for piece in (
+        "89.75 ± 0.77",
+        "2000/10834",
+        "23",
+        "mme OCR",
+        "107.50 ± 17.50",
+        "0.5793 ± 0.0220",
+        "free answers judged by exact",
+    ):
         assert piece in text
     assert "¹ 4329 unscored: boom" in text
     assert "unsc" in text

@@ -53,9 +53,14 @@ def compare(
             item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
             found.append(item)
         else:
-            print_comparison(f"{first.name} → {other.name}", differences, notes, format_)
+            print_comparison(f"{_called(first, other)} → {_called(other, first)}", differences, notes, format_)
     if json_:
         sys.stdout.write(dump_json(found))
+
+
+def _called(folder: Path, beside: Path) -> str:
+    """A run by its folder's name; where two have the same (``score`` of two phases of a loop), by the one above too."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name == beside.name else folder.name
 
 
 def _unlike(first: Path, other: Path) -> list[str]:

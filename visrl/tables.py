@@ -238,13 +238,20 @@ def results_table(results: Sequence[TaskResult]) -> Table:
         ("n", "n"),
         *((name, name[:5] + ".") for name in flags),
     ]
-    made = dict.fromkeys(plain(_how(result), 200) for result in results)
-    return Table("", "task and metric", tuple(columns), cleaned(rows), tuple(made))
+    return Table("", "task and metric", tuple(columns), cleaned(rows), _made_by(results))
 
 
-def _how(result: TaskResult) -> str:
-    judge = f" · judge {result.judge}" if result.judge else ""
-    return f"{result.model} · {result.protocol} · focus {result.focus}{judge}"
+def _made_by(results: Sequence[TaskResult]) -> tuple[str, ...]:
+    """A line per model, protocol and focus, with who judged what is free text there."""
+    judges: dict[str, dict[str, None]] = {}
+    for result in results:
+        of_one = judges.setdefault(f"{result.model} · {result.protocol} · focus {result.focus}", {})
+        if result.judge:
+            of_one[result.judge] = None
+    return tuple(
+        plain(f"{how} · free answers judged by {', '.join(names)}" if names else how, 200)
+        for how, names in judges.items()
+    )
 
 
 def _digits(result: TaskResult) -> int:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Message = dict[str, Any]
 
 
-class _Broken(Exception):
+class ServerFailed(Exception):
     """An answer that cannot be used and may be better next time."""
 
 
@@ -186,7 +186,7 @@ class EndpointPolicy:
             bodies = [{"messages": messages, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
             tries = (self._patiently(clients, free, request.key, body, sampling.stop) for body in bodies)
             texts = await asyncio.gather(*tries)
-        except (PictureError, openai.OpenAIError, _Broken) as error:
+        except (PictureError, openai.OpenAIError, ServerFailed) as error:
             return Output(error=self._discreet(f"{type(error).__name__}: {error}"))
         return Output(tuple(texts))
 
@@ -240,12 +240,12 @@ class EndpointPolicy:
         raise AssertionError("unreachable")
 
     async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], stops: Sequence[str]) -> str:
-        """The text up to a stop, or to the end the server declares. Raises _Broken for a stream without an end."""
+        """The text up to a stop, or to the end the server declares. Raises ServerFailed for a stream without an end."""
         text, ended = "", False
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
                 if getattr(chunk, "error", None):
-                    raise _Broken(f"the server broke off: {chunk.error}")
+                    raise ServerFailed(f"the server broke off: {chunk.error}")
                 for choice in chunk.choices:
                     text += choice.delta.content or ""
                     ended = ended or choice.finish_reason is not None
@@ -253,7 +253,7 @@ class EndpointPolicy:
                 if cuts:
                     return text[: min(cuts)]
         if not ended:
-            raise _Broken("the stream ended before the text did")
+            raise ServerFailed("the stream ended before the text did")
         return text
 
     def _message(self, turn: Turn, pictures: dict[str, str]) -> Message:
@@ -316,7 +316,7 @@ def _worth_another_try(error: Exception) -> float | None:
         TimeoutError,
         json.JSONDecodeError,
         UnicodeDecodeError,
-        _Broken,
+        ServerFailed,
     )
     if isinstance(error, known) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "pydantic"):
         return 0.0
@@ -329,7 +329,7 @@ def _as_broken(error: Exception, attempts: int) -> Exception:
     if isinstance(error, openai.APIStatusError) and attempts == 1:
         return error
     reason = str(error) or type(error).__name__
-    return _Broken(f"given up after {attempts} tries: {reason}")
+    return ServerFailed(f"given up after {attempts} tries: {reason}")
 
 
 def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:

@@ -57,6 +57,10 @@ def reading(policy: Policy) -> tuple[float, float]:
     return 100 * mean.value, 100 * mean.se
 
 
+def _said(found: tuple[float, float], sign: str = "") -> str:
+    return f"{found[0]:{sign}.1f} ± {found[1]:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=1500)
@@ -98,8 +102,9 @@ def main() -> None:
         right = [r["wp"] for r in rows]
         first = first or right
         gap = [a - b for a, b in zip(right, first, strict=True)]
-        cells = ["{:.1f} ± {:.1f}".format(*reading(critic)), "{:.1f} ± {:.1f}".format(*mean_se(right))]
-        cells += ["{:+.1f} ± {:.1f}".format(*mean_se(gap)) if gap != [0.0] * len(gap) else "—"]
+        some = all(r["pairs"] for r in rows)  # of no pairs there is no share
+        cells = [_said(reading(critic)), _said(mean_se(right)) if some else "—"]
+        cells += [_said(mean_se(gap), "+") if some and right is not first else "—"]
         print(f"| {name} | {' | '.join(cells)} | {mean_se([r['pairs'] for r in rows])[0]:.0f} |", flush=True)
 
 

@@ -26,11 +26,11 @@ SEEDS = 3
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (
-    "The critic here is a reading of the crop, and this warm-up leaves reading as it was: shown true crops alone, M_org answers"
-    " {base} and M_SFT {sft} (their cards). Tested with warm-ups that do take reading away (docs/pairs.md): such a critic costs pairs, as"
-    " in the poster, where 30k become 3k, down to none; but those that are left are right more often, not less, because a"
-    " likelihood that is seldom high is so for the clearest crops. Fewer right winners would take a critic in words, which a model of"
-    " this size cannot be."
+    "The critic here is a reading of the crop, and this warm-up leaves reading as it was: shown true crops alone,"
+    " M_org answers {base} and M_SFT {sft} (their cards). Tested with warm-ups that do take reading away"
+    " (docs/pairs.md): such a critic costs pairs, as in the poster, where 30k become 3k, down to none; but those that"
+    " are left are right more often, not less, because a likelihood that is seldom high is so for the clearest crops."
+    " Fewer right winners would take a critic in words, which a model of this size cannot be."
 )
 _KEPT_OUT_TWICE = (
     "A pair of two right boxes is kept out twice: by the controller, and by a critic who reads the losing crop too and scores it"

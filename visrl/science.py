@@ -23,7 +23,8 @@ from visrl.world import checkpoint_path
 FIGURE = "figures/iterations.svg"
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
-    " rows stand beside each other, not beside those of the ablations."
+    " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
+    " that their spread is that of pairs and reinforcement alone."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-eval science --check` compares. -->

@@ -120,7 +120,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
         f"Percent; {how}.",
         *(["Drawn in the small world: not comparable with published numbers."] if small else []),
     )
-    columns = tuple(2 * (f"{_short(task)} {METRICS[metric]}",) for task, metric in whats)
+    columns = tuple(2 * (f"{short(task)} {METRICS[metric]}",) for task, metric in whats)
     tidy = tuple(_tidy(run, label, what, point) for label, row in found.items() for what, point in row.items())
     return Table(f"{run}: phases, in the shape of the poster's table 2", "phase", columns, cleaned(rows), notes, tidy)
 
@@ -133,7 +133,8 @@ def _cell(point: Point | None, seeds: int) -> Cell:
     return Cell((f"{point.value:.1f}", *([] if point.se is None else [f"±{point.se:.1f}"]), *fewer))
 
 
-def _short(task: str) -> str:
+def short(task: str) -> str:
+    """A task's name in a column's title."""
     return "mean" if task in GROUPS else task.removeprefix("world_").removeprefix("viscot_")
 
 

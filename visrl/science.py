@@ -10,12 +10,26 @@ decided by one rule, said on the page: beyond two standard errors, over seeds.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.claims import WHY, claims, last_by_seed, main_run, pairs_by_seed
-from visrl.phase_tables import draw_iterations, in_order, longest, of_loops, phase_of, phase_table, runs, series
+from visrl.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
+from visrl.phase_tables import (
+    METRICS,
+    draw_iterations,
+    in_order,
+    longest,
+    of_loops,
+    phase_ends,
+    phase_of,
+    phase_table,
+    points,
+    runs,
+    series,
+    short,
+)
 from visrl.records import TaskResult, read_records, write_atomically
 from visrl.render import render
 from visrl.world import checkpoint_path
@@ -25,6 +39,10 @@ ITERATIONS = (
     "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
     " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
     " that their spread is that of pairs and reinforcement alone."
+)
+YES_OR_NO = (
+    "Questions of `fine` are answered by yes or no, which is half right by chance and by the likelihood of any crop, so that"
+    " hardly one gives a pair (docs/pairs.md): nothing holds their answers while those of the others are trained."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-eval science --check` compares. -->
@@ -58,7 +76,7 @@ def text(results: Sequence[TaskResult]) -> str:
         return "\n".join([_HEAD, _NOTHING, _LIMITS])
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
-        parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", ""]
+        parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
     return "\n".join([*parts, _LIMITS])
 
 
@@ -119,6 +137,24 @@ def _differ(kinds: Numbers, shared: Numbers | None) -> bool:
     both = [(values, (shared or {}).get(kind, {}), seed) for kind, values in kinds.items() for seed in values]
     same = [a[seed] == b[seed] for a, b, seed in both if seed in b]
     return not same or not all(same)
+
+
+def _fallen(found: Sequence[TaskResult]) -> list[str]:
+    """What the last iteration of the longest run does worse than its warm-up, beyond two standard errors."""
+    run = longest(found)
+    ends = {int(number): label for label, number in phase_ends(found, run).items()}
+    rows = points(found, run)
+    if 0 not in ends:
+        return []
+    before, after = rows[ends[0]], rows[ends[max(ends)]]
+    lines = []
+    for (task, metric), then in before.items():
+        now = after.get((task, metric))
+        if now is not None and then.value - now.value > BEYOND * math.hypot(then.se or 0.0, now.se or 0.0):
+            lines.append(f"{short(task)} {METRICS[metric]} {then.value:.1f} → {now.value:.1f}")
+    if not lines:
+        return ["No domain ends below the warm-up by more than two standard errors."]
+    return [f"Below the warm-up at the end, by more than two standard errors: {'; '.join(lines)}. {YES_OR_NO}"]
 
 
 def _made_of(found: Sequence[TaskResult], name: str) -> str:

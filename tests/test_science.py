@@ -182,3 +182,10 @@ def test_the_readme_says_what_the_page_says():
         line for line in page.splitlines() if line.startswith("| Reinforcement beats SFT continued on as much compute")
     ]
     assert f"ends at {longer.split('|')[2].strip()} % of the boxes" in readme
+    last = {
+        metric: line.split("|")[3].strip()
+        for line in page.splitlines()
+        for metric in ("box", "answers")
+        if line.startswith(f"| Iteration 4: better {metric} than SFT")
+    }
+    assert f"fresh questions reach {last['box']} % (and {last['answers']} % of the answers)" in readme

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"visrl": ROOT / "visrl", "visrl.evals": ROOT / "evals", "visrl.tasks": ROOT / "tasks"}
@@ -95,6 +94,7 @@ def test_help_and_ls_load_nothing_heavy(command):
 
 
 def test_declared_packages_are_those_on_disk():
+    tomllib = pytest.importorskip("tomllib", reason="part of Python 3.11")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     on_disk = {
         ".".join((package, *file.parent.relative_to(folder).parts))

@@ -177,9 +177,10 @@ def test_records_of_phases_that_the_recipe_no_longer_has_go(world, monkeypatch):
     monkeypatch.setattr(loop, "conclude", conclude)
     loop.run(recipe(folder))
     assert (folder / "run/records/iter2-rl2.json").is_file()
+    (folder / "run/records/mine.json").write_text("[]")  # not a phase's: not ours to take away
     loop.run(recipe(folder, "iterations=1"))
     names = [file.stem for file in sorted((folder / "run/records").iterdir())]
-    assert names == ["base", "iter1-rl1", "iter1-rl2", "sft"]
+    assert names == ["base", "iter1-rl1", "iter1-rl2", "mine", "sft"]
 
 
 def test_a_finished_scoring_is_not_done_again(world, monkeypatch):

@@ -81,8 +81,11 @@ def file_hash(path: Path) -> str | None:
     """sha256 of a file, None where there is none."""
     if not path.is_file():
         return None
+    total = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 22):
+            total.update(block)
+    return total.hexdigest()
 
 
 def data_hash(path: Path) -> str | None:

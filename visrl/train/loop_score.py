@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from visrl.train.loop_recipe import LoopRecipe, ScoreSection
 from visrl.train.wiring import Phase, Weights, phases
 from visrl.verdicts import change
 
+_OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d))$")
+"""What a phase's record is called."""
 ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 """The metrics of a phase's line; of a suite without VisCoT boxes, referring expressions'."""
 
@@ -162,7 +165,7 @@ def forget(recipe: LoopRecipe) -> None:
         _record(recipe, phase) for phase in phases(recipe) if (recipe.output / phase.name / "phase.json").is_file()
     }
     for file in (recipe.output / "records").glob("*.json"):
-        if file not in there:
+        if file not in there and _OURS.match(file.stem):
             file.unlink()
 
 

@@ -52,6 +52,18 @@ def test_page(folder, capsys):
     assert 'class="box k-true" x="1.0" y="2.0" width="10.0" height="10.0"' in text
 
 
+def test_a_loops_page_begins_with_how_its_phases_ended(folder):
+    """In the order of the loop, phases set aside left out; of a run without scorings nothing is said."""
+    assert main(["view", str(folder)]) == 0
+    assert "Phases, scored" not in (folder / "report.html").read_text()
+    for name in ("iter1/rl1", "sft", "iter1/rl2", "base", "old/sft-1"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "metrics.json").write_text(json.dumps({"line": f"answers of <b>{name}"}))
+    assert main(["view", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert re.findall(r"answers of &lt;b&gt;([\w/]+)", text) == ["base", "sft", "iter1/rl1", "iter1/rl2"]
+
+
 def test_curves_scale_from_zero_to_the_largest():
     loss, margin = curves([{"step": 1, "loss": 0.7, "rewards/margins": 0.1}, {"step": 4, "loss": 0.35}, {"epoch": 1}])
     assert (loss.title, margin.title) == ("loss", "reward margin")

@@ -1,8 +1,9 @@
 """A training folder as a page: curves, the phases' settings, what pair generation threw away, and win and lose boxes.
 
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
-``history.json`` (a list of logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json``
-(request, funnel, right and wrong boxes of pair generation), ``pairs*.jsonl`` (visrl.train.files.PairRow).
+``metrics.json`` (how a phase of a loop was scored), ``history.json`` (a list of logged steps), ``training.json`` (the same under
+``log``), ``settings.json``, ``manifest.json`` (request, funnel, right and wrong boxes of pair generation), ``pairs*.jsonl``
+(visrl.train.files.PairRow).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl.errors import PictureError, UsageError
+from visrl.phase_tables import order
 from visrl.records import write_atomically
 from visrl.report.figures import HEIGHT, WIDTH, polyline
 from visrl.report.page import render
@@ -87,8 +89,17 @@ def write_training_page(folder: Path, out: Path) -> None:
     """Write the page. Raises UsageError for a damaged file, OSError where ``out`` cannot be written."""
     phases = [_phase(place, folder) for place in _phases(folder)]
     title = line(f"Training · {folder.resolve().name}")
-    html = render("training.html.j2", None, served=False, title=title, phases=phases, width=WIDTH, height=HEIGHT)
+    shown = {"title": title, "ends": _ends(folder), "phases": phases, "width": WIDTH, "height": HEIGHT}
+    html = render("training.html.j2", None, served=False, **shown)
     write_atomically(out, html)
+
+
+def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
+    """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop_score.py)."""
+    found = [*folder.glob("*/metrics.json"), *folder.glob("*/*/metrics.json")]
+    files = {str(file.parent.relative_to(folder)): file for file in found if file.parent.parent.name != "old"}
+    names = sorted(files, key=lambda name: (order(name), name))
+    return tuple((line(name), line(str(_json(files[name], {}).get("line", "")))) for name in names)
 
 
 def _phases(folder: Path) -> Iterator[Path]:

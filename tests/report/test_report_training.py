@@ -72,6 +72,11 @@ def test_curves_scale_from_zero_to_the_largest():
     assert loss.lines[0].last == "0.35"
 
 
+def test_a_quantity_logged_once_is_drawn():
+    (found,) = curves([{"step": 7, "box": 0.5}])
+    assert found.lines[0].points == f"{WIDTH - 6:.1f},0.0 {WIDTH:.1f},0.0"
+
+
 def test_nothing_to_show_is_wrong_use(tmp_path, capsys):
     assert not is_training(tmp_path)
     assert main(["view", str(tmp_path)]) == 2

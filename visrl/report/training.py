@@ -27,6 +27,7 @@ from visrl.report.text import clip, line
 
 DEPTH = 4
 PAIRS_SHOWN = 60
+STUB = 6.0
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2")
 """Lines of one curve are told apart by dashes as well as by colour."""
 
@@ -211,6 +212,12 @@ def _kind(name: str) -> str:
     return "accuracy" if name in ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy") else ""
 
 
+def _stub(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A single point as a short line to it: a line of one point is not drawn."""
+    (x, y) = points[0]
+    return [(x - STUB, y), (x, y)] if len(points) == 1 else points
+
+
 def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Curve:
     values = [value for points in series.values() for _, value in points]
     low, high = min(*values, 0.0), max(*values, 0.0)
@@ -219,7 +226,7 @@ def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Cu
     lines = tuple(
         Line(
             line(name, 40),
-            polyline((WIDTH * step / steps, HEIGHT * (1 - (value - low) / span)) for step, value in points),
+            polyline(_stub([(WIDTH * step / steps, HEIGHT * (1 - (value - low) / span)) for step, value in points])),
             DASHES[i % len(DASHES)],
             i % 6,
             f"{points[-1][1]:.4g}",

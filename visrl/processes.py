@@ -78,6 +78,18 @@ def join() -> Processes:
     return here
 
 
+def part() -> None:
+    """Leave the others, at the end of a command, when nothing is owed to them: gloo's threads that are still there when the
+    interpreter goes abort the process now and then ("terminate called without an active exception"), and a launcher then calls
+    the whole run failed.
+    """
+    if _world() > 1 and "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def rank() -> int:
     """Which process this is, as the launcher says; 0 where there is only one. Meets nobody."""
     return int(os.environ.get("RANK", "0"))

@@ -17,7 +17,7 @@ import typer
 from visrl import cli_check
 from visrl.cli_ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
-from visrl.processes import part, rank, say
+from visrl.processes import leave, rank, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -373,7 +373,6 @@ def main(argv: list[str] | None = None) -> int:
         args.insert(0, "run")
     try:
         code = get_command(app).main(args=args, prog_name="visrl-eval", standalone_mode=False)
-        part()
     except UsageError as error:
         return say(error)
     except _ClickException as error:
@@ -385,4 +384,4 @@ def main(argv: list[str] | None = None) -> int:
         return _stopped("finished samples are kept", args)
     if code == _INTERRUPTED:
         return _stopped("finished samples are kept", args)
-    return code if isinstance(code, int) else EXIT_DONE
+    return leave(code if isinstance(code, int) else EXIT_DONE)

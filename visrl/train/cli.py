@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import EXIT_DONE, UsageError
-from visrl.processes import check_launch, part, rank, say
+from visrl.processes import check_launch, leave, rank, say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +66,6 @@ def main() -> None:
     """The console script: exit codes 0 done, 2 wrong use."""
     try:
         run(sys.argv[1:])
-        part()
     except UsageError as error:
         raise SystemExit(say(error)) from error
-    raise SystemExit(EXIT_DONE)
+    raise SystemExit(leave(EXIT_DONE))

@@ -115,8 +115,7 @@ def run(
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     if ray and upstream:
         raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
-    own = [name.strip() for name in tasks.split(",") if name.strip() not in upstream]
-    if own:
+    if own := [name.strip() for name in tasks.split(",") if name.strip() not in upstream]:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(

@@ -84,3 +84,11 @@ def test_the_whole_method_on_one_adapter(folder, capsys):
     }
     loop.run(recipe)
     assert {p: p.read_bytes() for p in before} == before and len(asked) == 1
+
+    # elsewhere it is the same run: no record and no request says where the adapter lay; scored again, it is the same too
+    assert str(folder) not in json.dumps([r.model_dump(mode="json")["model_info"] for r in results])
+    (folder / "run").rename(folder / "moved")
+    for scored in (folder / "moved").glob("**/score/phase.json"):
+        scored.unlink()
+    loop.run(load_recipe(folder / "loop.yaml", [f"output={folder}/moved"]).recipe)
+    assert len(asked) == 1 and read_records(folder / "moved") == results

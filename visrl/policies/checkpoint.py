@@ -57,14 +57,11 @@ def load_checkpoint(
 
     Raises UsageError for anything a user can mend: no such checkpoint, no safetensors, no adapter for its family.
     """
-    _one_of("dtype", dtype, DTYPES)
-    _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
+    _check_words(path, dtype, attn)
     if device_map:
         _one_process_per_machine()
     if rank():
         disable_progress_bar()
-    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
-        raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id")
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
@@ -104,6 +101,14 @@ def load_checkpoint(
         "adapter": {"path": adapter, "weights_sha256": weights_hash(Path(adapter))} if adapter else None,
     }
     return Loaded(model, processor, family, about)
+
+
+def _check_words(path: str, dtype: str, attn: str) -> None:
+    """What can be known before anything is read; a path to nothing must not be asked of the hub."""
+    _one_of("dtype", dtype, DTYPES)
+    _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id")
 
 
 def _one_process_per_machine() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from visrl.core.records import TaskResult, write_atomically
 from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import GROUPS
 from visrl.evals.sample_scores import Rows, compact, of_baseline
-from visrl.records import TaskResult, write_atomically
 
 _HEADER = "# Accepted runs; written by `visrl-eval accept RUN`, reviewed as a diff. Scores per sample lie beside it.\n"
 SAME = ("task_version", "protocol", "focus", "crop", "judge", "box_format", "sampling", "limit", "data", "unit")

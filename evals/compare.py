@@ -19,10 +19,10 @@ import numpy as np
 
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS, TASKS, Unit
-from visrl.evals.mme import TOTALS
-from visrl.evals.pope import RATIOS
 from visrl.evals.sample_scores import Row, Rows
-from visrl.evals.scoring import AVERAGED
+from visrl.evals.scorers.mme import TOTALS
+from visrl.evals.scorers.pope import RATIOS
+from visrl.evals.scorers.scoring import AVERAGED
 from visrl.evals.stats import Estimate, Floats, Part
 
 Statistic = Callable[[Floats], Floats]

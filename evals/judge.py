@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from visrl.core.types import Score
 from visrl.errors import UsageError, nearest
-from visrl.types import Score
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

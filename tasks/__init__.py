@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, resolve
 from visrl.tasks import world
 from visrl.tasks.common import Document, Source, sha256_of
 from visrl.tasks.sources import SOURCES
-from visrl.types import CoTSample
 
 __all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
 from visrl.tasks.hub import Hub
 from visrl.tasks.pictures import Library
-from visrl.types import CoTSample, Picture
 
 Row = Mapping[str, Any]
 Opened = tuple[str, Path]

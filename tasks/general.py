@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.tasks.common import Document, Row, lines, text, whole_number
-from visrl.types import CoTSample
 
 POPE_INSTRUCTION = "\nAnswer the question using a single word or phrase."  # llava_pope_test.jsonl
 MME_INSTRUCTION = " Please answer yes or no."  # the end of every question in MME's files

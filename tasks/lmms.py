@@ -22,14 +22,14 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.box_formats import FORMATS
+from visrl.core.prompts import P_REC
+from visrl.core.types import CoTSample, Episode, Step, Unparsed
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, Benchmark
-from visrl.evals.scoring import SCORERS
-from visrl.parsing import FORMATS
-from visrl.prompts import P_REC
-from visrl.runs import episode_from_json, episode_to_json
+from visrl.evals.scorers.scoring import SCORERS
+from visrl.runs.store import episode_from_json, episode_to_json
 from visrl.tasks import SOURCES, adapt, documents
-from visrl.types import CoTSample, Episode, Step, Unparsed
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
 from visrl.tasks.common import Document, Row, opened
-from visrl.types import CoTSample
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = ("A", "B", "C", "D", "E")

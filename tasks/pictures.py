@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visrl.core.types import Picture
 from visrl.errors import PictureError, UsageError
-from visrl.types import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

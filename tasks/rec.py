@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample
 from visrl.tasks.common import Row, text, whole_number
-from visrl.types import CoTSample
 
 
 def sample(row: Row, task: str) -> CoTSample:

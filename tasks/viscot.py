@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+from visrl.core.prompts import P_BOX
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.prompts import P_BOX
 from visrl.tasks.common import Document, Row, json_lines, json_list, text, whole_number
 from visrl.tasks.rec import box, size
-from visrl.types import CoTSample
 
 
 def documents(chains: Path, detections: Path) -> Iterator[Document]:

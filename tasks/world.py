@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from visrl.core.types import CoTSample
 from visrl.evals.benchmarks import TASKS
 from visrl.tasks.common import Document, Row, Source
-from visrl.types import CoTSample
 
 
 def sample(row: Row, task: str) -> CoTSample:
-    """One row of visrl/world/documents.py as a sample of ``task``, its picture included."""
+    """One row of visrl/world/questions.py as a sample of ``task``, its picture included."""
     from visrl.world.samples import sample_of
 
     return sample_of(dict(row), task)
@@ -25,7 +25,7 @@ def sample(row: Row, task: str) -> CoTSample:
 
 @dataclass(frozen=True, slots=True)
 class Drawn(Source):
-    """Documents of ``kind`` (visrl/world/documents.py) from the pictures of ``split``, as many as the task has."""
+    """Documents of ``kind`` (visrl/world/questions.py) from the pictures of ``split``, as many as the task has."""
 
     kind: str = ""
     split: str = "test"
@@ -36,7 +36,7 @@ class Drawn(Source):
         return {}
 
     def read(self, data: Path | None) -> Iterator[Document]:
-        from visrl.world.documents import documents
+        from visrl.world.questions import documents
 
         return (Document(f"{row['id']} (drawn)", row) for row in documents(self.kind, self.split, self.n))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec
-from visrl.evals.scoring import AVERAGED
+from visrl.evals.scorers.scoring import AVERAGED
 from visrl.tasks.lmms import COUNTS, MEANS, PREFIX, TOTALS
 from visrl.tasks.sources import SOURCES
 

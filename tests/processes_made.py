@@ -6,7 +6,7 @@ import socket
 
 import torch.distributed  # noqa: F401 - once, for all children
 
-from visrl.processes import join
+from visrl.runs.distributed import join
 
 FORK = multiprocessing.get_context("fork")
 

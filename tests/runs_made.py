@@ -5,11 +5,11 @@ import random
 
 from PIL import Image, ImageDraw
 
-from visrl.boxes import Box
-from visrl.evaluate import Options, evaluate
-from visrl.parsing import FORMATS
-from visrl.policies import FunctionPolicy
-from visrl.prompts import P_BOX
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box
+from visrl.core.prompts import P_BOX
+from visrl.evaluation.evaluate import Options, evaluate
+from visrl.policies.protocol import FunctionPolicy
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 FORMAT = FORMATS["padded_square_3dp"]

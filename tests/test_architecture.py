@@ -13,17 +13,24 @@ FOLDERS = {"visrl": ROOT / "visrl", "visrl.evals": ROOT / "evals", "visrl.tasks"
 
 # module prefix -> what it may never import, by prefix
 FORBIDDEN = {
-    "visrl.boxes": ["visrl."],
-    "visrl.types": ["visrl.evals", "visrl.tasks", "visrl.policies", "torch"],
-    "visrl.rollout": ["visrl.evals", "visrl.tasks", "torch"],
-    "visrl.records": ["visrl.evals", "visrl.policies"],
-    "visrl.evals": ["torch", "lmms_eval", "visrl.tasks", "visrl.policies", "visrl.rollout", "visrl.train"],
-    "visrl.tasks": ["torch", "lmms_eval", "visrl.policies", "visrl.train"],
-    "visrl.train": ["visrl.evals.paper", "visrl.evals.gates", "visrl.cli"],
-    "visrl": ["visrl.cli"],
+    "visrl.core.boxes": ["visrl."],
+    "visrl.core.types": ["visrl.evals", "visrl.tasks", "visrl.policies.protocol", "torch"],
+    "visrl.rollout.rollout": ["visrl.evals", "visrl.tasks", "torch"],
+    "visrl.core.records": ["visrl.evals", "visrl.policies.protocol"],
+    "visrl.evals": [
+        "torch",
+        "lmms_eval",
+        "visrl.tasks",
+        "visrl.policies.protocol",
+        "visrl.rollout.rollout",
+        "visrl.train",
+    ],
+    "visrl.tasks": ["torch", "lmms_eval", "visrl.policies.protocol", "visrl.train"],
+    "visrl.train": ["visrl.evals.paper", "visrl.evals.gates", "visrl.cli.evaluate"],
+    "visrl": ["visrl.cli.evaluate"],
 }
-LMMS_EVAL_IMPORTERS = {"visrl.harness", "visrl.plugin"}
-TORCH_IMPORTERS = ("visrl.policies", "visrl.train", "visrl.world", "visrl.processes")
+LMMS_EVAL_IMPORTERS = {"visrl.lmms.model", "visrl.lmms.plugin"}
+TORCH_IMPORTERS = ("visrl.policies.protocol", "visrl.train", "visrl.world", "visrl.runs.distributed")
 
 
 def modules():
@@ -81,9 +88,9 @@ def test_torch_stays_where_models_are():
 @pytest.mark.parametrize(
     "command",
     [
-        "import visrl.cli",
-        "from visrl.cli import main; main(['--help'])",
-        "from visrl.cli import main; main(['ls', 'tasks'])",
+        "import visrl.cli.evaluate",
+        "from visrl.cli.evaluate import main; main(['--help'])",
+        "from visrl.cli.evaluate import main; main(['ls', 'tasks'])",
     ],
 )
 def test_help_and_ls_load_nothing_heavy(command):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from visrl.boxes import PIXEL, SQUARE, UNIT, Box, grid, hull, iou, iou_arrays, resized
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, grid, hull, iou, iou_arrays, resized
 
 SIZES = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
 FRAMES = st.sampled_from([PIXEL, UNIT, SQUARE, grid(1000), grid(1024), grid(32, "square"), resized((616, 448))])

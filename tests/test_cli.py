@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from visrl.cli import main
+from visrl.cli.evaluate import main
 
 QWEN = [  # file, task, parser, accuracy its authors publish
     ("baseline__refcoco_val", "refcoco_val", "lenient", 89.75),
@@ -132,7 +132,7 @@ def test_a_judge_without_its_key_is_refused_before_a_model_is_loaded_or_a_score_
     before = contents(world_run)
     assert main(["score", str(world_run), "--judge", paid]) == 2
     assert "needs a key" in capsys.readouterr().err and contents(world_run) == before
-    monkeypatch.setattr("visrl.far.policy_and_engine", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("visrl.evaluation.on_ray.policy_and_engine", lambda *_: pytest.fail("the model was loaded"))
     for wrong in (["--judge", paid], ["--focus", "gld"], ["--protocol", "nosuch"], ["--data", "/nowhere"]):
         assert main(["--model", "constant:no", "--tasks", "world_viscot_doc", *wrong]) == 2
 
@@ -230,7 +230,7 @@ def test_kill_9_and_again_gives_the_same_bytes(shared, tmp_path):
     def start(output, slow):
         # a policy that takes a moment per batch, so that the kill lands in the middle
         code = (
-            "import sys, time; from visrl.policies.replay import ReplayPolicy; from visrl.cli import main; g = ReplayPolicy.generate\n"
+            "import sys, time; from visrl.policies.recorded.replay import ReplayPolicy; from visrl.cli.evaluate import main; g = ReplayPolicy.generate\n"
             f"def slow(self, *a): time.sleep({slow}); return g(self, *a)\n"
             "ReplayPolicy.generate = slow; sys.exit(main(sys.argv[1:]))"
         )
@@ -290,10 +290,10 @@ def test_a_second_protocol_beside_the_first(tmp_path, capsys):
 
 def test_what_looking_changed(tmp_path, capsys, monkeypatch):
     """A model that is right where it looks and silent where it does not: the second protocol is another, and stands on the left."""
-    from visrl.parsing import FORMATS
-    from visrl.policies import FunctionPolicy
+    from visrl.core.box_formats import FORMATS
+    from visrl.core.types import Picture
+    from visrl.policies.protocol import FunctionPolicy
     from visrl.tasks import load
-    from visrl.types import Picture
 
     truth = {s.id: s.answers[0] for s in load("world_viscot_doc", None, with_pictures=False, limit=4)}
 
@@ -302,7 +302,7 @@ def test_what_looking_changed(tmp_path, capsys, monkeypatch):
         return truth[request.key] if shown == 2 else "nothing"
 
     policy = FunctionPolicy("looker", answer, FORMATS["padded_square_3dp"], default_protocol="visrl_train")
-    monkeypatch.setattr("visrl.far.load_policy", lambda *_: policy)
+    monkeypatch.setattr("visrl.evaluation.on_ray.load_policy", lambda *_: policy)
     argv = ["run", "--model", "looker", "--tasks", "world_viscot_doc", "--limit", "4", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 0
     (line,) = [s for s in capsys.readouterr().out.split("direct → looked")[1].splitlines() if "answer" in s]

@@ -50,13 +50,13 @@ def options(program, name):
     """Every option a command takes."""
     if program == "visrl-train":
         if name == "plan":
-            from visrl.plan.cli import _parser
+            from visrl.estimate.cli import _parser
 
             return {option for action in _parser()._actions for option in action.option_strings}
         return {"--set", "--dry-run", "--help"}
     from typer.main import get_command
 
-    from visrl.cli import app
+    from visrl.cli.evaluate import app
 
     command = get_command(app).commands.get(name)
     return None if command is None else {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
@@ -87,7 +87,7 @@ def test_commands_and_options_exist(command):
 
 def shipped(command):
     """Whether the small models a command names are there."""
-    from visrl.policies.load import SHIPPED
+    from visrl.policies.registry import SHIPPED
 
     try:
         from visrl.world import checkpoint_path
@@ -105,7 +105,7 @@ def run(command, folder):
     """(exit code, output) of one command: visrl-eval in this process, which saves its imports; all else in a shell."""
     found = words(command)
     if found[0] == "visrl-eval" and not set(command) & set("|>&;$"):
-        from visrl.cli import main
+        from visrl.cli.evaluate import main
 
         return main(found[1:]), ""
     env = {

@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from visrl.boxes import SQUARE, Box, iou
-from visrl.focus import CROPS, compat_visrl, control_box, random_box, tight, viscot_square112
+from visrl.core.boxes import SQUARE, Box, iou
+from visrl.core.crops import CROPS, compat_visrl, control_box, random_box, tight, viscot_square112
 
 GOLDEN = [  # docs/method.md a4, computed with the official code
     ((500, 333), (0.606, 0.358, 0.972, 0.744), (276, 80, 500, 304)),

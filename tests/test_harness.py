@@ -24,11 +24,11 @@ def rows():
 datasets.Dataset.from_list(list(rows())).to_parquet("lmms-lab-encoder/MME/test-00000.parquet")
 
 from visrl.errors import UsageError
-from visrl.evaluate import Options, make_look
-from visrl.harness import LookThenAnswer, _answer, _decoding, _files_naming, _read_messages, run_upstream
-from visrl.parsing import FORMATS
-from visrl.policies import FunctionPolicy
-from visrl.types import Episode, Step
+from visrl.evaluation.evaluate import Options, make_look
+from visrl.lmms.model import LookThenAnswer, _answer, _decoding, _files_naming, _read_messages, run_upstream
+from visrl.core.box_formats import FORMATS
+from visrl.policies.protocol import FunctionPolicy
+from visrl.core.types import Episode, Step
 
 saw = []
 def policy(answer, **options):

@@ -4,8 +4,8 @@ import json
 import random
 import tracemalloc
 
-from visrl.evaluate import Options, evaluate, score
-from visrl.policies.load import load_policy
+from visrl.evaluation.evaluate import Options, evaluate, score
+from visrl.policies.registry import load_policy
 
 TASK = "refcoco_val"
 POLICY = "constant:[0.25, 0.25, 0.75, 0.75]"

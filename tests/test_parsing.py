@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visrl.boxes import PIXEL, SQUARE, UNIT, Box, grid, iou, resized
-from visrl.parsing import FORMATS, BoxFormat, BoxTag, Brackets, JsonObject, LocTokens, PointPairs, unfenced
-from visrl.types import Unparsed
+from visrl.core.box_formats import FORMATS, BoxFormat, BoxTag, Brackets, JsonObject, LocTokens, PointPairs, unfenced
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, grid, iou, resized
+from visrl.core.types import Unparsed
 
 UNITS = BoxFormat("unit", Brackets(3), UNIT)
 PIXELS = BoxFormat("pixels", JsonObject(), PIXEL)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from visrl.cli import main
+from visrl.cli.evaluate import main
+from visrl.core.records import TaskResult, write_results
 from visrl.errors import UsageError
-from visrl.phase_tables import draw_iterations, phase_table, points, runs, series
-from visrl.records import TaskResult, write_results
-from visrl.render import render
+from visrl.tables.formats import render
+from visrl.tables.phase_tables import draw_iterations, phase_table, points, runs, series
 
 PHASES = {
     "base": ("base", 0), "sft": ("SFT", 0), "iter1/rl1": ("SFT+RL1", 1), "iter1/rl2": ("SFT+RL1+RL2", 1),

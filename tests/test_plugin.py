@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from visrl.evals.benchmarks import GROUPS
-from visrl.plugin import HOOK_OFF, add_our_folder, task_folder
+from visrl.lmms.plugin import HOOK_OFF, add_our_folder, task_folder
 from visrl.tasks import SOURCES
 
 _BARE = f"""
@@ -22,7 +22,7 @@ from lmms_eval.tasks import TaskManager
 facts["version"] = importlib.metadata.version("lmms-eval")
 facts["hooked"] = hasattr(TaskManager, "_visrl_hook")
 facts["parameters"] = list(inspect.signature(TaskManager.initialize_tasks).parameters)
-from visrl.plugin import task_folder
+from visrl.lmms.plugin import task_folder
 manager = TaskManager(include_path=str(task_folder()), include_defaults=False)
 facts["tasks"], facts["groups"] = manager.all_subtasks, manager.all_groups
 facts["resolved"] = lmms_eval.models.MODEL_REGISTRY_V2.resolve("visrl", force_simple=True).model_type

@@ -14,10 +14,10 @@ import runs_made as made
 from processes_made import files, start, together
 
 from visrl.errors import UsageError
-from visrl.evaluate import Options, evaluate
-from visrl.policies.load import load_policy
-from visrl.processes import check_launch, join
-from visrl.runs import Run, _locked
+from visrl.evaluation.evaluate import Options, evaluate
+from visrl.policies.registry import load_policy
+from visrl.runs.distributed import check_launch, join
+from visrl.runs.store import Run, _locked
 
 N = 26
 

@@ -12,11 +12,11 @@ import textwrap
 import numpy as np
 import pytest
 
-from visrl import progress as module
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.evals import stats
-from visrl.progress import Running, cheap_scorer, duration, progress
-from visrl.types import CoTSample, Episode, Unparsed
+from visrl.runs import progress as module
+from visrl.runs.progress import Running, cheap_scorer, duration, progress
 
 
 def sample(i, cluster=""):
@@ -100,8 +100,8 @@ def test_a_bar_on_a_terminal():
     code = textwrap.dedent("""
         import logging, sys
         logging.basicConfig(stream=sys.stderr)
-        from visrl.progress import progress
-        from visrl.types import CoTSample, Episode
+        from visrl.runs.progress import progress
+        from visrl.core.types import CoTSample, Episode
         with progress("mme", 2) as ticker:
             ticker.add([], [Episode("1", "mme")])
             logging.warning("above")
@@ -123,8 +123,8 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
     code = textwrap.dedent("""
         import os, signal, sys
         from visrl import cli
-        from visrl.policies import FunctionPolicy, load
-        from visrl.parsing import FORMATS
+        from visrl.policies.protocol import FunctionPolicy, load
+        from visrl.core.box_formats import FORMATS
         asked = []
         def answer(request):
             asked.append(request)

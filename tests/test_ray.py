@@ -10,10 +10,11 @@ import pytest
 import runs_made as made
 from processes_made import files
 
-from visrl import far, ray_engine
-from visrl.cli import main
+from visrl.cli.evaluate import main
 from visrl.errors import UsageError
-from visrl.train.recipe import load_recipe
+from visrl.evaluation import on_ray
+from visrl.runs import ray_pool
+from visrl.train.config.recipe import load_recipe
 
 ray = pytest.importorskip("ray", reason='pip install "visrl[ray]"')
 pytest.importorskip("ray.data", reason='pip install "visrl[ray]"')
@@ -25,7 +26,7 @@ RECIPE = Path(__file__).parents[1] / "recipes/pairs-world.yaml"
 def cluster():
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0")
-    with ray_engine.elsewhere():
+    with ray_pool.elsewhere():
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -73,7 +74,7 @@ def test_evaluation_is_that_of_one_process(cluster, tmp_path, monkeypatch, capfd
 
 def test_what_a_worker_cannot_load_is_said_as_in_one_process(cluster):
     with pytest.raises(UsageError, match="cannot load gone/model") as raised:
-        far.policy_and_engine("hf:gone/model", {}, 1)
+        on_ray.policy_and_engine("hf:gone/model", {}, 1)
     assert raised.value.hint
 
 

@@ -6,13 +6,13 @@ import json
 import openpyxl
 import pytest
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.policies import Request, Sampling
-from visrl.policies.load import load_policy, parse_model_args
-from visrl.policies.predictions import picture_key, question_key
-from visrl.policies.replay import ReplayPolicy
-from visrl.types import CoTSample
+from visrl.policies.protocol import Request, Sampling
+from visrl.policies.recorded.prediction_files import picture_key, question_key
+from visrl.policies.recorded.replay import ReplayPolicy
+from visrl.policies.registry import load_policy, parse_model_args
 
 
 def rec(i, question="the cat", picture="p.jpg", box=(0, 0, 10, 10)):

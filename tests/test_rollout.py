@@ -3,13 +3,13 @@
 import pytest
 from PIL import Image
 
-from visrl.boxes import Box
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box
+from visrl.core.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS
+from visrl.core.types import CoTSample, Picture, Unparsed
 from visrl.errors import PictureError
-from visrl.parsing import FORMATS
-from visrl.policies import FunctionPolicy, Output
-from visrl.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Picture, Unparsed
+from visrl.policies.protocol import FunctionPolicy, Output
+from visrl.rollout.rollout import Look, look_then_answer
 
 SIZE = (400, 200)
 PICTURE = Picture("p.png", lambda: Image.new("RGB", SIZE, "white"))

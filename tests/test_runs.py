@@ -4,10 +4,10 @@ import logging
 
 import pytest
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
-from visrl.runs import Run, episode_from_json, episode_to_json, read_episodes, request_hash, slug
-from visrl.types import Episode, Step, Unparsed
+from visrl.runs.store import Run, episode_from_json, episode_to_json, read_episodes, request_hash, slug
 
 REQUEST = {"model": "m", "tasks": {"t": "1"}}
 EPISODES = [

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from test_phase_tables import record
 
-from visrl.claims import Claim, claims, decided, pairs_by_seed
-from visrl.cli import main
-from visrl.records import TaskResult, write_results
-from visrl.result_tables import generated
-from visrl.science import text
+from visrl.cli.evaluate import main
+from visrl.core.records import TaskResult, write_results
+from visrl.tables.claims import Claim, claims, decided, pairs_by_seed
+from visrl.tables.generated import generated
+from visrl.tables.reproduction_page import text
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from visrl.core.records import TaskResult
 from visrl.errors import UsageError
 from visrl.evals import paper
-from visrl.records import TaskResult
-from visrl.render import plain, render
-from visrl.tables import build, results_table, split_rows, why_not
+from visrl.tables.formats import plain, render
+from visrl.tables.paper_tables import build, results_table, split_rows, why_not
 
 NASTY = "evil|[red]\x1b[2J\u202e=x_y&%$\\{}\nz"
 PAPERS_JUDGE = "openai:api.openai.com#gpt-3.5-turbo-1106/viscot/v1/T0"

@@ -14,8 +14,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from visrl.core.chat_format import Layout, template
 from visrl.policies.families import family_class
-from visrl.policies.families.layout import Layout, template
 
 _LINES = (
     "what letter is on the red circle ? Please provide the bounding box coordinate of the region that can help you answer",
@@ -104,7 +104,7 @@ def yi_vl() -> Built:
 
 
 def llava_next() -> Built:
-    from visrl.policies.families.layout import VICUNA
+    from visrl.core.chat_format import VICUNA
 
     tok = tokenizer(["<image>"], "<pad>", "<s>", "</s>")
     pins = [[32, 64], [64, 32], [64, 64]]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from visrl.boxes import PIXEL, SQUARE, UNIT, Box, Frame, grid
-from visrl.focus import CROPS
-from visrl.parsing import FORMATS
-from visrl.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS, answer_turns, box_turns
-from visrl.types import CoTSample, Picture
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Frame, grid
+from visrl.core.crops import CROPS
+from visrl.core.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS, answer_turns, box_turns
+from visrl.core.types import CoTSample, Picture
 
 HERE = Path(__file__).parent
 SIZE = (600, 400)
@@ -141,7 +141,10 @@ def protocols() -> str:
         y += 34
     parts.append(
         text(
-            20, y, "▣ the picture · ◳ the crop · ⏎ a line break · ⟨…⟩ the constants of visrl/prompts.py", fill="#565d66"
+            20,
+            y,
+            "▣ the picture · ◳ the crop · ⏎ a line break · ⟨…⟩ the constants of visrl/core/prompts.py",
+            fill="#565d66",
         )
     )
     return svg(780, y + 20, parts, "The turns of the four protocols")

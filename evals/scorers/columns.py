@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from visrl.core.types import CoTSample, Score
 from visrl.evals.stats import Floats, Part
-from visrl.types import CoTSample, Score
 
 ZERO, ONE = Score(0.0), Score(1.0)
 Rows = Sequence[int] | NDArray[np.intp]

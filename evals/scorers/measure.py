@@ -13,10 +13,10 @@ from itertools import islice
 
 import numpy as np
 
+from visrl.core.types import CoTSample, Episode
 from visrl.evals import stats
-from visrl.evals.columns import SampleScores
+from visrl.evals.scorers.columns import SampleScores
 from visrl.evals.stats import Estimate, Floats, Part
-from visrl.types import CoTSample, Episode
 
 Done = tuple[int, CoTSample, Episode]
 """A sample that was run: its row in the scores, itself, what happened."""

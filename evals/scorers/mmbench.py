@@ -22,14 +22,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from visrl.core.box_formats import answer_block
+from visrl.core.types import CoTSample, Episode, Score
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge, JudgeItem, normalised
-from visrl.evals.measure import Done, Estimand, average, chunks, done
-from visrl.evals.pope import why_unscored
+from visrl.evals.scorers.columns import ONE, ZERO, SampleScores
+from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
+from visrl.evals.scorers.pope import why_unscored
 from visrl.evals.stats import Floats, Part
-from visrl.parsing import answer_block
-from visrl.types import CoTSample, Episode, Score
 
 _HEAD = 20_000  # a letter stands near the start or the end: a megabyte in between is not searched
 _ALONE = re.compile(r"^[\s*_\"'`({\[]*([A-Za-z])[\s*_\"'`)}\].:]*$")

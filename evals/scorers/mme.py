@@ -19,12 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from visrl.core.types import CoTSample, Episode, Score
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Estimand, average, done
-from visrl.evals.pope import why_unscored
-from visrl.types import CoTSample, Episode, Score
+from visrl.evals.scorers.columns import ONE, ZERO, SampleScores
+from visrl.evals.scorers.measure import Estimand, average, done
+from visrl.evals.scorers.pope import why_unscored
 
 PERCEPTION = {  # subtask -> questions, counted in the published files
     "existence": 60,

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from visrl.core.types import CoTSample, Episode, Score
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.columns import ONE, ZERO, SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Estimand, average, done
+from visrl.evals.scorers.columns import ONE, ZERO, SampleScores
+from visrl.evals.scorers.measure import Estimand, average, done
 from visrl.evals.stats import Floats
-from visrl.types import CoTSample, Episode, Score
 
 _NO = frozenset({"No", "not", "no"})
 _EITHER = re.compile(r"\b(yes|no|not)\b", re.IGNORECASE)

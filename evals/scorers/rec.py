@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from visrl.boxes import PIXEL, Box, iou_arrays
+from visrl.core.boxes import PIXEL, Box, iou_arrays
+from visrl.core.types import CoTSample, Episode, Score, Unparsed
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.columns import SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Done, Estimand, average, chunks, done
+from visrl.evals.scorers.columns import SampleScores
+from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
 from visrl.evals.stats import Floats
-from visrl.types import CoTSample, Episode, Score, Unparsed
 
 METRICS = ("acc@0.5", "miou", "acc@0.75", "centre_acc")
 NO_BOX_ASKED = "no box was asked for"

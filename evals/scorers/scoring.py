@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from visrl.evals import mmbench, mme, pope, rec, viscot
+from visrl.core.records import TaskResult
+from visrl.core.types import CoTSample, Episode
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
-from visrl.evals.columns import SampleScores
 from visrl.evals.judge import Judge
-from visrl.evals.measure import Estimand, Measured, measured
-from visrl.records import TaskResult
-from visrl.types import CoTSample, Episode
+from visrl.evals.scorers import mmbench, mme, pope, rec, viscot
+from visrl.evals.scorers.columns import SampleScores
+from visrl.evals.scorers.measure import Estimand, Measured, measured
 
 Scorer = Callable[
     [TaskSpec, Iterable[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from visrl.core.types import CoTSample, Episode, Score
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.columns import SampleScores
 from visrl.evals.judge import Judge, JudgeItem
-from visrl.evals.measure import Done, Estimand, average, chunks, done
-from visrl.evals.rec import score_boxes
-from visrl.types import CoTSample, Episode, Score
+from visrl.evals.scorers.columns import SampleScores
+from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
+from visrl.evals.scorers.rec import score_boxes
 
 
 def score(

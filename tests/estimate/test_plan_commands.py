@@ -4,20 +4,20 @@ import json
 import subprocess
 
 import pytest
+import tiny_models as tiny
 import torch
 import yaml
 
 from visrl.errors import UsageError
-from visrl.plan.cli import plan_recipe
-from visrl.plan.generating import pairs_work
-from visrl.plan.launch import commands, slurm
-from visrl.plan.lengths import Lengths
-from visrl.plan.memory import Memory, block_bytes, cache_bytes, training_memory
-from visrl.plan.shape import Shape, describe_model
-from visrl.plan.work import GPUS, Work, gpu_of, operations, seconds
-from visrl.policies import tiny
-from visrl.train.models import add_lora
-from visrl.train.recipe import LoraSection
+from visrl.estimate.cli import plan_recipe
+from visrl.estimate.generating import pairs_work
+from visrl.estimate.launch import commands, slurm
+from visrl.estimate.lengths import Lengths
+from visrl.estimate.memory import Memory, block_bytes, cache_bytes, training_memory
+from visrl.estimate.shape import Shape, describe_model
+from visrl.estimate.work import GPUS, Work, gpu_of, operations, seconds
+from visrl.train.common.models import add_lora
+from visrl.train.config.recipe import LoraSection
 
 SHAPE = Shape(1000, 600, 0, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
 
@@ -146,7 +146,7 @@ def test_pairs_and_sft_have_plans(tmp_path, capsys):
 
 
 def test_an_evaluation_is_planned_by_its_command(capsys):
-    from visrl.cli import main
+    from visrl.cli.evaluate import main
 
     assert main(["plan", "--model", "base", "--tasks", "world_rec", "--gpus", "4", "--limit", "50", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -6,26 +6,27 @@ storages that live (peak.py). Every figure within 20 %.
 
 import numpy as np
 import pytest
+import tiny_models as tiny
 import torch
 from peak import Peak
 from PIL import Image
 
-from visrl.plan import training
-from visrl.plan.generating import evaluation_phase
-from visrl.plan.memory import Memory
-from visrl.plan.phase import Asked
-from visrl.plan.shape import describe_model
-from visrl.plan.training import dpo_phases
-from visrl.plan.work import GPUS
-from visrl.policies import Sampling, tiny
-from visrl.policies.checkpoint import load_checkpoint
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.train.files import Chain, PairRow, write_rows
-from visrl.train.models import load_trainee
-from visrl.train.stages import DPORecipe, run_stage
-from visrl.types import CoTSample, Picture
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Picture
+from visrl.estimate import training
+from visrl.estimate.generating import evaluation_phase
+from visrl.estimate.memory import Memory
+from visrl.estimate.phase import Asked
+from visrl.estimate.shape import describe_model
+from visrl.estimate.training import dpo_phases
+from visrl.estimate.work import GPUS
+from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Sampling
+from visrl.rollout.rollout import Look, look_then_answer
+from visrl.train.common.models import load_trainee
+from visrl.train.data.rows import Chain, PairRow, write_rows
+from visrl.train.dpo.stages import DPORecipe, run_stage
 
 torch.set_num_threads(1)
 FAMILIES = ("llava", "qwen2_5_vl", "paligemma2")
@@ -141,7 +142,7 @@ def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOOKED_AT", 4)  # two in three rows are never looked at
     (plan,) = dpo_phases(recipe, describe_model(folder(name)), Asked(GPUS["h100"]))
 
-    from visrl.train.data import load_preferences
+    from visrl.train.data.load import load_preferences
 
     trainee = load_trainee(recipe.model, None)
     fed = {True: 0, False: 0}

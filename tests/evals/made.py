@@ -1,9 +1,9 @@
 """Samples and episodes in one line, for the scorers' tests."""
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample, Episode, Step, Unparsed
 from visrl.evals.benchmarks import TASKS
-from visrl.evals.scoring import score_task
-from visrl.types import CoTSample, Episode, Step, Unparsed
+from visrl.evals.scorers.scoring import score_task
 
 GOLD = Box(0, 0, 100, 100)
 

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from visrl.cli import main
+from visrl.cli.evaluate import main
 from visrl.errors import UsageError
 from visrl.evals.compare import compare, difference, pair_task, pool
 from visrl.evals.sample_scores import Row, compact, of_baseline, of_run
-from visrl.prompt_bytes import data_folder
+from visrl.regression.prompt_snapshots import data_folder
 
 
 def rows(metric, values, clusters=None, groups=None):
@@ -62,7 +62,7 @@ def test_pope_f1_of_both_runs():
 
 
 def test_mme_total_adds_subtasks_and_is_absent_without_all_of_them():
-    from visrl.evals.mme import COGNITION
+    from visrl.evals.scorers.mme import COGNITION
 
     def mme(points):
         return {

@@ -7,16 +7,16 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from visrl import checks
-from visrl.cli import main
+from visrl.cli.evaluate import main
 from visrl.errors import UsageError
 from visrl.evals import gates
 from visrl.evals.baselines import read_baseline
 from visrl.evals.compare import Difference
 from visrl.evals.gates import Finding, Prompt, check_difference, check_prompts
 from visrl.evals.suite import load_suite
-from visrl.prompt_bytes import data_folder, fixture, prompts_file, read_prompts, write_prompts
-from visrl.verdicts import to_junit, to_markdown
+from visrl.regression import gates as suite_gates
+from visrl.regression.prompt_snapshots import data_folder, fixture, prompts_file, read_prompts, write_prompts
+from visrl.regression.reports import to_junit, to_markdown
 
 # --- G2's verdict
 
@@ -114,13 +114,13 @@ def test_prompts_file_round_trip_and_hand_edits(tmp_path):
 
 
 def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, capsys):
-    from visrl import prompt_bytes
+    from visrl.regression import prompt_snapshots
 
     path = tmp_path / "prompts.json"
     write_prompts(path, {KEY: Prompt.of("1", "a")})
-    monkeypatch.setattr(prompt_bytes, "prompts_file", lambda: path)
+    monkeypatch.setattr(prompt_snapshots, "prompts_file", lambda: path)
     for version, more, code in (("1", (), 1), ("1", ("--anyway",), 0), ("2", (), 0)):
-        monkeypatch.setattr(prompt_bytes, "render_all", lambda v=version, m=more: {KEY: Prompt.of(v, f"b{v}{m}")})
+        monkeypatch.setattr(prompt_snapshots, "render_all", lambda v=version, m=more: {KEY: Prompt.of(v, f"b{v}{m}")})
         before = path.read_text()
         assert main(["accept", "--prompts", *more]) == code
         assert (path.read_text() == before) == (code == 1)
@@ -129,9 +129,9 @@ def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, cap
 
 
 def test_every_task_has_a_fixture_and_prompts_on_file():
+    from visrl.core.prompts import PROTOCOLS
     from visrl.evals.benchmarks import TASKS
     from visrl.policies.families import known_families
-    from visrl.prompts import PROTOCOLS
 
     on_file = read_prompts(prompts_file())
     assert {key[0] for key in on_file} == set(TASKS)
@@ -162,12 +162,12 @@ def test_exact_to_1e_12_and_no_further():
 
 
 def test_shipped_replays_give_the_recorded_numbers(tmp_path):
-    findings = list(checks.check_replays("shipped", tmp_path))
+    findings = list(suite_gates.check_replays("shipped", tmp_path))
     assert len(findings) == 8 and {f.status for f in findings} == {"pass"}, [f.reason for f in findings]
 
 
 def test_recorded_numbers_are_of_every_benchmark_and_of_no_machine():
-    text = checks.recorded_file().read_text()
+    text = suite_gates.recorded_file().read_text()
     recorded = [r for name, item in json.loads(text).items() if name.startswith("shipped") for r in item["results"]]
     with_value = {(r["task"], r["metric"]) for r in recorded if r["value"] is not None}
     for what in (
@@ -182,26 +182,26 @@ def test_recorded_numbers_are_of_every_benchmark_and_of_no_machine():
 
 
 def test_a_scoring_change_fails_g1(tmp_path, monkeypatch):
-    from visrl.evals import rec
+    from visrl.evals.scorers import rec
 
     def loose(boxed, match=rec.match):
         return {**match(boxed), "acc@0.5": (match(boxed)["miou"] >= 0.5).astype(float)}
 
     monkeypatch.setattr(rec, "match", loose)
-    first = next(checks.check_replays("shipped", tmp_path))
+    first = next(suite_gates.check_replays("shipped", tmp_path))
     assert first.status == "fail" and "recorded" in first.reason and first.detail
 
 
 def test_shared_replays(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("VISRL_SHARED", str(shared.parent))
-    fast = [r for r in checks.replays("shared") if r.name in ("VLM-R1 RefCOCO", "LaVIN MME")]
-    monkeypatch.setattr(checks, "replays", lambda _: fast)
-    assert [f.status for f in checks.check_replays("shared", tmp_path)] == ["pass", "pass"]
+    fast = [r for r in suite_gates.replays("shared") if r.name in ("VLM-R1 RefCOCO", "LaVIN MME")]
+    monkeypatch.setattr(suite_gates, "replays", lambda _: fast)
+    assert [f.status for f in suite_gates.check_replays("shared", tmp_path)] == ["pass", "pass"]
 
 
 def test_absent_data_are_refused_not_passed(tmp_path, monkeypatch):
     monkeypatch.setenv("VISRL_SHARED", str(tmp_path / "nowhere"))
-    assert {f.status for f in checks.check_replays("shared", tmp_path)} == {"refused"}
+    assert {f.status for f in suite_gates.check_replays("shared", tmp_path)} == {"refused"}
 
 
 # --- G2 from the command line, on the shipped documents
@@ -420,7 +420,7 @@ def test_hostile_names_do_not_reach_terminal_xml_or_markdown():
 
 
 def test_paper_gate_informs_and_never_fails(tmp_path):
-    findings = list(checks.check_paper("rec", tmp_path / "none"))
+    findings = list(suite_gates.check_paper("rec", tmp_path / "none"))
     assert [f.status for f in findings] == ["info"] and gates.exit_code(findings) == 0
 
 

@@ -1,8 +1,8 @@
 import pytest
 from made import failed, numbers, said, sample, score
 
-from visrl.evals.mmbench import letter
-from visrl.types import Score
+from visrl.core.types import Score
+from visrl.evals.scorers.mmbench import letter
 
 OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"}
 

@@ -2,7 +2,7 @@ import pytest
 from made import failed, numbers, said, sample, score
 
 from visrl.evals.benchmarks import TASKS
-from visrl.evals.mme import COGNITION, PERCEPTION, says
+from visrl.evals.scorers.mme import COGNITION, PERCEPTION, says
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from made import failed, numbers, said, sample, score
 
 from visrl.evals.benchmarks import GROUPS
-from visrl.evals.pope import says
-from visrl.evals.scoring import score_group
+from visrl.evals.scorers.pope import says
+from visrl.evals.scorers.scoring import score_group
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 import pytest
 from made import GOLD, failed, looked, numbers, sample, score
 
-from visrl.boxes import SQUARE, Box
-from visrl.parsing import FORMATS
-from visrl.types import CoTSample, Episode
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import SQUARE, Box
+from visrl.core.types import CoTSample, Episode
 
 
 def one(id_, box, cluster="", gold=GOLD):

@@ -1,10 +1,10 @@
 import pytest
 from made import GOLD, failed, looked, said, sample, score
 
+from visrl.core.records import TaskResult
 from visrl.evals.benchmarks import GROUPS, TASKS
-from visrl.evals.measure import commonest
-from visrl.evals.scoring import SCORERS, score_group, score_task, to_result
-from visrl.records import TaskResult
+from visrl.evals.scorers.measure import commonest
+from visrl.evals.scorers.scoring import SCORERS, score_group, score_task, to_result
 
 RUN = {
     "protocol": "visrl_train/v1",

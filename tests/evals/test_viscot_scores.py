@@ -4,11 +4,11 @@ import json
 import pytest
 from made import GOLD, failed, looked, numbers, said, sample, score
 
-from visrl.boxes import SQUARE, Box, iou
+from visrl.core.boxes import SQUARE, Box, iou
+from visrl.core.types import Episode, Score, Step, Unparsed
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.judge import make_judge
-from visrl.evals.scoring import score_group
-from visrl.types import Episode, Score, Step, Unparsed
+from visrl.evals.scorers.scoring import score_group
 
 EXACT = make_judge("exact")
 

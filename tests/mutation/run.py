@@ -106,8 +106,8 @@ def preload() -> None:
     import scipy.special  # noqa: F401
     from trl import DPOTrainer  # noqa: F401 - its import is lazy
 
-    import visrl.evaluate  # noqa: F401
-    from visrl.prompt_bytes import families
+    import visrl.evaluation.evaluate  # noqa: F401
+    from visrl.regression.prompt_snapshots import families
 
     families()  # torch and transformers
 
@@ -115,7 +115,7 @@ def preload() -> None:
 def _gate(gate: str, target: Path) -> int:
     os.chdir(target)
     Path("suite.yaml").write_text(yaml.safe_dump(SUITES[gate]))
-    from visrl.cli import main
+    from visrl.cli.evaluate import main
 
     baselines = str(ROOT / "results" / "baselines.yaml")
     return main(["check", "--suite", "suite.yaml", "--baseline", baselines, "--json"])

@@ -36,9 +36,9 @@ def build() -> tuple[Any, Any]:
     """(model, processor): LLaVA classes, 576 picture tokens, 3 layers of width 512."""
     import torch
     import transformers as hf
+    from tiny_models import tokenizer
 
-    from visrl.policies.families.layout import VICUNA, template
-    from visrl.policies.tiny import tokenizer
+    from visrl.core.chat_format import VICUNA, template
 
     torch.manual_seed(0)
     tok = tokenizer(["<image>"], "<pad>", "<s>", "</s>")
@@ -72,8 +72,8 @@ def preferences(n: int, processor: Any) -> list[Any]:
     import numpy as np
     from PIL import Image
 
-    from visrl.train.files import Chain, Preference
-    from visrl.types import CoTSample, Picture
+    from visrl.core.types import CoTSample, Picture
+    from visrl.train.data.rows import Chain, Preference
 
     rng, words = random.Random(0), ["blue", "green", "yellow", "purple", "square", "triangle", "diamond"]
 
@@ -112,8 +112,8 @@ def stock(n: int, folder: str) -> Any:
     import datasets
     from trl import DPOConfig, DPOTrainer
 
-    from visrl.train.chains import box_prompt, opened
-    from visrl.train.vision import freeze_vision
+    from visrl.train.common.conversations import box_prompt, opened
+    from visrl.train.common.vision_cache import freeze_vision
 
     model, processor = build()
     freeze_vision(model)
@@ -137,11 +137,11 @@ def stock(n: int, folder: str) -> Any:
 def ours(n: int, folder: str, *, shared: bool = True, cache: bool = True) -> Any:
     from trl import DPOConfig
 
-    from visrl.train.collate import PairCollator
-    from visrl.train.dpo import StepDPOTrainer
-    from visrl.train.losses import Term
-    from visrl.train.models import trainee
-    from visrl.train.recipe import ModelSection
+    from visrl.train.common.encoding import PairCollator
+    from visrl.train.common.models import trainee
+    from visrl.train.config.recipe import ModelSection
+    from visrl.train.dpo.losses import Term
+    from visrl.train.dpo.trainer import StepDPOTrainer
 
     model, processor = build()
     t = trainee(model, processor, ModelSection(path="", dtype="float32"), None)

@@ -15,16 +15,17 @@ import time
 import types
 from pathlib import Path
 
+import tiny_models as tiny
 import torch
 import transformers as hf
 from PIL import Image
 
-import visrl.policies.hf
-from visrl.policies import Request, Sampling, tiny
-from visrl.policies.families.layout import VICUNA, template
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS, answer_turns, box_turns
-from visrl.types import CoTSample, Picture, Turn
+import visrl.policies.hf.policy
+from visrl.core.chat_format import VICUNA, template
+from visrl.core.prompts import PROTOCOLS, answer_turns, box_turns
+from visrl.core.types import CoTSample, Picture, Turn
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Request, Sampling
 
 K = 8
 
@@ -51,7 +52,7 @@ def checkpoint(folder: Path) -> None:
     )  # fmt: skip
     model = hf.LlavaForConditionalGeneration(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # logits far apart, as in visrl/policies/tiny.py
+        for parameter in model.parameters():  # logits far apart, as in tests/tiny_models.py
             if parameter.dim() > 1:
                 parameter.mul_(2)
     model.generation_config.eos_token_id = None
@@ -190,7 +191,7 @@ def profile(folder: str, n: int, new: int) -> None:
         return run
 
     policy._read, policy._look = timed("read prompts", policy._read), timed("look", policy._look)
-    visrl.policies.hf.branch = timed("generate", visrl.policies.hf.branch)
+    visrl.policies.hf.policy.branch = timed("generate", visrl.policies.hf.policy.branch)
     for _ in range(2):
         spent.update(dict.fromkeys(spent, 0.0))
         began = time.process_time()

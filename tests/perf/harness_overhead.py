@@ -67,7 +67,7 @@ def lmms_own() -> None:
     from lmms_eval.api.model import lmms
     from lmms_eval.evaluator import simple_evaluate
 
-    from visrl.harness import _task_manager
+    from visrl.lmms.model import _task_manager
 
     class Instant(lmms):
         def generate_until(self, requests):
@@ -89,8 +89,8 @@ def lmms_own() -> None:
 
 
 def policy():
-    from visrl.parsing import FORMATS
-    from visrl.policies import FunctionPolicy
+    from visrl.core.box_formats import FORMATS
+    from visrl.policies.protocol import FunctionPolicy
 
     def answer(request):
         request.turns[0].pictures[0].open()
@@ -100,8 +100,8 @@ def policy():
 
 
 def ours_in_lmms() -> None:
-    from visrl.evaluate import Options, make_look
-    from visrl.harness import run_upstream
+    from visrl.evaluation.evaluate import Options, make_look
+    from visrl.lmms.model import run_upstream
 
     began = clocks()
     found = run_upstream(["visrl_refcoco_val"], policy(), make_look(policy(), Options()), batch_size=64)
@@ -109,7 +109,7 @@ def ours_in_lmms() -> None:
 
 
 def ours(limit=None) -> None:
-    from visrl.evaluate import Options, evaluate
+    from visrl.evaluation.evaluate import Options, evaluate
 
     options = Options(data=Path("data"), output=Path(f"run{time.time_ns()}"), batch_size=64, quiet=True, limit=limit)
     began = clocks()

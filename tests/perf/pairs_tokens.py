@@ -25,15 +25,15 @@ from pathlib import Path
 
 import torch
 
-from visrl.policies import Policy, Request, Sampling
-from visrl.policies.load import load_policy
-from visrl.train.asking import Tokens, total
-from visrl.train.chains import answer_prompt, box_prompt, crop_of, opened
-from visrl.train.critics import Critic, Question, ScoreCritic, make_critic, without_repeats
-from visrl.train.evolve import Evolution, Plan, Work
-from visrl.train.funnel import STAGES, pairs_of
-from visrl.train.pairs import RECIPE, finished, make_pairs, plan_of
-from visrl.train.questions import QuestionSection, load_questions
+from visrl.policies.protocol import Policy, Request, Sampling
+from visrl.policies.registry import load_policy
+from visrl.rollout.retry import Tokens, total
+from visrl.train.common.conversations import answer_prompt, box_prompt, crop_of, opened
+from visrl.train.data.questions import QuestionSection, load_questions
+from visrl.train.pairs.critics import Critic, Question, ScoreCritic, make_critic, without_repeats
+from visrl.train.pairs.run import RECIPE, finished, make_pairs, plan_of
+from visrl.train.pairs.sampling import Evolution, Plan, Work
+from visrl.train.pairs.statistics import STAGES, pairs_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 from pairs_world import SCRIPTED, ScriptedLooks

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from visrl.evals.benchmarks import TASKS, resolve
 from visrl.evals.judge import make_judge
-from visrl.evals.scoring import score_task
-from visrl.runs import read_episodes
+from visrl.evals.scorers.scoring import score_task
+from visrl.runs.store import read_episodes
 from visrl.tasks import load
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+import tiny_models as tiny
 import torch
 
-from visrl.policies import tiny
-from visrl.policies.checkpoint import load_checkpoint
-from visrl.policies.hf import HFPolicy
+from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.policy import HFPolicy
 
 torch.set_num_threads(1)
 

@@ -3,12 +3,12 @@
 import pytest
 from PIL import Image
 
+from visrl.core.box_formats import FORMATS
+from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
-from visrl.parsing import FORMATS
-from visrl.policies import Output, Request, Sampling
 from visrl.policies.blind import GREY, Blind
-from visrl.policies.load import load_policy
-from visrl.types import Picture, Turn
+from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.registry import load_policy
 
 
 class Looker:

@@ -5,7 +5,7 @@ import json
 import pytest
 from tinies import FAMILIES, benchmark_folder
 
-from visrl.cli import main
+from visrl.cli.evaluate import main
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_both_kinds_of_task_on_a_checkpoint_from_disk(name, data, checkpoints, t
 
 
 def test_batch_size_is_the_rows_of_a_pass():
-    from visrl.cli import _batch_size
+    from visrl.cli.evaluate import _batch_size
 
     class Policy:
         rows = 8

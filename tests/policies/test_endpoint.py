@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_models as tiny
 import torch
 from faulty import FAULTS, Proxy
 from tinies import picture
 
+from visrl.core.box_formats import FORMATS
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
-from visrl.parsing import FORMATS
-from visrl.policies import Request, Sampling, tiny
-from visrl.policies.endpoint import EndpointPolicy, Server
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Turn
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Request, Sampling
+from visrl.policies.servers.endpoint import EndpointPolicy, Server
+from visrl.rollout.rollout import Look, look_then_answer
 
 BOXES = FORMATS["padded_square_3dp"]
 SIZES = [(90, 50), (40, 44), (30, 77), (120, 100), (64, 64)]
@@ -233,7 +234,7 @@ def test_wrong_use(target, args, message):
 def test_qwen2_5_vl_behind_a_server_measures_in_its_resized_picture():
     policy = EndpointPolicy.load("http://localhost/v1#m", box_format="json_resized")
     # 641x479 -> multiples of 28: 644x476; 100*644/641=100.5 (rounds to 100), 50*476/479=49.7
-    from visrl.boxes import Box
+    from visrl.core.boxes import Box
 
     assert policy.box_format.write(Box(100, 50, 641, 479), (641, 479)) == '{"bbox_2d": [100, 50, 644, 476]}'
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tinies import FAMILIES, by_processor, draw, picture
 
-from visrl.boxes import SQUARE, UNIT, Box
+from visrl.core.boxes import SQUARE, UNIT, Box
+from visrl.core.chat_format import LayoutError
+from visrl.core.types import Turn, Unparsed
 from visrl.errors import UsageError
 from visrl.policies import families
 from visrl.policies.families.base import Family
-from visrl.policies.families.layout import LayoutError
 from visrl.policies.families.llava import expand2square
-from visrl.types import Turn, Unparsed
 
 SHAPES = [(640, 480), (480, 640), (512, 512)]
 BOX = Box(101, 67, 303, 211)

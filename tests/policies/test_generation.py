@@ -5,9 +5,9 @@ from collections import Counter
 
 import torch
 
-from visrl.policies import Sampling
 from visrl.policies.families.base import Chat, Seen
-from visrl.policies.generation import Branch, _branch_mask, pick, shared_length
+from visrl.policies.hf.decoding import Branch, _branch_mask, pick, shared_length
+from visrl.policies.protocol import Sampling
 
 
 def drawn(logits, sampling, n=4000):

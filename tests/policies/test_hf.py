@@ -3,16 +3,18 @@
 from dataclasses import replace
 
 import pytest
+import tiny_models as tiny
 import torch
 from tinies import FAMILIES, by_processor, picture
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import PictureError, UsageError
-from visrl.policies import Request, Sampling, generation, tiny
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Picture, Turn
+from visrl.policies.hf import decoding
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Request, Sampling
+from visrl.rollout.rollout import Look, look_then_answer
 
 SIZES = [(90, 50), (40, 44), (30, 77), (120, 100), (64, 64)]
 WORDS = ["what letter is on the red circle ? yes", "Answer", "blue green", "The answer is A B C D E. 0.123", "no"]
@@ -65,10 +67,10 @@ def test_both_turns_equal_generate_one_by_one(name, policies):
     assert texts(boxes) == [(by_generate(policy, r),) for r in box_requests()]
     second = answer_requests(boxes)
     resumed = []
-    original = generation.resume
+    original = decoding.resume
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visrl.policies.hf.WORTH_RESUMING", 2)  # tiny prompts
-        patch.setattr("visrl.policies.hf.resume", lambda *a: resumed.append(a[6]) or original(*a))
+        patch.setattr("visrl.policies.hf.policy.WORTH_RESUMING", 2)  # tiny prompts
+        patch.setattr("visrl.policies.hf.policy.resume", lambda *a: resumed.append(a[6]) or original(*a))
         answers = policy.generate(second, GREEDY)
     assert texts(answers) == [(by_generate(policy, r),) for r in second]
     if policy.family.keeps_prefix:  # all five went on from the cache, and from behind the first picture at least
@@ -108,7 +110,7 @@ def test_logits_do_not_depend_on_padding_or_on_the_cache(name, policies):
     chats = [policy._chat(r, {}) for r in requests]
     with torch.inference_mode():
         policy._look(chats, [0] * 5)
-        batch = generation.prefill(policy.model, policy.family, chats, policy._features).logits
+        batch = decoding.prefill(policy.model, policy.family, chats, policy._features).logits
         for row, chat in enumerate(chats):
             alone = policy.model(
                 **{
@@ -123,10 +125,10 @@ def test_logits_do_not_depend_on_padding_or_on_the_cache(name, policies):
             first.generate(box_requests(), GREEDY)
             ((prefix, keys),) = first._kept
             jobs = [
-                (keys.index(r.key), generation.shared_length(c, prefix.signatures[keys.index(r.key)]))
+                (keys.index(r.key), decoding.shared_length(c, prefix.signatures[keys.index(r.key)]))
                 for r, c in zip(requests, chats, strict=True)
             ]
-            again = generation.resume(
+            again = decoding.resume(
                 policy.model, policy.family, chats, policy._features, prefix, [r for r, _ in jobs], [n for _, n in jobs]
             )
             assert torch.allclose(again.logits, batch, atol=1e-9, rtol=0)
@@ -141,7 +143,7 @@ def test_the_picture_matters(name, policies):
     assert chats[0].ids == chats[1].ids and chats[0].signature != chats[1].signature
     with torch.inference_mode():
         policy._look(chats, [0, 0])
-        logits = generation.prefill(policy.model, policy.family, chats, policy._features).logits
+        logits = decoding.prefill(policy.model, policy.family, chats, policy._features).logits
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
@@ -205,7 +207,7 @@ def test_many_questions_about_one_picture_look_once(policies, monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_many_questions_about_one_picture_read_it_once_and_answer_as_if_alone(name, policies, monkeypatch):
-    monkeypatch.setattr("visrl.policies.hf.WORTH_RESUMING", 1)
+    monkeypatch.setattr("visrl.policies.hf.policy.WORTH_RESUMING", 1)
     shown = [picture(80, 60, 3), picture(40, 50, 4)]
     first = [Request(f"q{i}", "box", (Turn("user", (shown[i == 2], "\n" + w)),)) for i, w in enumerate(WORDS)]
 
@@ -220,7 +222,7 @@ def test_many_questions_about_one_picture_read_it_once_and_answer_as_if_alone(na
         return texts(boxes), again, texts(policy.generate(again, GREEDY))
 
     read = []
-    monkeypatch.setattr("visrl.policies.hf.prefill", lambda *a: read.append(len(a[2])) or generation.prefill(*a))
+    monkeypatch.setattr("visrl.policies.hf.policy.prefill", lambda *a: read.append(len(a[2])) or decoding.prefill(*a))
     boxes, again, answers = both_turns(policies(name, "paper"), first)
     assert read == ([2] if policies(name).family.keeps_prefix else [5, 5])  # two pictures for ten prompts
     assert [texts(policies(name, "paper").generate([r], GREEDY))[0] for r in first] == boxes
@@ -277,9 +279,9 @@ def test_out_of_memory_halves_the_rows_and_goes_on(policies, monkeypatch):
         tried.append(len(chats))
         if len(chats) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generation.prefill(model, family, chats, seen)
+        return decoding.prefill(model, family, chats, seen)
 
-    monkeypatch.setattr("visrl.policies.hf.prefill", tight)
+    monkeypatch.setattr("visrl.policies.hf.policy.prefill", tight)
     policy.rows = 8
     assert texts(policy.generate(box_requests(), GREEDY)) == expected
     assert tried == [5, 2, 2, 1] and policy.rows == 2  # 5 at once: no; half of 5 fits
@@ -298,7 +300,7 @@ def test_out_of_memory_while_resuming_reads_the_prompts_anew(policies, monkeypat
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("visrl.policies.hf.resume", never)
+    monkeypatch.setattr("visrl.policies.hf.policy.resume", never)
     assert texts(policy.generate(second, GREEDY)) == expected
 
 
@@ -306,7 +308,7 @@ def test_out_of_memory_with_one_conversation_is_an_error(policies, monkeypatch):
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("visrl.policies.hf.prefill", never)
+    monkeypatch.setattr("visrl.policies.hf.policy.prefill", never)
     with pytest.raises(torch.OutOfMemoryError):
         policies("llava").generate(box_requests()[:1], GREEDY)
 
@@ -320,7 +322,7 @@ def test_what_a_record_says(checkpoints, policies):
 
 
 def test_the_weights_hash_is_of_the_weights(tmp_path):
-    from visrl.policies.checkpoint import weights_hash
+    from visrl.policies.hf.loading import weights_hash
 
     one, same, other = (tiny.save("llava", tmp_path / n, seed) for n, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert weights_hash(one) == weights_hash(same) != weights_hash(other)

@@ -8,9 +8,9 @@ from jinja2 import Environment, nodes
 from jinja2.ext import Extension
 from tinies import FAMILIES
 
+from visrl.core.chat_format import VICUNA, render, template
+from visrl.core.types import Picture, Turn
 from visrl.policies.families import family_class
-from visrl.policies.families.layout import VICUNA, render, template
-from visrl.types import Picture, Turn
 
 A, B = Picture("a", lambda: None), Picture("b", lambda: None)
 ASK = (Turn("user", (A, "\nWhere is the cat?")),)

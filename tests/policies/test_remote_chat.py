@@ -3,17 +3,18 @@
 import json
 
 import pytest
+import tiny_models as tiny
 import torch
 from safetensors.torch import save_file
 from tinies import picture
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
-from visrl.policies import Request, Sampling, tiny
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Turn
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Request, Sampling
+from visrl.rollout.rollout import Look, look_then_answer
 
 CODE = """
 import torch

@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from tinies import picture
 
+from visrl.core.box_formats import FORMATS
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
-from visrl.parsing import FORMATS
-from visrl.policies import Request, Sampling
-from visrl.policies.endpoint import EndpointPolicy, Server
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Turn
+from visrl.policies.protocol import Request, Sampling
+from visrl.policies.servers.endpoint import EndpointPolicy, Server
+from visrl.rollout.rollout import Look, look_then_answer
 
 BOXES = FORMATS["padded_square_3dp"]
 
@@ -164,9 +164,9 @@ def test_requests_are_balanced_and_both_turns_of_a_sample_meet_the_same_server()
 
 
 def test_a_server_comes_back_after_a_health_check(monkeypatch, caplog):
-    from visrl.policies import servers
+    from visrl.policies.servers import replicas
 
-    monkeypatch.setattr(servers, "FIRST", 0.05)
+    monkeypatch.setattr(replicas, "FIRST", 0.05)
     first, second = Fake(), Fake(delay=0.02)
     both = policy(first, second)
     for replica in both.replicas.all:

@@ -8,10 +8,10 @@ import pytest
 from PIL.Image import Image
 from tinies import picture
 
+from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
-from visrl.policies import Request, Sampling
-from visrl.policies.load import load_policy
-from visrl.types import Picture, Turn
+from visrl.policies.protocol import Request, Sampling
+from visrl.policies.registry import load_policy
 
 
 class SamplingParams:

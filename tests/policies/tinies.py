@@ -4,12 +4,12 @@ import importlib.util
 import json
 
 import pytest
+import tiny_models as tiny
 import torch
 from PIL import Image, ImageDraw
 
-from visrl.policies import tiny
-from visrl.prompts import P_BOX
-from visrl.types import Picture
+from visrl.core.prompts import P_BOX
+from visrl.core.types import Picture
 
 FAMILIES = [
     pytest.param(

@@ -10,8 +10,8 @@ import tracemalloc
 import pytest
 import runs_made as made
 
-from visrl.boxes import Box
-from visrl.cli import main
+from visrl.cli.evaluate import main
+from visrl.core.boxes import Box
 from visrl.errors import UsageError
 from visrl.report import write_report
 from visrl.report.rows import Lines, RunView, flip
@@ -194,8 +194,8 @@ def test_two_runs_flips_and_paired_test(folder, other, tmp_path):
 
 def test_flip():
     def outcome(right):
+        from visrl.core.types import Episode
         from visrl.report.rows import Outcome
-        from visrl.types import Episode
 
         return Outcome(Episode("1", "t"), {}, quality=right)
 

@@ -8,13 +8,13 @@ import threading
 import pytest
 from PIL import Image
 
+from visrl.core.types import Picture
 from visrl.errors import PictureError
 from visrl.report import pictures
 from visrl.report.figures import HEIGHT, TaskFigures
 from visrl.report.pictures import Album, choose, side_for
 from visrl.report.serve import PageServer
 from visrl.report.text import clip, json_block, line, visible
-from visrl.types import Picture
 
 
 @pytest.mark.parametrize("hidden", ["\u202e", "\x1b", "\x00", "\u200b", "\u2066", "\ud800", "\x9b", "\ufeff"])

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from visrl.cli import main
+from visrl.cli.evaluate import main
 from visrl.report.figures import HEIGHT, WIDTH
 from visrl.report.training import curves, is_training
 

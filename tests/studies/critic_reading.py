@@ -18,17 +18,17 @@ from typing import Any
 
 from pairs_world import mean_se, row, run_of
 
+from visrl.core.prompts import PROTOCOLS
 from visrl.evals.benchmarks import GROUPS
-from visrl.evals.scoring import score_group
-from visrl.policies import Policy, Sampling
-from visrl.policies.load import load_policy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look
-from visrl.train.critics import make_critic
-from visrl.train.pairs import RECIPE
-from visrl.train.questions import load_questions
+from visrl.evals.scorers.scoring import score_group
+from visrl.policies.protocol import Policy, Sampling
+from visrl.policies.registry import load_policy
+from visrl.rollout.rollout import Look
+from visrl.train.data.questions import load_questions
+from visrl.train.pairs.critics import make_critic
+from visrl.train.pairs.run import RECIPE
+from visrl.train.small_model.model_card import VISCOT, run
 from visrl.world import checkpoint_path
-from visrl.world.measure import VISCOT, run
 
 WARM_UP = Path(__file__).parents[2] / "recipes" / "world-sft.yaml"
 

@@ -13,10 +13,10 @@ import random
 import sys
 from pathlib import Path
 
-from visrl.boxes import Box
-from visrl.evals.mme import COGNITION, PERCEPTION
-from visrl.parsing import FORMATS
-from visrl.prompts import P_BOX
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box
+from visrl.core.prompts import P_BOX
+from visrl.evals.scorers.mme import COGNITION, PERCEPTION
 
 SIZES = [(1000, 1000), (640, 427), (427, 640), (333, 500), (901, 300), (448, 961)]
 PADDED = FORMATS["padded_square_3dp"]

@@ -32,11 +32,11 @@ from dataclasses import replace
 from itertools import islice, permutations
 from pathlib import Path
 
-from visrl import checks
 from visrl.evals import gates
 from visrl.evals.benchmarks import resolve
 from visrl.evals.sample_scores import Row, compact, of_baseline
 from visrl.evals.suite import load_suite
+from visrl.regression import gates as suite_gates
 from visrl.tasks import load
 
 METRICS = {"rec": ("acc@0.5",), "viscot": ("box_acc", "answer"), "pope": ("accuracy",)}
@@ -110,13 +110,13 @@ class Generated:
 
     @classmethod
     def of_model(cls, model, gate, k, temperature):
-        from visrl.evals.columns import cluster_of
+        from visrl.core.prompts import PROTOCOLS
         from visrl.evals.judge import make_judge
-        from visrl.evals.scoring import score_task
-        from visrl.policies import Sampling
-        from visrl.policies.load import load_policy
-        from visrl.prompts import PROTOCOLS
-        from visrl.rollout import Look, look_then_answer
+        from visrl.evals.scorers.columns import cluster_of
+        from visrl.evals.scorers.scoring import score_task
+        from visrl.policies.protocol import Sampling
+        from visrl.policies.registry import load_policy
+        from visrl.rollout.rollout import Look, look_then_answer
 
         policy = load_policy(model)
         protocol = PROTOCOLS[gate.protocol or policy.default_protocol]
@@ -163,7 +163,7 @@ def spoil(rows, share, rng, by_picture):
 
 def verdicts(gate, before, after):
     z = gates.z_for(len(gate.cells))
-    return [gates.check_difference(checks.cell_difference(c, before, after), c.floor, z) for c in gate.cells]
+    return [gates.check_difference(suite_gates.cell_difference(c, before, after), c.floor, z) for c in gate.cells]
 
 
 def rate(outcomes):

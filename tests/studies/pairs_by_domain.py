@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from visrl.train.evolve import Work
-from visrl.train.funnel import funnel, outcomes, table
-from visrl.train.pairs import finished
-from visrl.train.questions import load_questions
-from visrl.train.recipe import load_recipe
+from visrl.train.config.recipe import load_recipe
+from visrl.train.data.questions import load_questions
+from visrl.train.pairs.run import finished
+from visrl.train.pairs.sampling import Work
+from visrl.train.pairs.statistics import funnel, outcomes, table
 
 
 def main() -> None:

@@ -20,16 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visrl.boxes import Box, iou
-from visrl.focus import compat_visrl
-from visrl.policies import Output, Policy, Request, Sampling
-from visrl.policies.load import load_policy
-from visrl.train.critics import Critic, make_critic
-from visrl.train.evolve import Evolution, Work
-from visrl.train.funnel import outcomes, table
-from visrl.train.pairs import RECIPE, finished, make_pairs, plan_of
-from visrl.train.questions import load_questions
-from visrl.types import CoTSample
+from visrl.core.boxes import Box, iou
+from visrl.core.crops import compat_visrl
+from visrl.core.types import CoTSample
+from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.policies.registry import load_policy
+from visrl.train.data.questions import load_questions
+from visrl.train.pairs.critics import Critic, make_critic
+from visrl.train.pairs.run import RECIPE, finished, make_pairs, plan_of
+from visrl.train.pairs.sampling import Evolution, Work
+from visrl.train.pairs.statistics import outcomes, table
 from visrl.world.splits import redraw
 
 SCRIPTED = "scripted"
@@ -121,7 +121,7 @@ def run_of(
 
 def row(works: list[Work], *, box_critic: bool = True) -> dict[str, float]:
     """Yield and percentages of one run."""
-    from visrl.train.selection import Rule
+    from visrl.train.pairs.selection import Rule
 
     found = outcomes(works, Rule(box_critic=box_critic))
     shares = table(found)

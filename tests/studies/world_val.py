@@ -7,13 +7,13 @@ import argparse
 
 import torch
 
-from visrl.boxes import Box, iou
+from visrl.core.boxes import Box, iou
+from visrl.core.prompts import PROTOCOLS
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.policies import Sampling
-from visrl.policies.load import SHIPPED, load_policy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.train.questions import QuestionSection, load_questions
+from visrl.policies.protocol import Sampling
+from visrl.policies.registry import SHIPPED, load_policy
+from visrl.rollout.rollout import Look, look_then_answer
+from visrl.train.data.questions import QuestionSection, load_questions
 
 LOOK = Look(PROTOCOLS["visrl_train"], "predicted", "tight", Sampling(max_tokens=8))
 

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 import visrl.tasks.lmms as lmms
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import Episode, Step, Unparsed
 from visrl.evals.benchmarks import GROUPS, TASKS
-from visrl.plugin import task_folder
+from visrl.lmms.plugin import task_folder
 from visrl.tasks import SOURCES
 from visrl.tasks.write_yaml import files
-from visrl.types import Episode, Step, Unparsed
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from visrl.core.prompts import PROTOCOLS, answer_turns
+from visrl.core.types import Picture
 from visrl.errors import PictureError, UsageError
-from visrl.prompts import PROTOCOLS, answer_turns
 from visrl.tasks import load
-from visrl.types import Picture
 
 HEADER = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "l2-category", "split"]
 

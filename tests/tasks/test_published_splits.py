@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from visrl.boxes import PIXEL, SQUARE, Box
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import PIXEL, SQUARE, Box
+from visrl.core.prompts import PROTOCOLS, answer_turns
+from visrl.core.types import Picture
 from visrl.evals.benchmarks import TASKS
-from visrl.parsing import FORMATS
-from visrl.prompts import PROTOCOLS, answer_turns
 from visrl.tasks import SOURCES, fingerprint, load
-from visrl.types import Picture
 
 ON_FILE = sorted(set(SOURCES) - {"mmbench"})  # MMBench's pictures may not be passed on: no copy in the shared data
 _PICTURE = Picture("p", lambda: pytest.fail("opened"))

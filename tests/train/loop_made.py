@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from visrl.records import dump_json, write_atomically
+from visrl.core.records import dump_json, write_atomically
 from visrl.train import loop
-from visrl.train.recipe import load_recipe
+from visrl.train.config.recipe import load_recipe
 
 SFT = "kind: sft\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: %s}\n"
 PAIRS = (

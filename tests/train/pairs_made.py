@@ -5,11 +5,11 @@ import json
 import random
 import re
 
-from visrl.boxes import Box, iou
-from visrl.parsing import FORMATS
-from visrl.policies import Output
-from visrl.train.pairs import RECIPE
-from visrl.types import CoTSample, Picture
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box, iou
+from visrl.core.types import CoTSample, Picture
+from visrl.policies.protocol import Output
+from visrl.train.pairs.run import RECIPE
 
 SIZE = (400, 300)
 REGION = re.compile(r"#xyxy=(\d+),(\d+),(\d+),(\d+)$")

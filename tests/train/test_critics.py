@@ -5,10 +5,11 @@ import math
 import pytest
 from pairs_made import SIZE, FakeCritic, FakePolicy, question
 
-from visrl.boxes import Box, iou
+from visrl.core.boxes import Box, iou
+from visrl.core.types import Picture
 from visrl.errors import UsageError
-from visrl.policies import Output
-from visrl.train.critics import (
+from visrl.policies.protocol import Output
+from visrl.train.pairs.critics import (
     P_ANSWER_CRITIC,
     P_BOX_CRITIC,
     LikelihoodCritic,
@@ -19,8 +20,7 @@ from visrl.train.critics import (
     read_score,
     without_repeats,
 )
-from visrl.train.likelihood import LogLikelihood
-from visrl.types import Picture
+from visrl.train.pairs.likelihood import LogLikelihood
 
 
 @pytest.mark.parametrize(

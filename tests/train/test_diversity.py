@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visrl.boxes import Box, iou
-from visrl.train.diversity import MAX_IOU, Look, control, disjoint_like, spread
-from visrl.types import Unparsed
+from visrl.core.boxes import Box, iou
+from visrl.core.types import Unparsed
+from visrl.train.pairs.diversity import MAX_IOU, Look, control, disjoint_like, spread
 
 SIZE = (400, 300)
 A, NEAR, FAR = Box(50, 50, 130, 110), Box(60, 55, 140, 115), Box(250, 150, 330, 210)

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from loop_made import recipe, weights
 
+from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.evals.sample_scores import Row
-from visrl.records import dump_json, write_atomically
 from visrl.train import loop
-from visrl.train.ablations import jobs
-from visrl.train.loop_plan import changes, examine
-from visrl.train.loop_score import headline, line
-from visrl.train.recipe import load_recipe
-from visrl.train.wiring import Weights, phase_recipe, phases
+from visrl.train.config.recipe import load_recipe
+from visrl.train.loop.ablations import jobs
+from visrl.train.loop.phase_state import changes, examine
+from visrl.train.loop.phases import Weights, phase_recipe, phases
+from visrl.train.loop.scoring import headline, line
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 

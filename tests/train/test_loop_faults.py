@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from loop_made import recipe, weights
 
+from visrl.core.records import dump_json, write_atomically
 from visrl.errors import EXIT_INCOMPLETE, UsageError
-from visrl.records import dump_json, write_atomically
-from visrl.train import ablations, loop
-from visrl.train.base import Lessons
-from visrl.train.lessons import Teacher
-from visrl.train.loop_plan import config_of, data_hash
-from visrl.train.recipe import load_recipe
-from visrl.train.wiring import Weights, critic_of, phase_recipe, phases
+from visrl.train import loop
+from visrl.train.config.recipe import load_recipe
+from visrl.train.loop import ablations
+from visrl.train.loop.phase_state import config_of, data_hash
+from visrl.train.loop.phases import Weights, critic_of, phase_recipe, phases
+from visrl.train.small_model.pretext_tasks import Teacher
+from visrl.train.small_model.run import Lessons
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 
@@ -44,7 +45,7 @@ def test_further_training_does_not_see_the_warm_ups_examples_again(tmp_path):
         )
         if job.variant == "more-sft"
     ]
-    from visrl.train.base import load
+    from visrl.train.small_model.run import load
     from visrl.world import checkpoint_path
 
     _, processor = load(checkpoint_path("base"))
@@ -109,7 +110,7 @@ def test_a_critic_that_the_recipe_names_is_known_by_its_bytes(world):
 
 def test_a_shipped_name_is_one_model_whatever_lies_in_the_working_folder(tmp_path, monkeypatch):
     """Within a loop's folder there is a phase ``base``: training must not start from another model than is scored."""
-    from visrl.train.models import shipped
+    from visrl.train.common.models import shipped
     from visrl.world import checkpoint_path
 
     before = Weights("base").sha256()
@@ -136,7 +137,7 @@ def test_a_folder_without_weights_is_no_model_and_a_hub_id_is_known_by_its_commi
         loop.run(recipe(folder))
     snapshot = folder / "models--org--big/snapshots/0123abcd"
     weights(snapshot, "big")
-    monkeypatch.setattr("visrl.policies.checkpoint.cached_file", lambda *_, **__: str(snapshot / "config.json"))
+    monkeypatch.setattr("visrl.policies.hf.loading.cached_file", lambda *_, **__: str(snapshot / "config.json"))
     after = Weights("org/big").sha256()
     (snapshot / "model.safetensors").unlink()
     assert Weights("org/big").sha256() == after == "org/big@0123abcd"
@@ -267,8 +268,8 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
 def test_a_stage_that_was_interrupted_goes_on_in_another_place(world, monkeypatch):
     """Places decide nothing: the phase's own settings name where data and weights lay, asked.json has their bytes."""
     folder, _ = world
-    from visrl.train import stages
-    from visrl.train.phase import claim
+    from visrl.train.common.phase_folder import claim
+    from visrl.train.dpo import stages
 
     real = stages.run
 
@@ -324,7 +325,7 @@ def test_every_shipped_loop_looks_for_pictures_in_one_place():
 WORKER = """
 import os, sys, time
 from torch.utils.data import DataLoader, Dataset
-from visrl.train.machine import end_with_parent
+from visrl.train.common.trainer_args import end_with_parent
 class Endless(Dataset):
     def __len__(self): return 10**6
     def __getitem__(self, i): return [os.getpid(), b"x" * 10**6]

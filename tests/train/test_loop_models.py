@@ -7,12 +7,12 @@ import json
 
 import pytest
 from PIL import Image
+from tiny_models import save
 
-from visrl.policies.tiny import save
-from visrl.records import dump_json, read_records, write_atomically
+from visrl.core.records import dump_json, read_records, write_atomically
 from visrl.train import loop
-from visrl.train.files import Chain, ChainRow, PairRow, write_rows
-from visrl.train.recipe import load_recipe
+from visrl.train.config.recipe import load_recipe
+from visrl.train.data.rows import Chain, ChainRow, PairRow, write_rows
 
 ONE_EPOCH = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-3}\n"
 MODEL = "model: {path: elsewhere, dtype: float32}\n"
@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
             recipe.output / "manifest.json", dump_json({"funnel": {"pairs": 3, "questions": {"asked": 3}}})
         )
 
-    monkeypatch.setattr("visrl.train.pairs.run", pairs)
+    monkeypatch.setattr("visrl.train.pairs.run.run", pairs)
     for module in ("loop", "loop_score"):  # collecting torch's garbage takes a second each time
         monkeypatch.setattr(f"visrl.train.{module}.free", lambda: None)
     return tmp_path, asked

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from pairs_made import FakeCritic, FakePolicy, questions, recipe
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.records import read_records
 from visrl.errors import UsageError
-from visrl.records import read_records
-from visrl.train.critics import ScoreCritic
-from visrl.train.data import load_preferences
-from visrl.train.evolve import Evolution, from_json, to_json
-from visrl.train.files import PairRow, read_rows
-from visrl.train.pairs import make_pairs, plan_of
-from visrl.train.questions import QuestionSection, load_questions
-from visrl.train.recipe import DataSection, load_recipe
+from visrl.train.config.recipe import DataSection, load_recipe
+from visrl.train.data.load import load_preferences
+from visrl.train.data.questions import QuestionSection, load_questions
+from visrl.train.data.rows import PairRow, read_rows
+from visrl.train.pairs.critics import ScoreCritic
+from visrl.train.pairs.run import make_pairs, plan_of
+from visrl.train.pairs.sampling import Evolution, from_json, to_json
 
 N = 60
 DERIVED = ("pairs.jsonl", "manifest.json", "records/datagen.json")
@@ -135,7 +135,7 @@ def test_the_funnel_only_narrows(tmp_path):
 
 
 def test_records_stand_beside_the_poster(tmp_path):
-    from visrl.tables import build
+    from visrl.tables.paper_tables import build
 
     manifest, *_ = make(tmp_path, diversity="none")
     records = {record.metric: record for record in read_records(tmp_path)}
@@ -199,7 +199,7 @@ def test_recipe_files_are_checked():
     assert len(paths) >= 2
     for path in paths:
         resolved = load_recipe(path)
-        assert resolved.recipe.kind == "pairs" and resolved.module.__name__ == "visrl.train.pairs"
+        assert resolved.recipe.kind == "pairs" and resolved.module.__name__ == "visrl.train.pairs.run"
 
 
 def test_the_trainer_reads_pairs_of_the_small_world(tmp_path):

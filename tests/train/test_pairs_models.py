@@ -8,21 +8,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import tiny_models as tiny
 import torch
 from pairs_made import SIZE, recipe
 from train_made import picture
 
-from visrl.boxes import Box
-from visrl.parsing import FORMATS
-from visrl.policies import Request, tiny
-from visrl.policies.checkpoint import load_checkpoint
-from visrl.policies.endpoint import EndpointPolicy, Server
-from visrl.policies.hf import HFPolicy
-from visrl.train.critics import LikelihoodCritic, ScoreCritic
-from visrl.train.evolve import Evolution
-from visrl.train.likelihood import HFTextScorer
-from visrl.train.pairs import make_pairs, plan_of
-from visrl.types import CoTSample, Turn
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample, Turn
+from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Request
+from visrl.policies.servers.endpoint import EndpointPolicy, Server
+from visrl.train.pairs.critics import LikelihoodCritic, ScoreCritic
+from visrl.train.pairs.likelihood import HFTextScorer
+from visrl.train.pairs.run import make_pairs, plan_of
+from visrl.train.pairs.sampling import Evolution
 
 sys.path.append(str(Path(__file__).parents[1] / "policies"))
 from faulty import Proxy

@@ -4,11 +4,11 @@ import pairs_made as made
 import pytest
 from processes_made import files, together
 
-from visrl.policies import Output
-from visrl.train.asking import RETRIES
-from visrl.train.critics import ScoreCritic
-from visrl.train.evolve import Evolution
-from visrl.train.pairs import make_pairs, plan_of
+from visrl.policies.protocol import Output
+from visrl.rollout.retry import RETRIES
+from visrl.train.pairs.critics import ScoreCritic
+from visrl.train.pairs.run import make_pairs, plan_of
+from visrl.train.pairs.sampling import Evolution
 
 N = 30
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visrl.train.selection import Decision, Rule, Scored, decide
-from visrl.types import Score
+from visrl.core.types import Score
+from visrl.train.pairs.selection import Decision, Rule, Scored, decide
 
 CODE, PAPER = Rule(), Rule("paper")
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 from PIL import Image
+from tiny_models import save
 
+from visrl.cli.train import run
 from visrl.errors import UsageError
-from visrl.policies.tiny import save
-from visrl.train.cli import run
-from visrl.train.files import Chain, PairRow, write_rows
+from visrl.train.data.rows import Chain, PairRow, write_rows
 
 ONE_EPOCH = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-3}"
 

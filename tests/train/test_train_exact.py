@@ -11,10 +11,10 @@ import torch
 from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
-from visrl.train.collate import PairCollator
-from visrl.train.dpo import StepDPOTrainer
-from visrl.train.losses import stage_terms
-from visrl.train.models import sliding_window
+from visrl.train.common.encoding import PairCollator
+from visrl.train.common.models import sliding_window
+from visrl.train.dpo.losses import stage_terms
+from visrl.train.dpo.trainer import StepDPOTrainer
 
 KNOBS = {"beta_box": 0.1, "beta_answer": 0.3, "lambda_box": 0.6, "lambda_answer": 0.4}
 

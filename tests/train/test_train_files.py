@@ -6,12 +6,12 @@ import json
 import pytest
 from PIL import Image
 
+from visrl.core.box_formats import FORMATS
 from visrl.errors import PictureError, UsageError
-from visrl.parsing import FORMATS
-from visrl.train.data import load_demonstrations, load_preferences
-from visrl.train.files import Chain, PairRow, picture_in, read_rows, write_rows
-from visrl.train.importers import import_chains, import_pairs
-from visrl.train.recipe import DataSection
+from visrl.train.config.recipe import DataSection
+from visrl.train.data.importers import import_chains, import_pairs
+from visrl.train.data.load import load_demonstrations, load_preferences
+from visrl.train.data.rows import Chain, PairRow, picture_in, read_rows, write_rows
 
 ROW = PairRow(
     id="a", picture="x.png", question="what?", win=Chain(box=(1, 2, 3, 4), answer="yes", scores={"box": 0.9}),

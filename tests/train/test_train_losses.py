@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from visrl.train.losses import LN2, Term, log_preference, stage_terms, weighted_sum
+from visrl.train.dpo.losses import LN2, Term, log_preference, stage_terms, weighted_sum
 
 OFFICIAL = {"beta_box": 0.1, "beta_answer": 0.2, "lambda_box": 0.5, "lambda_answer": 0.25}
 

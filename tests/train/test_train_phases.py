@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import build, save
 from train_made import FAMILIES, preference, tiny
 
 from visrl.errors import UsageError
-from visrl.policies.load import load_policy
-from visrl.policies.tiny import build, save
-from visrl.train.models import lora_target, require_something_to_train, trainee
-from visrl.train.questions import QuestionSection, load_questions
-from visrl.train.recipe import DataSection, LoraSection, ModelSection
-from visrl.train.stages import DPORecipe, run_stage
-from visrl.train.vision import FeatureStore
+from visrl.policies.registry import load_policy
+from visrl.train.common.models import lora_target, require_something_to_train, trainee
+from visrl.train.common.vision_cache import FeatureStore
+from visrl.train.config.recipe import DataSection, LoraSection, ModelSection
+from visrl.train.data.questions import QuestionSection, load_questions
+from visrl.train.dpo.stages import DPORecipe, run_stage
 
 FAST = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": 2, "logging_steps": 1,
@@ -40,8 +40,8 @@ def logs(trainee, stage_folder, term):
 
 def box_log_probabilities(t):
     """[N, 2] of a model, by the plain path, one pair at a time."""
-    from visrl.train.collate import PairCollator
-    from visrl.train.score import PairScorer
+    from visrl.train.common.encoding import PairCollator
+    from visrl.train.dpo.logprobs import PairScorer
 
     collator = PairCollator(PAIRS, t.speaker, ("box",), shared=False)
     rows = []
@@ -55,7 +55,7 @@ def box_log_probabilities(t):
 @pytest.mark.parametrize("lora", [None, LoraSection()])
 def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_disk(tmp_path, lora):
     save("llava", tmp_path / "model")
-    from visrl.train.models import load_trainee
+    from visrl.train.common.models import load_trainee
 
     asked = recipe(tmp_path, lora=lora)
     t = load_trainee(
@@ -77,11 +77,11 @@ def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_d
 
 def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
     """The same command after stage 1: its weights come from stage1/final, not from the recipe's model."""
-    from visrl.train import stages
+    from visrl.train.dpo import stages
 
     save("llava", tmp_path / "model")
     asked = recipe(tmp_path)
-    from visrl.train.models import load_trainee
+    from visrl.train.common.models import load_trainee
 
     t = load_trainee(asked.model, None)
     run_stage(asked, 1, t, PAIRS)
@@ -101,7 +101,7 @@ def test_a_reference_of_other_weights_is_noticed_at_the_first_step(tmp_path, mon
 
 def test_a_stored_reference_of_other_weights_is_not_read_again(tmp_path):
     """Weights None: a phase that goes on, whose model has moved since."""
-    from visrl.train.reference import read_reference, write_reference
+    from visrl.train.dpo.reference_logprobs import read_reference, write_reference
 
     table = {"box": torch.zeros(4, 2)}
     write_reference(tmp_path, table, "these pairs", "these weights")
@@ -143,7 +143,7 @@ def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
 
 
 def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
-    from visrl.train.phase import claim
+    from visrl.train.common.phase_folder import claim
 
     claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
     claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
@@ -164,7 +164,7 @@ def test_lora_trains_the_language_model_and_nothing_else(name):
 
 
 def test_a_continued_adapter_is_trainable_and_leaves_no_second_adapter(tmp_path):
-    from visrl.train.models import load_trainee
+    from visrl.train.common.models import load_trainee
 
     save("llava", tmp_path / "model")
     asked = recipe(tmp_path, lora=LoraSection())

@@ -11,10 +11,10 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import save
 from worker import child, train
 
-from visrl.policies.tiny import save
-from visrl.train.recipe import LoraSection
+from visrl.train.config.recipe import LoraSection
 
 FORK = multiprocessing.get_context("fork")
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from visrl.errors import UsageError
-from visrl.train.recipe import KINDS, load_recipe
+from visrl.train.config.recipe import KINDS, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DPO = "kind: dpo\noutput: out\nmodel: {path: m}\ndata: {path: p.jsonl}\n"
@@ -29,7 +29,7 @@ def test_the_official_values_are_the_defaults(tmp_path):
 def test_the_trainer_section_reaches_trl_and_floats_without_a_dot_are_numbers(tmp_path):
     from trl import DPOConfig
 
-    from visrl.train.machine import trainer_config
+    from visrl.train.common.trainer_args import trainer_config
 
     recipe = load_recipe(
         write(tmp_path, DPO + "trainer: {learning_rate: 5e-7, loss_type: [sigmoid, sft], loss_weights: [1, 0.2]}")
@@ -43,7 +43,7 @@ def test_the_trainer_section_reaches_trl_and_floats_without_a_dot_are_numbers(tm
 
 
 def torch_model():
-    from visrl.policies.tiny import build
+    from tiny_models import build
 
     return build("llava")[0]
 
@@ -103,7 +103,7 @@ def test_every_shipped_recipe_is_valid_and_begins_with_its_command_and_its_memor
 
 
 def test_the_command_line_checks_without_training(tmp_path, capsys):
-    from visrl.train.cli import run
+    from visrl.cli.train import run
 
     run([str(write(tmp_path, DPO)), "--dry-run", "--set", "seed=5"])
     assert "seed = 5  (--set)" in capsys.readouterr().err

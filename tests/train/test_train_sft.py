@@ -7,12 +7,12 @@ import torch
 from train_made import FAMILIES, demonstration, sample, tiny
 from trl import SFTConfig
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
 from visrl.errors import UsageError
-from visrl.train.chains import count
-from visrl.train.collate import ChainCollator
-from visrl.train.files import Chain, Demonstration
-from visrl.train.sft import ChainTrainer
+from visrl.train.common.conversations import count
+from visrl.train.common.encoding import ChainCollator
+from visrl.train.data.rows import Chain, Demonstration
+from visrl.train.sft.sft import ChainTrainer
 
 
 def collated(trainee, demonstrations, **more):

@@ -12,10 +12,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from visrl.errors import PictureError, UsageError
-from visrl.train.data import load_demonstrations, load_preferences
-from visrl.train.files import QuestionRow, picture_in, read_rows
-from visrl.train.questions import QuestionSection, _all, load_questions
-from visrl.train.recipe import DataSection
+from visrl.train.config.recipe import DataSection
+from visrl.train.data.load import load_demonstrations, load_preferences
+from visrl.train.data.questions import QuestionSection, _all, load_questions
+from visrl.train.data.rows import QuestionRow, picture_in, read_rows
 
 
 def image(i, side=24):

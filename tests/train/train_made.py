@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 from PIL import Image
+from tiny_models import build
 
-from visrl.policies.tiny import build
-from visrl.train.files import Chain, Demonstration, Preference
-from visrl.train.models import Trainee, trainee
-from visrl.train.recipe import ModelSection
-from visrl.types import CoTSample, Picture
+from visrl.core.types import CoTSample, Picture
+from visrl.train.common.models import Trainee, trainee
+from visrl.train.config.recipe import ModelSection
+from visrl.train.data.rows import Chain, Demonstration, Preference
 
 torch.set_num_threads(1)
 PAPER_SEVEN = ("llava", "llava_next", "mllama", "paligemma2", "qwen2_5_vl", "qwen3_vl", "internvl")

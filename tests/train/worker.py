@@ -6,9 +6,9 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from train_made import preference
 
-from visrl.train.models import load_trainee
-from visrl.train.recipe import DataSection, ModelSection
-from visrl.train.stages import DPORecipe, run_stage
+from visrl.train.common.models import load_trainee
+from visrl.train.config.recipe import DataSection, ModelSection
+from visrl.train.dpo.stages import DPORecipe, run_stage
 
 
 def recipe(folder: Path, **trainer) -> DPORecipe:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from visrl.core.crops import tight
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import Picture, Unparsed
 from visrl.errors import UsageError
-from visrl.focus import tight
-from visrl.policies import Sampling
-from visrl.policies.load import load_policy
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
-from visrl.types import Picture, Unparsed
+from visrl.policies.protocol import Sampling
+from visrl.policies.registry import load_policy
+from visrl.rollout.rollout import Look, look_then_answer
 from visrl.world import CHECKPOINTS, checkpoint_path
 from visrl.world.samples import samples
 
@@ -102,7 +102,7 @@ def test_the_warm_up_points_less_well_than_the_best(load):
     hits = {}
     for name in ("sft", "tiny"):
         boxes = [e.box for e in run(load(name), asked, looking("predicted"))]
-        from visrl.boxes import iou
+        from visrl.core.boxes import iou
 
         hits[name] = sum(
             not isinstance(b, Unparsed) and b is not None and iou(b, s.box) > 0.5

@@ -6,7 +6,7 @@ import pytest
 
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.tasks import fingerprint, load
-from visrl.world.documents import DOMAINS, documents
+from visrl.world.questions import DOMAINS, documents
 from visrl.world.samples import sample_of
 from visrl.world.splits import redraw
 

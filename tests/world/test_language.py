@@ -2,9 +2,9 @@
 
 import re
 
-from visrl.world import documents, general
-from visrl.world.dice import Dice
-from visrl.world.language import descriptions, held_out, is_held_out, vocabulary, with_article
+from visrl.world import general_questions, questions
+from visrl.world.expressions import descriptions, held_out, is_held_out, vocabulary, with_article
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing
 from visrl.world.splits import picture
 
@@ -69,7 +69,7 @@ def test_no_split_but_heldout_asks_for_a_held_out_combination():
         asked = 0
         for index in (i for i in range(200) if i % 6 < 4):
             scene = picture(split, index)
-            chosen = documents.choose(scene, split, Dice("x", index), documents.SORTS)
+            chosen = questions.choose(scene, split, Dice("x", index), questions.SORTS)
             if chosen is not None:
                 assert is_held_out(chosen) == (split == "heldout"), chosen
                 asked += 1
@@ -93,7 +93,7 @@ def test_the_vocabulary_covers_all_that_is_asked():
     from visrl.world.samples import samples
 
     tokenizer = build_tokenizer()
-    kinds = ["rec", *documents.DOMAINS, *(f"pope_{v}" for v in general.VARIANTS), "mme", "mmbench"]
+    kinds = ["rec", *questions.DOMAINS, *(f"pope_{v}" for v in general_questions.VARIANTS), "mme", "mmbench"]
     for sample in (s for kind in kinds for s in samples(kind, limit=60)):
         ids = tokenizer(f"{sample.question} {sample.instruction} {' '.join(sample.answers)}").input_ids
         assert tokenizer.unk_token_id not in ids, sample.question

@@ -5,20 +5,20 @@ import pytest
 import torch
 from PIL import Image
 
-from visrl.boxes import Box
-from visrl.policies import Sampling
+from visrl.core.boxes import Box
+from visrl.core.prompts import PROTOCOLS, answer_turns, box_turns
+from visrl.core.types import Picture
 from visrl.policies.families import family_for
-from visrl.policies.hf import HFPolicy
-from visrl.prompts import PROTOCOLS, answer_turns, box_turns
-from visrl.rollout import Look, look_then_answer
-from visrl.train.base import save
-from visrl.train.lessons import PRETEXT, Teacher
-from visrl.train.views import jittered, patches_in, view
-from visrl.types import Picture
-from visrl.world.chat import BINS, BOX_FORMAT
-from visrl.world.dice import Dice
-from visrl.world.documents import documents
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import Sampling
+from visrl.rollout.rollout import Look, look_then_answer
+from visrl.train.small_model.inputs import jittered, patches_in, view
+from visrl.train.small_model.pretext_tasks import PRETEXT, Teacher
+from visrl.train.small_model.run import save
+from visrl.world.chat_format import BINS, BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS, build_model, build_processor, build_tokenizer
+from visrl.world.questions import documents
+from visrl.world.rng import Dice
 from visrl.world.samples import sample_of, samples
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from visrl.boxes import iou
-from visrl.world import documents, splits
-from visrl.world.bitmaps import DIGITS, hands, ink
-from visrl.world.dice import Dice
-from visrl.world.drawing import draw, ink_on, sign_box
+from visrl.core.boxes import iou
+from visrl.world import questions, splits
+from visrl.world.glyphs import DIGITS, hands, ink
+from visrl.world.rendering import draw, ink_on, sign_box
+from visrl.world.rng import Dice
 from visrl.world.scenes import EASY, HARD, SIDES, lay_out
 from visrl.world.splits import SPLITS, indices, kind_of, picture
 
@@ -41,7 +41,7 @@ def test_documents_are_the_same_on_every_machine():
     rows = [
         r
         for t in ("rec", "doc", "relation", "pope_popular", "mme", "mmbench")
-        for r in documents.documents(t, limit=20)
+        for r in questions.documents(t, limit=20)
     ]
     assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16] == ROWS
 
@@ -116,6 +116,6 @@ def test_there_is_a_knob_for_difficulty():
 
 def test_reinforcement_sees_six_times_the_warm_ups_pictures_and_no_boxes():
     assert SPLITS["rl"].pictures >= 6 * splits.SFT_PICTURES
-    rows = [r for t in ("rec", "doc", "general", "mme") for r in documents.documents(t, "rl", 20)]
+    rows = [r for t in ("rec", "doc", "general", "mme") for r in questions.documents(t, "rl", 20)]
     assert all("box" not in row for row in rows)
-    assert all("box" in row for row in documents.documents("general", "train", 20))
+    assert all("box" in row for row in questions.documents("general", "train", 20))

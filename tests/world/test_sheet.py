@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from visrl.errors import UsageError
-from visrl.world.sheet import TASKS, write_sheet
+from visrl.world.contact_sheet import TASKS, write_sheet
 
 
 def test_a_row_for_each_task_with_the_true_box_in_magenta(tmp_path):

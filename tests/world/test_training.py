@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from visrl.train.base import BaseRecipe, Lessons, example_losses, factor, lesson_of, optimisers, shares_at, train
-from visrl.train.lessons import PRETEXT, Teacher
-from visrl.train.recipe import load_recipe
+from visrl.train.config.recipe import load_recipe
+from visrl.train.small_model.pretext_tasks import PRETEXT, Teacher
+from visrl.train.small_model.run import (
+    BaseRecipe,
+    Lessons,
+    example_losses,
+    factor,
+    lesson_of,
+    optimisers,
+    shares_at,
+    train,
+)
 from visrl.world.model import build_model, build_processor, build_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"

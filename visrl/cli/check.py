@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visrl.cli_plan import plan
+from visrl.cli.estimate import plan
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def compare(
     format_: FormatOption = "rich",
 ) -> None:
     """Paired differences B - A, per task and metric, with the worst flips."""
+    from visrl.core.records import dump_json
     from visrl.evals.compare import compare as compare_rows
     from visrl.evals.sample_scores import of_run
-    from visrl.records import dump_json
-    from visrl.verdicts import check_format
+    from visrl.regression.reports import check_format
 
     check_format(format_)
     rows = of_run(first)
@@ -65,7 +65,7 @@ def _called(folder: Path, beside: Path) -> str:
 
 def _unlike(first: Path, other: Path) -> list[str]:
     """What two runs did differently besides the model: the difference may be that."""
-    from visrl.runs import read_meta
+    from visrl.runs.store import read_meta
 
     a, b = read_meta(first), read_meta(other)
     sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
@@ -75,8 +75,8 @@ def _unlike(first: Path, other: Path) -> list[str]:
 
 
 def print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
-    from visrl.render import render, show
-    from visrl.verdicts import comparison_table
+    from visrl.regression.reports import comparison_table
+    from visrl.tables.formats import render, show
 
     table = comparison_table(title, differences, notes)
     if format_ == "md":
@@ -93,7 +93,7 @@ def science(
     docs: Annotated[Path, typer.Option(help="where science.md and its figure are written")] = Path("docs"),
 ) -> None:
     """Write docs/science.md from the records: what of the paper's claims reproduced on the small world, and what did not."""
-    from visrl.science import is_stale, write
+    from visrl.tables.reproduction_page import is_stale, write
 
     if not check:
         print(write(results, docs))
@@ -117,10 +117,10 @@ def check(
     format_: FormatOption = "rich",
 ) -> None:
     """Check that prompts, scores and the model did not get worse. Exit code 0, 1 (a gate failed) or 3 (could not tell)."""
-    from visrl.checks import Request, run_suite
     from visrl.evals.gates import exit_code
     from visrl.evals.suite import load_suite
-    from visrl.verdicts import check_format
+    from visrl.regression.gates import Request, run_suite
+    from visrl.regression.reports import check_format
 
     check_format(format_)
     loaded = load_suite(suite)
@@ -137,8 +137,8 @@ def check(
 
 
 def _publish(suite: str, findings: list[Finding], save: Path | None, json_: bool, format_: str) -> None:
-    from visrl.records import dump_json, write_atomically
-    from visrl.verdicts import to_json, to_junit, to_markdown, to_rich
+    from visrl.core.records import dump_json, write_atomically
+    from visrl.regression.reports import to_json, to_junit, to_markdown, to_rich
 
     title = f"visrl-eval check {suite}"
     if save is not None:
@@ -176,14 +176,14 @@ def accept(
     if prompts:
         _accept_prompts(anyway)
     elif exact:
-        from visrl.checks import record_replays
+        from visrl.regression.gates import record_replays
 
         with tempfile.TemporaryDirectory(prefix="visrl-accept-") as scratch:
             changed = record_replays(Path(scratch))
         print("\n".join(f"changed: {key}" for key in changed) or "nothing changed")
     elif run is not None:
-        from visrl.checks import accept_run
-        from visrl.runs import slug
+        from visrl.regression.gates import accept_run
+        from visrl.runs.store import slug
 
         print("\n".join(accept_run(run, slug(name or run.resolve().name), baseline)))
         print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
@@ -191,7 +191,7 @@ def accept(
 
 def _accept_prompts(anyway: bool) -> None:
     from visrl.evals.gates import unbumped
-    from visrl.prompt_bytes import prompts_file, read_prompts, render_all, write_prompts
+    from visrl.regression.prompt_snapshots import prompts_file, read_prompts, render_all, write_prompts
 
     path, rendered = prompts_file(), render_all()
     refused = unbumped(read_prompts(path), rendered) if path.exists() else []
@@ -209,7 +209,7 @@ def _accept_prompts(anyway: bool) -> None:
 
 def tables_on_file(results: Path, write: bool) -> None:
     """``visrl-eval tables --check`` and ``--write``: results/tables against results/records. Exit code 1 when stale."""
-    from visrl.result_tables import stale, write_tables
+    from visrl.tables.generated import stale, write_tables
 
     if write:
         changed = write_tables(results)

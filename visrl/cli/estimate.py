@@ -22,11 +22,11 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="the plan as JSON")] = False,
 ) -> None:
     """Memory, tokens, hours and disk of an evaluation, and the commands that start it."""
-    from visrl.plan.cli import plan_evaluation
-    from visrl.plan.phase import Asked
-    from visrl.plan.show import print_plan
-    from visrl.plan.work import gpu_of
-    from visrl.policies.load import parse_model_args
+    from visrl.estimate.cli import plan_evaluation
+    from visrl.estimate.phase import Asked
+    from visrl.estimate.show import print_plan
+    from visrl.estimate.work import gpu_of
+    from visrl.policies.registry import parse_model_args
 
     asked = Asked(gpu_of(gpu, tflops, bandwidth), gpus, answer=answer)
     names = [name.strip() for name in tasks.split(",") if name.strip()]

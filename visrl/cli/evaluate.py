@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visrl import cli_check
-from visrl.cli_ls import ls, world
+from visrl.cli import check
+from visrl.cli.ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
-from visrl.processes import leave, rank, say
+from visrl.runs.distributed import leave, rank, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from visrl.core.records import TaskResult
     from visrl.evals.compare import Difference
-    from visrl.evaluate import Engine, Options, Outcome
-    from visrl.policies import Policy
-    from visrl.records import TaskResult
+    from visrl.evaluation.evaluate import Engine, Options, Outcome
+    from visrl.policies.protocol import Policy
 
 # click's ClickException, or its copy inside newer typers, which do not export it
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -106,10 +106,10 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Evaluate a model. The same command again finishes what is missing."""
-    from visrl.evaluate import Options, check_before, evaluate
-    from visrl.far import policy_and_engine
-    from visrl.policies.load import parse_model_args
-    from visrl.processes import join
+    from visrl.evaluation.evaluate import Options, check_before, evaluate
+    from visrl.evaluation.on_ray import policy_and_engine
+    from visrl.policies.registry import parse_model_args
+    from visrl.runs.distributed import join
 
     processes = join()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
@@ -132,7 +132,7 @@ def run(
         quiet=quiet,
     )
     if upstream:
-        from visrl.harness import print_upstream
+        from visrl.lmms.model import print_upstream
 
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
@@ -164,7 +164,7 @@ def _run_beside(
     from visrl.evals.benchmarks import resolve
     from visrl.evals.compare import compare
     from visrl.evals.sample_scores import of_run
-    from visrl.evaluate import evaluate
+    from visrl.evaluation.evaluate import evaluate
 
     asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
     if not asked:
@@ -187,7 +187,7 @@ def _finish(
     _print_results(outcome.results, json_)
     if changes:
         print()
-        cli_check.print_comparison(title, list(changes), [], "rich")
+        check.print_comparison(title, list(changes), [], "rich")
     _print_end(outcome.folder, changes, title)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
@@ -206,7 +206,7 @@ def _finish(
 def _print_end(folder: Path, changes: Sequence[Difference], title: str) -> None:
     """What a long table comes to, and where to look next."""
     from visrl.evals.benchmarks import GROUPS
-    from visrl.verdicts import change
+    from visrl.regression.reports import change
 
     print(file=sys.stderr)
     for d in (d for d in changes if d.task in GROUPS):
@@ -217,11 +217,11 @@ def _print_end(folder: Path, changes: Sequence[Difference], title: str) -> None:
 
 def _print_results(results: list[TaskResult], json_: bool) -> None:
     if json_:
-        from visrl.records import dump_json
+        from visrl.core.records import dump_json
 
         sys.stdout.write(dump_json([result.model_dump(mode="json") for result in results]))
     else:
-        from visrl.tables import print_results
+        from visrl.tables.paper_tables import print_results
 
         print_results(results)
 
@@ -233,8 +233,8 @@ def score(
     json_: JsonOption = False,
 ) -> None:
     """Score a run again without generating."""
-    from visrl.scoring import score as score_folder
-    from visrl.scoring import unjudged
+    from visrl.evaluation.rescore import score as score_folder
+    from visrl.evaluation.rescore import unjudged
 
     results = score_folder(folder, judge)
     _print_results(results, json_)
@@ -250,8 +250,8 @@ def score(
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOption = False) -> None:
     """What a run asked and what came out."""
-    from visrl.records import read_records
-    from visrl.runs import read_meta
+    from visrl.core.records import read_records
+    from visrl.runs.store import read_meta
 
     meta = read_meta(folder)
     request = meta["request"]
@@ -309,12 +309,12 @@ def tables(
 ) -> None:
     """The paper's table with our results beside it, and a verdict per cell; a loop's phases, as a table or a figure."""
     if check or write:
-        cli_check.tables_on_file(results, write)
+        check.tables_on_file(results, write)
         return
     if paper is None and figure is None:
         raise UsageError("tables needs --paper, --figure, --check or --write", "for example --paper rec")
-    from visrl.phase_tables import in_order
-    from visrl.records import read_records
+    from visrl.core.records import read_records
+    from visrl.tables.phase_tables import in_order
 
     places = records or [Path("results/records")]
     found = in_order([result for place in places for result in read_records(place)])
@@ -325,7 +325,7 @@ def tables(
 
 
 def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
-    from visrl.phase_tables import draw_iterations, longest, runs
+    from visrl.tables.phase_tables import draw_iterations, longest, runs
 
     if figure != "iterations":
         raise UsageError(f"no figure {figure!r}", "--figure iterations")
@@ -338,8 +338,8 @@ def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
 
 def _print_tables(paper: str, found: list[TaskResult], format_: str, against: str | None) -> None:
     """The paper's table; below viscot's, the phases of each loop of the small world, whose tasks have no column there."""
-    from visrl.phase_tables import of_loops, phase_table, runs
-    from visrl.tables import print_paper_table, print_table
+    from visrl.tables.paper_tables import print_paper_table, print_table
+    from visrl.tables.phase_tables import of_loops, phase_table, runs
 
     print_paper_table(paper, found, format_, against)
     small = [result for result in of_loops(found) if result.small_world]
@@ -347,7 +347,7 @@ def _print_tables(paper: str, found: list[TaskResult], format_: str, against: st
         print_table(phase_table(small, run_), format_)
 
 
-cli_check.register(app)
+check.register(app)
 
 
 def _command(args: list[str]) -> str:

@@ -19,7 +19,7 @@ def ls(
 ) -> None:
     """Tasks with their size and version, and kinds of models."""
     if path:
-        from visrl.plugin import task_folder
+        from visrl.lmms.plugin import task_folder
 
         print(task_folder())
         return
@@ -41,7 +41,7 @@ def world(
     skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
 ) -> None:
     """A contact sheet of the small world: pictures, questions, true boxes, and what a model sees of them."""
-    from visrl.world.sheet import write_sheet
+    from visrl.world.contact_sheet import write_sheet
 
     write_sheet(sheet, split, columns, skip)
     print(sheet)

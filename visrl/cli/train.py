@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import EXIT_DONE, UsageError
-from visrl.processes import check_launch, leave, rank, say
+from visrl.runs.distributed import check_launch, leave, rank, say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,14 +42,14 @@ def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
 def run(arguments: Sequence[str]) -> None:
     """Run the command line ``arguments``. Raises UsageError."""
     if arguments[:1] == ["plan"]:
-        from visrl.plan.cli import plan_recipe
+        from visrl.estimate.cli import plan_recipe
 
         plan_recipe(arguments[1:])
         return
     args = _parser().parse_args(arguments)
     path, kind = _recipe_path(args.words)
     check_launch()
-    from visrl.train.recipe import load_recipe
+    from visrl.train.config.recipe import load_recipe
 
     resolved = load_recipe(path, args.set)
     if kind is not None and kind != resolved.recipe.kind:

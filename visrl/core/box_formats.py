@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from visrl.boxes import PIXEL, SQUARE, UNIT, Box, Frame, Size, grid
-from visrl.types import Unparsed
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Frame, Size, grid
+from visrl.core.types import Unparsed
 
 Mode = Literal["lenient", "strict"]
 Numbers = tuple[float, ...]

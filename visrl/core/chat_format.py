@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.types import Picture, Turn
+from visrl.core.types import Picture, Turn
 
 Place = Literal["inline", "first", "last"]
 

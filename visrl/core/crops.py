@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable
 from typing import Literal
 
-from visrl.boxes import PIXEL, SQUARE, UNIT, Box, Size
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Size
 
 Focus = Literal["predicted", "gold", "random", "centre", "full"]
 FOCUSES: tuple[Focus, ...] = ("predicted", "gold", "random", "centre", "full")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.types import CoTSample, Picture, Turn
+from visrl.core.types import CoTSample, Picture, Turn
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
 P_RL = (

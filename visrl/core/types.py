@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from visrl.boxes import Box, Size
+from visrl.core.boxes import Box, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

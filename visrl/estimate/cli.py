@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import UsageError
-from visrl.plan.phase import Asked, Phase
-from visrl.plan.work import GPUS, gpu_of
+from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.work import GPUS, gpu_of
 
 
 def plan_recipe(arguments: Sequence[str]) -> None:
     """``visrl-train plan RECIPE.yaml [--set a.b=c] --gpus N``. Raises UsageError."""
     args = _parser().parse_args(arguments)
-    from visrl.plan.launch import for_loop
-    from visrl.plan.memory import SHARDED
-    from visrl.plan.phases import recipe_phases
-    from visrl.plan.show import print_plan
-    from visrl.train.recipe import load_recipe
+    from visrl.estimate.launch import for_loop
+    from visrl.estimate.memory import SHARDED
+    from visrl.estimate.phases import recipe_phases
+    from visrl.estimate.show import print_plan
+    from visrl.train.config.recipe import load_recipe
 
     if args.sharding not in SHARDED:
         raise UsageError(f"--sharding: unknown {args.sharding!r}", f"one of {', '.join(SHARDED)}")
@@ -61,9 +61,9 @@ def plan_evaluation(
     model: str, args: dict[str, str], tasks: Sequence[str], asked: Asked, data: Path | None, limit: int | None
 ) -> list[Phase]:
     """A phase per task. Raises UsageError for a model that has no config here (an endpoint, recorded answers)."""
+    from visrl.estimate.generating import evaluation_phase, task_samples
+    from visrl.estimate.shape import describe_model
     from visrl.evals.benchmarks import resolve
-    from visrl.plan.generating import evaluation_phase, task_samples
-    from visrl.plan.shape import describe_model
 
     kind, separator, rest = model.partition(":")
     if separator and kind not in ("hf", "vllm", "blind"):

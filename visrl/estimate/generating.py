@@ -10,14 +10,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
-from visrl.plan.lengths import ANSWER, Lengths, lengths_of, spread, typical
-from visrl.plan.memory import Memory, Turns, generation_memory
-from visrl.plan.phase import LINE, LOOKED_AT, ROWS, Asked, Phase, speaker_of
-from visrl.plan.shape import BYTES, Described, describe_model
-from visrl.plan.work import Work, seconds
+from visrl.estimate.lengths import ANSWER, Lengths, lengths_of, spread, typical
+from visrl.estimate.memory import Memory, Turns, generation_memory
+from visrl.estimate.phase import LINE, LOOKED_AT, ROWS, Asked, Phase, speaker_of
+from visrl.estimate.shape import BYTES, Described, describe_model
+from visrl.estimate.work import Work, seconds
 
 if TYPE_CHECKING:
-    from visrl.types import CoTSample
+    from visrl.core.types import CoTSample
 
 
 def evaluation_phase(
@@ -111,7 +111,7 @@ def task_samples(task: str, data: Path | None) -> tuple[list[CoTSample], int, li
 
 def pairs_phases(recipe: Any, asked: Asked) -> list[Phase]:
     """``kind: pairs``: chains of the policy, and its critic, taken to be of the policy's size where it is another."""
-    from visrl.train.questions import load_questions
+    from visrl.train.data.questions import load_questions
 
     path = recipe.policy.model.removeprefix("hf:")
     model = describe_model(path)

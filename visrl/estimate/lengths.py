@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from visrl.boxes import Box, Size
+from visrl.core.boxes import Box, Size
+from visrl.core.crops import CropName
+from visrl.core.prompts import ProtocolName
+from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.prompts import ProtocolName
-from visrl.train.files import Chain, Preference
-from visrl.types import CoTSample, Picture
+from visrl.train.data.rows import Chain, Preference
 
 if TYPE_CHECKING:
     from visrl.policies.families.base import Chat
-    from visrl.train.collate import Speaker
+    from visrl.train.common.encoding import Speaker
 
 ANSWER = 8
 TYPICAL: Size = (640, 480)
@@ -77,11 +77,11 @@ def lengths_of(
     critics: bool = False,
 ) -> Lengths:
     """One question laid out. Raises UsageError where the family cannot hold its conversation."""
-    from visrl.policies.families.layout import LayoutError
-    from visrl.policies.generation import shared_length
-    from visrl.policies.hf import WORTH_RESUMING
-    from visrl.prompts import PROTOCOLS
-    from visrl.train.chains import answer_prompt, box_prompt, box_text
+    from visrl.core.chat_format import LayoutError
+    from visrl.core.prompts import PROTOCOLS
+    from visrl.policies.hf.decoding import shared_length
+    from visrl.policies.hf.policy import WORTH_RESUMING
+    from visrl.train.common.conversations import answer_prompt, box_prompt, box_text
 
     item = _blank(sample, protocol)
     chain = Chain(box=_looked_at(sample.box, item.size).xyxy)
@@ -114,9 +114,9 @@ def lengths_of(
 
 
 def _with_critics(base: Lengths, speaker: Speaker, item: Any, chain: Chain, crop: CropName) -> Lengths:
-    from visrl.train.chains import crop_of
-    from visrl.train.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
-    from visrl.types import Turn
+    from visrl.core.types import Turn
+    from visrl.train.common.conversations import crop_of
+    from visrl.train.pairs.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
 
     words = {"question": item.sample.question, "standard": (item.sample.answers or ("yes",))[0], "answer": "yes"}
     judge = speaker.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),))
@@ -131,7 +131,7 @@ def _tokens(chat: Chat | None) -> int:
 def _blank(sample: CoTSample, protocol: ProtocolName) -> Any:
     from PIL import Image
 
-    from visrl.train.chains import Opened
+    from visrl.train.common.conversations import Opened
 
     size = sample.size or TYPICAL
     image = Image.new("RGB", size, (127, 127, 127))

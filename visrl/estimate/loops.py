@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from visrl.errors import UsageError
-from visrl.plan.generating import evaluation_phase, pairs_phases, task_samples
-from visrl.plan.phase import Asked, Phase
-from visrl.plan.shape import describe_model
-from visrl.plan.work import Work
-from visrl.train.loop_recipe import LoopRecipe
-from visrl.train.wiring import Phase as LoopPhase
-from visrl.train.wiring import State, Weights, phase_recipe, phases
+from visrl.estimate.generating import evaluation_phase, pairs_phases, task_samples
+from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.shape import describe_model
+from visrl.estimate.work import Work
+from visrl.train.loop.phases import Phase as LoopPhase
+from visrl.train.loop.phases import State, Weights, phase_recipe, phases
+from visrl.train.loop.recipe import LoopRecipe
 
 PAIRED = 0.55
 """Of the questions: what the small world's warm-up gives (docs/pairs.md)."""

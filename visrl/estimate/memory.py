@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visrl.plan.shape import Shape
+from visrl.estimate.shape import Shape
 
 FLOAT = 4  # norms and losses are computed in float32
 RESERVE = 1.5 * 2**30  # of a GPU: context, libraries' workspaces, fragmentation

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from visrl.plan.lengths import ANSWER
-from visrl.plan.memory import Memory
-from visrl.plan.shape import Described
-from visrl.plan.work import GPU, Work
+from visrl.estimate.lengths import ANSWER
+from visrl.estimate.memory import Memory
+from visrl.estimate.shape import Described
+from visrl.estimate.work import GPU, Work
 
 if TYPE_CHECKING:
-    from visrl.train.collate import Speaker
+    from visrl.train.common.encoding import Speaker
 
 LOOKED_AT = 64
 """Rows whose tokens are counted; the rest is taken to be like them."""
@@ -45,6 +45,6 @@ class Phase:
 
 def speaker_of(model: Described, box_format: str | None) -> Speaker:
     """The family with the box format it will write."""
-    from visrl.train.collate import Speaker
+    from visrl.train.common.encoding import Speaker
 
     return Speaker(model.family, model.family.box_format(box_format or "native"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from visrl.errors import UsageError
-from visrl.plan.generating import pairs_phases
-from visrl.plan.loops import loop_phases
-from visrl.plan.phase import Asked, Phase
-from visrl.plan.shape import describe_model
-from visrl.plan.training import dpo_phases, sft_phases
+from visrl.estimate.generating import pairs_phases
+from visrl.estimate.loops import loop_phases
+from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.shape import describe_model
+from visrl.estimate.training import dpo_phases, sft_phases
 
 
 def recipe_phases(recipe: Any, asked: Asked) -> list[Phase]:

@@ -9,7 +9,7 @@ from typing import Any
 from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
-from visrl.train.recipe import LoraSection
+from visrl.train.config.recipe import LoraSection
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -70,8 +70,8 @@ def describe_model(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    from visrl.train.models import _config_of, shipped
-    from visrl.train.vision import freeze_vision
+    from visrl.train.common.models import _config_of, shipped
+    from visrl.train.common.vision_cache import freeze_vision
 
     folder = shipped(path)
     try:
@@ -126,7 +126,7 @@ def shape_of(model: Any, lora: LoraSection | None) -> Shape:
 
 def adapter_size(model: Any, lora: LoraSection) -> int:
     """Parameters of LoRA: rank times (inputs + outputs) of every linear layer it is put on."""
-    from visrl.train.models import lora_target
+    from visrl.train.common.models import lora_target
 
     wanted = re.compile(lora.target or lora_target(model))
     return sum(

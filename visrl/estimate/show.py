@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from visrl.plan.launch import commands, slurm
-from visrl.plan.memory import RESERVE, SHARDED
-from visrl.plan.phase import Asked, Phase
+from visrl.estimate.launch import commands, slurm
+from visrl.estimate.memory import RESERVE, SHARDED
+from visrl.estimate.phase import Asked, Phase
 
 GIGA = 1e9
 FULL = 0.9  # of a GPU's memory, beyond which a plan says that it will not fit
@@ -30,7 +30,7 @@ def print_plan(
     script = slurm(words, asked.gpus, sharding, hours, words[0], starts_itself=starts_itself)
     lines = commands(words, 1 if starts_itself else asked.gpus, sharding)
     if json_:
-        from visrl.records import dump_json
+        from visrl.core.records import dump_json
 
         plan = {"phases": [_json(phase) for phase in phases], "gpu": asdict(asked.gpu), "gpus": asked.gpus}
         sys.stdout.write(dump_json({**plan, "commands": lines, "slurm": script}))

@@ -7,11 +7,11 @@ from statistics import fmean
 from typing import Any
 
 from visrl.errors import UsageError
-from visrl.plan.lengths import Batches, blank_preference, spread, typical
-from visrl.plan.memory import Memory, training_memory
-from visrl.plan.phase import LOOKED_AT, Asked, Phase, speaker_of
-from visrl.plan.shape import BYTES, Described
-from visrl.plan.work import Work, seconds
+from visrl.estimate.lengths import Batches, blank_preference, spread, typical
+from visrl.estimate.memory import Memory, training_memory
+from visrl.estimate.phase import LOOKED_AT, Asked, Phase, speaker_of
+from visrl.estimate.shape import BYTES, Described
+from visrl.estimate.work import Work, seconds
 
 
 def batches_of(rows: Sequence[tuple[int, int, int, int]], size: int) -> Batches:
@@ -81,10 +81,10 @@ def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
 
 def sft_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
     """``kind: sft``: one phase over the conversations of the chains."""
-    from visrl.train.chains import count
-    from visrl.train.collate import ChainCollator
-    from visrl.train.data import load_demonstrations
-    from visrl.train.files import Demonstration
+    from visrl.train.common.conversations import count
+    from visrl.train.common.encoding import ChainCollator
+    from visrl.train.data.load import load_demonstrations
+    from visrl.train.data.rows import Demonstration
 
     found, n, notes = _rows(recipe, load_demonstrations, asked)
     if not found:
@@ -105,7 +105,7 @@ def sft_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
 
 def dpo_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
     """``kind: dpo``: a phase for every stage."""
-    from visrl.train.data import load_preferences
+    from visrl.train.data.load import load_preferences
 
     found, n, notes = _rows(recipe, load_preferences, asked)
     found = found or [blank_preference(sample) for sample in typical(1)]
@@ -121,7 +121,7 @@ def dpo_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
 
 def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], terms: Sequence[Any]) -> list[Batches]:
     """For each term, what its batches of ``pairs`` look like: one row a pair where win and lose share it, else two."""
-    from visrl.train.collate import PairCollator
+    from visrl.train.common.encoding import PairCollator
 
     step = recipe.step
     collator = PairCollator(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from visrl.errors import UsageError, nearest
-from visrl.plan.shape import Shape
+from visrl.estimate.shape import Shape
 
 BUSY, READING = 0.35, 0.4
 

@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.crops import CROPS, FOCUSES
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Episode
 from visrl.errors import Interrupted, UsageError, nearest, printable
 from visrl.evals.benchmarks import TaskSpec, resolve
-from visrl.focus import CROPS, FOCUSES
-from visrl.policies import Policy, Sampling
-from visrl.processes import join
-from visrl.progress import Ticker, cheap_scorer, progress
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Finished, Run, request_hash, slug
-from visrl.scoring import score, unjudged
-from visrl.types import CoTSample, Episode
+from visrl.evaluation.rescore import score, unjudged
+from visrl.policies.protocol import Policy, Sampling
+from visrl.rollout.rollout import Look, batches, look_then_answer
+from visrl.runs.distributed import join
+from visrl.runs.progress import Ticker, cheap_scorer, progress
+from visrl.runs.store import Finished, Run, request_hash, slug
 
 if TYPE_CHECKING:
-    from visrl.records import TaskResult
+    from visrl.core.records import TaskResult
 
 log = logging.getLogger(__name__)
 HOPELESS = 50

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from visrl.core.box_formats import BoxFormat
+from visrl.core.types import CoTSample, Episode
 from visrl.errors import UsageError
-from visrl.evaluate import Asked, Engine, Options, here, make_look, missing_batches, samples_of, write_down
-from visrl.parsing import BoxFormat
-from visrl.policies import Output, Policy, Request, Sampling
-from visrl.policies.load import load_policy
-from visrl.processes import join
-from visrl.progress import cheap_scorer, progress
-from visrl.ray_engine import REMOTE, Pool, Stage, connect
-from visrl.rollout import Look, batches, look_then_answer
-from visrl.runs import Finished, Run, episode_from_json, episode_to_json
-from visrl.types import CoTSample, Episode
+from visrl.evaluation.evaluate import Asked, Engine, Options, here, make_look, missing_batches, samples_of, write_down
+from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.policies.registry import load_policy
+from visrl.rollout.rollout import Look, batches, look_then_answer
+from visrl.runs.distributed import join
+from visrl.runs.progress import cheap_scorer, progress
+from visrl.runs.ray_pool import REMOTE, Pool, Stage, connect
+from visrl.runs.store import Finished, Run, episode_from_json, episode_to_json
 
 Key = tuple[str, int]
 """(task, number of a batch)"""

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
+from visrl.core.records import dump_json, write_atomically, write_results
+from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, resolve
-from visrl.records import dump_json, write_atomically, write_results
-from visrl.runs import read_meta, recorded, slug, write_scores
-from visrl.types import CoTSample, Score
+from visrl.runs.store import read_meta, recorded, slug, write_scores
 
 if TYPE_CHECKING:
-    from visrl.evals.columns import SampleScores
+    from visrl.core.records import TaskResult
     from visrl.evals.judge import Judge
-    from visrl.evals.measure import Measured
-    from visrl.records import TaskResult
+    from visrl.evals.scorers.columns import SampleScores
+    from visrl.evals.scorers.measure import Measured
 
 
 def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
@@ -30,7 +30,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     episodes cannot be read.
     """
     from visrl.evals.judge import ready_judge
-    from visrl.evals.scoring import TaskScores, score_group, score_task
+    from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 
     meta = read_meta(folder)
     request = meta["request"]
@@ -105,7 +105,7 @@ def _results(
     task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any], judge: Judge
 ) -> list[TaskResult]:
     """What one record file holds: of a task or a group."""
-    from visrl.evals.scoring import to_result
+    from visrl.evals.scorers.scoring import to_result
 
     context = result_context(request, members, judge)
     return [to_result(measured, task, context) for measured in found]

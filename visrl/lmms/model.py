@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING, Any, cast
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 
+from visrl.core.types import CoTSample, Episode, Picture, Step
 from visrl.errors import PictureError, UsageError, nearest
-from visrl.evaluate import Options, make_look
-from visrl.policies import Policy
-from visrl.policies.load import load_policy
-from visrl.processes import join
-from visrl.rollout import Look, look_then_answer
+from visrl.evaluation.evaluate import Options, make_look
+from visrl.policies.protocol import Policy
+from visrl.policies.registry import load_policy
+from visrl.rollout.rollout import Look, look_then_answer
+from visrl.runs.distributed import join
 from visrl.tasks import SOURCES
 from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, to_wire
 from visrl.tasks.pictures import decoded
-from visrl.types import CoTSample, Episode, Picture, Step
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -83,7 +83,7 @@ class LookThenAnswer(lmms):
         import torch
         import torch.distributed as dist
 
-        from visrl.policies.checkpoint import own_device
+        from visrl.policies.hf.loading import own_device
 
         on_cpu = not dist.is_initialized() or dist.get_backend() == "gloo"
         return torch.device("cpu" if on_cpu else own_device())
@@ -263,7 +263,7 @@ def _task_manager(tasks: Sequence[str]) -> Any:
     """A TaskManager that knows ``tasks``: of the folders that define them if that is enough, else of all 1,985 tasks."""
     from lmms_eval.tasks import TaskManager
 
-    from visrl.plugin import add_our_folder, task_folder
+    from visrl.lmms.plugin import add_our_folder, task_folder
 
     folders = {str(task_folder()), *(str(file.parent) for file in _files_naming(tasks))}
     manager = TaskManager(include_path=sorted(folders), include_defaults=False, model_name="visrl")

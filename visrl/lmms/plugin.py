@@ -40,7 +40,7 @@ def manifests() -> list[Any]:
 
     if not os.environ.get(HOOK_OFF):
         _hook()
-    return [ModelManifest(model_id="visrl", chat_class_path="visrl.harness.LookThenAnswer")]
+    return [ModelManifest(model_id="visrl", chat_class_path="visrl.lmms.model.LookThenAnswer")]
 
 
 def _hook() -> None:

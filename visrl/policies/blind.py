@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
-from visrl.policies import Output, Policy, Request, Sampling
-from visrl.policies.load import load_policy
-from visrl.types import Picture, Turn
+from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.policies.registry import load_policy
 
 GREY = (127, 127, 127)
 

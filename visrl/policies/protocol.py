@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from visrl.boxes import Size
-from visrl.parsing import BoxFormat
-from visrl.types import Turn
+from visrl.core.box_formats import BoxFormat
+from visrl.core.boxes import Size
+from visrl.core.types import Turn
 
 StepName = Literal["box", "answer"]
 

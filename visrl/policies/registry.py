@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from visrl.core.box_formats import FORMATS
 from visrl.errors import UsageError, nearest
-from visrl.parsing import FORMATS
-from visrl.policies import FunctionPolicy, Policy
+from visrl.policies.protocol import FunctionPolicy, Policy
 
 SHIPPED = ("tiny", "sft", "base")
 """Checkpoints of the small world that ship with the package (visrl/world/checkpoints)."""
@@ -55,31 +55,31 @@ def _is_hub_id(spec: str) -> bool:
 
 
 def _hf() -> Callable[..., Policy]:
-    from visrl.policies.hf import HFPolicy
+    from visrl.policies.hf.policy import HFPolicy
 
     return HFPolicy.load
 
 
 def _endpoint() -> Callable[..., Policy]:
-    from visrl.policies.endpoint import EndpointPolicy
+    from visrl.policies.servers.endpoint import EndpointPolicy
 
     return EndpointPolicy.load
 
 
 def _vllm() -> Callable[..., Policy]:
-    from visrl.policies.vllm import VLLMPolicy
+    from visrl.policies.servers.vllm import VLLMPolicy
 
     return VLLMPolicy.load
 
 
 def _replay() -> Callable[..., Policy]:
-    from visrl.policies.replay import ReplayPolicy
+    from visrl.policies.recorded.replay import ReplayPolicy
 
     return ReplayPolicy.load
 
 
 def _shipped() -> Callable[..., Policy]:
-    from visrl.policies.hf import HFPolicy
+    from visrl.policies.hf.policy import HFPolicy
     from visrl.world import checkpoint_path
 
     def load(name: str, *, dtype: str = "float32", rows: str = "64", adapter: str = "") -> Policy:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.core.types import Episode, Unparsed
 from visrl.errors import UsageError
 from visrl.evals import gates
 from visrl.evals.baselines import Baseline, mismatches, missing_samples, read_baseline
@@ -24,13 +26,11 @@ from visrl.evals.compare import Difference, compare, difference, pair_task, pool
 from visrl.evals.gates import Finding
 from visrl.evals.sample_scores import Rows, of_run
 from visrl.evals.suite import Cell, Paired, Suite
-from visrl.prompt_bytes import data_folder, prompts_file, read_prompts, render_all
-from visrl.records import TaskResult, read_records, write_atomically
-from visrl.runs import read_episodes, read_meta, slug
-from visrl.types import Episode, Unparsed
+from visrl.regression.prompt_snapshots import data_folder, prompts_file, read_prompts, render_all
+from visrl.runs.store import read_episodes, read_meta, slug
 
 if TYPE_CHECKING:
-    from visrl.evaluate import Outcome
+    from visrl.evaluation.evaluate import Outcome
 
 _RECORDED = (
     *("task", "metric", "value", "se", "ci", "unit", "n", "n_expected", "n_clusters", "n_unscored", "n_unparsed"),
@@ -119,8 +119,8 @@ def check_replays(origin: str, scratch: Path) -> Iterator[Finding]:
 
 def replay_numbers(replay: Replay, folder: Path, scratch: Path, *, whole: bool) -> dict[str, Any]:
     """The numbers of a replay as JSON; ``whole``: also every sample's scores, parsed box and crop."""
-    from visrl.evaluate import Options, evaluate
-    from visrl.policies.replay import ReplayPolicy
+    from visrl.evaluation.evaluate import Options, evaluate
+    from visrl.policies.recorded.replay import ReplayPolicy
 
     questions = str(folder / replay.questions) if replay.questions else None
     policy = ReplayPolicy.load(
@@ -222,8 +222,8 @@ def check_paired(gate: Paired, request: Request, finished: Path | None = None) -
 
 
 def _run(gate: Paired, folder: Path) -> Path:
-    from visrl.evaluate import Options, evaluate
-    from visrl.policies.load import load_policy
+    from visrl.evaluation.evaluate import Options, evaluate
+    from visrl.policies.registry import load_policy
 
     policy = load_policy(gate.model, gate.model_args)
     crop = gate.crop or str(getattr(policy, "default_crop", "viscot_square112"))
@@ -282,7 +282,7 @@ def _why_not(
 
 def check_paper(table: str, records: Path) -> Iterator[Finding]:
     """A line per cell of ours in one of the paper's tables: never a failure."""
-    from visrl.tables import build
+    from visrl.tables.paper_tables import build
 
     results = read_records(records) if records.exists() else []
     ours = [row for row in build(table, results).tidy if row["source"] == "visrl"]

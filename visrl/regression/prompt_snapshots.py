@@ -16,16 +16,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from visrl.boxes import Box
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.boxes import Box
+from visrl.core.prompts import PROTOCOLS, Protocol
+from visrl.core.records import dump_json, write_atomically
+from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
 from visrl.evals.gates import Prompt, Prompts, text_hash
-from visrl.parsing import FORMATS, BoxFormat
-from visrl.policies import FunctionPolicy, Request
-from visrl.prompts import PROTOCOLS, Protocol
-from visrl.records import dump_json, write_atomically
-from visrl.rollout import Look, look_then_answer
-from visrl.types import CoTSample, Turn
+from visrl.policies.protocol import FunctionPolicy, Request
+from visrl.rollout.rollout import Look, look_then_answer
 
 TURNS = "turns"
 _QWEN_EYES = SimpleNamespace(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree  # writes only: nothing is parsed here
 from visrl.errors import UsageError, nearest
 from visrl.evals.compare import Difference
 from visrl.evals.gates import Finding, exit_code
-from visrl.render import Cell, Row, Table, plain
+from visrl.tables.formats import Cell, Row, Table, plain
 
 FORMATS = ("rich", "md")
 _DIGITS = {"percent": 1, "points": 1, "fraction": 3}

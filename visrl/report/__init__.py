@@ -11,7 +11,7 @@ from visrl.errors import UsageError, printable
 from visrl.report.page import write_page
 from visrl.report.pictures import Album
 from visrl.report.training import is_training, write_training_page
-from visrl.runs import slug
+from visrl.runs.store import slug
 
 __all__ = ["serve_page", "write_page", "write_report", "write_training_page"]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from visrl.core.records import TaskResult, interval, read_records
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.compare import Difference, compare
 from visrl.evals.sample_scores import of_run
-from visrl.records import TaskResult, interval, read_records
 from visrl.report.rows import RunView
 from visrl.report.text import line
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from visrl import __version__
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample, Step
 from visrl.report.figures import TaskFigures
 from visrl.report.head import Header, differences, header
 from visrl.report.pictures import Album, choose, side_for
 from visrl.report.rows import Outcome, RunView, flip
 from visrl.report.text import clip, json_block, line
-from visrl.types import CoTSample, Step
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import IO, TYPE_CHECKING
 
-from visrl.boxes import Size
+from visrl.core.boxes import Size
+from visrl.core.types import Picture
 from visrl.errors import PictureError
-from visrl.types import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from visrl.boxes import Box, iou
+from visrl.core.boxes import Box, iou
+from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
-from visrl.runs import episode_from_json, read_meta, read_placed
-from visrl.types import CoTSample, Episode, Unparsed
+from visrl.runs.store import episode_from_json, read_meta, read_placed
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]

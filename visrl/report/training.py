@@ -3,7 +3,7 @@
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
 ``metrics.json`` (how a phase of a loop was scored), ``history.json`` (a list of logged steps), ``training.json`` (the same under
 ``log``), ``settings.json``, ``manifest.json`` (request, funnel, right and wrong boxes of pair generation), ``pairs*.jsonl``
-(visrl.train.files.PairRow).
+(visrl.train.data.rows.PairRow).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from visrl.core.records import write_atomically
 from visrl.errors import PictureError, UsageError
-from visrl.phase_tables import order
-from visrl.records import write_atomically
 from visrl.report.figures import HEIGHT, WIDTH, polyline
 from visrl.report.page import render
 from visrl.report.pictures import encoded
 from visrl.report.text import clip, line
+from visrl.tables.phase_tables import order
 
 DEPTH = 4
 PAIRS_SHOWN = 60
@@ -240,7 +240,7 @@ def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Cu
 
 
 def _pairs(path: Path, settings: Any) -> Iterable[PairCard]:
-    from visrl.train.files import PairRow, read_rows
+    from visrl.train.data.rows import PairRow, read_rows
 
     data = settings.get("data") if isinstance(settings, Mapping) else None
     folder = Path(data["pictures"]) if isinstance(data, Mapping) and data.get("pictures") else path.parent
@@ -264,7 +264,7 @@ def _card(row: Any, folder: Path) -> PairCard:
 
 def _picture(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
     """A data URI and the original's size; "" and None where there is no such picture below ``folder``."""
-    from visrl.train.files import picture_in
+    from visrl.train.data.rows import picture_in
 
     try:
         image = picture_in(folder, name).open()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from visrl.errors import printable
-from visrl.policies import Output, Policy, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 log = logging.getLogger(__name__)
 RETRIES = 5

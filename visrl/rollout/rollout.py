@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from visrl.boxes import Box, Size
+from visrl.core.box_formats import BoxFormat
+from visrl.core.boxes import Box, Size
+from visrl.core.crops import CROPS, CropName, Focus, Region, control_box, whole
+from visrl.core.prompts import Protocol, answer_turns, box_turns
+from visrl.core.types import CoTSample, Episode, Picture, Step, Turn, Unparsed
 from visrl.errors import PictureError, printable
-from visrl.focus import CROPS, CropName, Focus, Region, control_box, whole
-from visrl.parsing import BoxFormat
-from visrl.policies import Output, Policy, Request, Sampling
-from visrl.prompts import Protocol, answer_turns, box_turns
-from visrl.types import CoTSample, Episode, Picture, Step, Turn, Unparsed
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image

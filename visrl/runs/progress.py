@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from visrl.types import CoTSample, Episode, Score, Unparsed
+from visrl.core.types import CoTSample, Episode, Score, Unparsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -241,7 +241,7 @@ def cheap_scorer(task: str, judge_spec: str) -> Scorer:
     """The task's own scorer; without its judge where that is a model and would cost a call per sample."""
     from visrl.evals.benchmarks import TASKS
     from visrl.evals.judge import make_judge
-    from visrl.evals.scoring import SCORERS
+    from visrl.evals.scorers.scoring import SCORERS
 
     judge, spec = make_judge(judge_spec), TASKS[task]
     rule = judge if judge.kind == "rule" else None

@@ -29,11 +29,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
 from visrl.errors import UsageError
-from visrl.processes import ALONE, Processes
-from visrl.records import dump_json, write_atomically
-from visrl.types import Episode, Step, Unparsed
+from visrl.runs.distributed import ALONE, Processes
+from visrl.core.records import dump_json, write_atomically
+from visrl.core.types import Episode, Step, Unparsed
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0

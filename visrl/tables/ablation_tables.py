@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visrl.evals import stats
-from visrl.render import Cell, Row, Table
+from visrl.tables.formats import Cell, Row, Table
 
 FULL = "full"
 """The name of the method itself among its variants."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from visrl.ablation_tables import FULL
+from visrl.core.records import TaskResult
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
-from visrl.phase_tables import METRICS, longest, of_loops, order, phase_ends, phase_of, runs, series
-from visrl.records import TaskResult
+from visrl.tables.ablation_tables import FULL
+from visrl.tables.phase_tables import METRICS, longest, of_loops, order, phase_ends, phase_of, runs, series
 
 BEYOND = 2.0
 """Standard errors."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visrl.core.records import read_records, write_atomically
 from visrl.evals.paper import NAMES
-from visrl.records import read_records, write_atomically
-from visrl.render import render
-from visrl.tables import build
+from visrl.tables.formats import render
+from visrl.tables.paper_tables import build
 
 _HEADER = (
     "<!-- Generated from results/records by `visrl-eval tables --write`; `visrl-eval tables --check` compares. -->\n\n"

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from visrl.core.records import TaskResult, interval
 from visrl.evals import paper
 from visrl.evals.benchmarks import GROUPS, PRIMARY, TASKS
 from visrl.evals.judge import is_papers
-from visrl.records import TaskResult, interval
-from visrl.render import Cell, Row, Table, cleaned, plain, render, show
+from visrl.tables.formats import Cell, Row, Table, cleaned, plain, render, show
 
 Verdict = Literal["match", "above", "below", "not comparable", ""]
 _STYLES = {"match": "green", "above": "bold green", "below": "red", "not comparable": "yellow"}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visrl.core.records import TaskResult
 from visrl.errors import UsageError
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
-from visrl.records import TaskResult
-from visrl.render import Cell, Row, Table, cleaned
+from visrl.tables.formats import Cell, Row, Table, cleaned
 
 METRICS = {"answer": "answers", "box_acc": "box", "acc@0.5": "box"}
 """What a phase is measured by, and its name in titles."""

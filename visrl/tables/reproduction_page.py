@@ -14,9 +14,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
-from visrl.phase_tables import (
+from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
+from visrl.tables.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.formats import render
+from visrl.tables.phase_tables import (
     METRICS,
     draw_iterations,
     in_order,
@@ -30,8 +32,6 @@ from visrl.phase_tables import (
     series,
     short,
 )
-from visrl.records import TaskResult, read_records, write_atomically
-from visrl.render import render
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"

@@ -4,7 +4,7 @@ Everything here is a function of (split, index): no file is downloaded and every
 measured on it are numbers of the small world, never to be set beside a published one.
 
 dice -> scenes, papers (what is where) -> drawing (pixels); language, general (words) -> documents (rows) -> samples;
-vision, model: the small LLaVA; checkpoints/: trained ones (recipes/world-*.yaml; visrl/train/base.py)
+vision, model: the small LLaVA; checkpoints/: trained ones (recipes/world-*.yaml; visrl/train/small_model/run.py)
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from visrl.boxes import grid
-from visrl.parsing import BoxFormat, LocTokens
-from visrl.policies.families.layout import Layout
+from visrl.core.box_formats import BoxFormat, LocTokens
+from visrl.core.boxes import grid
+from visrl.core.chat_format import Layout
 
 BINS = 32
 BOX_FORMAT = BoxFormat(f"loc{BINS}_square", LocTokens(bins=BINS, order="xyxy", width=2), grid(BINS, "square"))

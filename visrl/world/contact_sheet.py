@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from visrl.core.crops import tight
 from visrl.errors import UsageError, nearest
-from visrl.focus import tight
-from visrl.world.documents import Document, documents
+from visrl.world.questions import Document, documents
 from visrl.world.samples import drawn, sample_of
 from visrl.world.splits import SPLITS
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.world.bitmaps import SIGNS
-from visrl.world.dice import Dice
+from visrl.world.glyphs import SIGNS
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, related
 
 Sort = Literal["attribute", "size", "position", "relation", "field", "bar"]
@@ -150,9 +150,9 @@ def ask(description: Description, dice: Dice, kind: str) -> str:
 
 def vocabulary() -> list[str]:
     """Every word and mark the templates can produce, for the tokenizer."""
-    from visrl.world import general
+    from visrl.world import general_questions
 
-    sentences = [*READ, *READ_FIELD, *READ_BAR, *VERIFY, *EXPRESSION, THERE_IS, *general.SENTENCES]
+    sentences = [*READ, *READ_FIELD, *READ_BAR, *VERIFY, *EXPRESSION, THERE_IS, *general_questions.SENTENCES]
     words = re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", " ", " ".join(sentences)))
     names = [
         *COLOURS,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from visrl.boxes import Size
-from visrl.world.dice import Dice
+from visrl.core.boxes import Size
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, SHAPES, Scene, Thing, a_hand, a_shade, a_sign
 
 PAGES: tuple[Size, ...] = ((448, 448), (384, 448))

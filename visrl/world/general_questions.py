@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from visrl.world.bitmaps import SIGNS
-from visrl.world.dice import Dice
-from visrl.world.language import THERE_IS, Description, descriptions, with_article
+from visrl.world.expressions import THERE_IS, Description, descriptions, with_article
+from visrl.world.glyphs import SIGNS
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, related
 
 POPULAR: tuple[str, ...] = (

@@ -16,11 +16,11 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from visrl.policies.families.layout import template
-from visrl.prompts import P_BOX, P_DETAIL, P_REC, P_RL
-from visrl.world.chat import BINS, LAYOUT
-from visrl.world.language import vocabulary
-from visrl.world.vision import ConvStemConfig
+from visrl.core.chat_format import template
+from visrl.core.prompts import P_BOX, P_DETAIL, P_REC, P_RL
+from visrl.world.chat_format import BINS, LAYOUT
+from visrl.world.expressions import vocabulary
+from visrl.world.vision_tower import ConvStemConfig
 
 IMAGE_SIZE, PATCH = 64, 8
 PICTURE_TOKENS = (IMAGE_SIZE // PATCH) ** 2

@@ -10,11 +10,11 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from visrl.boxes import Box
-from visrl.world import general
-from visrl.world.bitmaps import SIGNS
-from visrl.world.dice import Dice
-from visrl.world.language import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
+from visrl.core.boxes import Box
+from visrl.world import general_questions
+from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
+from visrl.world.glyphs import SIGNS
+from visrl.world.rng import Dice
 from visrl.world.scenes import Kind, Scene, Thing
 from visrl.world.splits import SPLITS, indices, picture
 
@@ -105,7 +105,7 @@ def _row(
     return row
 
 
-def _asked(name: str, split: str, scene: Scene, asked: general.Asked) -> Document:
+def _asked(name: str, split: str, scene: Scene, asked: general_questions.Asked) -> Document:
     row = _row(name, split, scene, asked.question, asked.answer, asked.thing, asked.group, asked.group)
     return {**row, **asked.extra}
 
@@ -113,24 +113,24 @@ def _asked(name: str, split: str, scene: Scene, asked: general.Asked) -> Documen
 def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
     """Presence questions of one picture, up to six; the variant goes round with the picture unless it is given."""
     scene = picture(split, index)
-    variant = variant or general.VARIANTS[(index // 6) % len(general.VARIANTS)]
-    rows = general.presence(scene, variant, Dice("pope", variant, scene.key))
+    variant = variant or general_questions.VARIANTS[(index // 6) % len(general_questions.VARIANTS)]
+    rows = general_questions.presence(scene, variant, Dice("pope", variant, scene.key))
     return [_asked(f"pope:{variant}:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
 
 
 def mme(split: str, index: int) -> list[Document]:
     """A yes and a no question about one picture; the subtask goes round with the picture."""
     scene = picture(split, index)
-    subtask = general.SUBTASKS[(index // 6) % len(general.SUBTASKS)]
-    pair = general.pair(scene, subtask, Dice("mme", scene.key))
+    subtask = general_questions.SUBTASKS[(index // 6) % len(general_questions.SUBTASKS)]
+    pair = general_questions.pair(scene, subtask, Dice("mme", scene.key))
     return [_asked(f"mme:{index}:{i}", split, scene, asked) for i, asked in enumerate(pair or ())]
 
 
 def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
     """One question with four options, asked ``rotations`` times with the options turned by one each time."""
     scene = picture(split, index)
-    kind = general.CHOICES[(index // 6) % len(general.CHOICES)]
-    asked = general.choice(scene, kind, Dice("mmbench", scene.key))
+    kind = general_questions.CHOICES[(index // 6) % len(general_questions.CHOICES)]
+    asked = general_questions.choice(scene, kind, Dice("mmbench", scene.key))
     if asked is None:
         return []
     rows = []
@@ -145,7 +145,7 @@ def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
 def documents(task: str, split: str = "test", limit: int | None = None) -> Iterator[Document]:
     """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench`` or a domain of :data:`DOMAINS`."""
     many: dict[str, Callable[[str, int], list[Document]]] = {"mme": mme, "mmbench": mmbench}
-    many |= {f"pope_{variant}": partial(pope, variant=variant) for variant in general.VARIANTS}
+    many |= {f"pope_{variant}": partial(pope, variant=variant) for variant in general_questions.VARIANTS}
     kind: Kind = DOMAINS.get(task, "scene")
 
     def rows() -> Iterator[Document]:

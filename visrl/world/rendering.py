@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visrl.world.bitmaps import ink
-from visrl.world.dice import Dice
-from visrl.world.papers import ICON
+from visrl.world.forms_and_charts import ICON
+from visrl.world.glyphs import ink
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, Scene, Thing
 
 Canvas = NDArray[np.uint8]  # [H, W, 3]

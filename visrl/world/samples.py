@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from visrl.types import CoTSample, Picture
-from visrl.world.documents import Document, documents, true_box
+from visrl.core.types import CoTSample, Picture
+from visrl.world.questions import Document, documents, true_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,7 @@ def sample_of(row: Document, task: str = "world") -> CoTSample:
 
 
 def samples(task: str, split: str = "test", limit: int | None = None, name: str = "world") -> Iterator[CoTSample]:
-    """Samples of :func:`visrl.world.documents.documents`' tasks, lazily; ``name`` is the task they say they are of."""
+    """Samples of :func:`visrl.world.questions.documents`' tasks, lazily; ``name`` is the task they say they are of."""
     return (sample_of(row, name) for row in documents(task, split, limit))
 
 
@@ -58,7 +58,7 @@ def picture_of(key: str) -> Picture:
 @lru_cache(maxsize=64)
 def drawn(key: str) -> Image:
     """The picture itself. The last few are kept: a picture is asked about more than once in a row."""
-    from visrl.world.drawing import draw
+    from visrl.world.rendering import draw
     from visrl.world.splits import redraw
 
     return draw(redraw(key))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.boxes import Box, Size
-from visrl.world.bitmaps import DIGITS, LETTERS, hands
-from visrl.world.dice import Dice
+from visrl.core.boxes import Box, Size
+from visrl.world.glyphs import DIGITS, LETTERS, hands
+from visrl.world.rng import Dice
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 40, 40),

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from visrl.world.papers import lay_out_chart, lay_out_form
+from visrl.world.forms_and_charts import lay_out_chart, lay_out_form
 from visrl.world.scenes import Kind, Scene, lay_out
 
 SFT_PICTURES = 40

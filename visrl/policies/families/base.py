@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.chat_format import Layout, LayoutError, Rendered, render
+from visrl.core.types import Turn
 from visrl.errors import UsageError, nearest
-from visrl.parsing import FORMATS, BoxFormat
-from visrl.policies.families.layout import Layout, LayoutError, Rendered, render
-from visrl.types import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image

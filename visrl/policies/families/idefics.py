@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from visrl.core.chat_format import Layout
 from visrl.policies.families.base import Family
-from visrl.policies.families.layout import Layout
 
 _LAYOUT = Layout(
     picture="<image>",

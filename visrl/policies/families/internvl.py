@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from visrl.parsing import FORMATS, BoxFormat
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.chat_format import CHATML
 from visrl.policies.families.base import Family
-from visrl.policies.families.layout import CHATML
 
 
 class InternVL(Family):

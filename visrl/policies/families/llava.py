@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from visrl.core.chat_format import VICUNA
 from visrl.policies.families.base import Family
-from visrl.policies.families.layout import VICUNA
 
 if TYPE_CHECKING:
     from PIL.Image import Image

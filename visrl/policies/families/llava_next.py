@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from visrl.core.chat_format import VICUNA, Layout
 from visrl.policies.families.base import Family
-from visrl.policies.families.layout import VICUNA, Layout
 
 MISTRAL = Layout(  # v1.6-mistral-7b; the system turn is never used by our protocols
     picture="<image>",

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from visrl.core.chat_format import Layout
 from visrl.policies.families.base import Chat, Family, Features, Seen, padded
-from visrl.policies.families.layout import Layout
 
 
 class Mllama(Family):

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visrl.parsing import FORMATS, BoxFormat
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.chat_format import Layout
 from visrl.policies.families.base import Chat, Family, padded
-from visrl.policies.families.layout import Layout
 
 
 class PaliGemma(Family):

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from visrl.boxes import Frame, Size, resized
-from visrl.parsing import FORMATS, BoxFormat, JsonObject
+from visrl.core.box_formats import FORMATS, BoxFormat, JsonObject
+from visrl.core.boxes import Frame, Size, resized
+from visrl.core.chat_format import CHATML
 from visrl.policies.families.base import Chat, Family, Features, Seen, _flat, padded
-from visrl.policies.families.layout import CHATML
 
 _MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import visrl.world.vision  # noqa: F401 - registers the vision tower, without which the config cannot be read
-from visrl.parsing import BoxFormat
+import visrl.world.vision_tower  # noqa: F401 - registers the vision tower, without which the config cannot be read
+from visrl.core.box_formats import BoxFormat
 from visrl.policies.families.base import Family
-from visrl.world.chat import BOX_FORMAT, LAYOUT
+from visrl.world.chat_format import BOX_FORMAT, LAYOUT
 
 
 class World(Family):

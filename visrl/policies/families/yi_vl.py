@@ -21,7 +21,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from visrl.policies.families.layout import Layout
+from visrl.core.chat_format import Layout
 from visrl.policies.families.llava import Llava
 
 

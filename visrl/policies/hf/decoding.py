@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from visrl.policies import Sampling
 from visrl.policies.families.base import Chat, Family, Features, padded
+from visrl.policies.protocol import Sampling
 
 Signature = tuple[int | str, ...]
 

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from visrl.errors import UsageError
 from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
-from visrl.processes import rank
+from visrl.runs.distributed import rank
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("", "sdpa", "eager")

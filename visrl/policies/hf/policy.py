@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
+from visrl.core.box_formats import BoxFormat
+from visrl.core.chat_format import LayoutError
 from visrl.errors import PictureError
-from visrl.parsing import BoxFormat
-from visrl.policies import Output, Request, Sampling
-from visrl.policies.checkpoint import Loaded, load_checkpoint, model_type
 from visrl.policies.families.base import Chat, Family, Features, Seen
-from visrl.policies.families.layout import LayoutError
-from visrl.policies.generation import Branch, Prefix, branch, prefill, resume, shared_length, stems
-from visrl.policies.remote_chat import CHAT_TYPES, RemoteChatPolicy
+from visrl.policies.hf.decoding import Branch, Prefix, branch, prefill, resume, shared_length, stems
+from visrl.policies.hf.loading import Loaded, load_checkpoint, model_type
+from visrl.policies.hf.remote_code import CHAT_TYPES, RemoteChatPolicy
+from visrl.policies.protocol import Output, Request, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class _Text:
     """Token ids -> text: without the tokens that structure a chat, but with those a box is written in, special or not."""
 
     def __init__(self, family: Family, box_format: BoxFormat) -> None:
-        from visrl.boxes import Box
+        from visrl.core.boxes import Box
 
         self.tokenizer = family.tokenizer
         self.ends = family.end_texts

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
-from visrl.parsing import FORMATS, BoxFormat
-from visrl.policies import Output, Request, Sampling
-from visrl.policies.checkpoint import folder_of, own_device, weights_hash
 from visrl.policies.families.base import PAPER_FORMAT
-from visrl.types import Turn
+from visrl.policies.hf.loading import folder_of, own_device, weights_hash
+from visrl.policies.protocol import Output, Request, Sampling
 
 CHAT_TYPES = ("minicpmo", "minicpmv")
 NATIVE = FORMATS["box_tag_1000"]

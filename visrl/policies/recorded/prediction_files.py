@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.types import CoTSample
 
 Key = tuple[str, ...]
 NOT_RECORDED = "(the recording has no prompt)"
@@ -123,7 +123,7 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
             predictions.append(reader(row, f"{source}:{line}", lookup))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
-                f"{source}:{line}: not a {kind} row: {_say(error)}", "see visrl/policies/replay.py"
+                f"{source}:{line}: not a {kind} row: {_say(error)}", "see visrl/policies/recorded/replay.py"
             ) from error
     protocol, box_format = _run_facts(source) if kind == "episodes" else (None, None)
     return PredictionFile(kind, predictions, digest, protocol, box_format)

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError, nearest
-from visrl.parsing import FORMATS, BoxFormat
-from visrl.policies import Output, Request, Sampling
-from visrl.policies.predictions import Key, Prediction, PredictionFile, read_predictions, sample_keys
-from visrl.types import CoTSample
+from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 

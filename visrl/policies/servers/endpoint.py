@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError, nearest
-from visrl.parsing import FORMATS, BoxFormat
-from visrl.policies import Output, Request, Sampling
-from visrl.policies.servers import Replica, Replicas
-from visrl.types import Picture, Turn
+from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.servers.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
-from visrl.policies import Output, Request, Sampling
 from visrl.policies.families.base import Family
-from visrl.types import Turn
+from visrl.policies.protocol import Output, Request, Sampling
 
 PICTURES = 2  # of a conversation: the picture and the crop
 
@@ -34,7 +34,7 @@ class VLLMPolicy:
     def __init__(
         self, name: str, engine: Any, family: Family, about: Mapping[str, Any], *, box_format: str, rank: int
     ) -> None:
-        from visrl.policies.hf import _Text
+        from visrl.policies.hf.policy import _Text
 
         self.name, self.engine, self.family, self.rank = name, engine, family, rank
         self.box_format = family.box_format(box_format)
@@ -100,7 +100,7 @@ class VLLMPolicy:
         """
         from vllm.lora.request import LoRARequest
 
-        from visrl.policies.checkpoint import weights_hash
+        from visrl.policies.hf.loading import weights_hash
 
         if _rank(folder) > self.rank:
             raise UsageError(
@@ -173,8 +173,8 @@ class VLLMPolicy:
 def _family(path: str, revision: str, trusted: bool) -> tuple[Family, dict[str, Any]]:
     from transformers import AutoConfig, AutoProcessor
 
-    from visrl.policies.checkpoint import folder_of, weights_hash
     from visrl.policies.families import family_for
+    from visrl.policies.hf.loading import folder_of, weights_hash
 
     where: dict[str, Any] = {"trust_remote_code": trusted, **({"revision": revision} if revision else {})}
     try:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from visrl.boxes import Box, Size
+from visrl.core.box_formats import BoxFormat
+from visrl.core.boxes import Box, Size
+from visrl.core.crops import CROPS, CropName
+from visrl.core.prompts import PROTOCOLS, ProtocolName, answer_turns, box_turns
+from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import PictureError, UsageError
-from visrl.focus import CROPS, CropName
-from visrl.parsing import BoxFormat
-from visrl.prompts import PROTOCOLS, ProtocolName, answer_turns, box_turns
-from visrl.train.files import Chain
-from visrl.types import CoTSample, Picture, Turn
+from visrl.train.data.rows import Chain
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from visrl.core.box_formats import BoxFormat
+from visrl.core.crops import CropName
+from visrl.core.types import Turn
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.parsing import BoxFormat
 from visrl.policies.families.base import Chat, Family, Seen, padded
-from visrl.train.chains import answer_prompt, box_prompt, box_text, conversations, opened
-from visrl.train.files import Demonstration, Preference
-from visrl.train.losses import TermName
-from visrl.train.vision import FeatureStore, without_pixels
-from visrl.types import Turn
+from visrl.train.common.conversations import answer_prompt, box_prompt, box_text, conversations, opened
+from visrl.train.common.vision_cache import FeatureStore, without_pixels
+from visrl.train.data.rows import Demonstration, Preference
+from visrl.train.dpo.losses import TermName
 
 if TYPE_CHECKING:
     from torch import Tensor

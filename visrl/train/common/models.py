@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
-from visrl.train.collate import Speaker
-from visrl.train.recipe import LoraSection, ModelSection
-from visrl.train.vision import FeatureStore, freeze_vision, vision_is_frozen
+from visrl.train.common.encoding import Speaker
+from visrl.train.common.vision_cache import FeatureStore, freeze_vision, vision_is_frozen
+from visrl.train.config.recipe import LoraSection, ModelSection
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,10 +23,10 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.records import dump_json, write_atomically
-from visrl.train.models import Trainee, bare
-from visrl.train.progress import Progress, draw_curves, write_history
+from visrl.train.common.models import Trainee, bare
+from visrl.train.common.progress import Progress, draw_curves, write_history
 
 STAGING = ".staging"
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback
 
-from visrl.records import dump_json, write_atomically
+from visrl.core.records import dump_json, write_atomically
 
 LINE_EVERY_S = 30.0
 _SHOWN = (

@@ -42,7 +42,7 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from visrl.train.vision import vision_is_frozen
+    from visrl.train.common.vision_cache import vision_is_frozen
 
     disable_progress_bar()  # one progress line, ours
     # TRL's defaults still say it, whatever a recipe says

@@ -21,12 +21,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from visrl.errors import UsageError, nearest
 
 KINDS: dict[str, str] = {
-    "sft": "visrl.train.sft",
-    "dpo": "visrl.train.stages",
-    "base": "visrl.train.base",
-    "pairs": "visrl.train.pairs",
-    "loop": "visrl.train.loop",
-    "ablations": "visrl.train.ablations",
+    "sft": "visrl.train.sft.sft",
+    "dpo": "visrl.train.dpo.stages",
+    "base": "visrl.train.small_model.run",
+    "pairs": "visrl.train.pairs.run",
+    "loop": "visrl.train.loop.run",
+    "ablations": "visrl.train.loop.ablations",
 }
 
 

@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from visrl.boxes import Box, Size, hull
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box, Size, hull
+from visrl.core.prompts import P_BOX, P_RL
+from visrl.core.types import Unparsed
 from visrl.errors import PictureError, UsageError
-from visrl.parsing import FORMATS
-from visrl.prompts import P_BOX, P_RL
-from visrl.train.files import Chain, ChainRow, PairRow, picture_in
-from visrl.types import Unparsed
+from visrl.train.data.rows import Chain, ChainRow, PairRow, picture_in
 
 _PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
 Row = TypeVar("Row", ChainRow, PairRow)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from visrl.errors import UsageError
-from visrl.train.files import (
+from visrl.train.config.recipe import DataSection
+from visrl.train.data.importers import import_chains, import_pairs
+from visrl.train.data.rows import (
     ChainRow,
     Demonstration,
     PairRow,
@@ -19,9 +21,7 @@ from visrl.train.files import (
     preferences,
     read_rows,
 )
-from visrl.train.importers import import_chains, import_pairs
-from visrl.train.recipe import DataSection
-from visrl.train.shards import is_sharded, root_of
+from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", ChainRow, PairRow)
 
@@ -43,7 +43,7 @@ def load_preferences(section: DataSection) -> list[Preference]:
     above.
     """
     if section.format == "world_oracle":
-        from visrl.train.oracle import world_pairs
+        from visrl.train.data.oracle import world_pairs
 
         return list(world_pairs(section.limit))
     if section.format == "visrl":

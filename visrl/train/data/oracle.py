@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from visrl.train.files import Chain, Preference
-from visrl.world.dice import Dice
-from visrl.world.documents import Document, documents
+from visrl.train.data.rows import Chain, Preference
+from visrl.world.questions import Document, documents
+from visrl.world.rng import Dice
 from visrl.world.samples import sample_of
 from visrl.world.splits import SFT_PICTURES, redraw
 

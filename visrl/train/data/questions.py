@@ -16,13 +16,13 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.train.files import ChainRow, QuestionRow, is_there, picture_in, read_rows
-from visrl.train.importers import import_chains
-from visrl.train.recipe import Section
-from visrl.train.shards import is_sharded, root_of
-from visrl.types import CoTSample
+from visrl.train.config.recipe import Section
+from visrl.train.data.importers import import_chains
+from visrl.train.data.rows import ChainRow, QuestionRow, is_there, picture_in, read_rows
+from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", QuestionRow, ChainRow)
 WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
@@ -110,7 +110,7 @@ def _sample(
 
 def _world(section: QuestionSection) -> Iterator[CoTSample]:
     """Domain after domain, one question each, until all have run out; so any first n are of all domains."""
-    from visrl.world.documents import DOMAINS, documents, hidden_box
+    from visrl.world.questions import DOMAINS, documents, hidden_box
     from visrl.world.samples import sample_of
     from visrl.world.splits import SPLITS
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.prompts import ProtocolName
+from visrl.core.records import write_atomically
+from visrl.core.types import CoTSample, Picture, PreferencePair
 from visrl.errors import PictureError, UsageError
-from visrl.prompts import ProtocolName
-from visrl.records import write_atomically
-from visrl.train.shards import is_sharded, picture_bytes, shard_rows, split_name
-from visrl.types import CoTSample, Picture, PreferencePair
+from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image

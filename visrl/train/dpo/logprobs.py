@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from visrl.train.layout import Layout, additive, block_mask, branch_positions, join
-from visrl.train.vision import FeatureStore, picture_kwargs
+from visrl.train.common.vision_cache import FeatureStore, picture_kwargs
+from visrl.train.dpo.prefix_sharing import Layout, additive, block_mask, branch_positions, join
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
-from visrl.train.files import Preference
-from visrl.train.losses import TermName
+from visrl.train.data.rows import Preference
+from visrl.train.dpo.losses import TermName
 
 if TYPE_CHECKING:
     from torch import Tensor

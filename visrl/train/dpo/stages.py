@@ -14,17 +14,25 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from trl import DPOConfig
 
+from visrl.core.crops import CropName
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.train.collate import PairCollator
-from visrl.train.data import load_preferences
-from visrl.train.dpo import StepDPOTrainer
-from visrl.train.files import Preference
-from visrl.train.losses import Term, stage_terms
-from visrl.train.machine import OWN, trainer_config
-from visrl.train.models import Trainee, load_trainee, own_forward, sliding_window, why_not_shared
-from visrl.train.phase import claim, finished, train
-from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, Stages, check_trainer_section
+from visrl.train.common.encoding import PairCollator
+from visrl.train.common.models import Trainee, load_trainee, own_forward, sliding_window, why_not_shared
+from visrl.train.common.phase_folder import claim, finished, train
+from visrl.train.common.trainer_args import OWN, trainer_config
+from visrl.train.config.recipe import (
+    DataSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    Section,
+    Stages,
+    check_trainer_section,
+)
+from visrl.train.data.load import load_preferences
+from visrl.train.data.rows import Preference
+from visrl.train.dpo.losses import Term, stage_terms
+from visrl.train.dpo.trainer import StepDPOTrainer
 
 OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, docs/method.md e
     "learning_rate": 5e-6,

@@ -21,12 +21,12 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from visrl.errors import UsageError
-from visrl.train.collate import PairCollator
-from visrl.train.losses import LN2, Term, TermName, log_preference, weighted_sum
-from visrl.train.models import Trainee, bare
-from visrl.train.phase import PhaseTrainer
-from visrl.train.reference import compute_reference, data_hash, read_reference, write_reference
-from visrl.train.score import PairScorer, TokenScores, compact
+from visrl.train.common.encoding import PairCollator
+from visrl.train.common.models import Trainee, bare
+from visrl.train.common.phase_folder import PhaseTrainer
+from visrl.train.dpo.logprobs import PairScorer, TokenScores, compact
+from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
+from visrl.train.dpo.reference_logprobs import compute_reference, data_hash, read_reference, write_reference
 
 if TYPE_CHECKING:
     from torch import Tensor

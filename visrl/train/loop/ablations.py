@@ -18,17 +18,17 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from visrl.ablation_tables import FULL, Numbers, summary, table_of
+from visrl.core.records import dump_json, read_records, write_atomically, write_results
 from visrl.errors import EXIT_INCOMPLETE, UsageError
 from visrl.evals.sample_scores import of_run
-from visrl.processes import say
-from visrl.records import dump_json, read_records, write_atomically, write_results
-from visrl.render import render
+from visrl.runs.distributed import say
+from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
+from visrl.tables.formats import render
 from visrl.train import loop
-from visrl.train.loop_recipe import LoopRecipe, settings
-from visrl.train.loop_score import ANSWER, BOX, headline
-from visrl.train.recipe import Recipe, load_recipe, read_yaml
-from visrl.train.wiring import phases
+from visrl.train.config.recipe import Recipe, load_recipe, read_yaml
+from visrl.train.loop.phases import phases
+from visrl.train.loop.recipe import LoopRecipe, settings
+from visrl.train.loop.scoring import ANSWER, BOX, headline
 
 
 class AblationsRecipe(Recipe):

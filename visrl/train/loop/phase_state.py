@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.policies.load import SHIPPED
-from visrl.records import dump_json, write_atomically
-from visrl.train.recipe import Recipe, flat
-from visrl.train.shards import is_sharded, shards_of
-from visrl.train.wiring import State, Weights, Wires
+from visrl.policies.registry import SHIPPED
+from visrl.train.config.recipe import Recipe, flat
+from visrl.train.data.shards import is_sharded, shards_of
+from visrl.train.loop.phases import State, Weights, Wires
 
 Stand = Literal["done", "new", "resume", "stale"]
 NAMED = 3  # differences said of a stale phase

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visrl.errors import UsageError
-from visrl.train.loop_recipe import LoopRecipe, PhaseSection, settings
-from visrl.train.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
+from visrl.train.config.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
+from visrl.train.loop.recipe import LoopRecipe, PhaseSection, settings
 
 What = Literal["ready", "warm-up", "more", "pairs", "rl"]
 MORE_SEEDS = 1000
@@ -54,7 +54,7 @@ class Weights:
     @property
     def spec(self) -> str:
         """As ``--model`` takes it."""
-        from visrl.policies.load import SHIPPED
+        from visrl.policies.registry import SHIPPED
 
         return self.model if self.model in SHIPPED else f"hf:{self.model}"
 
@@ -62,8 +62,8 @@ class Weights:
         """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
         none.
         """
-        from visrl.policies.checkpoint import folder_of
-        from visrl.train.models import shipped
+        from visrl.policies.hf.loading import folder_of
+        from visrl.train.common.models import shipped
 
         path = Path(shipped(self.model))
         if path.is_dir():
@@ -79,7 +79,7 @@ class Weights:
 
 
 def _hash_of(folder: Path) -> str:
-    from visrl.policies.checkpoint import weights_hash
+    from visrl.policies.hf.loading import weights_hash
 
     if not any(folder.glob("*.safetensors")):
         raise UsageError(f"no weights at {folder}", "a folder with *.safetensors")
@@ -173,7 +173,7 @@ def _model(weights: Weights) -> Wires:
 
 
 def _start_wires(kind: str, state: State) -> Wires:
-    from visrl.train.models import shipped
+    from visrl.train.common.models import shipped
 
     return {"start": shipped(state.now.model)} if kind == "base" else _model(state.now)
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from visrl.core.crops import CropName
+from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.prompts import ProtocolName
-from visrl.train.pairs_recipe import ModelArgs
-from visrl.train.recipe import Recipe, Section, Stages, flat
+from visrl.train.config.recipe import Recipe, Section, Stages, flat
+from visrl.train.pairs.recipe import ModelArgs
 
 
 def _dotted(found: Any) -> Any:

@@ -28,13 +28,23 @@ from typing import Any, TextIO
 
 import yaml
 
+from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_INCOMPLETE, UsageError
-from visrl.records import dump_json, read_results, write_atomically
-from visrl.train.loop_plan import Found, begin, config_of, end, examine, file_hash, ready_config, set_aside, take_over
-from visrl.train.loop_recipe import LoopRecipe
-from visrl.train.loop_score import conclude, forget, free, publish, score_phase
-from visrl.train.recipe import Resolved
-from visrl.train.wiring import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
+from visrl.train.config.recipe import Resolved
+from visrl.train.loop.phase_state import (
+    Found,
+    begin,
+    config_of,
+    end,
+    examine,
+    file_hash,
+    ready_config,
+    set_aside,
+    take_over,
+)
+from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
+from visrl.train.loop.recipe import LoopRecipe
+from visrl.train.loop.scoring import conclude, forget, free, publish, score_phase
 
 RECIPE = LoopRecipe
 
@@ -102,7 +112,7 @@ def left_by(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]:
     """Hashes of what the phase left, as phase.json has them."""
     if phase.what == "pairs":
         return {"pairs_sha256": file_hash(folder / "pairs.jsonl")}
-    from visrl.policies.checkpoint import weights_hash
+    from visrl.policies.hf.loading import weights_hash
 
     return {"weights_sha256": weights_hash(final_of(phase, folder, resolved.recipe))}
 
@@ -278,7 +288,7 @@ def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
 
 def _check_scoring(recipe: LoopRecipe) -> None:
     """It comes after hours of training; its errors come first. Raises UsageError."""
-    from visrl.evaluate import check_before
+    from visrl.evaluation.evaluate import check_before
 
     check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
 

@@ -1,4 +1,4 @@
-"""The end of a phase, scored as ``visrl-eval`` scores (visrl/evaluate.py), and the paired difference to the phase before.
+"""The end of a phase, scored as ``visrl-eval`` scores (visrl/evaluation/evaluate.py), and the paired difference to the phase before.
 
 ``score/``         an ordinary run folder: ``visrl-eval view`` and ``compare`` take it
 ``metrics.json``   the line printed, and every difference (evals/compare.py: paired by sample, clustered by picture)
@@ -14,16 +14,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from visrl.core.records import TaskResult, dump_json, read_results, write_atomically, write_results
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.compare import SCALE, Difference, compare, difference, pair_group, pair_task, pool
 from visrl.evals.sample_scores import Rows, of_run
-from visrl.evaluate import Options, evaluate
-from visrl.records import TaskResult, dump_json, read_results, write_atomically, write_results
-from visrl.runs import slug
-from visrl.train.loop_recipe import LoopRecipe, ScoreSection
-from visrl.train.wiring import Phase, Weights, phases
-from visrl.verdicts import change
+from visrl.evaluation.evaluate import Options, evaluate
+from visrl.regression.reports import change
+from visrl.runs.store import slug
+from visrl.train.loop.phases import Phase, Weights, phases
+from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
 _OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d))$")
 """What a phase's record is called."""
@@ -33,7 +33,7 @@ ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 
 def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
     """Run what is missing of the phase's scoring. Raises UsageError where samples failed for good."""
-    from visrl.policies.load import load_policy
+    from visrl.policies.registry import load_policy
 
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
     policy: Any = load_policy(weights.spec, args)

@@ -21,15 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from visrl.boxes import Box, iou
+from visrl.core.box_formats import unfenced
+from visrl.core.boxes import Box, iou
+from visrl.core.prompts import PROTOCOLS, answer_turns
+from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.parsing import unfenced
-from visrl.policies import Policy, Request, Sampling
-from visrl.prompts import PROTOCOLS, answer_turns
-from visrl.train.asking import Tokens, ask
-from visrl.train.likelihood import TextScorer, scorer_of
-from visrl.types import CoTSample, Picture, Score, Turn
+from visrl.policies.protocol import Policy, Request, Sampling
+from visrl.rollout.retry import Tokens, ask
+from visrl.train.pairs.likelihood import TextScorer, scorer_of
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (

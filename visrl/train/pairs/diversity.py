@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.boxes import Box, Size, iou
-from visrl.types import Unparsed
+from visrl.core.boxes import Box, Size, iou
+from visrl.core.types import Unparsed
 
 MAX_IOU = 0.05
 TRIES = 100

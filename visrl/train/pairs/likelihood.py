@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from visrl.errors import PictureError, UsageError
-from visrl.policies import Policy, Request
-from visrl.train.asking import Tokens
+from visrl.policies.protocol import Policy, Request
+from visrl.rollout.retry import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from visrl.policies.families.base import Chat, Features
-    from visrl.policies.hf import HFPolicy
+    from visrl.policies.hf.policy import HFPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class HFTextScorer:
         self.policy, self.model, self.family = policy, policy.model, policy.family
 
     def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
-        from visrl.policies.families.layout import LayoutError
+        from visrl.core.chat_format import LayoutError
 
         found: list[LogLikelihood] = [LogLikelihood(error="not scored")] * len(requests)
         chats: list[tuple[int, Chat]] = []

@@ -8,17 +8,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.far import uses_gpu
-from visrl.policies.load import load_policy
-from visrl.processes import join
-from visrl.ray_engine import Pool, Stage, connect
-from visrl.train.critics import make_critic
-from visrl.train.evolve import Evolution, Plan, Work, from_json, to_json
-from visrl.train.pairs import Line, describe, load_evolution, make_pairs_by
-from visrl.train.pairs_recipe import PairsRecipe
-from visrl.train.questions import load_questions
-from visrl.types import CoTSample
+from visrl.evaluation.on_ray import uses_gpu
+from visrl.policies.registry import load_policy
+from visrl.runs.distributed import join
+from visrl.runs.ray_pool import Pool, Stage, connect
+from visrl.train.data.questions import load_questions
+from visrl.train.pairs.critics import make_critic
+from visrl.train.pairs.recipe import PairsRecipe
+from visrl.train.pairs.run import Line, describe, load_evolution, make_pairs_by
+from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
 
 
 def evolve_on_ray(recipe: PairsRecipe) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from visrl.focus import CropName
-from visrl.prompts import PROTOCOLS, ProtocolName
-from visrl.train.critics import CriticKind
-from visrl.train.diversity import Controller
-from visrl.train.questions import QuestionSection
-from visrl.train.recipe import Recipe, Section
-from visrl.train.selection import Mode, Rule
+from visrl.core.crops import CropName
+from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.train.config.recipe import Recipe, Section
+from visrl.train.data.questions import QuestionSection
+from visrl.train.pairs.critics import CriticKind
+from visrl.train.pairs.diversity import Controller
+from visrl.train.pairs.selection import Mode, Rule
 
 
 def _as_texts(args: Any) -> Any:

@@ -7,7 +7,7 @@
 ``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
 
 The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
-again by the next run; it never stops the others. Of several processes (visrl/processes.py) each makes its share.
+again by the next run; it never stops the others. Of several processes (visrl/runs/distributed.py) each makes its share.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from visrl import __version__
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.records import dump_json, write_atomically, write_results
+from visrl.core.types import CoTSample
 from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
-from visrl.policies import Policy
-from visrl.policies.load import load_policy
-from visrl.processes import join
-from visrl.progress import Counts, progress
-from visrl.prompts import PROTOCOLS
-from visrl.records import dump_json, write_atomically, write_results
-from visrl.rollout import batches
-from visrl.runs import Run, now, read_lines, request_hash
-from visrl.train.critics import make_critic
-from visrl.train.evolve import Evolution, Plan, Work, from_json, to_json
-from visrl.train.files import write_rows
-from visrl.train.funnel import cost, funnel, outcomes, pair_rows, pairs_of, results, table
-from visrl.train.pairs_recipe import PairsRecipe
-from visrl.train.questions import load_questions
-from visrl.train.selection import Rule
-from visrl.types import CoTSample
+from visrl.policies.protocol import Policy
+from visrl.policies.registry import load_policy
+from visrl.rollout.rollout import batches
+from visrl.runs.distributed import join
+from visrl.runs.progress import Counts, progress
+from visrl.runs.store import Run, now, read_lines, request_hash
+from visrl.train.data.questions import load_questions
+from visrl.train.data.rows import write_rows
+from visrl.train.pairs.critics import make_critic
+from visrl.train.pairs.recipe import PairsRecipe
+from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
+from visrl.train.pairs.selection import Rule
+from visrl.train.pairs.statistics import cost, funnel, outcomes, pair_rows, pairs_of, results, table
 
 PASSES = 3
 """How often a run goes over the questions that failed: servers come back."""
@@ -95,7 +95,7 @@ def run(recipe: PairsRecipe) -> None:
 def evolve(recipe: PairsRecipe) -> dict[str, Any]:
     """Load the models, make the pairs that are missing, write pairs and manifest. Returns the manifest. Raises UsageError."""
     if recipe.ray is not None:
-        from visrl.train.far_pairs import evolve_on_ray
+        from visrl.train.pairs.on_ray import evolve_on_ray
 
         return evolve_on_ray(recipe)
     return make_pairs(load_evolution(recipe), load_questions(recipe.data), recipe)

@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from visrl.boxes import Box
+from visrl.core.boxes import Box
+from visrl.core.crops import CropName
+from visrl.core.prompts import ProtocolName
+from visrl.core.types import CoTSample, Picture, Score, Turn, Unparsed
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.policies import Output, Policy, Request, Sampling
-from visrl.prompts import ProtocolName
-from visrl.rollout import parse_box
-from visrl.train.asking import Tokens, ask, total
-from visrl.train.chains import Opened, answer_prompt, box_prompt, crop_of, opened
-from visrl.train.critics import Critic, Judged, Question, without_repeats
-from visrl.train.diversity import Attempt, Controller, Look, Source, control
-from visrl.train.files import Chain
-from visrl.train.selection import Decision, Rule, Scored, decide
-from visrl.types import CoTSample, Picture, Score, Turn, Unparsed
+from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.rollout.retry import Tokens, ask, total
+from visrl.rollout.rollout import parse_box
+from visrl.train.common.conversations import Opened, answer_prompt, box_prompt, crop_of, opened
+from visrl.train.data.rows import Chain
+from visrl.train.pairs.critics import Critic, Judged, Question, without_repeats
+from visrl.train.pairs.diversity import Attempt, Controller, Look, Source, control
+from visrl.train.pairs.selection import Decision, Rule, Scored, decide
 
 Stage = Literal["boxes", "answers", "answer_critic", "box_critic"]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.types import Score
+from visrl.core.types import Score
 
 Mode = Literal["code", "paper"]
 

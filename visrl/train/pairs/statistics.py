@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from visrl.boxes import iou
-from visrl.evals.measure import commonest
+from visrl.core.boxes import iou
+from visrl.core.records import TaskResult
+from visrl.core.types import Score
+from visrl.evals.scorers.measure import commonest
 from visrl.evals.stats import mean
-from visrl.records import TaskResult
-from visrl.train.asking import Tokens, total
-from visrl.train.evolve import Stage, Trial, Work
-from visrl.train.files import Chain, PairRow
-from visrl.train.selection import Rule
-from visrl.types import Score
+from visrl.rollout.retry import Tokens, total
+from visrl.train.data.rows import Chain, PairRow
+from visrl.train.pairs.sampling import Stage, Trial, Work
+from visrl.train.pairs.selection import Rule
 
 STAGES: tuple[Stage, ...] = ("boxes", "answers", "answer_critic", "box_critic")
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")

@@ -16,17 +16,17 @@ from datasets import Dataset
 from pydantic import Field, field_validator
 from trl import SFTConfig, SFTTrainer
 
+from visrl.core.crops import CropName
 from visrl.errors import UsageError
-from visrl.focus import CropName
-from visrl.train.chains import count as conversations_of
-from visrl.train.collate import ChainCollator
-from visrl.train.data import load_demonstrations
-from visrl.train.files import Demonstration
-from visrl.train.machine import OWN, trainer_config
-from visrl.train.models import Trainee, load_trainee, own_forward
-from visrl.train.phase import PhaseTrainer, claim, finished, train
-from visrl.train.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
-from visrl.train.vision import picture_kwargs
+from visrl.train.common.conversations import count as conversations_of
+from visrl.train.common.encoding import ChainCollator
+from visrl.train.common.models import Trainee, load_trainee, own_forward
+from visrl.train.common.phase_folder import PhaseTrainer, claim, finished, train
+from visrl.train.common.trainer_args import OWN, trainer_config
+from visrl.train.common.vision_cache import picture_kwargs
+from visrl.train.config.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
+from visrl.train.data.load import load_demonstrations
+from visrl.train.data.rows import Demonstration
 
 if TYPE_CHECKING:
     from torch import Tensor

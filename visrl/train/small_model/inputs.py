@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visrl.boxes import SQUARE, Box, Size
-from visrl.world.bitmaps import ink
-from visrl.world.dice import Dice
-from visrl.world.drawing import ink_on
+from visrl.core.boxes import SQUARE, Box, Size
+from visrl.world.glyphs import ink
 from visrl.world.model import IMAGE_SIZE, PATCH
+from visrl.world.rendering import ink_on
+from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, SHAPES, Scene, Thing, a_hand, a_shade, a_sign
 
 IGNORE = -100

@@ -1,6 +1,6 @@
 """What a small model can do: every number of its card, through the package's own rollout and scorers.
 
-    python -m visrl.world.measure tiny            # a shipped name or a folder; prints a table, --json writes the numbers
+    python -m visrl.train.small_model.model_card tiny            # a shipped name or a folder; prints a table, --json writes the numbers
 
 Conditions: direct; looking at the predicted, the gold, a random, the central, the whole region; blind (same model, pictures
 blanked); the commonest answer; and the true crop alone, which is what a critic is shown.
@@ -16,18 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from visrl.core.crops import FOCUSES, tight
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample, Picture
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.judge import make_judge
-from visrl.evals.scoring import TaskScores, score_group, score_task
-from visrl.focus import FOCUSES, tight
-from visrl.policies import FunctionPolicy, Policy, Sampling
+from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 from visrl.policies.blind import Blind
-from visrl.prompts import PROTOCOLS
-from visrl.rollout import Look, look_then_answer
+from visrl.policies.protocol import FunctionPolicy, Policy, Sampling
+from visrl.rollout.rollout import Look, look_then_answer
 from visrl.tasks import load
-from visrl.types import CoTSample, Picture
 from visrl.world import CHECKPOINTS, checkpoint_path
-from visrl.world.chat import BOX_FORMAT
+from visrl.world.chat_format import BOX_FORMAT
 
 VISCOT = GROUPS["world_viscot"]
 LOOKING = PROTOCOLS["visrl_train"]
@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from visrl.policies.hf import HFPolicy
+    from visrl.policies.hf.policy import HFPolicy
 
     torch.set_num_threads(1)
     path = checkpoint_path(options.model) if options.model in CHECKPOINTS else Path(options.model)

@@ -1,6 +1,6 @@
 """What the small models are taught, one example at a time: token ids, the targets among them, and the pictures.
 
-A lesson is a function of (dice, picture's index). Prompts come from visrl.prompts, so training asks in the very words that
+A lesson is a function of (dice, picture's index). Prompts come from visrl.core.prompts, so training asks in the very words that
 evaluation asks in. The base gets ``PRETEXT`` lessons only: no question in them is ever answered by a box.
 
 =========  ===================================================  ==================================================
@@ -32,18 +32,27 @@ import numpy as np
 from PIL import Image
 from transformers import LlavaProcessor
 
-from visrl.boxes import Box, Size
-from visrl.focus import tight
-from visrl.policies.families.layout import render
-from visrl.prompts import PROTOCOLS, answer_turns, box_turns
-from visrl.train.views import IGNORE, Example, View, alphabet_page, crowded_page, jittered, patches_in, view
-from visrl.types import Picture, Turn
-from visrl.world import documents, splits
-from visrl.world.chat import BOX_FORMAT, LAYOUT
-from visrl.world.dice import Dice
-from visrl.world.documents import DOMAINS, Document, true_box
-from visrl.world.drawing import draw, sign_box
+from visrl.core.boxes import Box, Size
+from visrl.core.chat_format import render
+from visrl.core.crops import tight
+from visrl.core.prompts import PROTOCOLS, answer_turns, box_turns
+from visrl.core.types import Picture, Turn
+from visrl.train.small_model.inputs import (
+    IGNORE,
+    Example,
+    View,
+    alphabet_page,
+    crowded_page,
+    jittered,
+    patches_in,
+    view,
+)
+from visrl.world import questions, splits
+from visrl.world.chat_format import BOX_FORMAT, LAYOUT
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
+from visrl.world.questions import DOMAINS, Document, true_box
+from visrl.world.rendering import draw, sign_box
+from visrl.world.rng import Dice
 from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene
 
@@ -102,7 +111,7 @@ class Teacher:
         return example
 
     def first(self, dice: Dice) -> Example | None:
-        row = documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+        row = questions.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
         if row is None or row["sort"] != "attribute":
             return None
         example = self._with_box(row)
@@ -159,7 +168,7 @@ class Teacher:
 
     def tell(self, dice: Dice) -> Example | None:
         """The answer must find the asked thing and look there: what pointing with a box needs too, without a box."""
-        row = documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+        row = questions.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
         if row is None:
             return None
         scene = splits.redraw(row["picture"])
@@ -227,15 +236,15 @@ class Teacher:
     def _grounded(self, dice: Dice) -> Document | None:
         """A row with a thing to point at: half referring expressions, half questions."""
         if dice.chance(0.5):
-            return documents.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
+            return questions.rec(self.split, self._index(dice, ("scene",)), dice.between(0, 7))
         return self._question(dice)
 
     def _question(self, dice: Dice) -> Document | None:
         domain = dice.one(list(DOMAINS))
-        return documents.viscot(self.split, self._index(dice, (DOMAINS[domain],)), domain, dice.between(0, 7))
+        return questions.viscot(self.split, self._index(dice, (DOMAINS[domain],)), domain, dice.between(0, 7))
 
     def _general(self, dice: Dice) -> Document | None:
-        rows = dice.one((documents.pope, documents.mme, documents.mmbench))(self.split, self._index(dice, ("scene",)))
+        rows = dice.one((questions.pope, questions.mme, questions.mmbench))(self.split, self._index(dice, ("scene",)))
         return dice.one(rows) if rows else None
 
     def _on_crop(self, dice: Dice, alone: bool) -> Example | None:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visrl.boxes import iou
-from visrl.train.lessons import Teacher
-from visrl.train.views import Example, patches_in
-from visrl.types import Unparsed
-from visrl.world import documents, splits
-from visrl.world.chat import BOX_FORMAT
-from visrl.world.dice import Dice
-from visrl.world.documents import Document, true_box
+from visrl.core.boxes import iou
+from visrl.core.types import Unparsed
+from visrl.train.small_model.inputs import Example, patches_in
+from visrl.train.small_model.pretext_tasks import Teacher
+from visrl.world import questions, splits
+from visrl.world.chat_format import BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS
+from visrl.world.questions import Document, true_box
+from visrl.world.rng import Dice
 
 N, BATCH = 192, 48
 
@@ -91,7 +91,7 @@ def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[st
 def _asked(start: int) -> list[Document]:
     """Expressions for scenes ``start`` and on of val, ``BATCH`` of them at most."""
     scenes = (6 * (i // 4) + i % 4 for i in range(start, start + BATCH))
-    return [row for row in (documents.rec("val", i) for i in scenes) if row is not None]
+    return [row for row in (questions.rec("val", i) for i in scenes) if row is not None]
 
 
 def _reading(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:

@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.errors import UsageError
-from visrl.train.lessons import TWO_PICTURES, Teacher
-from visrl.train.machine import end_with_parent
-from visrl.train.models import shipped
-from visrl.train.recipe import Recipe
-from visrl.train.views import IGNORE, Example
-from visrl.world.dice import Dice
+from visrl.train.common.models import shipped
+from visrl.train.common.trainer_args import end_with_parent
+from visrl.train.config.recipe import Recipe
+from visrl.train.small_model.inputs import IGNORE, Example
+from visrl.train.small_model.pretext_tasks import TWO_PICTURES, Teacher
 from visrl.world.model import build_model, build_processor, build_tokenizer
+from visrl.world.rng import Dice
 
 Named = tuple[str, Example]  # lesson, example
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm
@@ -243,7 +243,7 @@ def _look_at_val(
 ) -> dict[str, float]:
     if not recipe.watch_every or step % recipe.watch_every:
         return {}
-    from visrl.train.watch import watch
+    from visrl.train.small_model.probes import watch
 
     return watch(model, processor)
 
@@ -280,6 +280,6 @@ def run(recipe: BaseRecipe) -> None:
         "before": _before(recipe.folder),
     }
     (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    from visrl.train.watch import plot
+    from visrl.train.small_model.probes import plot
 
     plot(log, recipe.output / "training.png", recipe.output.name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visrl.cli import check
+from visrl.cli import check as check_commands
 from visrl.cli.ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
 from visrl.runs.distributed import leave, rank, say
@@ -187,7 +187,7 @@ def _finish(
     _print_results(outcome.results, json_)
     if changes:
         print()
-        check.print_comparison(title, list(changes), [], "rich")
+        check_commands.print_comparison(title, list(changes), [], "rich")
     _print_end(outcome.folder, changes, title)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
@@ -309,7 +309,7 @@ def tables(
 ) -> None:
     """The paper's table with our results beside it, and a verdict per cell; a loop's phases, as a table or a figure."""
     if check or write:
-        check.tables_on_file(results, write)
+        check_commands.tables_on_file(results, write)
         return
     if paper is None and figure is None:
         raise UsageError("tables needs --paper, --figure, --check or --write", "for example --paper rec")
@@ -347,7 +347,7 @@ def _print_tables(paper: str, found: list[TaskResult], format_: str, against: st
         print_table(phase_table(small, run_), format_)
 
 
-check.register(app)
+check_commands.register(app)
 
 
 def _command(args: list[str]) -> str:

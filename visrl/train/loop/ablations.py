@@ -24,8 +24,8 @@ from visrl.evals.sample_scores import of_run
 from visrl.runs.distributed import say
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import render
-from visrl.train import loop
 from visrl.train.config.recipe import Recipe, load_recipe, read_yaml
+from visrl.train.loop import run as loop
 from visrl.train.loop.phases import phases
 from visrl.train.loop.recipe import LoopRecipe, settings
 from visrl.train.loop.scoring import ANSWER, BOX, headline

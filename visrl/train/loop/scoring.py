@@ -1,4 +1,4 @@
-"""The end of a phase, scored as ``visrl-eval`` scores (visrl/evaluation/evaluate.py), and the paired difference to the phase before.
+"""The end of a phase, scored as ``visrl-eval`` does, and the paired difference to the phase before.
 
 ``score/``         an ordinary run folder: ``visrl-eval view`` and ``compare`` take it
 ``metrics.json``   the line printed, and every difference (evals/compare.py: paired by sample, clustered by picture)

@@ -1,6 +1,6 @@
 """What a small model can do: every number of its card, through the package's own rollout and scorers.
 
-    python -m visrl.train.small_model.model_card tiny            # a shipped name or a folder; prints a table, --json writes the numbers
+    python -m visrl.train.small_model.model_card tiny    # a shipped name or a folder; prints a table, --json writes the numbers
 
 Conditions: direct; looking at the predicted, the gold, a random, the central, the whole region; blind (same model, pictures
 blanked); the commonest answer; and the true crop alone, which is what a critic is shown.

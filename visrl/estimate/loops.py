@@ -37,7 +37,7 @@ def loop_phases(recipe: LoopRecipe, asked: Asked, plan: Any) -> list[Phase]:
             small = phase.what != "ready" and found[-1].name != phase.name
             notes = [
                 *scoring.notes,
-                *([f"training {phase.name} (kind base) is left out: minutes on a core"] if small else []),
+                *([f"training {phase.name} (kind small_model) is left out: minutes on a core"] if small else []),
             ]
             found.append(replace(scoring, name=f"{phase.name}: scoring", notes=notes))
     return found
@@ -47,7 +47,7 @@ def _work(
     recipe: LoopRecipe, phase: LoopPhase, state: State, asked: Asked, before: Sequence[Phase], plan: Any
 ) -> list[Phase]:
     own: Any = phase_recipe(recipe, phase, state)[0].recipe
-    if own.kind == "base":  # the small world's: a minute or two on a core, and no GPU
+    if own.kind == "small_model":  # the small world's: a minute or two on a core, and no GPU
         return []
     if phase.what == "pairs":
         made = pairs_phases(own, replace(asked, gpus=own.ray or 1, samples=own.data.limit or asked.samples))

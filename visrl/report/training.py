@@ -68,17 +68,17 @@ class PhasePage:
 
 @dataclass(frozen=True, slots=True)
 class PairCard:
-    """A preference pair. win, lose: x, y, width, height in pixels, or None; picture: a data URI or ""."""
+    """A preference pair. chosen, rejected: x, y, width, height in pixels, or None; picture: a data URI or ""."""
 
     question: str
     size: tuple[int, int] | None
     picture: str
-    win: tuple[float, float, float, float] | None
-    lose: tuple[float, float, float, float] | None
-    win_answer: str
-    lose_answer: str
-    win_scores: str
-    lose_scores: str
+    chosen: tuple[float, float, float, float] | None
+    rejected: tuple[float, float, float, float] | None
+    chosen_answer: str
+    rejected_answer: str
+    chosen_scores: str
+    rejected_scores: str
 
 
 def is_training(folder: Path) -> bool:
@@ -253,12 +253,12 @@ def _card(row: Any, folder: Path) -> PairCard:
         clip(row.question, 400),
         row.size or size,
         picture,
-        _rectangle(row.win.box),
-        _rectangle(row.lose.box),
-        clip(row.win.answer, 300),
-        clip(row.lose.answer, 300),
-        _scores(row.win.scores),
-        _scores(row.lose.scores),
+        _rectangle(row.chosen.box),
+        _rectangle(row.rejected.box),
+        clip(row.chosen.answer, 300),
+        clip(row.rejected.answer, 300),
+        _scores(row.chosen.scores),
+        _scores(row.rejected.scores),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
-from visrl.train.common.encoding import Speaker
+from visrl.train.common.encoding import ConversationEncoder
 from visrl.train.common.vision_cache import FeatureStore, freeze_vision, vision_is_frozen
 from visrl.train.config.recipe import LoraSection, ModelSection
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Trainee:
+class TrainableModel:
     """A model that is being trained. model: what is trained, in PEFT's wrapping if there is LoRA; base: the bare
     transformers model.
     """
@@ -29,7 +29,7 @@ class Trainee:
     model: Any
     processor: Any
     family: Family
-    speaker: Speaker
+    encoder: ConversationEncoder
 
     @property
     def base(self) -> Any:
@@ -52,7 +52,7 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
+def load_trainable(section: ModelSection, lora: LoraSection | None) -> TrainableModel:
     """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains
     nothing.
     """
@@ -79,7 +79,7 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
         raise UsageError(
             f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights"
         ) from error
-    return trainee(model, processor, section, lora)
+    return trainable(model, processor, section, lora)
 
 
 def shipped(path: str) -> str:
@@ -104,10 +104,10 @@ def _config_of(path: str, revision: str | None) -> Any:
     )
 
 
-def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:
+def trainable(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> TrainableModel:
     """A loaded model with what is to be trained of it switched on."""
     family = family_class(model.config)(model.config, processor)
-    speaker = Speaker(family, family.box_format(section.box_format or "native"))
+    encoder = ConversationEncoder(family, family.box_format(section.box_format or "native"))
     if section.adapter is not None:
         model = continue_adapter(model, section.adapter)
     elif lora is not None:
@@ -115,7 +115,7 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
     elif section.freeze_vision:
         freeze_vision(model)
     require_something_to_train(model)
-    return Trainee(model, processor, family, speaker)
+    return TrainableModel(model, processor, family, encoder)
 
 
 def lora_target(model: nn.Module) -> str:
@@ -174,7 +174,7 @@ def sliding_window(model: Any) -> int | None:
 
 
 def why_not_shared(model: Any) -> str | None:
-    """Why win and lose cannot stand in one row of this model, or None where they can."""
+    """Why chosen and rejected cannot stand in one row of this model, or None where they can."""
     chosen = model.config._attn_implementation
     return None if chosen in ("sdpa", "eager") else f"attn {chosen} takes no block mask"
 

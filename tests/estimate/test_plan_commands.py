@@ -178,7 +178,7 @@ def test_a_loop_has_its_phases_and_the_scoring_of_their_ends(tmp_path, capsys):
     found = {p["name"]: p for p in plan["phases"]}
     assert list(found) == names
     assert [found[name]["samples"] for name in names[1:4]] == [50, 1500, 825]
-    assert "training sft (kind base) is left out: minutes on a core" in found["sft: scoring"]["notes"]
+    assert "training sft (kind small_model) is left out: minutes on a core" in found["sft: scoring"]["notes"]
     (command,) = plan["commands"]
     assert command.startswith(f"visrl-train {recipe}")
     assert "launch=accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 --no_python" in command

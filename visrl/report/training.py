@@ -96,7 +96,7 @@ def write_training_page(folder: Path, out: Path) -> None:
 
 
 def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
-    """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop_score.py)."""
+    """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop/scoring.py)."""
     found = [*folder.glob("*/metrics.json"), *folder.glob("*/*/metrics.json")]
     files = {str(file.parent.relative_to(folder)): file for file in found if file.parent.parent.name != "old"}
     names = sorted(files, key=lambda name: (order(name), name))

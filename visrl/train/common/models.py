@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
@@ -38,13 +37,6 @@ class TrainableModel:
     def feature_store(self, gigabytes: float) -> FeatureStore | None:
         """Where vision features are kept; None where the vision tower is trained."""
         return FeatureStore(int(gigabytes * 2**30)) if vision_is_frozen(self.base) else None
-
-    def save(self, folder: Path) -> None:
-        """Weights (safetensors; the adapter alone under LoRA) and processor, for ``--model hf:`` and for the next
-        phase.
-        """
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
 
 def bare(model: Any) -> Any:

@@ -340,10 +340,6 @@ def seen(key: str) -> View:
     return view(drawn(key))
 
 
-def _viewed(image: Image.Image | View) -> View:
-    return view(image) if isinstance(image, Image.Image) else image
-
-
 _PICTURE = Picture("", lambda: Image.new("RGB", (1, 1)))
 
 

@@ -7,11 +7,11 @@ from visrl.core.box_formats import FORMATS
 from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
 from visrl.policies.blind import GREY, Blind
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
 
 
-class Looker:
+class Looker(Policy):
     """Answers with the sizes and colours of what it is shown."""
 
     name, needs_pictures, default_protocol = "looker", True, "visrl_train"

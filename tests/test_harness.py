@@ -51,6 +51,7 @@ look = config_of(looker, Options(crop="tight"))
 facts = {"mme": run_upstream(["mme"], looker, look, batch_size=4), "saw": saw}
 facts["limited"] = run_upstream(["mme"], policy(lambda r: "Yes"), config_of(policy(None), Options()), limit=2)
 facts["unknown"] = refused("mmee")
+facts["tiny"] = LookThenAnswer("tiny").config.crop
 facts["files"] = [file.name for file in _files_naming(["mme"])]
 
 def kind(messages):
@@ -147,3 +148,8 @@ def test_decoding_follows_the_task_but_leaves_room_for_a_box(facts):
 
 def test_model_args_say_policy_and_how_to_look(facts):
     assert facts["wrapped"] == ["visrl_train", "full", 3, "constant:yes", False]
+
+
+def test_the_model_decides_where_nobody_names_a_crop(facts):
+    """Plain ``lmms-eval --model visrl --model_args policy=tiny`` crops as ``visrl-eval --model tiny`` does."""
+    assert facts["tiny"] == "tight"

@@ -168,3 +168,11 @@ def test_a_critic_that_needs_a_model_says_so():
     with pytest.raises(UsageError, match="unknown judge"):
         make_critic("oracle", None, "exactly")
     assert SIZE == (400, 300)
+
+
+def test_a_blind_critic_scores_texts_and_a_policy_that_only_generates_is_refused():
+    from visrl.policies.registry import load_policy
+
+    assert make_critic("likelihood", load_policy("blind:base"), "exact").name == "likelihood:blind:base"
+    with pytest.raises(UsageError, match="cannot say how probable a text is"):
+        make_critic("likelihood", load_policy("constant:A"), "exact")

@@ -137,7 +137,7 @@ def run(
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
-        second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
+        second = beside or _protocol_beside(own, protocol)
         beside_it = replace(options, protocol=second, output=outcome.folder / second)
         changes = [] if second == "none" else _run_beside(policy, own, beside_it, engine, outcome, json_)
         if processes.is_main:
@@ -145,6 +145,16 @@ def run(
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
+    """What a task group asks to have run beside it, where the user chose no protocol; said, because it takes its time."""
+    from visrl.evals.benchmarks import RUN_BESIDE
+
+    second = RUN_BESIDE.get(tasks[0], "none") if len(tasks) == 1 and protocol is None else "none"
+    if second != "none" and rank() == 0:
+        print(f"{tasks[0]} also runs under protocol {second}, to compare (--beside none: not)", file=sys.stderr)
+    return second
 
 
 def _batch_size(text: str, policy: Policy) -> int:
@@ -165,7 +175,9 @@ def _run_beside(
     from visrl.evals.sample_scores import of_run
     from visrl.evaluation.evaluate import evaluate
 
-    asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
+    asked = [
+        spec.name for spec in resolve(tasks) if not spec.box_is_the_answer
+    ]  # an expression has no answer but its box
     if not asked:
         raise UsageError(
             f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer", "leave it away"

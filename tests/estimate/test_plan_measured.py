@@ -20,7 +20,7 @@ from visrl.estimate.phase import Asked
 from visrl.estimate.shape import describe_model
 from visrl.estimate.training import dpo_phases
 from visrl.estimate.work import GPUS
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Sampling
 from visrl.rollout.config import RolloutConfig
@@ -84,7 +84,9 @@ def test_evaluation(name, folder):
     }
     plan = evaluation_phase("t", describe_model(folder(name)), many[:6], len(many), asked, box_format="paper", **how)
 
-    policy = HFPolicy(name, load_checkpoint(folder(name), dtype="float32"), box_format="paper", rows=4)
+    policy = HFPolicy(
+        name, load_checkpoint(folder(name), CheckpointArguments(dtype="float32")), box_format="paper", rows=4
+    )
     counted = {"computed": 0, "written": 0}
     inner = policy.generate
 

@@ -16,7 +16,7 @@ from train_made import picture
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Turn
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
@@ -36,7 +36,7 @@ def loaded(tmp_path_factory):
 
     def load(name):
         if name not in made:
-            made[name] = load_checkpoint(str(tiny.save(name, root / name)), dtype="float64")
+            made[name] = load_checkpoint(str(tiny.save(name, root / name)), CheckpointArguments(dtype="float64"))
         return made[name]
 
     return load

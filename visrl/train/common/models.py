@@ -57,28 +57,12 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     nothing.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    path = shipped(section.path)
-    try:
-        # registers classes of ours (Yi-VL, the small world) before the config is read
-        family_class(_config_of(path, section.revision))
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attn,
-            use_safetensors=True,
-            **where,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights"
-        ) from error
+    from visrl.policies.hf.loading import CheckpointArguments, load_parts
+
+    args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
+    _, processor, model = load_parts(shipped(section.path), args.where, dtype, section.attn)
     return trainee(model, processor, section, lora)
 
 
@@ -90,18 +74,6 @@ def shipped(path: str) -> str:
     from visrl.world import CHECKPOINTS, checkpoint_path
 
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
-
-
-def _config_of(path: str, revision: str | None) -> Any:
-    """The raw config as an object with attributes, without needing its class."""
-    from types import SimpleNamespace
-
-    from transformers import PretrainedConfig
-
-    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    return SimpleNamespace(
-        **{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}}
-    )
 
 
 def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:

@@ -105,9 +105,9 @@ def _row(
     return row
 
 
-def _asked(name: str, split: str, scene: Scene, asked: general_questions.Asked) -> Document:
-    row = _row(name, split, scene, asked.question, asked.answer, asked.thing, asked.group, asked.group)
-    return {**row, **asked.extra}
+def _general_row(name: str, split: str, scene: Scene, question: general_questions.GeneralQuestion) -> Document:
+    row = _row(name, split, scene, question.question, question.answer, question.thing, question.group, question.group)
+    return {**row, **question.extra}
 
 
 def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
@@ -115,7 +115,7 @@ def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
     scene = picture(split, index)
     variant = variant or general_questions.VARIANTS[(index // 6) % len(general_questions.VARIANTS)]
     rows = general_questions.presence(scene, variant, Dice("pope", variant, scene.key))
-    return [_asked(f"pope:{variant}:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
+    return [_general_row(f"pope:{variant}:{index}:{i}", split, scene, question) for i, question in enumerate(rows)]
 
 
 def mme(split: str, index: int) -> list[Document]:
@@ -123,21 +123,21 @@ def mme(split: str, index: int) -> list[Document]:
     scene = picture(split, index)
     subtask = general_questions.SUBTASKS[(index // 6) % len(general_questions.SUBTASKS)]
     pair = general_questions.pair(scene, subtask, Dice("mme", scene.key))
-    return [_asked(f"mme:{index}:{i}", split, scene, asked) for i, asked in enumerate(pair or ())]
+    return [_general_row(f"mme:{index}:{i}", split, scene, question) for i, question in enumerate(pair or ())]
 
 
 def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
     """One question with four options, asked ``rotations`` times with the options turned by one each time."""
     scene = picture(split, index)
     kind = general_questions.CHOICES[(index // 6) % len(general_questions.CHOICES)]
-    asked = general_questions.choice(scene, kind, Dice("mmbench", scene.key))
-    if asked is None:
+    question = general_questions.choice(scene, kind, Dice("mmbench", scene.key))
+    if question is None:
         return []
     rows = []
     for turn in range(rotations):
-        options = asked.extra["options"][turn:] + asked.extra["options"][:turn]
-        row = _asked(f"mmbench:{index}:{turn}", split, scene, asked)
-        letter = "ABCD"[options.index(asked.answer)]
+        options = question.extra["options"][turn:] + question.extra["options"][:turn]
+        row = _general_row(f"mmbench:{index}:{turn}", split, scene, question)
+        letter = "ABCD"[options.index(question.answer)]
         rows.append({**row, "options": options, "answer": letter, "group": str(index), "turn": turn})
     return rows
 

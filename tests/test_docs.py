@@ -49,7 +49,7 @@ def words(command):
 def options(program, name):
     """Every option a command takes."""
     if program == "visrl-train":
-        if name == "plan":
+        if name == "estimate":
             from visrl.estimate.cli import _parser
 
             return {option for action in _parser()._actions for option in action.option_strings}

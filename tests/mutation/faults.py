@@ -83,11 +83,11 @@ FAULTS = [
     Fault("a phase is held against the base", "visrl/train/loop/run.py", "    return folder\n\n\ndef _score_request", "    return before or folder\n\n\ndef _score_request", T + "train/test_loop.py::test_each_phase_is_held_against_the_one_before_it"),
     Fault("weights changed on disk go unnoticed", "visrl/train/loop/phase_state.py", "if ended.get(name) != value]", "if name not in ended]", T + "train/test_loop.py::test_weights_or_pairs_or_data_that_changed_are_noticed"),
     Fault("a copied phase need not be the same", "visrl/train/loop/phase_state.py", '_read(other / "asked.json") != asked or ended is None', "ended is None", T + "train/test_loop.py::test_a_phase_of_equal_hashes_is_copied_from_another_loop"),
-    # planning
-    Fault("AdamW with one moment", "visrl/estimate/memory.py", "optimiser=2 * trained * shape.trained", "optimiser=trained * shape.trained", T + "plan/test_plan_commands.py::test_formulae_by_hand"),
-    Fault("the reference's pass is not planned", "visrl/estimate/training.py", "prefill=n * per_row if reference else 0", "prefill=0", T + "plan/test_plan_commands.py::test_a_recipe_is_planned_by_its_command"),
-    Fault("more GPUs save no time", "visrl/estimate/work.py", "return (computed + read) / gpus", "return computed + read", T + "plan/test_plan_commands.py::test_operations_and_hours_by_hand"),
-    Fault("the answer turn is planned without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "plan/test_plan_measured.py::test_evaluation"),
+    # estimates
+    Fault("AdamW with one moment", "visrl/estimate/memory.py", "optimiser=2 * trained * shape.trained", "optimiser=trained * shape.trained", T + "estimate/test_estimate_commands.py::test_formulae_by_hand"),
+    Fault("the reference's pass is not estimated", "visrl/estimate/training.py", "prefill=n * per_row if reference else 0", "prefill=0", T + "estimate/test_estimate_commands.py::test_a_recipe_is_estimated_by_its_command"),
+    Fault("more GPUs save no time", "visrl/estimate/work.py", "return (computed + read) / gpus", "return computed + read", T + "estimate/test_estimate_commands.py::test_operations_and_hours_by_hand"),
+    Fault("the answer turn is estimated without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "estimate/test_estimate_measured.py::test_evaluation"),
     # the command line, other policies, data
     Fault("--beside turned round", "visrl/cli/evaluate.py", "compare(of_run(second.folder), of_run(first.folder))", "compare(of_run(first.folder), of_run(second.folder))", T + "test_cli.py::test_what_looking_changed"),
     Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visrl.cli.estimate import plan
+from visrl.cli.estimate import estimate
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ BaselineOption = Annotated[Path, typer.Option("--baseline", help="the file of ac
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``visrl-eval``."""
-    for command in (compare, check, accept, science, plan):
+    for command in (compare, check, accept, science, estimate):
         app.command()(command)
+    app.command("plan", hidden=True)(estimate)  # its older name
 
 
 def compare(

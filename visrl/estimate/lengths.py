@@ -57,8 +57,8 @@ class Lengths:
 
 
 def typical(n: int = 1) -> list[CoTSample]:
-    """Questions where no data are at hand."""
-    return [CoTSample(f"typical{i}", "plan", "qa", QUESTION, size=TYPICAL, answers=("stop",)) for i in range(n)]
+    """Typical questions, where there are no data yet."""
+    return [CoTSample(f"typical{i}", "estimate", "qa", QUESTION, size=TYPICAL, answers=("stop",)) for i in range(n)]
 
 
 def spread(rows: Sequence[Any], n: int) -> list[Any]:
@@ -170,7 +170,7 @@ class Batches:
 
 
 def blank_preference(sample: CoTSample) -> Preference:
-    """A pair for planning where no data are at hand."""
+    """A typical pair, where there are no data yet."""
     size = sample.size or TYPICAL
     box = _looked_at(sample.box, size)
     other = Box(0, 0, size[0] / 3, size[1] / 3)

@@ -1,4 +1,4 @@
-"""What a plan is asked for and what it says of one phase."""
+"""What an estimate is asked for, and what it says of one phase."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROWS = 32  # hf.HFPolicy's conversations per forward pass on a GPU
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a plan is for. samples: how many rows, where the data are not there yet. answer: tokens of an answer."""
+class EstimateRequest:
+    """What to estimate for. samples: how many rows, where the data are not there yet. answer: tokens of an answer."""
 
     gpu: GPU
     gpus: int = 1

@@ -81,7 +81,7 @@ def describe_model(
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"cannot read {path}: {first}", "a plan needs config.json and the processor's files"
+            f"cannot read {path}: {first}", "an estimate needs config.json and the processor's files"
         ) from error
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)

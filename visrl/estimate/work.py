@@ -1,4 +1,4 @@
-"""Tokens, operations and hours: the formulae of docs/planning.md, and what they assume of a GPU.
+"""Tokens, operations and hours: the formulae of docs/estimating.md, and what they assume of a GPU.
 
 Data sheets' peaks are never reached: ``BUSY`` of the arithmetic and ``READING`` of the bandwidth are assumed, round numbers that
 were not measured here (no GPU). ``--tflops`` and ``--bandwidth`` put your own sustained figures in their place.

@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
     "base": "visrl.train.small_model.run",
+    "small_model": "visrl.train.small_model.run",
     "pairs": "visrl.train.pairs.run",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",
@@ -143,6 +144,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}", "recipes are YAML mappings") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path} is not a mapping", "a recipe begins with `kind: sft` or `kind: dpo`")
+    if tree.get("kind") == "small_model":
+        tree["kind"] = "base"  # its older name, which the hashes of finished phases hold
     return tree
 
 

@@ -196,7 +196,7 @@ def study(source, gate, reps, points, seed, baselines):
     spread = [f.facts["delta"] for f in first]
     out["true standard deviation"] = round(math.sqrt(sum(d * d for d in spread) / reps), 3)
     out["false alarms"] = rate(alarms)
-    out["refused"] = rate([any(f.status == "refused" for f in found) for found in flat])
+    out["inconclusive"] = rate([any(f.status == "inconclusive" for f in found) for found in flat])
     out[f"a drop of {points:g}, per sample, caught"] = rate(dropped)
     out[f"a drop of {points:g}, per picture, caught"] = rate(by_picture)
     if isinstance(source, Generated):
@@ -214,7 +214,7 @@ def whole_runs(runs, gate):
         "runs": len(runs),
         "pairs": len(found),
         "false alarms": sum(any(f.status == "fail" for f in pair) for pair in found),
-        "refused": sum(any(f.status == "refused" for f in pair) for pair in found),
+        "inconclusive": sum(any(f.status == "inconclusive" for f in pair) for pair in found),
         "true standard deviation": round(math.sqrt(sum(d * d for d in spread) / len(spread)), 3),
     }
 

@@ -130,8 +130,8 @@ def check(
         findings: list[Finding] = []
         for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records)):
             findings.append(finding)
-            if finding.status in ("fail", "refused"):
-                print(f"{finding.status}: {finding.gate} {finding.name}: {finding.reason}", file=sys.stderr)
+            if finding.status in ("fail", "inconclusive"):
+                print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
     code = exit_code(findings)
     _publish(Path(suite).stem, findings, save, json_, format_)
     raise typer.Exit(code)
@@ -195,10 +195,10 @@ def _accept_prompts(anyway: bool) -> None:
     from visrl.regression.prompt_snapshots import prompts_file, read_prompts, render_all, write_prompts
 
     path, rendered = prompts_file(), render_all()
-    refused = unbumped(read_prompts(path), rendered) if path.exists() else []
-    for finding in refused:
+    unaccepted = unbumped(read_prompts(path), rendered) if path.exists() else []
+    for finding in unaccepted:
         print(f"{finding.name}: {finding.reason}\n{finding.detail}", file=sys.stderr)
-    if refused and not anyway:
+    if unaccepted and not anyway:
         print(
             "error: prompts changed under an old version\n\nhint: bump the task's or the protocol's version, or --anyway",
             file=sys.stderr,

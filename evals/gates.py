@@ -52,7 +52,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
     """0 all pass, 1 something failed, 3 something was inconclusive. Raises UsageError for no findings: nothing was checked."""
     statuses = {finding.status for finding in findings}
     if not statuses - {"info"} and not any(finding.gate == "paper" for finding in findings):
-        raise UsageError("nothing was checked", "the suite names no gate: prompts, exact, paired or paper")
+        raise UsageError("nothing was checked", "a suite has at least one of prompts, exact, paired and paper")
     if "fail" in statuses:
         return EXIT_GATE_FAILED
     return EXIT_INCOMPLETE if "inconclusive" in statuses else EXIT_DONE

@@ -200,5 +200,5 @@ def test_compare_refuses_runs_that_share_nothing(two_runs, capsys):
     exact = data_folder() / "exact"
     main(["--model", "constant:no", "--tasks", "viscot_cub", "--data", str(exact), "-q", "-o", "d"])
     assert main(["compare", "a", "d"]) == 2
-    assert "share no scored sample" in capsys.readouterr().err
+    assert "have no scored sample in common" in capsys.readouterr().err
     assert main(["compare", "a", "nowhere"]) == 2

@@ -186,7 +186,7 @@ def test_a_model_that_trains_nothing_is_refused():
     model, _ = build("llava")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(UsageError, match="nothing in this model is trainable"):
+    with pytest.raises(UsageError, match="no parameter of this model is trainable"):
         require_something_to_train(model)
 
 

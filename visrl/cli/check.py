@@ -48,7 +48,7 @@ def compare(
     for other in others:
         differences = compare_rows(rows, of_run(other))
         if not differences:
-            raise UsageError(f"{first} and {other} share no scored sample", "compare runs of the same tasks")
+            raise UsageError(f"{first} and {other} have no scored sample in common", "compare runs of the same tasks")
         notes = _unlike(first, other)
         if json_:
             item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}

@@ -114,7 +114,7 @@ def run(
     processes = join()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     if ray and upstream:
-        raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
+        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
     if own := [name.strip() for name in tasks.split(",") if name.strip() not in upstream]:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
@@ -169,7 +169,8 @@ def _run_beside(
     asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
     if not asked:
         raise UsageError(
-            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer", "leave it away"
+            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer",
+            "leave out --beside, or add a task with questions",
         )
     second = evaluate(policy, asked, options, engine)
     first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
@@ -328,7 +329,7 @@ def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
     from visrl.tables.phase_tables import draw_iterations, longest, runs
 
     if figure != "iterations":
-        raise UsageError(f"no figure {figure!r}", "--figure iterations")
+        raise UsageError(f"unknown figure {figure!r}", "use --figure iterations")
     run_ = longest(found)
     draw_iterations(found, run_, output)
     if len(others := runs(found)) > 1:

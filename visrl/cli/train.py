@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
     if len(words) > 2:
-        raise UsageError(f"one recipe at a time, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
+        raise UsageError(f"expected one recipe, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
     return Path(words[-1]), words[0] if len(words) == 2 else None
 
 

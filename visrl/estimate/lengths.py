@@ -90,7 +90,7 @@ def lengths_of(
         first = speaker.chat(box_prompt(item)) if asks else None
         second = speaker.chat(answer_prompt(item, chain, crop, speaker.box_format)) if shows else None
     except LayoutError as error:
-        raise UsageError(f"{speaker.family.name}: {error}", "another protocol or model") from error
+        raise UsageError(f"{speaker.family.name}: {error}", "choose another protocol or model") from error
     said = 0
     shared = 0
     if first is not None:

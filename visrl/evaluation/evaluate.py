@@ -74,7 +74,7 @@ def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, 
     ready_judge(judge)
     _check_names(**named)
     if data is not None and not data.is_dir():
-        raise UsageError(f"--data {data}: no such folder", "docs/data.md says what lies in it")
+        raise UsageError(f"--data {data}: no such folder", "docs/data.md describes its layout")
 
 
 def _check_names(**named: str | None) -> None:

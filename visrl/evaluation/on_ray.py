@@ -98,7 +98,10 @@ def policy_and_engine(model: str, args: Mapping[str, str], workers: int | None) 
     if workers is None:
         return load_policy(model, args), here
     if join().world > 1:
-        raise UsageError("a launcher, and --ray", "with --ray one process starts the workers")
+        raise UsageError(
+            "--ray was given to one of several launched processes",
+            "start one process, without torchrun or accelerate: --ray starts the workers",
+        )
     far = Far(model, args, connect(workers, uses_gpu=uses_gpu(model), whole_gpus="device_map" in args))
     return far.policy(), far
 

@@ -95,7 +95,10 @@ class LookThenAnswer(lmms):
         if is_ours(task):
             samples: Any = self._our_samples(task, requests)
         elif hasattr(self.policy, "bind"):
-            raise UsageError(f"{self.policy.name} has no predictions for {task}", f"replay goes with {PREFIX}… tasks")
+            raise UsageError(
+                f"{self.policy.name} has no predictions for {task}",
+                f"recorded outputs can only be used with tasks named {PREFIX}…",
+            )
         else:
             samples = (_upstream_sample(request, partial(self._document, request)) for request in requests)
         for episode in look_then_answer(self.policy, samples, look, batch_size=self.batch_size):

@@ -30,7 +30,7 @@ class Blind:
         """The policy of ``spec``, blinded. Raises UsageError for one that looks at no picture: nothing would change."""
         policy = load_policy(spec, args)
         if not policy.needs_pictures:
-            raise UsageError(f"blind:{spec}: {policy.name} never looks at a picture", "name a model that does")
+            raise UsageError(f"blind:{spec}: {policy.name} does not use pictures", "name a model that does")
         return cls(policy)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:

@@ -46,7 +46,9 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in args or {}:
         if name not in accepted:
-            raise UsageError(f"--model-args: {kind} takes no {name!r}", f"it takes {', '.join(accepted) or 'none'}")
+            raise UsageError(
+                f"--model-args: {kind} has no argument {name!r}", f"it has {', '.join(accepted) or 'none'}"
+            )
     return loader(rest, **(args or {}))
 
 

@@ -1,7 +1,8 @@
 """``visrl-eval check``: runs what a suite's gates judge (evals/gates.py) and collects their findings.
 
-The replay gate goes the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. The paired gate's
-run is always a fresh one, in a folder of its own: a finished run found again would prove nothing about today's code.
+The replay gate goes the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. The
+paired gate's run is always a fresh one, in a folder of its own: a finished run that is found again would prove nothing about
+today's code.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def run_suite(request: Request) -> Iterator[Finding]:
     """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, not for what a gate finds."""
     suite = request.suite
     if request.runs and len(request.runs) != len(suite.paired):
-        raise UsageError(f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "--run once for each gate")
+        raise UsageError(
+            f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "give --run once for each paired gate"
+        )
     if suite.prompts:
         yield from gates.check_prompts(read_prompts(prompts_file()), render_all())
     for origin in suite.exact:

@@ -142,7 +142,7 @@ def _json(path: Path, default: Any) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{path}: damaged: {error}", "the phase that wrote it can be run again") from error
+        raise UsageError(f"{path}: damaged: {error}", "delete it and run the phase that wrote it again") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:

@@ -68,7 +68,7 @@ def join() -> Processes:
     """
     check_launch()
     if "RANK" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _MPI):
-        raise UsageError("mpirun's processes do not meet here", _HOW)
+        raise UsageError("processes started by mpirun cannot be used", _HOW)
     here = Processes(rank(), _world())
     if here.world > 1:
         _meet()

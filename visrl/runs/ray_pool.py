@@ -123,7 +123,7 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
                 ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise UsageError(
-                f"no Ray cluster: {error}", "RAY_ADDRESS names one; without it this machine is used"
+                f"cannot reach the Ray cluster: {error}", "unset RAY_ADDRESS to use this machine alone"
             ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False  # one progress line, ours
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -148,5 +148,5 @@ def _gpus(share: float, whole: bool) -> float:
     if not whole:
         return min(1.0, share)
     if 0 < share < 1:
-        raise UsageError("device_map, and less than a GPU per worker", "fewer workers")
+        raise UsageError("device_map needs at least one whole GPU for each worker", "start fewer workers, or leave out device_map")
     return float(int(share))

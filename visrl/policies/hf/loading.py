@@ -82,7 +82,10 @@ def load_checkpoint(
     except (OSError, ImportError) as error:
         raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
     if model.config._attn_implementation not in ATTENTIONS:
-        raise UsageError(f"{path} wants attention {model.config._attn_implementation}", "pass attn=sdpa or attn=eager")
+        raise UsageError(
+            f"{path} asks for attention {model.config._attn_implementation}, which is not supported",
+            "pass attn=sdpa or attn=eager",
+        )
     if adapter:
         model = _with_adapter(model, adapter)
     if not device_map:
@@ -114,8 +117,8 @@ def _check_words(path: str, dtype: str, attn: str) -> None:
 def _one_process_per_machine() -> None:
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "device_map spreads one model over all GPUs, and several processes would share them",
-            "one process per machine, or --ray N, whose workers have GPUs of their own",
+            "device_map spreads one model over all GPUs, but several processes were started on this machine",
+            "start one process per machine, or use --ray N, which gives each worker its own GPUs",
         )
 
 
@@ -126,7 +129,8 @@ def own_device() -> str:
     place = int(os.environ.get("LOCAL_RANK", "0"))
     if place >= torch.cuda.device_count():
         raise UsageError(
-            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs", "as many processes as GPUs"
+            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs",
+            "start at most one process per GPU",
         )
     return f"cuda:{place}"
 
@@ -162,7 +166,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     if not list(Path(adapter).glob("adapter_model.safetensors")):
-        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder that PEFT saved")
+        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder saved by PEFT")
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 

@@ -46,11 +46,12 @@ class RemoteChatPolicy:
         served = "serve it (vLLM has it) and use --model endpoint:URL#NAME --model-args box_format=box_tag_1000"
         if not trust_remote_code:
             raise UsageError(
-                f"{path} runs code of its own repository", f"trust_remote_code=true if you trust it, or {served}"
+                f"{path} needs Python code from its own repository",
+                f"set trust_remote_code=true if you trust that code, or {served}",
             )
         formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
         if box_format not in formats:
-            raise UsageError(f"no box format {box_format!r}", f"one of {', '.join(formats)}")
+            raise UsageError(f"unknown box format {box_format!r}", f"one of {', '.join(formats)}")
         where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **where)

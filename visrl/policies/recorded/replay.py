@@ -97,7 +97,7 @@ class ReplayPolicy:
         if not taken:
             raise UsageError(
                 f"no prediction in {self.source} belongs to a document of {task}",
-                "a file for another split, or one that needs its question file: --model-args questions=FILE",
+                "is it a file for another split? Or does it need its question file: --model-args questions=FILE",
             )
         self._taken |= taken
         return [sample for _, sample in self._bound.values()]

@@ -107,7 +107,7 @@ class EndpointPolicy:
         for url in urls.split(","):
             _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
-            raise UsageError(f"{urls} names a server twice", "each URL once")
+            raise UsageError(f"{urls} names one server twice", "list each URL once")
         colour = tuple(int(v) for v in pad.split("/")) if pad else None
         if colour is not None and len(colour) != 3:
             raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
@@ -169,7 +169,7 @@ class EndpointPolicy:
                 log.debug("%s: %s", replica.url, self._discreet(str(error)))
                 replica.failed(silent=True)
         if all(replica.out for replica in self.replicas.all):
-            raise UsageError(f"{self.server.url} does not answer", "is it up?")
+            raise UsageError(f"{self.server.url} does not answer", "is the server running, and the URL right?")
 
     async def _one(
         self,
@@ -342,7 +342,7 @@ def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:
         known = [*FORMATS, "json_resized"]
         if not name:
             raise UsageError(
-                "a server does not say how its model writes boxes",
+                "the box format of a served model must be given: a server does not tell it",
                 f"--model-args box_format=NAME, one of {', '.join(known)}; docs/families.md names each family's",
             )
         raise UsageError(f"unknown box format {name!r}", nearest(name, known))

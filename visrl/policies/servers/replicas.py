@@ -141,7 +141,8 @@ class Replicas:
             if root in (None, self.adapter):
                 return
             raise UsageError(
-                f"{self.model} is {root} on {client.base_url}", "give each adapter a name of its own: URL#NAME"
+                f"the name {self.model} is taken by {root} on {client.base_url}",
+                "give each adapter a name of its own: URL#NAME",
             )
         body = {"lora_name": self.model, "lora_path": self.adapter}
         try:
@@ -149,5 +150,5 @@ class Replicas:
         except openai.APIStatusError as error:
             raise UsageError(
                 f"{client.base_url} does not load {self.adapter}: {error.status_code} {error.message[:200]}",
-                "vLLM wants --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and the folder where the server runs",
+                "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; the folder must be on the server",
             ) from error

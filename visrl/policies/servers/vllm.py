@@ -85,7 +85,7 @@ class VLLMPolicy:
         except (ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
             raise UsageError(
-                f"vLLM cannot load {path}: {first}", "--model hf:ID runs what transformers runs"
+                f"vLLM cannot load {path}: {first}", "try --model hf:ID, which loads it with transformers"
             ) from error
         facts = {**about, "dtype": dtype, "vllm": str(getattr(vllm, "__version__", "unknown"))}
         policy = cls(f"vllm:{path}", engine, family, facts, box_format=box_format, rank=rank)
@@ -104,7 +104,8 @@ class VLLMPolicy:
 
         if _rank(folder) > self.rank:
             raise UsageError(
-                f"{folder} has rank {_rank(folder)}, vLLM was started for {self.rank}", "start it with adapter="
+                f"{folder} has rank {_rank(folder)}, vLLM was started for rank {self.rank}",
+                "load this adapter at the start: --model-args adapter=FOLDER",
             )
         self._loaded += 1  # vLLM tells adapters apart by this number: a new one for new weights, whatever the folder
         self._adapter = LoRARequest(f"{Path(folder).name}-{self._loaded}", self._loaded, folder)
@@ -200,5 +201,5 @@ def _rank(folder: str) -> int:
         return int(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder PEFT saved"
+            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder saved by PEFT"
         ) from error

@@ -41,7 +41,7 @@ def opened(sample: CoTSample, protocol: ProtocolName) -> Opened:
     try:
         image: Image = sample.picture.open()
     except PictureError as error:
-        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or mend the picture") from error
+        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or repair the picture") from error
     if sample.size is not None and tuple(sample.size) != image.size:
         found = f"{sample.picture.ref} is {image.size}, the row says {tuple(sample.size)}"
         raise UsageError(f"sample {sample.id}: {found}", "boxes in pixels need the picture they were drawn on")
@@ -57,7 +57,7 @@ def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) ->
 
 def _box(chain: Chain, sample_id: str) -> Box:
     if chain.box is None:
-        raise UsageError(f"sample {sample_id} has no box", "only the protocol `direct` does without")
+        raise UsageError(f"sample {sample_id} has no box", "every protocol but `direct` needs one")
     return Box(*chain.box)
 
 

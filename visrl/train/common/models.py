@@ -77,7 +77,7 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights"
+            f"cannot load {section.path}: {first}", "give a folder or hub id with safetensors weights"
         ) from error
     return trainee(model, processor, section, lora)
 
@@ -145,7 +145,9 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UsageError(f"lora.target: {error}", "a regex that matches whole module names") from error
+        raise UsageError(
+            f"lora.target: {error}", "give a regular expression that matches whole module names"
+        ) from error
 
 
 def continue_adapter(model: Any, folder: str) -> Any:
@@ -161,7 +163,8 @@ def require_something_to_train(model: nn.Module) -> None:
     """Raises UsageError where nothing requires a gradient."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
-            "nothing in this model is trainable", "lora, or an adapter loaded for training, or freeze_vision: false"
+            "no parameter of this model is trainable",
+            "set lora, load an adapter for training, or set freeze_vision: false",
         )
 
 

@@ -59,7 +59,7 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     for sample in samples:
         if sample.id in seen:
             raise UsageError(
-                f"{section.path}: id {sample.id!r} occurs twice", "ids name questions, and seed what is drawn"
+                f"{section.path}: id {sample.id!r} occurs twice", "ids must be unique: they seed the sampling"
             )
         seen.add(sample.id)
     return samples
@@ -127,4 +127,4 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
 
 def _one_of(name: str, known: Iterable[str]) -> None:
     if name not in known:
-        raise UsageError(f"the small world has no {name!r}", f"one of {', '.join(known)}")
+        raise UsageError(f"the small world has no split or task {name!r}", f"one of {', '.join(known)}")

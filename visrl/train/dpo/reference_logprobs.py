@@ -57,7 +57,7 @@ def read_reference(folder: Path, data: str, weights: str | None) -> Table | None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except SafetensorError as error:
         raise UsageError(
-            f"{path} is damaged: {error}", "delete it and the phase's checkpoints, and run again"
+            f"{path} is damaged: {error}", "delete it and the checkpoints of the phase, then run again"
         ) from error
 
 

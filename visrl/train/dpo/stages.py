@@ -163,7 +163,7 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
     for pair in pairs:
         if not pair.win.answer or (pair.sample.kind == "rec" and not pair.lose.answer):
             raise UsageError(
-                f"pair {pair.sample.id} has no answers", "stage 2 trains answers; step.stages: [1] trains boxes alone"
+                f"pair {pair.sample.id} has no answers", "stage 2 needs answers; step.stages: [1] trains on boxes alone"
             )
     if silent := sum(not pair.lose.answer for pair in pairs):
         print(

@@ -51,7 +51,9 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         **more: Any,
     ) -> None:
         if args.ld_alpha is not None:
-            raise UsageError("trainer.ld_alpha is not supported", "it needs the reference per token; leave it out")
+            raise UsageError(
+                "trainer.ld_alpha is not supported", "leave it out: it needs per-token reference log-probabilities"
+            )
         self.trainee, self.collator, self.terms, self.folder = trainee, collator, tuple(terms), folder
         args.precompute_ref_log_probs = True  # TRL then keeps no reference model; the numbers come from our table
         args.remove_unused_columns = False
@@ -87,8 +89,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         table = broadcast_object_list(found)[0]
         if table is None and not fresh:
             raise UsageError(
-                f"{self.folder} has a checkpoint, but no reference for this data",
-                "the data changed: delete the folder, or restore it",
+                f"{self.folder} has a checkpoint, but no reference log-probabilities of this data",
+                "the data has changed: restore it, or delete the folder",
             )
         if table is None:
             table = self._compute_reference()
@@ -155,7 +157,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
             raise UsageError(
                 f"{term.name} loss is {loss.item()}: samples {names}",
-                "the newest checkpoint is from before; look at them",
+                "look at these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
             (win, lose), (ref_win, ref_lose) = said.unbind(1), reference.unbind(1)

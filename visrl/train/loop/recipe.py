@@ -65,7 +65,7 @@ class WarmUpSection(Section):
     def phase(self) -> PhaseSection:
         """The recipe to train by. Raises UsageError where the model is ready."""
         if self.recipe is None:
-            raise UsageError(f"sft.model {self.model} is ready: nothing trains it")
+            raise UsageError(f"sft.model {self.model} is given, so there is no recipe to train it")
         return PhaseSection(recipe=self.recipe, set=self.set)
 
 

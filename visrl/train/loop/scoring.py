@@ -53,7 +53,7 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
     free()
     if outcome.n_failed or outcome.problems:
         said = "; ".join([f"{outcome.n_failed} of {outcome.n_samples} samples failed", *outcome.problems])
-        raise UsageError(f"{folder}: {said}", "the same command tries them again")
+        raise UsageError(f"{folder}: {said}", "run the same command to try them again")
     return outcome.results
 
 

@@ -44,7 +44,10 @@ def scorer_of(policy: Policy) -> TextScorer:
         return policy
     if policy.describe().get("kind") == "hf":  # without importing torch to find out
         return HFTextScorer(cast("HFPolicy", policy))
-    raise UsageError(f"{policy.name} cannot say how probable a text is", "critic.kind: score asks it in words")
+    raise UsageError(
+        f"{policy.name} does not report log-probabilities of given texts",
+        "use critic.kind: score, which asks for a score in words",
+    )
 
 
 class HFTextScorer:

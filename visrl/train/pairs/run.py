@@ -113,7 +113,7 @@ def load_evolution(recipe: PairsRecipe) -> Evolution:
 def _called(policy: Policy, name: str | None) -> Policy:
     if name is not None:
         if not isinstance(policy, HasPlace):
-            raise UsageError(f"{policy.name} takes no other name", "leave policy.name and critic.name out")
+            raise UsageError(f"{policy.name} cannot be given another name", "leave out policy.name and critic.name")
         policy.rename(name)
     return policy
 
@@ -123,7 +123,8 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
     name = recipe.protocol or policy.default_protocol
     if name not in PROTOCOLS or not PROTOCOLS[name].looks:
         raise UsageError(
-            f"{policy.name} was made with protocol {name}, which does not look", "name a protocol that does"
+            f"{policy.name} uses the protocol {name}, which does not ask for a box",
+            "set protocol to one that does, for example viscot_train",
         )
     drawn = recipe.sampling
     return Plan(
@@ -222,7 +223,7 @@ def _one_pass(
             if failures == fresh >= HOPELESS and fresh < len(wanted):
                 raise UsageError(
                     f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
-                    "finished questions are kept; the same command goes on",
+                    "finished questions are kept; the same command resumes",
                 )
 
 

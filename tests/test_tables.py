@@ -216,7 +216,7 @@ def test_the_table_after_a_run():
         "mme OCR",
         "107.50 ± 17.50",
         "0.5793 ± 0.0220",
-        "free answers judged by exact",
+        "judge: exact match",
     ):
         assert piece in text
     assert "¹ 4329 unscored: boom" in text

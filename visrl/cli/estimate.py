@@ -11,17 +11,19 @@ import typer
 def estimate(
     model: Annotated[str, typer.Option("--model", "-m", help="hf:ID_OR_PATH | vllm:ID | tiny | sft | base")],
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups")],
-    gpus: Annotated[int, typer.Option(min=1, help="how many share the samples")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs that share the samples")] = 1,
     gpu: Annotated[str, typer.Option(help="a100-40 | a100 | h100 | h200 | l40s | rtx4090")] = "h100",
     data: Annotated[Path | None, typer.Option("--data", help="folder with the benchmark files; else the hub")] = None,
-    model_args: Annotated[str, typer.Option(help="of them dtype, rows, box_format and revision count")] = "",
+    model_args: Annotated[str, typer.Option(help="dtype, rows, box_format and revision are used")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
-    answer: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 8,
+    answer: Annotated[int, typer.Option(min=1, help="assumed tokens per answer")] = 8,
     tflops: Annotated[float | None, typer.Option(help="sustained TFLOP/s of a GPU, instead of the assumption")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="sustained GB/s of a GPU's memory, likewise")] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="sustained GB/s of a GPU's memory, instead of the assumption")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the estimate as JSON")] = False,
 ) -> None:
-    """Memory, tokens, hours and disk of an evaluation, and the commands that start it."""
+    """Estimate memory, tokens, hours and disk of a run."""
     from visrl.estimate.cli import estimate_evaluation
     from visrl.estimate.phase import EstimateRequest
     from visrl.estimate.show import print_estimate

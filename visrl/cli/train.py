@@ -16,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
-        epilog="`visrl-train estimate RECIPE.yaml --gpus N` says what it will take. "
+        epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
         "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check and print the resolved recipe, and of a loop what would run or be redone and why; then stop",
+        help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
     return parser
 

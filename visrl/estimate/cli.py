@@ -40,14 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
-    parser.add_argument("--gpus", type=_several, default=1, metavar="N")
+    parser.add_argument("--gpus", type=_several, default=1, metavar="N", help="number of GPUs")
     parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))
     parser.add_argument("--sharding", default="ddp", help="ddp | zero2 | zero3 | fsdp")
     parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of a GPU, instead of the assumption")
-    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, likewise")
-    parser.add_argument("--samples", type=_several, metavar="N", help="rows, where the data are not there yet")
-    parser.add_argument("--answer", type=_several, default=8, metavar="N", help="tokens of an answer")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, instead of the assumption")
+    parser.add_argument("--samples", type=_several, metavar="N", help="number of rows, where there are no data yet")
+    parser.add_argument("--answer", type=_several, default=8, metavar="N", help="assumed tokens per answer")
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
     return parser
 
 

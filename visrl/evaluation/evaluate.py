@@ -147,7 +147,7 @@ def here(policy: Policy, tasks: Iterable[Asked], look: Look, run: Run, finished:
 
 
 def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Engine = here) -> Outcome:
-    """Run what is missing, then score everything. Finished samples survive any interruption of this function.
+    """Run the remaining samples, then score everything. Finished samples survive any interruption of this function.
 
     Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
     engine: who makes the episodes; far.py has another one.

@@ -135,7 +135,7 @@ class LookThenAnswer(lmms):
         raise NotImplementedError("visrl generates; loglikelihood tasks are not supported")
 
     def clean(self) -> None:
-        """Nothing: lmms-eval would delete the weights after the first of several tasks (lmms-eval.md 6.2)."""
+        """Nothing: lmms-eval would delete the weights after the first of several tasks."""
 
 
 def _decoding(look: Look, options: Mapping[str, Any]) -> Look:

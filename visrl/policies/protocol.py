@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on).
+    """What came back for a request: ``n`` texts, or the reason why there is none (the sample fails, the others continue).
 
     prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
     prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.

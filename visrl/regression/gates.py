@@ -307,10 +307,11 @@ def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
     before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
     entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])
     return [
-        f"{n.task} {n.metric}: {_shown(before.get((n.task, n.metric)))} → {_shown(n.value)} (n {n.n})"
-        for n in entry.numbers
+        f"{n.task} {n.metric}: {_change(before.get((n.task, n.metric)), n.value)}, n = {n.n}" for n in entry.numbers
     ]
 
 
-def _shown(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4g}"
+def _change(old: float | None, new: float | None) -> str:
+    """``new baseline: 1.000``, or ``0.984 → 1.000``."""
+    shown = "no value" if new is None else f"{new:.4g}"
+    return f"new baseline: {shown}" if old is None else f"{old:.4g} → {shown}"

@@ -121,7 +121,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     small = any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run)
     notes = (
         f"Percent; {how}.",
-        *(["Drawn in the small world: not comparable with published numbers."] if small else []),
+        *(["Measured on the synthetic small world: not comparable with published numbers."] if small else []),
     )
     columns = tuple(2 * (f"{short(task)} {METRICS[metric]}",) for task, metric in whats)
     tidy = tuple(_tidy(run, label, what, point) for label, row in found.items() for what, point in row.items())

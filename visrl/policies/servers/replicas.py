@@ -1,7 +1,7 @@
 """Several servers of one model: who gets the next request, who is taken out, and when one is tried again.
 
 A request goes to its key's own server (both turns of a sample meet the same prefix cache) unless that one is out or has its
-share of work; then to the least busy. A server that nobody answers at is taken out at once, one that fails in other ways after
+share of work; then to the least busy. An unreachable server is dropped immediately, one that fails in other ways after
 ``PATIENCE`` failures in a row. It is asked for its models (``GET URL/models``) after a pause that doubles up to ``LONGEST``, and
 gets requests again when it answers. With every server out, requests go on trying, each counted among its tries.
 

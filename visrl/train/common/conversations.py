@@ -74,8 +74,8 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
 
 
 def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
-    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain,
-    docs/method.md 0.5).
+    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the chosen chain,
+    docs/method.md 0, point 4).
     """
     protocol = PROTOCOLS[item.protocol]
     if not protocol.looks:

@@ -119,8 +119,8 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
 
 
 def lora_target(model: nn.Module) -> str:
-    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower too
-    (training.md, trap 4).
+    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower
+    too.
     """
     import torch
 
@@ -152,7 +152,7 @@ def add_lora(model: Any, section: LoraSection) -> Any:
 
 def continue_adapter(model: Any, folder: str) -> Any:
     """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say
-    so (trap 3).
+    so.
     """
     from peft import PeftModel
 
@@ -185,7 +185,7 @@ def why_not_shared(model: Any) -> str | None:
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
     """Give the model its forward back afterwards: TRL patches it in place, and a copy would stay bound to the
-    original (trap 2).
+    original.
     """
     base = bare(model)
     before = base.__dict__.get("forward")

@@ -52,8 +52,8 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     if missing:
         print(f"{section.path}: left out: {len(missing)} picture missing (first: {missing[0]})", file=sys.stderr)
     if not samples:
-        pictures = f"; pictures are looked for below {section.pictures}" if missing else ""
-        hint = f"data.path, data.skip and data.limit{pictures}"
+        pictures = f"; are the pictures below {section.pictures}?" if missing else ""
+        hint = f"check data.path, data.skip and data.limit{pictures}"
         raise UsageError(f"no questions in {section.path or section.format}", hint)
     seen: set[str] = set()
     for sample in samples:

@@ -2,7 +2,7 @@
 ``stage2/``).
 
 Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (docs/method.md e:
-"refreshed at every stage"). The same command finishes what is missing.
+"refreshed at every stage"). The same command resumes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             **more,
         )
         if "ref" in getattr(self.model, "peft_config", {}):
-            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (training.md, trap 4)
+            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint
             self.model.delete_adapter("ref")
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:

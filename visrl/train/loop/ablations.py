@@ -94,7 +94,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def over(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """``changed`` with what the loop's own file already sets of a phase (``pairs.set``), so that no constant stands twice."""
+    """``changed`` with what the loop's own file already sets of a phase (``pairs.set``), so that each setting is stated once."""
     found = {}
     for key, value in changed.items():
         section, _, last = key.partition(".")

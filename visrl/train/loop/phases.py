@@ -1,7 +1,7 @@
 """The phases of a loop in order, and each one's recipe with the phases before it wired in (docs/method.md d, e).
 
 Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
-stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out the k - 1 lots before.
+stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out those of the iterations before.
 
 Departures: 1. each phase loads what the phase before wrote, rather than going on in memory: a resumed loop and an uninterrupted
 one then do the same. 2. one LoRA adapter goes through all phases; officially it is merged and a fresh one begins each time.

@@ -1,6 +1,6 @@
 """The recipe of ``kind: loop``: phases that are recipes themselves, and what is wired between them.
 
-A phase names a recipe file, relative to the loop's own, and may ``set`` values of it by their dotted keys: no constant stands
+A phase names a recipe file, relative to the loop's own, and may ``set`` values of it by their dotted keys: each setting is
 twice. Wired by the loop, whatever those files say: output, seed, weights to start from, policy, critic, pairs and stage.
 """
 

@@ -7,7 +7,7 @@ left (phase.json), its scoring (score/, metrics.json); see loop_plan.py and loop
 ``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
 ``old/``                                                 phases that a changed recipe made stale
 
-The same command finishes what is missing. What is finished stays while its hashes hold; what a changed recipe makes
+The same command resumes. What is finished stays while its hashes hold; what a changed recipe makes
 stale is named, and redone only with ``--set redo=true``.
 """
 
@@ -348,7 +348,7 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _same_arithmetic() -> None:
-    """kind base sets these for its process (training.md); a loop that is resumed after it must add up in the same order."""
+    """kind base sets these for its process; a loop that is resumed after it must add up in the same order."""
     import torch
 
     if not torch.cuda.is_available():

@@ -6,7 +6,7 @@
 ``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
 ``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
 
-The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
+The same command resumes. A question that fails is recorded with its reason, tried twice more at the end and
 again by the next run; it never stops the others. Of several processes (visrl/runs/distributed.py) each makes its share.
 """
 

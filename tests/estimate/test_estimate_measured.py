@@ -1,6 +1,6 @@
 """Estimates against runs: tokens and bytes predicted from config and a few questions, counted while three tiny families really run.
 
-A prediction builds no weights (shape.py) and sees a third of the rows at most; a measurement counts ids that enter the model and the
+A prediction builds no weights (visrl/estimate/shape.py) and sees a third of the rows at most; a measurement counts ids that enter the model and the
 storages that live (peak.py). Every figure within 20 %.
 """
 

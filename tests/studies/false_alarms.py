@@ -9,7 +9,7 @@ runs, a baseline and a rerun, and asks for the verdict.
 
 A model: ``k`` outputs of every sample are generated with k sampling seeds and scored; a run takes one of them for each sample
 (the rerun never the baseline's). That is a rerun with another seed, at 1/25 of the cost of 200 of them, because a sample's randomness
-hangs on (seed, sample, turn) alone (policies/generation.py): mixing seeds across samples is one more seed. ``whole runs`` does
+hangs on (seed, sample, turn) alone (policies/hf/decoding.py): mixing seeds across samples is one more seed. ``whole runs`` does
 without it: the k runs as they were generated, each held against each other one.
 
 Simulated: the small world's own documents and pictures; sample i is right with probability sigmoid(a + u + v), u normal

@@ -58,9 +58,7 @@ def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_d
     from visrl.train.common.models import load_trainee
 
     asked = recipe(tmp_path, lora=lora)
-    t = load_trainee(
-        asked.model, lora
-    )  # from_pretrained: TRL would reload this path as its reference
+    t = load_trainee(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
     on_disk = box_log_probabilities(t)
     first = run_stage(asked, 1, t, PAIRS)
     after_stage_one = box_log_probabilities(t)

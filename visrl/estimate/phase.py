@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 64
 """Rows whose tokens are counted; the rest is taken to be like them."""
 LINE = {"episode": 2000, "question": 4000}  # bytes on disk of a finished sample, and of a question with its chains
-ROWS = 32  # hf.HFPolicy's conversations per forward pass on a GPU
+ROWS = 32  # HFPolicy's conversations per forward pass on a GPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A request -> episodes on disk -> scores -> TaskResults: what ``visrl-eval run`` and ``visrl-eval score`` do.
 
 Our own tasks run here, without lmms_eval: its evaluator takes 9 s and 0.6 GB to import and keeps nothing before the end of
-all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (harness.py); a test holds both to one number.
+all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (lmms/model.py); a test holds both to one number.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def here(policy: Policy, tasks: Iterable[Asked], look: Look, run: Run, finished:
 def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Engine = here) -> Outcome:
     """Run the remaining samples, then score everything. Finished samples survive any interruption of this function.
 
-    Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
-    engine: who makes the episodes; far.py has another one.
+    Of several processes (runs/distributed.py) each runs its share; the first scores, the outcome of the others has no results.
+    engine: who makes the episodes; on_ray.py has another one.
     """
     check_before(tasks, judge=options.judge)
     specs = resolve(tasks)

@@ -83,7 +83,7 @@ def _refuse_silence(folder: Path, results: Sequence[TaskResult], judge: Judge) -
 
 
 def _rows(task: str, scores: SampleScores) -> Iterator[dict[str, Any]]:
-    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data (compare.py)."""
+    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data."""
     for row in scores.rows():
         found = scores.of_row(row)
         yield {

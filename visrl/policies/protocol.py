@@ -1,6 +1,6 @@
-"""A policy answers conversations. transformers (hf.py), servers (endpoint.py) and recorded outputs (replay.py) look alike.
+"""A policy answers conversations. transformers (hf/), servers (servers/) and recorded outputs (recorded/) look alike.
 
-Only hf.py and families/ may import torch.
+Only hf/ and families/ may import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One run on several processes, as ``torchrun``, ``accelerate launch`` or a SLURM script start them.
 
 Every process reads the same documents and takes every W-th batch of those that are missing; batches and draws depend on no
-process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (runs.py). What
+process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (store.py). What
 is finished survives the death of any of them. The processes meet over gloo, with and without GPUs, and send each other nothing
 but numbers to add. torch is imported only where there are several.
 """

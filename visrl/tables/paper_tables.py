@@ -285,12 +285,12 @@ def print_results(results: Sequence[TaskResult]) -> None:
 def print_paper_table(
     name: str, results: Sequence[TaskResult], format_: str = "rich", against: str | None = None
 ) -> None:
-    """The paper's table with our results, on stdout, in one of render.FORMATS. Raises UsageError for unknown names."""
+    """The paper's table with our results, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
     print_table(build(name, results, against), format_)
 
 
 def print_table(table: Table, format_: str) -> None:
-    """A table on stdout, in one of render.FORMATS."""
+    """A table on stdout, in one of formats.FORMATS."""
     if format_ != "rich":
         sys.stdout.write(render(table, format_))
         return

@@ -1,7 +1,7 @@
 """A loop's phases as tables and as the figure "VisRL over multiple iterations", from their records alone.
 
-A record of a loop says in ``model_info.phase`` which run, phase, iteration and seed it is of (train/loop_score.py). Rows are the
-phases in the order of the loop, as in the poster's table 2: base, SFT, SFT+RL1, SFT+RL1+RL2, then iteration by iteration. Of
+A record of a loop says in ``model_info.phase`` which run, phase, iteration and seed it is of (train/loop/scoring.py). Rows are
+the phases in the order of the loop, as in the poster's table 2: base, SFT, SFT+RL1, SFT+RL1+RL2, then iteration by iteration. Of
 several seeds a cell holds the mean over seeds and its standard error; of one, the record's own value and error.
 """
 

@@ -1,7 +1,8 @@
 """Models whose code lies in their repository and that are spoken to by ``model.chat(msgs=…, tokenizer=…)``: MiniCPM-o and -V.
 
 transformers has no class for MiniCPM-o-2.6. Where the user trusts the repository's code and has a transformers it runs on (its
-authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it and use endpoint.py.
+authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it
+and use policies/servers/endpoint.py.
 
 Tested with a stand-in repository of that interface (tests/policies/test_remote_chat.py). The real model was never loaded here.
 """

@@ -64,7 +64,7 @@ class ReplayPolicy:
         box_format: str | None = None,
         name: str | None = None,
     ) -> ReplayPolicy:
-        """Read predictions. parser: ``strict`` or ``lenient`` (parsing.py). Raises UsageError naming file and line."""
+        """Read predictions. parser: ``strict`` or ``lenient`` (core/box_formats.py). Raises UsageError naming file and line."""
         source = Path(path)
         file = read_predictions(source, Path(questions) if questions else None)
         format_name = box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")

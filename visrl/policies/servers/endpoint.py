@@ -2,13 +2,13 @@
 
 Requests of a call run at once, at most ``in_flight`` of them; answers come back in the order of the requests. Timeouts, 429,
 5xx, connections that break, streams that end early and bodies that are not JSON are tried again, with growing pauses; other
-refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (servers.py): one that
+refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (replicas.py): one that
 dies is taken out and its requests are tried elsewhere.
 
 A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
 the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
-template's business, and so is what its processor does to pictures: unlike hf.py we cannot see it, and ``box_format`` must be
-named by the user, because a server does not say how its model writes boxes.
+template's business, and so is what its processor does to pictures: unlike transformers in process we cannot see it, and ``box_format``
+must be named by the user, because a server does not say how its model writes boxes.
 
 Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
 closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.
@@ -51,7 +51,7 @@ class ServerFailed(Exception):
 class Server:
     """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one.
 
-    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see servers.py.
+    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see replicas.py.
     """
 
     url: str

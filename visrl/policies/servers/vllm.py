@@ -1,7 +1,7 @@
 """vLLM in this process: ``--model vllm:ID`` (``pip install visrl[vllm]``, a GPU). As thin as its documented ``LLM.chat`` allows.
 
 vLLM batches, schedules and caches (prefixes by content, pictures included), so a call hands it every conversation at once.
-What is ours: pictures are prepared as the family does, tokens become text exactly as in hf.py (box tokens are kept), draws
+What is ours: pictures are prepared as the family does, tokens become text exactly as in-process (box tokens are kept), draws
 are seeded per request, and adapters are exchanged between calls (:meth:`VLLMPolicy.use_adapter`).
 
 Never run on a GPU here: tested against a module with vLLM's documented signatures (tests/policies/test_vllm.py). The chat

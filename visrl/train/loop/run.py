@@ -3,7 +3,7 @@
     visrl-train recipes/world.yaml
 
 ``base/ sft/ iter1/pairs/ iter1/rl1/ iter1/rl2/ iter2/…``  a folder per phase: its recipe, what decided it (asked.json), what it
-left (phase.json), its scoring (score/, metrics.json); see loop_plan.py and loop_score.py
+left (phase.json), its scoring (score/, metrics.json); see phase_state.py and scoring.py
 ``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
 ``old/``                                                 phases that a changed recipe made stale
 

@@ -30,7 +30,7 @@ FORBIDDEN = {
     "visrl": ["visrl.cli.evaluate"],
 }
 LMMS_EVAL_IMPORTERS = {"visrl.lmms.model", "visrl.lmms.plugin"}
-TORCH_IMPORTERS = ("visrl.policies.protocol", "visrl.train", "visrl.world", "visrl.runs.distributed")
+TORCH_IMPORTERS = ("visrl.policies", "visrl.train", "visrl.world", "visrl.runs.distributed")
 
 
 def modules():

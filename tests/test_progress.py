@@ -122,8 +122,9 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
     """SIGINT after three samples: they are on disk, the exit code is 3, and the same command goes on."""
     code = textwrap.dedent("""
         import os, signal, sys
-        from visrl import cli
-        from visrl.policies.protocol import FunctionPolicy, load
+        from visrl.cli import evaluate as cli
+        from visrl.policies import registry
+        from visrl.policies.protocol import FunctionPolicy
         from visrl.core.box_formats import FORMATS
         asked = []
         def answer(request):
@@ -132,7 +133,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
             return "[0, 0, 1, 1]"
         policy = FunctionPolicy("made", answer, FORMATS["padded_square_3dp"])
-        load.load_policy = lambda *_: policy
+        registry.load_policy = lambda *_: policy
         sys.exit(cli.main(sys.argv[1:]))
     """)
     rec = tmp_path / "data" / "rec"

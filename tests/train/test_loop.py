@@ -17,8 +17,8 @@ from loop_made import recipe, weights
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.evals.sample_scores import Row
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
+from visrl.train.loop import run as loop
 from visrl.train.loop.ablations import jobs
 from visrl.train.loop.phase_state import changes, examine
 from visrl.train.loop.phases import Weights, phase_recipe, phases

@@ -12,9 +12,9 @@ from loop_made import recipe, weights
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import EXIT_INCOMPLETE, UsageError
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
 from visrl.train.loop import ablations
+from visrl.train.loop import run as loop
 from visrl.train.loop.phase_state import config_of, data_hash
 from visrl.train.loop.phases import Weights, critic_of, phase_recipe, phases
 from visrl.train.small_model.pretext_tasks import Teacher
@@ -209,7 +209,7 @@ def test_what_is_copied_is_what_its_loop_says_it_left_and_what_is_being_scored_i
 
 
 def some_fail(monkeypatch, failed):
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     real = pairs.run
 
@@ -245,7 +245,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
         f"kind: ablations\noutput: {folder}/abl\nseed: 3\nrecipe: loop.yaml\nseeds: 2\nset: {{iterations: 1}}\n"
         "variants: {full: {}, bad: {pairs.set: {diversity: none}}, own-crop: {rl.set: {step.context: own_crop}}}\n"
     )
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     real = pairs.run
 

@@ -240,7 +240,7 @@ def test_questions_from_a_file(tmp_path, capsys):
 
 
 def test_the_command_ends_with_3_where_questions_failed(tmp_path, monkeypatch):
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     funnel = {"pairs": 1, "questions": {"asked": 2}, "failed": {"picture: gone": 1}}
     monkeypatch.setattr(pairs, "evolve", lambda _: {"funnel": funnel})

@@ -89,7 +89,7 @@ def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
 
 
 def test_a_reference_of_other_weights_is_noticed_at_the_first_step(tmp_path, monkeypatch):
-    from visrl.train import dpo
+    from visrl.train.dpo import trainer as dpo
 
     wrong = {"box": torch.tensor([[-100.0, -300.0]] * 4)}
     monkeypatch.setattr(dpo, "compute_reference", lambda *a, **k: wrong)
@@ -111,7 +111,7 @@ def test_a_stored_reference_of_other_weights_is_not_read_again(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
-    from visrl.train import dpo
+    from visrl.train.dpo import trainer as dpo
 
     real = dpo.compute_reference
 

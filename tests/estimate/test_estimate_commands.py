@@ -66,11 +66,11 @@ def test_what_is_spread_over_gpus():
 def test_operations_and_hours_by_hand():
     work = Work(prefill=100, decode=10, steps=5, trained=20, patches=3, context=4)
     a_token = 2 * 500 + 4 * 2 * 8 * 4
-    assert operations(SHAPE, work, full=True, checkpointing=False) == a_token * (110 + 3 * 20) + 2 * 400 * 3
-    assert operations(SHAPE, work, full=False, checkpointing=True) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    assert operations(SHAPE, work) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    assert operations(replace(SHAPE, adapters=1), work, checkpointing=True) == a_token * (110 + 3 * 20) + 2 * 400 * 3
     mine = gpu_of("a100", tflops=1e-9, bandwidth=1e-6)  # 1,000 operations and 1,000 bytes a second
-    took = seconds(SHAPE, work, mine, gpus=2, size=2, cache=0, full=True, checkpointing=False)
-    assert took == (operations(SHAPE, work, full=True, checkpointing=False) / 1000 + 5 * 2 * 508 / 1000) / 2
+    took = seconds(SHAPE, work, mine, gpus=2, size=2)
+    assert took == (operations(SHAPE, work) / 1000 + 5 * 2 * 508 / 1000) / 2
 
 
 def test_pairs_by_hand():

@@ -56,7 +56,7 @@ def test_refcoco_objects_become_sentences(tmp_path, monkeypatch):
 
 
 def test_a_dataset_without_pictures_needs_a_folder_of_them(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="no pictures in them") as caught:
+    with pytest.raises(UsageError, match="do not contain their pictures") as caught:
         load("refcoco_testA", None, with_pictures=True)
     assert IMAGES_VARIABLE in caught.value.hint
     monkeypatch.setenv(IMAGES_VARIABLE, str(tmp_path))

@@ -37,16 +37,7 @@ def evaluation_phase(
         model.shape, turns_of(found), rows=min(rows, n), requests=requests, size=size, keeps=family.keeps_prefix
     )
     work = generating(found, n, rows)
-    time = seconds(
-        model.shape,
-        work,
-        request.gpu,
-        gpus=request.gpus,
-        size=size,
-        cache=memory.cache,
-        full=False,
-        checkpointing=False,
-    )
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, cache=memory.cache)
     return Phase(name, n, work, memory, time, LINE["episode"] * n, [f"an answer of {request.answer} tokens is assumed"])
 
 
@@ -160,14 +151,5 @@ def pairs_phases(recipe: Any, request: EstimateRequest) -> list[Phase]:
             features=memory.features,
         )
         notes.append(f"the critic {recipe.critic.model} is taken to be as large as the policy")
-    time = seconds(
-        model.shape,
-        work,
-        request.gpu,
-        gpus=request.gpus,
-        size=size,
-        cache=memory.cache,
-        full=False,
-        checkpointing=False,
-    )
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, cache=memory.cache)
     return [Phase("pairs", n, work, memory, time, LINE["question"] * n, notes)]

@@ -63,9 +63,7 @@ def training_phase(
         context=fmean(b.tokens for b in batches) / 2,
     )
     full = model.shape.adapters == 0
-    time = seconds(
-        model.shape, work, request.gpu, gpus=request.gpus, size=size, cache=0, full=full, checkpointing=checkpointing
-    )
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, checkpointing=checkpointing)
     steps = epochs * n / (batch * accumulate * request.gpus)
     notes = (
         []

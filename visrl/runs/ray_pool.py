@@ -1,8 +1,8 @@
 """A Ray cluster as a place where batches are made: Ray Data pipes them through pools of actors that hold the models.
 
 Ray starts actors, hands out batches, and gives those of an actor or a machine that died to another one; whoever made a batch,
-it comes out the same (rollout/rollout.py, train/pairs/sampling.py). The process that asked writes what comes back, in whatever order: there is
-one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and pictures
+it comes out the same (rollout/rollout.py, train/pairs/sampling.py). The process that asked writes what comes back, in whatever
+order: there is one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and pictures
 themselves, from folders that all machines share. Only this module imports Ray.
 """
 
@@ -148,5 +148,7 @@ def _gpus(share: float, whole: bool) -> float:
     if not whole:
         return min(1.0, share)
     if 0 < share < 1:
-        raise UsageError("device_map needs at least one whole GPU for each worker", "start fewer workers, or leave out device_map")
+        raise UsageError(
+            "device_map needs at least one whole GPU for each worker", "start fewer workers, or leave out device_map"
+        )
     return float(int(share))

@@ -13,9 +13,10 @@ from typing import Any
 from visrl.core.boxes import Box
 from visrl.world import general_questions
 from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
+from visrl.world.general_questions import GeneralQuestion
 from visrl.world.glyphs import SIGNS
 from visrl.world.rng import Dice
-from visrl.world.scenes import Kind, Scene, Thing
+from visrl.world.scenes import Kind, Scene
 from visrl.world.splits import SPLITS, indices, picture
 
 Document = dict[str, Any]
@@ -37,7 +38,7 @@ def rec(split: str, index: int, turn: int = 0) -> Document | None:
     if chosen is None:
         return None
     question = dice.one(EXPRESSION).format(it=chosen.words)
-    return _row(f"rec:{index}:{turn}", split, scene, question, "", chosen.thing, chosen.sort)
+    return _row(f"rec:{index}:{turn}", split, scene, GeneralQuestion(question, "", chosen.thing), chosen.sort)
 
 
 def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | None:
@@ -48,7 +49,8 @@ def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | Non
     question, answer = ask(chosen, dice, scene.kind), chosen.thing.sign
     if domain == "fine":
         question, answer = _verify(scene, chosen, dice)
-    return _row(f"{domain}:{index}:{turn}", split, scene, question, answer, chosen.thing, chosen.sort, group=domain)
+    asked = GeneralQuestion(question, answer, chosen.thing, domain)
+    return _row(f"{domain}:{index}:{turn}", split, scene, asked, chosen.sort)
 
 
 def _viscot_choice(split: str, index: int, domain: str, turn: int) -> tuple[Scene, Dice, Description | None]:
@@ -86,28 +88,26 @@ def choose(scene: Scene, split: str, dice: Dice, sorts: tuple[str, ...]) -> Desc
     return dice.one([d for d in allowed if d.sort == sort])
 
 
-def _row(
-    name: str, split: str, scene: Scene, question: str, answer: str, thing: Thing | None, sort: str, group: str = ""
-) -> Document:
+def _row(name: str, split: str, scene: Scene, asked: GeneralQuestion, sort: str) -> Document:
+    """A document. asked: the question, its answer, and the thing to look at, whose box is the true one."""
     row: Document = {
         "id": f"{split}:{name}",
         "picture": scene.key,
         "size": list(scene.size),
-        "question": question,
-        "answer": answer,
+        "question": asked.question,
+        "answer": asked.answer,
         "cluster": scene.key,
-        "group": group,
+        "group": asked.group,
         "sort": sort,
         "things": len(scene.things),
     }
     if SPLITS[split].labelled:
-        row["box"] = list(thing.box) if thing else [0, 0, *scene.size]
+        row["box"] = list(asked.thing.box) if asked.thing else [0, 0, *scene.size]
     return row
 
 
-def _general_row(name: str, split: str, scene: Scene, question: general_questions.GeneralQuestion) -> Document:
-    row = _row(name, split, scene, question.question, question.answer, question.thing, question.group, question.group)
-    return {**row, **question.extra}
+def _general_row(name: str, split: str, scene: Scene, question: GeneralQuestion) -> Document:
+    return {**_row(name, split, scene, question, sort=question.group), **question.extra}
 
 
 def pope(split: str, index: int, variant: str | None = None) -> list[Document]:

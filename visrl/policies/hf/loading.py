@@ -82,10 +82,8 @@ def load_checkpoint(
     except (OSError, ImportError) as error:
         raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
     if model.config._attn_implementation not in ATTENTIONS:
-        raise UsageError(
-            f"{path} asks for attention {model.config._attn_implementation}, which is not supported",
-            "pass attn=sdpa or attn=eager",
-        )
+        asked = model.config._attn_implementation
+        raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
     if adapter:
         model = _with_adapter(model, adapter)
     if not device_map:

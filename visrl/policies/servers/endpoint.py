@@ -7,8 +7,8 @@ dies is taken out and its requests are tried elsewhere.
 
 A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
 the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
-template's business, and so is what its processor does to pictures: unlike transformers in process we cannot see it, and ``box_format``
-must be named by the user, because a server does not say how its model writes boxes.
+template's business, and so is what its processor does to pictures: unlike models in this process it cannot be seen, and
+``box_format`` must be named by the user, because a server does not say how its model writes boxes.
 
 Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
 closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.

@@ -148,7 +148,7 @@ def test_a_launch_that_leaves_nothing_is_no_finished_phase(world):
     with pytest.raises(UsageError, match="sft: training left no weights"):
         loop.run(recipe(folder, "launch='true'"))
     assert not (folder / "run/sft/phase.json").exists()
-    with pytest.raises(UsageError, match=r"recipe\.launch: no-such-command: No such file"):
+    with pytest.raises(UsageError, match=r"launch: no-such-command: No such file"):
         loop.run(recipe(folder, "launch=no-such-command --x"))
 
 
@@ -308,7 +308,7 @@ def test_a_broken_file_and_impossible_stages_are_named(world):
     folder, _ = world
     loop.run(recipe(folder))
     (folder / "run/sft/phase.json").write_text('{"weights')
-    with pytest.raises(UsageError, match=r"sft/phase.json is no JSON"):
+    with pytest.raises(UsageError, match=r"sft/phase.json is not JSON"):
         loop.run(recipe(folder))
     for stages in ("[1,1]", "[2,1]", "[]"):
         with pytest.raises(UsageError, match=r"stages are \[1\], \[2\] or \[1, 2\]"):

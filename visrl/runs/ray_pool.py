@@ -2,8 +2,8 @@
 
 Ray starts actors, hands out batches, and gives those of an actor or a machine that died to another one; whoever made a batch,
 it comes out the same (rollout/rollout.py, train/pairs/sampling.py). The process that asked writes what comes back, in whatever
-order: there is one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and pictures
-themselves, from folders that all machines share. Only this module imports Ray.
+order: there is one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and
+pictures themselves, from folders that all machines share. Only this module imports Ray.
 """
 
 from __future__ import annotations

@@ -88,14 +88,13 @@ def test_commands_and_options_exist(command):
 
 def shipped(command):
     """Whether the small models a command names are there."""
-    from visrl.policies.registry import SHIPPED
 
     try:
-        from visrl.world import checkpoint_path
+        from visrl.world import CHECKPOINTS, checkpoint_path
     except ImportError:
-        return not re.search(rf"--model ({'|'.join(SHIPPED)})\b", command)
+        return not re.search(rf"--model ({'|'.join(CHECKPOINTS)})\b", command)
     return all(
-        Path(checkpoint_path(name)).exists() for name in re.findall(rf"--model ({'|'.join(SHIPPED)})\b", command)
+        Path(checkpoint_path(name)).exists() for name in re.findall(rf"--model ({'|'.join(CHECKPOINTS)})\b", command)
     )
 
 

@@ -23,7 +23,8 @@ from visrl.estimate.work import GPUS
 from visrl.policies.hf.loading import load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.train.common.models import load_trainee
 from visrl.train.data.rows import Chain, PairRow, write_rows
 from visrl.train.dpo.stages import DPORecipe, run_stage
@@ -96,7 +97,7 @@ def test_evaluation(name, folder):
         return outputs
 
     policy.generate = generate
-    look = Look(PROTOCOLS["visrl_train"], crop="tight", sampling=Sampling(max_tokens=MAX_TOKENS))
+    look = RolloutConfig(PROTOCOLS["visrl_train"], crop="tight", sampling=Sampling(max_tokens=MAX_TOKENS))
     with Peak(policy.model.parameters()) as peak:
         episodes = list(look_then_answer(policy, many, look, batch_size=16))
     assert all(e.error is None for e in episodes)

@@ -18,7 +18,8 @@ from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 BOXES = FORMATS["padded_square_3dp"]
 
@@ -139,7 +140,7 @@ def test_one_of_two_servers_killed_mid_run_loses_nothing_and_keeps_the_order(cap
 
     threading.Thread(target=killed, daemon=True).start()
     with caplog.at_level(logging.WARNING):
-        episodes = list(look_then_answer(both, samples(60), Look(PROTOCOLS["visrl_train"]), batch_size=20))
+        episodes = list(look_then_answer(both, samples(60), RolloutConfig(PROTOCOLS["visrl_train"]), batch_size=20))
     assert [e.sample_id for e in episodes] == [f"d{i}" for i in range(60)]
     assert [e.error for e in episodes] == [None] * 60
     assert [e.answer_step.output for e in episodes] == [f"{i:03d} " for i in range(60)], "each its own answer"
@@ -154,7 +155,9 @@ def test_one_of_two_servers_killed_mid_run_loses_nothing_and_keeps_the_order(cap
 def test_requests_are_balanced_and_both_turns_of_a_sample_meet_the_same_server():
     first, second = Fake(delay=0.01), Fake(delay=0.01)
     episodes = list(
-        look_then_answer(policy(first, second, in_flight=8), samples(40), Look(PROTOCOLS["visrl_train"]), batch_size=8)
+        look_then_answer(
+            policy(first, second, in_flight=8), samples(40), RolloutConfig(PROTOCOLS["visrl_train"]), batch_size=8
+        )
     )
     assert all(e.error is None for e in episodes)
     assert min(sum(first.asked.values()), sum(second.asked.values())) >= 24, "of 80, both take a third at least"

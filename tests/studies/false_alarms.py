@@ -116,16 +116,17 @@ class Generated:
         from visrl.evals.scorers.scoring import score_task
         from visrl.policies.protocol import Sampling
         from visrl.policies.registry import load_policy
-        from visrl.rollout.rollout import Look, look_then_answer
+        from visrl.rollout.config import RolloutConfig
+        from visrl.rollout.rollout import look_then_answer
 
         policy = load_policy(model)
         protocol = PROTOCOLS[gate.protocol or policy.default_protocol]
-        crop = gate.crop or getattr(policy, "default_crop", "viscot_square112")
+        crop = gate.crop or policy.default_crop
         runs = [{} for _ in range(k)]
         for spec in resolve([gate.tasks]):
             samples = list(load(spec.name, None, with_pictures=True, limit=gate.limit))
             for seed in range(k):
-                look = Look(protocol, "predicted", crop, Sampling(temperature=temperature, seed=seed), seed)
+                look = RolloutConfig(protocol, "predicted", crop, Sampling(temperature=temperature, seed=seed), seed)
                 episodes = {e.sample_id: e for e in look_then_answer(policy, samples, look, batch_size=gate.batch_size)}
                 scores = score_task(spec, samples, episodes, make_judge(gate.judge)).samples
                 runs[seed][spec.name] = {

@@ -177,7 +177,7 @@ def test_phase_recipes_are_checked_before_anything_runs(world):
         loop.run(recipe(folder, "rl.set={step.beta_bx: 1}"))
     with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is a recipe of kind dpo"):
         loop.run(recipe(folder, "pairs.recipe=rl.yaml"))
-    with pytest.raises(UsageError, match="several iterations need data.limit"):
+    with pytest.raises(UsageError, match=r"several iterations need data\.limit"):
         loop.run(recipe(folder, "pairs.set={data.limit: null}"))
     assert ran == []
 

@@ -17,7 +17,7 @@ import typer
 from visrl.cli import check as check_commands
 from visrl.cli.ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
-from visrl.runs.distributed import leave, rank, say
+from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,9 +109,9 @@ def run(
     from visrl.evaluation.evaluate import Options, check_before, evaluate
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
-    from visrl.runs.distributed import join
+    from visrl.runs.distributed import init
 
-    processes = join()
+    processes = init()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     if ray and upstream:
         raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
@@ -122,7 +122,7 @@ def run(
         data=data,
         protocol=protocol,
         focus=focus,
-        crop=crop or str(getattr(policy, "default_crop", "viscot_square112")),
+        crop=crop,
         limit=limit,
         batch_size=_batch_size(batch_size, policy),
         judge=judge,
@@ -137,24 +137,33 @@ def run(
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
-        second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
+        second = beside or _protocol_beside(own, protocol)
         beside_it = replace(options, protocol=second, output=outcome.folder / second)
         changes = [] if second == "none" else _run_beside(policy, own, beside_it, engine, outcome, json_)
-        if processes.first:
+        if processes.is_main:
             _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
-    if upstream and failed > fail_on_error and processes.first:
+    if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _batch_size(text: str, policy: object) -> int:
+def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
+    """What a task group asks to have run beside it, where the user chose no protocol; said, because it takes its time."""
+    from visrl.evals.benchmarks import RUN_BESIDE
+
+    second = RUN_BESIDE.get(tasks[0], "none") if len(tasks) == 1 and protocol is None else "none"
+    if second != "none" and rank() == 0:
+        print(f"{tasks[0]} also runs under protocol {second}, to compare (--beside none: not)", file=sys.stderr)
+    return second
+
+
+def _batch_size(text: str, policy: Policy) -> int:
     if text == "auto":
-        return int(getattr(policy, "batch_size", 8) if getattr(policy, "needs_pictures", True) else 512)
+        return policy.batch_size
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
-    if hasattr(policy, "rows"):  # conversations per forward pass
-        policy.rows = int(text)
-    return int(text)
+    policy.rows = int(text)
+    return policy.rows
 
 
 def _run_beside(
@@ -166,7 +175,9 @@ def _run_beside(
     from visrl.evals.sample_scores import of_run
     from visrl.evaluation.evaluate import evaluate
 
-    asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
+    asked = [
+        spec.name for spec in resolve(tasks) if not spec.box_is_the_answer
+    ]  # an expression has no answer but its box
     if not asked:
         raise UsageError(
             f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer",
@@ -383,4 +394,4 @@ def main(argv: list[str] | None = None) -> int:
         return _stopped("finished samples are kept", args)
     if code == _INTERRUPTED:
         return _stopped("finished samples are kept", args)
-    return leave(code if isinstance(code, int) else EXIT_DONE)
+    return shutdown(code if isinstance(code, int) else EXIT_DONE)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import EXIT_DONE, UsageError
-from visrl.runs.distributed import check_launch, leave, rank, say
+from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,4 +68,4 @@ def main() -> None:
         run(sys.argv[1:])
     except UsageError as error:
         raise SystemExit(say(error)) from error
-    raise SystemExit(leave(EXIT_DONE))
+    raise SystemExit(shutdown(EXIT_DONE))

@@ -102,7 +102,7 @@ def task_samples(task: str, data: Path | None) -> tuple[list[CoTSample], int, li
     try:
         return list(islice(load(task, data, with_pictures=False), LOOKED_AT)), n, []
     except UsageError as error:
-        kind = "rec" if TASKS[task].benchmark == "rec" else "qa"
+        kind = "rec" if TASKS[task].box_is_the_answer else "qa"
         made = [type(s)(s.id, task, kind, s.question, size=s.size) for s in typical()]  # type: ignore[arg-type]
         return made, n, [f"{task}: typical questions and pictures of 640 x 480 ({error.message})"]
 

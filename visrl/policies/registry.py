@@ -13,9 +13,7 @@ from pathlib import Path
 from visrl.core.box_formats import FORMATS
 from visrl.errors import UsageError, nearest
 from visrl.policies.protocol import FunctionPolicy, Policy
-
-SHIPPED = ("tiny", "sft", "base")
-"""Checkpoints of the small world that ship with the package (visrl/world/checkpoints)."""
+from visrl.world import CHECKPOINTS
 
 
 def parse_model_args(text: str) -> dict[str, str]:
@@ -31,17 +29,17 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in (*_KINDS, "blind"):
-        if spec in SHIPPED:
+        if spec in CHECKPOINTS:
             kind, rest = "shipped", spec
         elif Path(spec).exists() or _is_hub_id(spec):
             kind, rest = "hf", spec
         else:
-            known = [*SHIPPED, *(f"{name}:" for name in (*_KINDS, "blind"))]
+            known = [*CHECKPOINTS, *(f"{name}:" for name in (*_KINDS, "blind"))]
             raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
     if kind == "blind":
         from visrl.policies.blind import Blind
 
-        return Blind.load(rest, args)
+        return Blind(load_policy(rest, args))
     loader = _KINDS[kind]()
     accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in args or {}:

@@ -229,9 +229,8 @@ def _run(gate: Paired, folder: Path) -> Path:
     from visrl.policies.registry import load_policy
 
     policy = load_policy(gate.model, gate.model_args)
-    crop = gate.crop or str(getattr(policy, "default_crop", "viscot_square112"))
-    given = gate.model_dump(include={"protocol", "focus", "limit", "judge", "seed", "batch_size"})
-    return evaluate(policy, gate.tasks.split(","), Options(**given, crop=crop, output=folder, quiet=True)).folder
+    given = gate.model_dump(include={"protocol", "focus", "crop", "limit", "judge", "seed", "batch_size"})
+    return evaluate(policy, gate.tasks.split(","), Options(**given, output=folder, quiet=True)).folder
 
 
 def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:

@@ -25,7 +25,8 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
 from visrl.evals.gates import Prompt, Prompts, text_hash
 from visrl.policies.protocol import FunctionPolicy, Request
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 TURNS = "turns"
 _QWEN_EYES = SimpleNamespace(
@@ -112,7 +113,7 @@ def _conversations(sample: CoTSample, protocol: Protocol, box_format: BoxFormat)
         return box_format.write(box, size) if request.step == "box" else _ANSWER
 
     policy = FunctionPolicy("recorder", answer, box_format)
-    list(look_then_answer(policy, [sample], Look(protocol)))
+    list(look_then_answer(policy, [sample], RolloutConfig(protocol)))
     return asked
 
 

@@ -178,4 +178,4 @@ class RunView:
 
 
 def _is_rec(task: str) -> bool:
-    return task in TASKS and TASKS[task].benchmark == "rec"
+    return task in TASKS and TASKS[task].box_is_the_answer

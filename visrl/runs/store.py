@@ -185,12 +185,12 @@ class Run:
 
     def __enter__(self) -> Run:
         try:
-            if self.processes.first:
+            if self.processes.is_main:
                 self._open()
             self.processes.wait()
-            if not self.processes.first:
+            if not self.processes.is_main:
                 self._check_visible()
-            self._file = self._whole if self.processes.world == 1 else _locked(self._part(self.processes.rank))
+            self._file = self._whole if self.processes.world_size == 1 else _locked(self._part(self.processes.rank))
         except OSError as error:
             raise UsageError(
                 f"{self.folder}: cannot write the run: {error}", "choose another place with --output"
@@ -221,12 +221,12 @@ class Run:
         Raises UsageError where a process wrote to a folder that the first does not see.
         """
         self.sync()
-        if self.processes.world == 1:
+        if self.processes.world_size == 1:
             return
         assert self._file is not None, "a Run is gathered inside its with-block"
         self._file.close()
         written, self._written = self.processes.total(self._written), 0
-        if self.processes.first and self._take_in() < written:
+        if self.processes.is_main and self._take_in() < written:
             raise UsageError(
                 f"{self.folder}: not every process sees this folder", "choose a folder that all machines share"
             )
@@ -312,7 +312,7 @@ class Run:
 
     def write_meta(self, **facts: Any) -> None:
         """Update run.json: the request and its hash, and what must stay out of records (times, durations, argv)."""
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         self._meta.update(facts, request=dict(self.request), request_hash=request_hash(self.request))
         write_atomically(self.folder / "run.json", dump_json(self._meta))
@@ -325,7 +325,7 @@ class Run:
             if file is not None:
                 file.close()
         part = self._part(self.processes.rank)
-        if self.processes.world > 1 and part.exists() and not part.stat().st_size:
+        if self.processes.world_size > 1 and part.exists() and not part.stat().st_size:
             part.unlink()
 
 

@@ -20,18 +20,14 @@ from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.families.base import PAPER_FORMAT
 from visrl.policies.hf.loading import folder_of, own_device, weights_hash
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 CHAT_TYPES = ("minicpmo", "minicpmv")
 NATIVE = FORMATS["box_tag_1000"]
 
 
-class RemoteChatPolicy:
-    """A ``model.chat`` behind the Policy protocol. No batches and no caches: the repository's code has its own way."""
-
-    needs_pictures = True
-    default_protocol = "visrl_train"
-    batch_size = 8
+class RemoteChatPolicy(Policy):
+    """A ``model.chat`` behind the policy contract. No batches and no caches: the repository's code has its own way."""
 
     def __init__(self, path: str, model: Any, tokenizer: Any, box_format: BoxFormat, about: Mapping[str, Any]) -> None:
         self.name, self.model, self.tokenizer, self.box_format = path, model, tokenizer, box_format
@@ -85,7 +81,7 @@ class RemoteChatPolicy:
         try:
             messages = [_message(turn) for turn in request.turns]
         except PictureError as error:
-            return Output(error=f"PictureError: {error}")
+            return Output(error=f"PictureError: {error}", retry=False)
         # its greedy default is three beams and a repetition penalty: both would change scores unseen
         how: dict[str, Any] = {"sampling": False, "num_beams": 1, "repetition_penalty": 1.0}
         if sampling.temperature > 0:

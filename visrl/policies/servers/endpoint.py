@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError, nearest
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
@@ -68,15 +68,12 @@ class Server:
         return self.url.split(",")
 
 
-class EndpointPolicy:
+class EndpointPolicy(Policy):
     """A model behind ``POST URL/chat/completions``.
 
     pad: colour with which pictures are padded to a square before they are sent, for servers of LLaVA-1.5, whose processor would
     cut the square out of the middle instead.
     """
-
-    needs_pictures = True
-    default_protocol = "visrl_train"
 
     def __init__(self, server: Server, box_format: BoxFormat, pad: tuple[int, int, int] | None = None) -> None:
         self.server, self.box_format, self.pad = server, box_format, pad
@@ -187,7 +184,7 @@ class EndpointPolicy:
             tries = (self._patiently(clients, free, request.key, body, sampling.stop) for body in bodies)
             texts = await asyncio.gather(*tries)
         except (PictureError, openai.OpenAIError, ServerFailed) as error:
-            return Output(error=self._discreet(f"{type(error).__name__}: {error}"))
+            return Output(error=self._discreet(f"{type(error).__name__}: {error}"), retry=False)
         return Output(tuple(texts))
 
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:

@@ -20,21 +20,18 @@ from typing import Any
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.families.base import Family
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 PICTURES = 2  # of a conversation: the picture and the crop
 
 
-class VLLMPolicy:
-    """A ``vllm.LLM`` behind the Policy protocol. ``rank``: the largest LoRA rank it was started for, 0: none."""
-
-    needs_pictures = True
-    batch_size = 512
+class VLLMPolicy(Policy):
+    """A ``vllm.LLM`` behind the policy contract. ``rank``: the largest LoRA rank it was started for, 0: none."""
 
     def __init__(
         self, name: str, engine: Any, family: Family, about: Mapping[str, Any], *, box_format: str, rank: int
     ) -> None:
-        from visrl.policies.hf.policy import _Text
+        from visrl.policies.hf.decoding import OutputText
 
         self.name, self.engine, self.family, self.rank = name, engine, family, rank
         self.box_format = family.box_format(box_format)
@@ -42,7 +39,7 @@ class VLLMPolicy:
         self._about = dict(about)
         self._adapter: Any = None
         self._loaded = 0
-        self._text = _Text(family, self.box_format)
+        self._text = OutputText(family, self.box_format)
 
     @classmethod
     def load(
@@ -93,6 +90,10 @@ class VLLMPolicy:
             policy.use_adapter(adapter)
         return policy
 
+    @property
+    def batch_size(self) -> int:
+        return 512
+
     def use_adapter(self, folder: str) -> None:
         """From now on answer with the LoRA of ``folder`` (PEFT), without loading the base again: a trainer's next iteration.
 
@@ -123,7 +124,7 @@ class VLLMPolicy:
             try:
                 asked.append((index, [self._message(turn) for turn in request.turns]))
             except PictureError as error:
-                outputs[index] = Output(error=f"PictureError: {error}")
+                outputs[index] = Output(error=f"PictureError: {error}", retry=False)
         how = [self._sampling(requests[index], sampling) for index, _ in asked]
         conversations = [messages for _, messages in asked]
         found = (

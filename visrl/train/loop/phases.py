@@ -17,6 +17,7 @@ from typing import Any, Literal
 from visrl.errors import UsageError
 from visrl.train.config.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
 from visrl.train.loop.recipe import LoopRecipe, PhaseSection, settings
+from visrl.world import CHECKPOINTS
 
 What = Literal["ready", "warm-up", "more", "pairs", "rl"]
 MORE_SEEDS = 1000
@@ -54,9 +55,8 @@ class Weights:
     @property
     def spec(self) -> str:
         """As ``--model`` takes it."""
-        from visrl.policies.registry import SHIPPED
 
-        return self.model if self.model in SHIPPED else f"hf:{self.model}"
+        return self.model if self.model in CHECKPOINTS else f"hf:{self.model}"
 
     def sha256(self) -> str:
         """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are

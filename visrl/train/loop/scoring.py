@@ -41,7 +41,7 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
     options = Options(
         data=section.data,
         protocol=section.protocol,
-        crop=section.crop or policy.default_crop,
+        crop=section.crop,
         limit=section.limit,
         batch_size=section.batch_size,
         judge=section.judge,

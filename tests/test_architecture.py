@@ -40,7 +40,7 @@ MODULES_OF_A_FOLDER = 14
 LINES_OF_A_FILE = 400
 LINES_OF_A_FUNCTION = 60
 LINES_OF_THE_MEDIAN_FUNCTION = 7
-PARAMETERS = 7  # outside the command line, whose options are parameters
+PARAMETERS = 7  # but where parameters are the user's options: the command line, and --model-args in policies' loaders
 
 
 # --- reading the source
@@ -251,7 +251,8 @@ def test_functions_take_few_parameters():
         arguments = function.args
         names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
         count = len([name for name in names if name not in ("self", "cls")])
-        if count > PARAMETERS and not within(module, "visrl.cli"):
+        options = within(module, "visrl.cli") or (within(module, "visrl.policies") and function.name.startswith("load"))
+        if count > PARAMETERS and not options:
             many[f"{module}.{function.name}"] = count
     assert not many
 

@@ -280,7 +280,9 @@ def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
     if kind == "score":
         return ScoreCritic(policy)
     if not policy.scores_texts:
-        raise UsageError(f"{policy.name} cannot say how probable a text is", "critic.kind: score asks it in words")
+        raise UsageError(
+            f"{policy.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+        )
     return LikelihoodCritic(policy, judge)
 
 

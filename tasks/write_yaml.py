@@ -1,7 +1,7 @@
 """Writes the lmms-eval task files: ``python -m visrl.tasks.write_yaml``. A test holds the files in the tree to this.
 
 A file per task and group, all alike but for names: lmms-eval indexes files, not functions. Settings that silently change an
-answer otherwise (lmms-eval.md 0.7): ``until: []`` (else answers are cut at the first blank line) and ``reasoning_tags: none``
+answer in lmms-eval 0.7 otherwise: ``until: []`` (else answers are cut at the first blank line) and ``reasoning_tags: none``
 (else the CLI strips what stands in <think>).
 """
 

@@ -151,7 +151,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert done.returncode == 3, done.stderr
-    assert f"stopped: 3 finished samples are in {out}; the same command goes on from there:" in done.stderr
+    assert f"stopped: 3 finished samples are in {out}; the same command resumes from there:" in done.stderr
     assert (
         f"visrl-eval run --model constant:x --tasks refcoco_val --batch-size 1 --data {tmp_path}/data -o '{out}'"
         in done.stderr

@@ -38,7 +38,7 @@ def test_every_picture_is_grey_and_keeps_its_size():
 
 
 def test_blinding_what_never_looks_is_refused():
-    with pytest.raises(UsageError, match="never looks at a picture"):
+    with pytest.raises(UsageError, match="does not use pictures"):
         load_policy("blind:constant:yes")
 
 

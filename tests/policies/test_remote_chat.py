@@ -58,7 +58,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_code_of_a_repository_runs_only_when_trusted(repository):
-    with pytest.raises(UsageError, match="runs code of its own repository") as caught:
+    with pytest.raises(UsageError, match="needs Python code from its own repository") as caught:
         HFPolicy.load(repository)
     assert "trust_remote_code=true" in caught.value.hint and "endpoint:" in caught.value.hint
 

@@ -246,7 +246,7 @@ def test_an_adapter_is_loaded_on_every_server_under_the_name_that_is_asked_for()
     assert {body["model"] for server in (first, second) for body in server.bodies} == {"it3"}
     assert loaded.describe()["adapter"] == "/shared/it3"
     with pytest.raises(
-        UsageError, match="it3 is /shared/it3 on"
+        UsageError, match="it3 is taken by /shared/it3 on"
     ):  # another iteration under an old name would go unseen
         EndpointPolicy.load(target, box_format="json_1000", adapter="/shared/it4")
     first.kill(), second.kill()

@@ -174,5 +174,5 @@ def test_a_blind_critic_scores_texts_and_a_policy_that_only_generates_is_refused
     from visrl.policies.registry import load_policy
 
     assert make_critic("likelihood", load_policy("blind:base"), "exact").name == "likelihood:blind:base"
-    with pytest.raises(UsageError, match="cannot say how probable a text is"):
+    with pytest.raises(UsageError, match="does not report log-probabilities of texts"):
         make_critic("likelihood", load_policy("constant:A"), "exact")

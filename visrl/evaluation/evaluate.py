@@ -70,7 +70,7 @@ def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, 
     ready_judge(judge)
     check_names(**named)
     if data is not None and not data.is_dir():
-        raise UsageError(f"--data {data}: no such folder", "docs/data.md says what lies in it")
+        raise UsageError(f"--data {data}: no such folder", "docs/data.md describes its layout")
 
 
 def config_of(policy: Policy, options: Options) -> RolloutConfig:
@@ -144,9 +144,9 @@ def here(
 
 
 def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Engine = here) -> Outcome:
-    """Run what is missing, then score everything. Finished samples survive any interruption of this function.
+    """Run the remaining samples, then score everything. Finished samples survive any interruption of this function.
 
-    Of several processes (processes.py) each runs its share; the first scores, the outcome of the others has no results.
+    Of several processes (runs/distributed.py) each runs its share; the first scores, the outcome of the others has no results.
     engine: who makes the episodes; on_ray.py has another one.
     """
     check_before(tasks, judge=options.judge)

@@ -117,7 +117,7 @@ def policy_and_engine(model: str, args: Mapping[str, str], workers: int | None) 
         return load_policy(model, args), here
     if init().world_size > 1:
         raise UsageError(
-            "--ray was given to several processes of a launcher", "start one process: --ray starts the workers itself"
+            "--ray was given to one of several launched processes", "start one process: --ray starts the workers itself"
         )
     engine = RayEngine(model, args, connect(workers, uses_gpu=uses_gpu(model), whole_gpus="device_map" in args))
     return engine.policy(), engine

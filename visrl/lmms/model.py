@@ -1,8 +1,9 @@
 """The lmms-eval side of visrl: our model class, and running lmms-eval's own tasks from visrl-eval.
 
 ``lmms-eval --model visrl --model_args policy=hf:PATH,protocol=visrl_train,crop=tight --tasks visrl_refcoco_val,mme``: any
-policy (policies/load.py) looks, then answers, inside ``generate_until``, through rollout.py as everywhere. One request per
-document. On our tasks the whole episode is returned to our scorer (tasks/lmms.py); on any other task the answer's text is.
+policy (policies/registry.py) looks, then answers, inside ``generate_until``, through rollout/rollout.py as everywhere. One
+request per document. On our tasks the whole episode is returned to our scorer (tasks/lmms.py); on any other task the
+answer's text is.
 
 Known limits: 1. documents with one picture and one user turn; others fail, each with its reason. 2. an upstream task's answer
 length also bounds the box turn, so fewer than 128 new tokens are raised to 128. 3. a failed sample of an upstream task goes
@@ -96,7 +97,9 @@ class LookThenAnswer(lmms):
         if is_ours(task):
             samples: Any = self._our_samples(task, requests)
         elif self.policy.recorded:
-            raise UsageError(f"{self.policy.name} has no predictions for {task}", f"replay goes with {PREFIX}… tasks")
+            raise UsageError(
+                f"{self.policy.name} has no predictions for {task}", f"recorded outputs need tasks named {PREFIX}…"
+            )
         else:
             samples = (_upstream_sample(request, partial(self._document, request)) for request in requests)
         for episode in look_then_answer(self.policy, samples, config, batch_size=self.batch_size):
@@ -134,7 +137,7 @@ class LookThenAnswer(lmms):
         raise NotImplementedError("visrl generates; loglikelihood tasks are not supported")
 
     def clean(self) -> None:
-        """Nothing: lmms-eval would delete the weights after the first of several tasks (lmms-eval.md 6.2)."""
+        """Nothing: lmms-eval would delete the weights after the first of several tasks."""
 
 
 def _decoding(config: RolloutConfig, options: Mapping[str, Any]) -> RolloutConfig:

@@ -23,7 +23,7 @@ class Blind(Policy):
 
     def __init__(self, policy: Policy) -> None:
         if not policy.needs_pictures:
-            raise UsageError(f"blind: {policy.name} never looks at a picture", "name a model that does")
+            raise UsageError(f"blind: {policy.name} does not use pictures", "name a model that does")
         self.policy, self.name, self.box_format = policy, f"blind:{policy.name}", policy.box_format
         self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop
         self.scores_texts = policy.scores_texts

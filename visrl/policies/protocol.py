@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on).
+    """What came back for a request: ``n`` texts, or the reason why there is none (the sample fails, the others continue).
 
     retry: asking again may help. False for what is decided (a picture that does not open, a refused request) and for a policy
     that has already tried patiently.
@@ -157,7 +157,9 @@ class Policy(ABC):
 
         Raises UsageError where the policy only generates (``scores_texts`` False).
         """
-        raise UsageError(f"{self.name} cannot say how probable a text is", "critic.kind: score asks it in words")
+        raise UsageError(
+            f"{self.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+        )
 
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> Iterable[CoTSample]:
         """The documents of ``task`` that can be asked about: all of them, unless outputs are ``recorded``."""
@@ -173,7 +175,7 @@ class Policy(ABC):
 
         Raises UsageError where the policy has no files.
         """
-        raise UsageError(f"{self.name} takes no other name", "leave out policy.name and critic.name")
+        raise UsageError(f"{self.name} cannot be given another name", "leave out policy.name and critic.name")
 
     def use_adapter(self, folder: str) -> None:
         """From now on answer with the LoRA of ``folder`` (PEFT). Raises UsageError where adapters cannot be exchanged."""

@@ -1,4 +1,4 @@
-"""G0's side that renders: every task x protocol x family, from fixture documents, as exact text.
+"""The prompt gate's rendering: every task x protocol x family, from fixture documents, as exact text.
 
 A fixture document goes the way of any document: adapter, rollout, turns, the family's layout. The policy here only writes
 down what it is asked and answers the box turn with the true box in the family's own format, so that the texts also hold

@@ -1,7 +1,7 @@
 """One run on several processes, as ``torchrun``, ``accelerate launch`` or a SLURM script start them.
 
 Every process reads the same documents and takes every W-th batch of those that are missing; batches and draws depend on no
-process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (runs.py). What
+process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (store.py). What
 is finished survives the death of any of them. The processes meet over gloo, with and without GPUs, and send each other nothing
 but numbers to add. torch is imported only where there are several.
 """
@@ -68,7 +68,7 @@ def init() -> Processes:
     """
     check_launch()
     if "RANK" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _MPI):
-        raise UsageError("mpirun's processes do not meet here", _HOW)
+        raise UsageError("processes started by mpirun cannot be used", _HOW)
     here = Processes(rank(), _world_size())
     if here.world_size > 1:
         _meet()

@@ -30,10 +30,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from visrl.core.boxes import Box
-from visrl.errors import UsageError
-from visrl.runs.distributed import ALONE, Processes
 from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import Episode, Step, Unparsed
+from visrl.errors import UsageError
+from visrl.runs.distributed import ALONE, Processes
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
@@ -124,7 +124,7 @@ def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, 
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {error}",
-                    "delete that line to run its sample again, or start a new --output",
+                    "delete that line to run its sample again, or choose a new --output",
                 ) from error
             place += len(line)
 
@@ -207,7 +207,9 @@ class Run:
 
     def _check_visible(self) -> None:
         if not (self.folder / "run.json").exists():
-            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+            raise UsageError(
+                f"{self.folder}: not every process sees this folder", "choose a folder that all machines share"
+            )
         self._check_request()
 
     def _part(self, rank: int | str) -> Path:
@@ -225,7 +227,9 @@ class Run:
         self._file.close()
         written, self._written = self.processes.total(self._written), 0
         if self.processes.is_main and self._take_in() < written:
-            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+            raise UsageError(
+                f"{self.folder}: not every process sees this folder", "choose a folder that all machines share"
+            )
         self.processes.wait()
         self._file = _locked(self._part(self.processes.rank))
 
@@ -297,7 +301,8 @@ class Run:
                 self.sync()
         except OSError as error:
             raise UsageError(
-                f"{self.episodes_path}: {error}", "finished samples are kept; make room and run the same command again"
+                f"{self.episodes_path}: {error}",
+                "finished samples are kept; free disk space and run the same command again",
             ) from error
 
     def sync(self) -> None:

@@ -103,7 +103,7 @@ class Family:
         """``native``, ``paper``, or the name of a format that needs no model. Raises UsageError for anything else."""
         formats = {"native": self.native, "paper": PAPER_FORMAT, self.native.name: self.native, **FORMATS}
         if which not in formats:
-            raise UsageError(f"no box format {which!r} for {self.name}", nearest(which, formats))
+            raise UsageError(f"unknown box format {which!r} for {self.name}", nearest(which, formats))
         return formats[which]
 
     # -- pictures

@@ -80,6 +80,7 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         _one_process_per_machine()
     if rank():
         disable_progress_bar()
+<<<<<<< HEAD
     device_map = {"device_map": args.device_map} if args.device_map else {}
     config, processor, model = load_parts(path, args.where, args.dtype, args.attn or None, **device_map)
     if model.config._attn_implementation not in ("sdpa", "eager"):
@@ -88,6 +89,34 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         model = _with_adapter(model, args.adapter)
     if not args.device_map:
         model = model.to(args.device or own_device())
+=======
+    where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
+        if "model_type" not in raw:
+            raise OSError("it has no config.json with a model_type")
+        family_class(_Raw(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
+        config = AutoConfig.from_pretrained(path, **where)
+        processor = AutoProcessor.from_pretrained(path, **where)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn or None,
+            use_safetensors=True,
+            **where,
+            **({"device_map": device_map} if device_map else {}),
+        )
+    except (OSError, ImportError) as error:
+        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
+    if model.config._attn_implementation not in ATTENTIONS:
+        asked = model.config._attn_implementation
+        raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
+    if adapter:
+        model = _with_adapter(model, adapter)
+    if not device_map:
+        model = model.to(device or own_device())
+>>>>>>> docs
     model.eval()
     family = family_for(config, processor)
     about = {
@@ -144,8 +173,8 @@ def commit_of(config: Any) -> str | None:
 def _one_process_per_machine() -> None:
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "device_map spreads one model over all GPUs, and several processes would share them",
-            "one process per machine, or --ray N, whose workers have GPUs of their own",
+            "device_map spreads one model over all GPUs, but several processes were started on this machine",
+            "start one process per machine, or use --ray N, which gives each worker its own GPUs",
         )
 
 
@@ -156,7 +185,8 @@ def own_device() -> str:
     place = int(os.environ.get("LOCAL_RANK", "0"))
     if place >= torch.cuda.device_count():
         raise UsageError(
-            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs", "as many processes as GPUs"
+            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs",
+            "start at most one process per GPU",
         )
     return f"cuda:{place}"
 
@@ -191,7 +221,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     if not list(Path(adapter).glob("adapter_model.safetensors")):
-        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder that PEFT saved")
+        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder saved by PEFT")
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 

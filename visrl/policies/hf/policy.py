@@ -2,7 +2,7 @@
 
 One call takes many requests. Each picture goes through the processor and the vision tower once per pair of calls (box turn,
 answer turn), whatever number of prompts show it. Prompts are sorted by length, prefilled in batches and branched into k samples
-(generation.py); the cache of a box turn is kept for the next call, whose prompts go on from the part they share. None of this
+(decoding.py); the cache of a box turn is kept for the next call, whose prompts go on from the part they share. None of this
 may change an output: everything kept is found by content (tokens and picture bytes), never by name.
 """
 

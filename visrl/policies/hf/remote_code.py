@@ -1,7 +1,8 @@
 """Models whose code lies in their repository and that are spoken to by ``model.chat(msgs=…, tokenizer=…)``: MiniCPM-o and -V.
 
 transformers has no class for MiniCPM-o-2.6. Where the user trusts the repository's code and has a transformers it runs on (its
-authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it and use endpoint.py.
+authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it
+and use policies/servers/endpoint.py.
 
 Tested with a stand-in repository of that interface (tests/policies/test_remote_chat.py). The real model was never loaded here.
 """
@@ -40,11 +41,17 @@ class RemoteChatPolicy(Policy):
         served = "serve it (vLLM has it) and use --model endpoint:URL#NAME --model-args box_format=box_tag_1000"
         if not args.trust_remote_code:
             raise UsageError(
-                f"{path} runs code of its own repository", f"trust_remote_code=true if you trust it, or {served}"
+                f"{path} needs Python code from its own repository",
+                f"set trust_remote_code=true if you trust that code, or {served}",
             )
         formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
         if box_format not in formats:
+<<<<<<< HEAD
             raise UsageError(f"no box format {box_format!r}", f"one of {', '.join(formats)}")
+=======
+            raise UsageError(f"unknown box format {box_format!r}", f"one of {', '.join(formats)}")
+        where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
+>>>>>>> docs
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **args.where)
             model = AutoModel.from_pretrained(path, dtype=args.dtype, use_safetensors=True, **args.where)

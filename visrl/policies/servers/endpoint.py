@@ -2,13 +2,13 @@
 
 Requests of a call run at once, at most ``in_flight`` of them; answers come back in the order of the requests. Timeouts, 429,
 5xx, connections that break, streams that end early and bodies that are not JSON are tried again, with growing pauses; other
-refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (servers.py): one that
+refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (replicas.py): one that
 dies is taken out and its requests are tried elsewhere.
 
 A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
 the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
-template's business, and so is what its processor does to pictures: unlike hf.py we cannot see it, and ``box_format`` must be
-named by the user, because a server does not say how its model writes boxes.
+template's business, and so is what its processor does to pictures: unlike models in this process it cannot be seen, and
+``box_format`` must be named by the user, because a server does not say how its model writes boxes.
 
 Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
 closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.
@@ -54,7 +54,7 @@ class ServerFailed(Exception):
 class Server:
     """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one.
 
-    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see servers.py.
+    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see replicas.py.
     """
 
     url: str
@@ -111,11 +111,21 @@ class EndpointPolicy(Policy):
         for url in urls.split(","):
             _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
+<<<<<<< HEAD
             raise UsageError(f"{urls} names a server twice", "each URL once")
         colour = _colour(args.pad)
         server = Server(urls, model, args.key_env, args.in_flight, args.timeout, args.tries, adapter=args.adapter)
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
         if args.adapter:
+=======
+            raise UsageError(f"{urls} names one server twice", "list each URL once")
+        colour = tuple(int(v) for v in pad.split("/")) if pad else None
+        if colour is not None and len(colour) != 3:
+            raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
+        server = Server(urls, model, key_env, int(in_flight), float(timeout), int(tries), adapter=adapter)
+        policy = cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
+        if adapter:
+>>>>>>> docs
             asyncio.run(policy.load_adapter())
         return policy
 
@@ -171,7 +181,7 @@ class EndpointPolicy(Policy):
                 log.debug("%s: %s", replica.url, self._discreet(str(error)))
                 replica.failed(silent=True)
         if all(replica.out for replica in self.replicas.all):
-            raise UsageError(f"{self.server.url} does not answer", "is it up?")
+            raise UsageError(f"{self.server.url} does not answer", "is the server running, and the URL right?")
 
     async def _one(
         self,
@@ -354,7 +364,7 @@ def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
         known = [*FORMATS, "json_resized"]
         if not name:
             raise UsageError(
-                "a server does not say how its model writes boxes",
+                "the box format of a served model must be given: a server does not tell it",
                 f"--model-args box_format=NAME, one of {', '.join(known)}; docs/families.md names each family's",
             )
         raise UsageError(f"unknown box format {name!r}", nearest(name, known))

@@ -1,7 +1,7 @@
 """vLLM in this process: ``--model vllm:ID`` (``pip install visrl[vllm]``, a GPU). As thin as its documented ``LLM.chat`` allows.
 
 vLLM batches, schedules and caches (prefixes by content, pictures included), so a call hands it every conversation at once.
-What is ours: pictures are prepared as the family does, tokens become text exactly as in hf.py (box tokens are kept), draws
+What is ours: pictures are prepared as the family does, tokens become text exactly as in-process (box tokens are kept), draws
 are seeded per request, and adapters are exchanged between calls (:meth:`VLLMPolicy.use_adapter`).
 
 Never run on a GPU here: tested against a module with vLLM's documented signatures (tests/policies/test_vllm.py). The chat
@@ -89,7 +89,7 @@ class VLLMPolicy(Policy):
         except (ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
             raise UsageError(
-                f"vLLM cannot load {path}: {first}", "--model hf:ID runs what transformers runs"
+                f"vLLM cannot load {path}: {first}", "try --model hf:ID, which loads it with transformers"
             ) from error
         facts = {**about, "dtype": args.dtype, "vllm": vllm.__version__}
         policy = cls(f"vllm:{path}", engine, family, facts, box_format=args.box_format, rank=rank)
@@ -112,7 +112,8 @@ class VLLMPolicy(Policy):
 
         if _rank(folder) > self.rank:
             raise UsageError(
-                f"{folder} has rank {_rank(folder)}, vLLM was started for {self.rank}", "start it with adapter="
+                f"{folder} has rank {_rank(folder)}, vLLM was started for rank {self.rank}",
+                "load this adapter at the start: --model-args adapter=FOLDER",
             )
         self._loaded += 1  # vLLM tells adapters apart by this number: a new one for new weights, whatever the folder
         self._adapter = LoRARequest(f"{Path(folder).name}-{self._loaded}", self._loaded, folder)
@@ -201,5 +202,5 @@ def _rank(folder: str) -> int:
         return int(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder PEFT saved"
+            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder saved by PEFT"
         ) from error

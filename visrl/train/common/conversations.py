@@ -41,7 +41,7 @@ def opened(sample: CoTSample, protocol: ProtocolName) -> Opened:
     try:
         picture, size = open_picture(sample, PictureCache())
     except PictureError as error:
-        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or mend the picture") from error
+        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or repair the picture") from error
     return Opened(sample, protocol, picture, size)
 
 
@@ -54,7 +54,7 @@ def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) ->
 
 def _box(chain: Chain, sample_id: str) -> Box:
     if chain.box is None:
-        raise UsageError(f"sample {sample_id} has no box", "only the protocol `direct` does without")
+        raise UsageError(f"sample {sample_id} has no box", "every protocol but `direct` needs one")
     return Box(*chain.box)
 
 
@@ -69,8 +69,8 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
 
 
 def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
-    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain,
-    docs/method.md 0.5).
+    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the chosen chain,
+    docs/method.md 0, point 4).
     """
     protocol = PROTOCOLS[item.protocol]
     if not protocol.looks:

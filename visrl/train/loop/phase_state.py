@@ -131,9 +131,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is no JSON: {error}", f"delete {path.parent}: the phase is then done again"
-        ) from error
+        raise UsageError(f"{path} is not JSON: {error}", f"delete {path.parent} to run that phase again") from error
     return found
 
 

@@ -269,18 +269,20 @@ def agreement(questions: Sequence[Question], judge: str) -> list[Judged]:
 def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
     """The critic of a recipe. Raises UsageError where it needs a model it was not given, or one that cannot score texts."""
     if judge.startswith("openai:"):
-        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "exact, contains or anls")
+        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "use exact, contains or anls")
     make_judge(judge)
     if kind == "oracle":
         return OracleCritic(judge)
     if policy is None:
         raise UsageError(
-            f"critic.kind {kind} needs critic.model", "M_org: the model before the warm-up, for example base"
+            f"critic.kind {kind} needs critic.model", "name the model before the warm-up (M_org), for example base"
         )
     if kind == "score":
         return ScoreCritic(policy)
     if not policy.scores_texts:
-        raise UsageError(f"{policy.name} cannot say how probable a text is", "critic.kind: score asks it in words")
+        raise UsageError(
+            f"{policy.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+        )
     return LikelihoodCritic(policy, judge)
 
 

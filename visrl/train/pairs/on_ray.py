@@ -24,7 +24,10 @@ from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
 def evolve_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
     """The recipe's pairs, by ``recipe.ray`` workers per model. Returns the manifest. Raises UsageError."""
     if init().world_size > 1:
-        raise UsageError("a launcher, and ray", "with ray one process starts the workers")
+        raise UsageError(
+            "`ray:` was set, and a launcher started several processes",
+            "start one process: Ray starts the workers itself",
+        )
     pool = _pool(recipe)
     request, plan = pool.ask(lambda: _described(recipe))
 

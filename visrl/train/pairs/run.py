@@ -6,7 +6,7 @@
 ``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
 ``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
 
-The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
+The same command resumes. A question that fails is recorded with its reason, tried twice more at the end and
 again by the next run; it never stops the others. Of several processes (visrl/runs/distributed.py) each makes its share.
 """
 
@@ -113,7 +113,8 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
     protocol = rollout_config(policy, protocol=recipe.protocol, crop=recipe.crop).protocol
     if not protocol.looks:
         raise UsageError(
-            f"{policy.name} was made with protocol {protocol.name}, which does not look", "name a protocol that does"
+            f"{policy.name} has the protocol {protocol.name}, which asks for no box",
+            "choose one that does, for example viscot_train",
         )
     drawn = recipe.sampling
     return Plan(

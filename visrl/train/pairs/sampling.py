@@ -142,7 +142,9 @@ class Evolution:
         if self.policy.needs_pictures or self.critic.needs_pictures:
             return opened(sample, self.plan.protocol)
         if sample.size is None:
-            raise UsageError(f"sample {sample.id}: the picture's size is unknown")
+            raise UsageError(
+                f"sample {sample.id}: the picture's size is unknown", "give the row its size, or its picture"
+            )
         return Opened(sample, self.plan.protocol, sample.picture or Picture("", _no_picture), sample.size)
 
     def _boxes(self, work: Sequence[Work]) -> None:

@@ -73,20 +73,7 @@ def describe_model(
     from visrl.train.common.models import shipped
     from visrl.train.common.vision_cache import freeze_vision
 
-<<<<<<< HEAD
     config, processor = load_config(shipped(path), {"revision": revision} if revision else {})
-=======
-    folder = shipped(path)
-    try:
-        family_class(_config_of(folder, revision))  # registers classes of our own before the config is read
-        config = AutoConfig.from_pretrained(folder, revision=revision)
-        processor = AutoProcessor.from_pretrained(folder, revision=revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot read {path}: {first}", "an estimate needs config.json and the processor's files"
-        ) from error
->>>>>>> docs
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()  # placing parameters on meta undid it

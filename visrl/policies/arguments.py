@@ -29,7 +29,7 @@ class ModelArguments(BaseModel):
             name = cls.other_names.get(word, word)
             if name not in cls.model_fields:
                 known = list(cls.model_fields)
-                raise UsageError(f"--model-args: {cls.kind} takes no {word!r}", _hint(word, known))
+                raise UsageError(f"--model-args: {cls.kind} has no argument {word!r}", _hint(word, known))
             if name in found:
                 raise UsageError(f"--model-args: {name} is given twice", f"{word} is another word for it")
             if value not in ("", None):
@@ -47,5 +47,5 @@ class ModelArguments(BaseModel):
 
 def _hint(word: str, known: list[str]) -> str:
     close = nearest(word, known)
-    listed = f"it takes {', '.join(known) or 'none'}"
+    listed = f"it has {', '.join(known) or 'none'}"
     return f"{close}; {listed}" if close.startswith("did you mean") else listed

@@ -41,18 +41,7 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
         from visrl.policies.blind import Blind
 
         return Blind(load_policy(rest, args))
-<<<<<<< HEAD
     return _KINDS[kind]()(rest, **(args or {}))
-=======
-    loader = _KINDS[kind]()
-    accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in args or {}:
-        if name not in accepted:
-            raise UsageError(
-                f"--model-args: {kind} has no argument {name!r}", f"it has {', '.join(accepted) or 'none'}"
-            )
-    return loader(rest, **(args or {}))
->>>>>>> docs
 
 
 def _is_hub_id(spec: str) -> bool:

@@ -1,4 +1,4 @@
-"""The one loop that finishes what is missing: batch by batch, appended to a run folder. Evaluation and pair generation are two uses.
+"""The one loop that finishes what is missing, batch by batch, into a run folder. Evaluation and pair generation are two uses.
 
 Batches are whole and keep their boundaries, so that a resumed run asks the model the same batches; several processes each
 take every W-th of those with something left to do. Failed items are results too: they are written down, counted, and tried

@@ -80,43 +80,15 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         _one_process_per_machine()
     if rank():
         disable_progress_bar()
-<<<<<<< HEAD
     device_map = {"device_map": args.device_map} if args.device_map else {}
     config, processor, model = load_parts(path, args.where, args.dtype, args.attn or None, **device_map)
     if model.config._attn_implementation not in ("sdpa", "eager"):
-        raise UsageError(f"{path} wants attention {model.config._attn_implementation}", "pass attn=sdpa or attn=eager")
+        asked = model.config._attn_implementation
+        raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
     if args.adapter:
         model = _with_adapter(model, args.adapter)
     if not args.device_map:
         model = model.to(args.device or own_device())
-=======
-    where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
-    try:
-        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
-        if "model_type" not in raw:
-            raise OSError("it has no config.json with a model_type")
-        family_class(_Raw(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn or None,
-            use_safetensors=True,
-            **where,
-            **({"device_map": device_map} if device_map else {}),
-        )
-    except (OSError, ImportError) as error:
-        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
-    if model.config._attn_implementation not in ATTENTIONS:
-        asked = model.config._attn_implementation
-        raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
-    if adapter:
-        model = _with_adapter(model, adapter)
-    if not device_map:
-        model = model.to(device or own_device())
->>>>>>> docs
     model.eval()
     family = family_for(config, processor)
     about = {

@@ -46,12 +46,7 @@ class RemoteChatPolicy(Policy):
             )
         formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
         if box_format not in formats:
-<<<<<<< HEAD
-            raise UsageError(f"no box format {box_format!r}", f"one of {', '.join(formats)}")
-=======
             raise UsageError(f"unknown box format {box_format!r}", f"one of {', '.join(formats)}")
-        where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
->>>>>>> docs
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **args.where)
             model = AutoModel.from_pretrained(path, dtype=args.dtype, use_safetensors=True, **args.where)

@@ -59,22 +59,9 @@ class ReplayPolicy(Policy):
     _taken: set[int] = field(default_factory=set, repr=False)
 
     @classmethod
-<<<<<<< HEAD
     def load(cls, path: str, **arguments: Any) -> ReplayPolicy:
         """Read predictions (ReplayArguments). Raises UsageError naming file and line."""
         args = ReplayArguments.read(arguments)
-=======
-    def load(
-        cls,
-        path: str,
-        *,
-        questions: str | None = None,
-        parser: str = "lenient",
-        box_format: str | None = None,
-        name: str | None = None,
-    ) -> ReplayPolicy:
-        """Read predictions. parser: ``strict`` or ``lenient`` (core/box_formats.py). Raises UsageError naming file and line."""
->>>>>>> docs
         source = Path(path)
         file = read_predictions(source, Path(args.questions) if args.questions else None)
         format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")

@@ -111,21 +111,11 @@ class EndpointPolicy(Policy):
         for url in urls.split(","):
             _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
-<<<<<<< HEAD
-            raise UsageError(f"{urls} names a server twice", "each URL once")
+            raise UsageError(f"{urls} names one server twice", "list each URL once")
         colour = _colour(args.pad)
         server = Server(urls, model, args.key_env, args.in_flight, args.timeout, args.tries, adapter=args.adapter)
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
         if args.adapter:
-=======
-            raise UsageError(f"{urls} names one server twice", "list each URL once")
-        colour = tuple(int(v) for v in pad.split("/")) if pad else None
-        if colour is not None and len(colour) != 3:
-            raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
-        server = Server(urls, model, key_env, int(in_flight), float(timeout), int(tries), adapter=adapter)
-        policy = cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
-        if adapter:
->>>>>>> docs
             asyncio.run(policy.load_adapter())
         return policy
 

@@ -58,34 +58,11 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     """
     import torch
 
-<<<<<<< HEAD
     from visrl.policies.hf.loading import CheckpointArguments, load_parts
 
     args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
     _, processor, model = load_parts(shipped(section.path), args.where, dtype, section.attn)
-=======
-    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    path = shipped(section.path)
-    try:
-        # registers classes of ours (Yi-VL, the small world) before the config is read
-        family_class(_config_of(path, section.revision))
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attn,
-            use_safetensors=True,
-            **where,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot load {section.path}: {first}", "give a folder or hub id with safetensors weights"
-        ) from error
->>>>>>> docs
     return trainee(model, processor, section, lora)
 
 

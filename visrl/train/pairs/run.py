@@ -211,7 +211,8 @@ def _one_pass(
         ticker.skip(total - len(wanted))
         if not again:
             counts.know([work for work in done.values() if work.error is None])
-        Job(run_, "questions", to_json, lambda work: work.error).finish(works(), len(wanted), ticker)
+        job: Job[CoTSample, Work] = Job(run_, "questions", to_json, lambda work: work.error)
+        job.finish(works(), len(wanted), ticker)
 
 
 def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:

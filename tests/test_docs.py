@@ -198,6 +198,34 @@ def test_cited_files_are_in_the_repository():
     assert not missing, "\n".join(missing)
 
 
+def test_contributing_names_what_there_is():
+    """In each row of "How to add", every name in backticks is in one of the row's files, and every file is there."""
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    for row in rows:
+        quoted = re.findall(r"`([^`]+)`", row)
+        files = [ROOT / name for name in quoted if "/" in name]
+        assert all(file.exists() for file in files), row
+        text = "".join(
+            f.read_text() for place in files for f in ([place] if place.is_file() else sorted(place.rglob("*.py")))
+        )
+        names = [name for name in quoted if re.fullmatch(r"[A-Za-z_]+", name)]
+        assert not [name for name in names if not re.search(rf"\b{name}\b", text)], row
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_to_headings_lead_to_headings(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)]*)\)", page.read_text())
+    targets = [(page.parent / name if name else page, anchor) for name, anchor in links if "://" not in name]
+    assert [(target.name, anchor) for target, anchor in targets if anchor not in anchors(target)] == []
+
+
 def test_drawings_are_what_the_code_draws():
     done = subprocess.run(
         [sys.executable, "-c", "import draw, json; print(json.dumps(draw.drawings()))"],

@@ -353,7 +353,7 @@ def exclusive(output: Path) -> Iterator[None]:
 
 
 def _same_arithmetic() -> None:
-    """kind small_model sets these for its process; a loop that is resumed after it must add up in the same order."""
+    """A phase of kind small_model sets these for its process; a loop that is resumed after it must add up in the same order."""
     import torch
 
     if not torch.cuda.is_available():

@@ -34,8 +34,8 @@ FAULTS = [
     Fault("the evaluation crop larger by one pixel", "visrl/core/crops.py", "int(min(float(length), centre + half))", "int(min(float(length), centre + half + 1))", "replay gate"),
     Fault("the tight crop rounded inwards", "visrl/core/crops.py", "math.ceil(x2), math.ceil(y2)", "math.floor(x2), math.floor(y2)", "replay gate"),
     Fault("the compatible crop mended", "visrl/core/crops.py", "box.to(SQUARE, size).xyxy", "box.to(UNIT, size).xyxy", "replay gate"),
-    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{look.seed}:{item.sample.task}:{item.sample.id}"', '{look.seed}:{item.sample.task}"', "replay gate"),
-    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(item.episode.box, Box) else whole(item.size)", 'isinstance(item.episode.box, Box) else control_box("centre", None, item.size, random.Random(0))', "replay gate"),
+    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{config.seed}:{rollout.sample.task}:{rollout.sample.id}"', '{config.seed}:{rollout.sample.task}"', "replay gate"),
+    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(rollout.episode.box, Box) else whole(rollout.size)", 'isinstance(rollout.episode.box, Box) else control_box("centre", None, rollout.size, random.Random(0))', "replay gate"),
     # parsing
     Fault("the reasoning's box wins over the answer's", "visrl/core/box_formats.py", "return rest if thought else text", "return text", "replay gate"),
     Fault("strict reading takes the first box", "visrl/core/box_formats.py", "return boxes[-1] if boxes", "return boxes[0] if boxes", "replay gate"),
@@ -91,11 +91,11 @@ FAULTS = [
     # the command line, other policies, data
     Fault("--beside turned round", "visrl/cli/evaluate.py", "compare(of_run(second.folder), of_run(first.folder))", "compare(of_run(first.folder), of_run(second.folder))", T + "test_cli.py::test_what_looking_changed"),
     Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
-    Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, r.turns))", "turns=(_blanked(r.turns[0]), *r.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
+    Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, request.turns))", "turns=(_blanked(request.turns[0]), *request.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
     Fault("a picture of the shard's first row group", "visrl/train/data/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
     # what only a model that looks can tell
-    Fault("the crop shown is the whole picture", "visrl/rollout/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "paired gate"),
+    Fault("the crop shown is the whole picture", "visrl/rollout/steps.py", "lambda: picture.open().crop(region)", "picture.open", "paired gate"),
     Fault("the answer turn's positions begin anew", "visrl/policies/hf/decoding.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "paired gate"),
     Fault("outputs in the order they were made", "visrl/policies/hf/policy.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "paired gate"),
     Fault("SFT continued sees the warm-up's examples again", "visrl/train/loop/phases.py", 'recipe.seed + CONTINUED_SEED if phase.what == "continued_sft"', 'recipe.seed if phase.what == "continued_sft"', T + "train/test_loop_faults.py::test_further_training_does_not_see_the_warm_ups_examples_again"),
@@ -105,6 +105,12 @@ FAULTS = [
     Fault("features of a frozen tower in training mode", "visrl/train/common/vision_cache.py", "    model.eval()\n", "", T + "train/test_train_phases.py::test_features_do_not_depend_on_the_mode_of_the_model"),
     Fault("a judge that says nothing wipes the scores", "visrl/evaluation/rescore.py", "    _refuse_silence(folder, results, judge)\n", "", T + "test_cli.py::test_a_judge_that_cannot_be_reached_takes_no_scores_away"),
     Fault("a record that is there twice counts twice", "visrl/tables/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
+    # the policy contract
+    Fault("a blind model looks at another crop", "visrl/policies/blind.py", "self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop", "self.default_protocol = policy.default_protocol", T + "policies/test_blind.py::test_a_blind_model_looks_and_scores_as_the_model_itself"),
+    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "crop or policy.default_crop", 'crop or "viscot_square112"', "paired gate"),
+    Fault("a failed request is not asked again", "visrl/rollout/retry.py", "for _ in range(RETRIES):", "for _ in range(0):", T + "test_rollout.py::test_a_request_that_fails_now_and_then_is_asked_again"),
+    Fault("what is refused for good is asked again", "visrl/rollout/retry.py", "if output.error is not None and output.retry]", "if output.error is not None]", T + "test_rollout.py::test_what_is_decided_is_not_asked_again"),
+    Fault("a job goes on whatever fails", "visrl/runs/job.py", "failed == fresh >= ABORT_AFTER_FAILURES", "failed == fresh >= 10**9", T + "train/test_pairs.py::test_a_server_that_is_down_stops_the_run_early"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: the replay gate alone, about two seconds each."""

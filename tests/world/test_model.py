@@ -108,7 +108,7 @@ def test_targets_on_picture_tokens_stand_where_the_loss_reads_them(processor):
     for i in range(40):
         dice = Dice("where", i)
         row = teacher._grounded(Dice("where", i))
-        example = teacher.match_samples(dice)
+        example = teacher.bind(dice)
         if row is None:
             continue
         first = example.ids.index(teacher.image_id)

@@ -84,7 +84,7 @@ def test_pairs_are_those_of_one_process_whoever_is_killed(cluster, tmp_path):
     def run(output, **more):
         overrides = [f"output={output}", "data.limit=24", "batch_size=2", *(f"{k}={v}" for k, v in more.items())]
         resolved = load_recipe(RECIPE, overrides)
-        resolved.module.run(resolved.recipe)
+        resolved.kind.run(resolved.recipe)
 
     run(tmp_path / "one")
     killer = Killer(tmp_path / "many/chains.jsonl", every=4, times=2)

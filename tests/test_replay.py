@@ -185,7 +185,7 @@ def test_unknown_names_get_the_nearest_one(tmp_path):
         assert hint in caught.value.hint
     file = write(tmp_path / "g.jsonl", [{"id": 1, "text": "a"}])
     for args, message in (
-        ({"parser": "loose"}, "unknown parser"),
+        ({"parser": "loose"}, "parser=loose: Input should be"),
         ({"box_format": "json_pixle"}, "unknown box format"),
         ({"dtype": "f"}, "has no argument"),
     ):

@@ -77,9 +77,9 @@ def test_operations_and_hours_by_hand():
 def test_pairs_by_hand():
     """k = 3: one box prompt, 6 boxes, 6 answers behind the cache, 6 crops; in words also 6 answers judged, five behind a cache."""
     one = Lengths(box=100, box_said=10, answer=150, answer_said=2, shared=90, judge=200, crop=70)
-    plain = pairs_work([one], 10, 5, attempts=3, spares=0, worded=False)
+    plain = pairs_work([one], 10, 5, attempts=3, extra=0, worded=False)
     assert plain.prefill == 10 * (100 + 6 * 60 + 6 * 70) and plain.decode == 10 * (6 * 10 + 6 * 2)
-    worded = pairs_work([one], 10, 5, attempts=3, spares=0, worded=True)
+    worded = pairs_work([one], 10, 5, attempts=3, extra=0, worded=True)
     assert worded.prefill - plain.prefill == 10 * (200 + 5 * 32) and worded.decode - plain.decode == 10 * 12 * 8
 
 

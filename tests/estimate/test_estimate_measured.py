@@ -20,12 +20,12 @@ from visrl.estimate.phase import EstimateRequest
 from visrl.estimate.shape import describe_model
 from visrl.estimate.training import dpo_phases
 from visrl.estimate.work import GPUS
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Sampling
 from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
-from visrl.train.common.models import load_trainee
+from visrl.train.common.models import load_trainable
 from visrl.train.data.rows import Chain, PairRow, write_rows
 from visrl.train.dpo.stages import DPORecipe, run_stage
 
@@ -86,7 +86,9 @@ def test_evaluation(name, folder):
         "t", describe_model(folder(name)), many[:6], len(many), request, box_format="paper", **how
     )
 
-    policy = HFPolicy(name, load_checkpoint(folder(name), dtype="float32"), box_format="paper", rows=4)
+    policy = HFPolicy(
+        name, load_checkpoint(folder(name), CheckpointArguments(dtype="float32")), box_format="paper", rows=4
+    )
     counted = {"computed": 0, "written": 0}
     inner = policy.generate
 
@@ -147,19 +149,19 @@ def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
 
     from visrl.train.data.load import load_preferences
 
-    trainee = load_trainee(recipe.model, None)
+    trainable = load_trainable(recipe.model, None)
     fed = {True: 0, False: 0}
 
     def count(module, args, kwargs):
         fed[torch.is_grad_enabled()] += kwargs["input_ids"].numel()
 
-    trainee.model.register_forward_pre_hook(count, with_kwargs=True)
-    before = [p.numel() * 4 for p in trainee.model.parameters()]
-    with Peak(trainee.model.parameters()) as peak:
-        run_stage(recipe, 1, trainee, load_preferences(recipe.data))
+    trainable.model.register_forward_pre_hook(count, with_kwargs=True)
+    before = [p.numel() * 4 for p in trainable.model.parameters()]
+    with Peak(trainable.model.parameters()) as peak:
+        run_stage(recipe, 1, trainable, load_preferences(recipe.data))
     said(name, "dpo stage 1", estimate, fed[False], fed[True], spent(estimate.memory), peak.bytes)
     assert estimate.work.prefill == within(fed[False], rel=0.2), "the reference"
     assert estimate.work.trained == within(fed[True], rel=0.2)
     assert estimate.memory.weights == sum(before)
-    assert estimate.memory.optimiser == 2 * 4 * sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
+    assert estimate.memory.optimiser == 2 * 4 * sum(p.numel() for p in trainable.model.parameters() if p.requires_grad)
     assert spent(estimate.memory) == within(peak.bytes, rel=0.2)

@@ -72,8 +72,9 @@ def preferences(n: int, processor: Any) -> list[Any]:
     import numpy as np
     from PIL import Image
 
+    from visrl.core.boxes import Box
     from visrl.core.types import CoTSample, Picture
-    from visrl.train.data.rows import Chain, Preference
+    from visrl.train.data.candidates import Candidate, Preference
 
     rng, words = random.Random(0), ["blue", "green", "yellow", "purple", "square", "triangle", "diamond"]
 
@@ -92,8 +93,8 @@ def preferences(n: int, processor: Any) -> list[Any]:
         sample = CoTSample(
             id=str(i), task="perf", kind="qa", question="what letter is on the red circle ?", picture=picture(i)
         )
-        win, lose = (Chain(box=(0, 0, 9, 9), box_text=said(), answer="A") for _ in range(2))
-        pairs.append(Preference(sample, "visrl_train", win, lose))
+        chosen, rejected = (Candidate(Box(0.0, 0.0, 9.0, 9.0), box_text=said(), answer="A") for _ in range(2))
+        pairs.append(Preference(sample, "visrl_train", chosen, rejected))
     return pairs
 
 
@@ -124,8 +125,8 @@ def stock(n: int, folder: str) -> Any:
         rows.append({
             "images": [pair.sample.picture.open()],
             "prompt": [{"role": "user", "content": text}],
-            "chosen": [{"role": "assistant", "content": pair.win.box_text}],
-            "rejected": [{"role": "assistant", "content": pair.lose.box_text}],
+            "chosen": [{"role": "assistant", "content": pair.chosen.box_text}],
+            "rejected": [{"role": "assistant", "content": pair.rejected.box_text}],
         })  # fmt: skip
     dataset = datasets.Dataset.from_list(rows)
     return DPOTrainer(
@@ -137,16 +138,16 @@ def stock(n: int, folder: str) -> Any:
 def ours(n: int, folder: str, *, shared: bool = True, cache: bool = True) -> Any:
     from trl import DPOConfig
 
-    from visrl.train.common.encoding import PairCollator
-    from visrl.train.common.models import trainee
+    from visrl.train.common.models import trainable
     from visrl.train.config.recipe import ModelSection
+    from visrl.train.dpo.collator import PairCollator
     from visrl.train.dpo.losses import Term
     from visrl.train.dpo.trainer import StepDPOTrainer
 
     model, processor = build()
-    t = trainee(model, processor, ModelSection(path="", dtype="float32"), None)
+    t = trainable(model, processor, ModelSection(path="", dtype="float32"), None)
     store = t.feature_store(1.0) if cache else None
-    collator = PairCollator(preferences(n, processor), t.speaker, ("box",), shared=shared, store=store)
+    collator = PairCollator(preferences(n, processor), t.encoder, ("box",), shared=shared, store=store)
     return StepDPOTrainer(
         t, collator, [Term("box", 1.0, 0.1)], DPOConfig(**arguments(folder)), Path(folder), title="ours"
     )
@@ -165,7 +166,7 @@ def step(trainer: Any, *, repeats: int = 3) -> float:
     import torch
 
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(BATCH)]))
-    if hasattr(trainer, "trainee"):
+    if hasattr(trainer, "trainable"):
         trainer._began = True
         inputs["box"]["reference"] = torch.zeros(BATCH, 2)
     else:

@@ -31,8 +31,9 @@ from visrl.rollout.retry import total
 from visrl.train.common.conversations import answer_prompt, box_prompt, crop_of, opened
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.pairs.critics import Critic, Question, ScoreCritic, make_critic, without_repeats
-from visrl.train.pairs.run import RECIPE, finished, make_pairs, plan_of
-from visrl.train.pairs.sampling import Evolution, Plan, Work
+from visrl.train.pairs.recipe import PairsRecipe
+from visrl.train.pairs.run import finished, make_pairs, plan_of
+from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan
 from visrl.train.pairs.statistics import STAGES, pairs_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
@@ -56,7 +57,9 @@ def generate(policy: Policy, request: Request) -> Tokens:
     return found
 
 
-def official(policy: Policy, likelihood: Critic, worded: Critic, works: list[Work], plan: Plan) -> Official:
+def official(
+    policy: Policy, likelihood: Critic, worded: Critic, works: list[QuestionState], plan: SamplingPlan
+) -> Official:
     """The official requests for the chains of our run."""
     generation, critics, words = Tokens(), [], []
     for work in works:
@@ -64,24 +67,24 @@ def official(policy: Policy, likelihood: Critic, worded: Critic, works: list[Wor
         size, key = item.size, work.sample.id
         for _ in range(sum(1 if a.dropped.startswith("first") else 2 for a in work.attempts)):  # B1, and B2
             generation += generate(policy, Request(f"{key}!", "answer", box_prompt(item), size))
-        for trial in work.trials:
-            prompt = answer_prompt(item, trial.chain, plan.crop, policy.box_format)
+        for candidate in work.candidates:
+            prompt = answer_prompt(item, candidate, plan.crop, policy.box_format)
             generation += generate(policy, Request(f"{key}!", "answer", prompt, size))
-            crop = crop_of(item, trial.chain, plan.crop)
-            critics.append(Question(work.sample, item.picture, crop, trial.look.box))
-            words.append(Question(work.sample, item.picture, answer=trial.answer))
+            crop = crop_of(item, candidate, plan.crop)
+            critics.append(Question(work.sample, item.picture, crop, candidate.box))
+            words.append(Question(work.sample, item.picture, answer=candidate.answer))
     spent_l = total(j.tokens for j in likelihood.boxes(critics)) or Tokens()
     one_by_one = [worded.answers([q])[0].tokens for q in words] + [worded.boxes([q])[0].tokens for q in critics]
     return Official(generation, spent_l, total(one_by_one) or Tokens())
 
 
-def ours_worded(worded: Critic, works: list[Work], plan: Plan) -> Tokens:
+def ours_worded(worded: Critic, works: list[QuestionState], plan: SamplingPlan) -> Tokens:
     """Worded requests in our schedule: each different answer, and those boxes whose score was needed."""
     spent: list[Tokens | None] = []
     for work in works:
         item = opened(work.sample, plan.protocol)
-        answers, _ = without_repeats([Question(work.sample, item.picture, answer=t.answer) for t in work.trials])
-        crops = [crop_of(item, t.chain, plan.crop) for t in work.trials if t.box_score is not None]
+        answers, _ = without_repeats([Question(work.sample, item.picture, answer=t.answer) for t in work.candidates])
+        crops = [crop_of(item, t, plan.crop) for t in work.candidates if t.box_score is not None]
         boxes, _ = without_repeats([Question(work.sample, item.picture, crop) for crop in crops])
         spent += [j.tokens for j in (*worded.answers(answers), *worded.boxes(boxes))]
     return total(spent) or Tokens()
@@ -99,7 +102,7 @@ def main() -> None:
     policy: Policy = ScriptedLooks(other, known) if args.policy == SCRIPTED else load_policy(args.policy)
     likelihood, worded = make_critic("likelihood", other, "exact"), ScoreCritic(other)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = RECIPE.model_validate(
+        recipe = PairsRecipe.model_validate(
             {
                 "kind": "pairs",
                 "output": folder,
@@ -110,13 +113,13 @@ def main() -> None:
             }
         )
         plan, samples = plan_of(recipe, policy), load_questions(recipe.data)
-        make_pairs(Evolution(policy, likelihood, plan), samples, recipe)
+        make_pairs(PairSampler(policy, likelihood, plan), samples, recipe)
         done = finished(Path(folder) / "chains.jsonl", {sample.id: sample for sample in samples})
     works = [done[sample.id] for sample in samples]
     report(works, plan, official(policy, likelihood, worded, works, plan), ours_worded(worded, works, plan))
 
 
-def report(works: list[Work], plan: Plan, theirs: Official, words: Tokens) -> None:
+def report(works: list[QuestionState], plan: SamplingPlan, theirs: Official, words: Tokens) -> None:
     """Totals and ratios, as JSON."""
     stages = {stage: total(w.tokens.get(stage, Tokens()) for w in works) or Tokens() for stage in STAGES}
     ours = {name: count.computed for name, count in stages.items()}

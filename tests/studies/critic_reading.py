@@ -26,7 +26,7 @@ from visrl.policies.registry import load_policy
 from visrl.rollout.config import RolloutConfig
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.critics import make_critic
-from visrl.train.pairs.run import RECIPE
+from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.small_model.model_card import VISCOT, run
 from visrl.world import checkpoint_path
 
@@ -82,7 +82,7 @@ def main() -> None:
         "critic": {"model": "base"},
         "data": data,
     }
-    samples = load_questions(RECIPE.model_validate(named).data)
+    samples = load_questions(PairsRecipe.model_validate(named).data)
     print(f"{args.limit} questions, {args.seeds} seeds, policy sft, splits {', '.join(GROUPS['world_viscot'])}\n")
     print("| critic | reads true crops | winning boxes right | against M_org | pairs |\n|---|---:|---:|---:|---:|")
     first: list[float] = []

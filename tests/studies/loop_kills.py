@@ -42,11 +42,11 @@ def start(output: Path) -> subprocess.Popen[bytes]:
 def state(output: Path, phase: str) -> str:
     """What a phase is doing: ``waits``, ``works``, ``scores`` or ``done``."""
     folder = output / phase
-    if (folder / "metrics.json").is_file() or (phase.endswith("pairs") and (folder / "phase.json").is_file()):
+    if (folder / "metrics.json").is_file() or (phase.endswith("pairs") and (folder / "outputs.json").is_file()):
         return "done"
-    if (folder / "phase.json").is_file():
+    if (folder / "outputs.json").is_file():
         return "scores"
-    return "works" if (folder / "asked.json").is_file() else "waits"
+    return "works" if (folder / "phase_config.json").is_file() else "waits"
 
 
 def undisturbed(output: Path) -> dict[tuple[str, str], float]:

@@ -13,7 +13,7 @@ from typing import Any
 from visrl.train.config.recipe import load_recipe
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.run import finished
-from visrl.train.pairs.sampling import Work
+from visrl.train.pairs.sampling import QuestionState
 from visrl.train.pairs.statistics import funnel, outcomes, table
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         recipe: Any = load_recipe(folder / "recipe.yaml").recipe
         samples = load_questions(recipe.data)
         done = finished(folder / "chains.jsonl", {sample.id: sample for sample in samples})
-        domains: dict[str, list[Work]] = {}
+        domains: dict[str, list[QuestionState]] = {}
         for sample in samples:
             domains.setdefault(sample.id.split(":")[1], []).append(done[sample.id])  # rl:DOMAIN:picture:number
         for domain, works in domains.items():

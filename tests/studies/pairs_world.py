@@ -27,8 +27,9 @@ from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.critics import Critic, make_critic
-from visrl.train.pairs.run import RECIPE, finished, make_pairs, plan_of
-from visrl.train.pairs.sampling import Evolution, Work
+from visrl.train.pairs.recipe import PairsRecipe
+from visrl.train.pairs.run import finished, make_pairs, plan_of
+from visrl.train.pairs.sampling import PairSampler, QuestionState
 from visrl.train.pairs.statistics import outcomes, table
 from visrl.world.splits import redraw
 
@@ -94,12 +95,12 @@ class ScriptedLooks:
 
 def run_of(
     args: argparse.Namespace, name: str, seed: int, models: dict[str, Any], samples: list[CoTSample]
-) -> list[Work]:
+) -> list[QuestionState]:
     """The finished chains of a setting."""
     setting = dict(SETTINGS[name])
     critic = models["self"] if setting.pop("critic", None) else models["critic"]
     folder = args.output / f"{name.replace(' ', '-').replace('/', '')}-{seed}"
-    recipe = RECIPE.model_validate(
+    recipe = PairsRecipe.model_validate(
         {
             "kind": "pairs",
             "output": folder,
@@ -114,12 +115,12 @@ def run_of(
     )
     policy: Policy = models["policy"]
     judge: Critic = critic
-    make_pairs(Evolution(policy, judge, plan_of(recipe, policy)), samples, recipe)
+    make_pairs(PairSampler(policy, judge, plan_of(recipe, policy)), samples, recipe)
     done = finished(folder / "chains.jsonl", {sample.id: sample for sample in samples})
     return [done[sample.id] for sample in samples]
 
 
-def row(works: list[Work], *, box_critic: bool = True) -> dict[str, float]:
+def row(works: list[QuestionState], *, box_critic: bool = True) -> dict[str, float]:
     """Yield and percentages of one run."""
     from visrl.train.pairs.selection import Rule
 
@@ -127,9 +128,7 @@ def row(works: list[Work], *, box_critic: bool = True) -> dict[str, float]:
     shares = table(found)
     values = {kind: float(shares[kind]["percent"] or 0.0) for kind in KINDS}
     errors = {f"se_{kind}": float(shares[kind]["se"] or 0.0) for kind in KINDS}
-    looked = [
-        iou(t.look.box, w.sample.box) for w in works for t in w.trials if w.sample.box and t.look.text is not None
-    ]
+    looked = [iou(t.box, w.sample.box) for w in works for t in w.candidates if w.sample.box and t.box_text is not None]
     right = 100 * sum(value > 0.5 for value in looked) / max(len(looked), 1)
     return {"pairs": float(len(found)), "sampled boxes right": right, **values, **errors}
 
@@ -189,7 +188,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    samples = load_questions(RECIPE.model_validate(_tree(args)).data)
+    samples = load_questions(PairsRecipe.model_validate(_tree(args)).data)
     other = load_policy(args.critic)
     policy: Policy = ScriptedLooks(other, samples) if args.policy == SCRIPTED else load_policy(args.policy)
     models = {

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.train.config.recipe import load_recipe
+from visrl.train.dpo import stages
 from visrl.train.loop import run as loop
+from visrl.train.sft import sft as sft_module
 
 SFT = "kind: sft\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: %s}\n"
 PAIRS = (
@@ -30,7 +33,7 @@ def weights(folder, text):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Recipes on disk; the modules' ``run`` and the scoring replaced. ``ran``: what ran, in order."""
+    """Recipes on disk; each kind's ``run``, the pairs and the scoring replaced. ``ran``: what ran, in order."""
     weights(tmp_path / "base", "base")
     (tmp_path / "chains.jsonl").write_text("chains")
     (tmp_path / "sft.yaml").write_text(SFT % (tmp_path / "chains.jsonl"))
@@ -50,8 +53,9 @@ def world(tmp_path, monkeypatch):
         ran.append(f"pairs skip {recipe.data.skip}")
         policy, critic = (said(m.removeprefix("hf:")) for m in (recipe.policy.model, recipe.critic.model))
         write_atomically(recipe.output / "pairs.jsonl", f"pairs of {policy} by {critic} from {recipe.data.skip}")
-        counts = {"pairs": 12, "questions": {"asked": 50}}
-        write_atomically(recipe.output / "manifest.json", dump_json({"funnel": counts}))
+        manifest = {"funnel": {"pairs": 12, "questions": {"asked": 50}}}
+        write_atomically(recipe.output / "manifest.json", dump_json(manifest))
+        return manifest
 
     def rl(recipe):
         (stage,) = recipe.step.stages
@@ -59,8 +63,9 @@ def world(tmp_path, monkeypatch):
         made = f"rl{stage}({said(recipe.model.path)}; {recipe.data.file.read_text()})"
         weights(recipe.output / f"stage{stage}" / "final", made)
 
-    for module, fake in (("sft.sft", sft), ("pairs.run", pairs), ("dpo.stages", rl)):
-        monkeypatch.setattr(f"visrl.train.{module}.run", fake)
+    for module, fake in ((sft_module, sft), (stages, rl)):
+        monkeypatch.setattr(module, "KIND", replace(module.KIND, run=fake))
+    monkeypatch.setattr(loop, "generate_pairs", pairs)
     monkeypatch.setattr(loop, "score_phase", score)
     monkeypatch.setattr(loop, "free", lambda: None)  # collecting torch's garbage takes a second each time
     return tmp_path, ran

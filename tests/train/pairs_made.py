@@ -9,7 +9,7 @@ from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box, iou
 from visrl.core.types import CoTSample, Picture
 from visrl.policies.protocol import Output, Policy
-from visrl.train.pairs.run import RECIPE
+from visrl.train.pairs.recipe import PairsRecipe
 
 SIZE = (400, 300)
 REGION = re.compile(r"#xyxy=(\d+),(\d+),(\d+),(\d+)$")
@@ -50,7 +50,7 @@ def recipe(output, **more):
         "data": {"path": "made.jsonl"},
         **more,
     }
-    return RECIPE.model_validate(tree)
+    return PairsRecipe.model_validate(tree)
 
 
 class Asked(Policy):

@@ -40,7 +40,7 @@ def test_seed_by_seed_and_a_variant_runs_only_what_it_does_not_share(queue):
     ablations.run(load(folder))
     assert ran == []
     assert json.loads((folder / "abl/summary.json").read_text())[0]["seeds"] == 2
-    assert set(ablations.plan(load(folder))) == {
+    assert set(ablations.status(load(folder))) == {
         f"{v}, seed {s}, {p}: done"
         for s in (3, 4)
         for v in ("full", "own-crop", "stage-2")
@@ -51,7 +51,7 @@ def test_seed_by_seed_and_a_variant_runs_only_what_it_does_not_share(queue):
 
 def test_a_job_that_another_process_runs_is_left_to_it(queue, capsys):
     folder, _ = queue
-    with loop._alone(folder / "abl/stage-2/seed3"):
+    with loop.exclusive(folder / "abl/stage-2/seed3"):
         ablations.run(load(folder))
     assert "another process is at it" in capsys.readouterr().err
     assert not (folder / "abl/stage-2/seed3/base").exists()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from visrl.core.boxes import Box, iou
 from visrl.core.types import Unparsed
-from visrl.train.pairs.diversity import MAX_IOU, Look, control, disjoint_like, spread
+from visrl.train.pairs.diversity import MAX_IOU, BoxProposal, control, disjoint_like, spread
 
 SIZE = (400, 300)
 A, NEAR, FAR = Box(50, 50, 130, 110), Box(60, 55, 140, 115), Box(250, 150, 330, 210)
@@ -19,7 +19,7 @@ def rngs(n=3):
 
 
 def looks(*boxes):
-    return [Look(box, f"said {i}") if isinstance(box, Box) else box for i, box in enumerate(boxes)]
+    return [BoxProposal(box, f"said {i}") if isinstance(box, Box) else box for i, box in enumerate(boxes)]
 
 
 @pytest.mark.parametrize(("number", "d"), [(0, 0.4), (19, 0.4), (20, 0.5), (40, 0.6), (60, 0.7), (80, 0.8), (99, 0.8)])
@@ -62,7 +62,7 @@ def test_a_box_outside_the_picture_has_no_like():
 
 def test_boxes_apart_stay_as_they_are():
     (attempt,) = control(looks(A, FAR), 1, SIZE, "paper", rngs(1))
-    assert [look.box for look in attempt.looks] == [A, FAR] and attempt.looks[1].source == "sampled"
+    assert [look.box for look in attempt.boxes] == [A, FAR] and attempt.boxes[1].source == "sampled"
 
 
 def test_the_threshold_itself_is_not_above_it():
@@ -70,21 +70,21 @@ def test_the_threshold_itself_is_not_above_it():
     a, b = Box(0, 0, 105, 10), Box(95, 0, 200, 10)
     assert iou(a, b) == pytest.approx(MAX_IOU)
     (attempt,) = control(looks(a, b), 1, SIZE, "paper", rngs(1))
-    assert attempt.looks[1].box == b
+    assert attempt.boxes[1].box == b
     (attempt,) = control(looks(a, Box(94, 0, 199, 10)), 1, SIZE, "paper", rngs(1))  # 110 / 1990 = .0553
-    assert attempt.looks[1].source == "random"
+    assert attempt.boxes[1].source == "random"
 
 
 def test_overlapping_boxes_are_replaced_and_nobody_said_the_new_one():
     (attempt,) = control(looks(A, NEAR), 1, SIZE, "paper", rngs(1))
-    assert attempt.looks[0].box == A
-    assert attempt.looks[1].source == "random" and attempt.looks[1].text is None
-    assert iou(attempt.looks[1].box, A) == 0.0
+    assert attempt.boxes[0].box == A
+    assert attempt.boxes[1].source == "random" and attempt.boxes[1].text is None
+    assert iou(attempt.boxes[1].box, A) == 0.0
 
 
 def test_without_the_controller_nothing_is_replaced():
     (attempt,) = control(looks(A, NEAR), 1, SIZE, "none", rngs(1))
-    assert [look.box for look in attempt.looks] == [A, NEAR]
+    assert [look.box for look in attempt.boxes] == [A, NEAR]
 
 
 def test_attempts_are_dropped_with_their_reason():
@@ -99,9 +99,9 @@ def test_attempts_are_dropped_with_their_reason():
 def test_resample_takes_each_spare_once_then_draws():
     boxes = looks(A, NEAR, A, NEAR, A, NEAR, NEAR, FAR, Box(200, 200, 280, 260))
     attempts = control(boxes, 3, SIZE, "resample", rngs())
-    assert [attempt.looks[1].source for attempt in attempts] == ["spare", "spare", "random"]
-    assert attempts[0].looks[1].box == FAR and attempts[0].looks[1].text == "said 7"
-    assert attempts[1].looks[1].box == Box(200, 200, 280, 260)
+    assert [attempt.boxes[1].source for attempt in attempts] == ["spare", "spare", "random"]
+    assert attempts[0].boxes[1].box == FAR and attempts[0].boxes[1].text == "said 7"
+    assert attempts[1].boxes[1].box == Box(200, 200, 280, 260)
 
 
 def test_an_attempt_hangs_on_its_own_randomness():

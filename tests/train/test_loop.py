@@ -56,7 +56,7 @@ def test_finished_phases_are_skipped_and_a_copy_elsewhere_is_the_same_run(world)
     ran.clear()
     (folder / "run").rename(folder / "moved")
     moved = recipe(folder, f"output={folder}/moved")
-    assert loop.plan(moved) == [f"{phase.name}: done" for phase in phases(moved)]
+    assert loop.status(moved) == [f"{phase.name}: done" for phase in phases(moved)]
     loop.run(moved)
     assert ran == []
 
@@ -66,7 +66,7 @@ def test_a_changed_recipe_says_what_would_be_redone_and_why_and_redoes_it_only_w
     loop.run(recipe(folder))
     ran.clear()
     settings = ("rl.set={step.beta_box: 0.5}",)
-    lines = loop.plan(recipe(folder, *settings))
+    lines = loop.status(recipe(folder, *settings))
     assert lines[:3] == ["base: done", "sft: done", "iter1/pairs: done"]
     assert lines[3] == "iter1/rl1: redone: recipe.step.beta_box was 0.3, is 0.5"
     assert lines[4] == "iter1/rl2: redone, unless iter1/rl1 comes out as it was"
@@ -86,13 +86,13 @@ def test_weights_or_pairs_or_data_that_changed_are_noticed(world):
     folder, _ = world
     loop.run(recipe(folder))
     (folder / "run/iter1/pairs/pairs.jsonl").write_text("other pairs")
-    assert "iter1/pairs: redone: pairs_sha256 is not what phase.json says: the file was changed" in loop.plan(
+    assert "iter1/pairs: redone: pairs_sha256 is not what outputs.json says: the file was changed" in loop.status(
         recipe(folder)
     )
     (folder / "chains.jsonl").write_text("other chains")
-    assert loop.plan(recipe(folder))[1].startswith("sft: redone: data was")
+    assert loop.status(recipe(folder))[1].startswith("sft: redone: data was")
     weights(folder / "base", "another base")
-    assert loop.plan(recipe(folder))[0].startswith("base: redone: weights was")
+    assert loop.status(recipe(folder))[0].startswith("base: redone: weights was")
 
 
 class Stop(Exception):
@@ -132,21 +132,25 @@ def test_stopped_anywhere_and_resumed_it_ends_the_same(world, monkeypatch):
             break
         asked += 1
         assert not places(output, -1)
-        for made in ("iter2/rl2/stage2/final/model.safetensors", "iter2/rl2/metrics.json", "iter1/rl1/asked.json"):
+        for made in (
+            "iter2/rl2/stage2/final/model.safetensors",
+            "iter2/rl2/metrics.json",
+            "iter1/rl1/phase_config.json",
+        ):
             assert (output / made).read_bytes() == (folder / "run" / made).read_bytes()
     assert asked == 16  # 0, 5, …, 75
 
 
 def test_two_processes_do_not_run_one_loop(world):
     folder, _ = world
-    with loop._alone(folder / "run"), pytest.raises(UsageError, match="another process is running this loop"):
+    with loop.exclusive(folder / "run"), pytest.raises(UsageError, match="another process is running this loop"):
         loop.run(recipe(folder))
 
 
 def test_a_worker_that_outlives_a_killed_loop_does_not_hold_its_lock(tmp_path):
     """Of a killed warm-up the process that draws lives on for some seconds: the same command must go on at once."""
     ours, theirs = os.pipe()
-    with loop._alone(tmp_path):
+    with loop.exclusive(tmp_path):
         worker = os.fork()
         if worker == 0:
             os.write(theirs, b"x")
@@ -154,7 +158,7 @@ def test_a_worker_that_outlives_a_killed_loop_does_not_hold_its_lock(tmp_path):
             os._exit(0)
         os.read(ours, 1)  # it runs
     try:
-        with loop._alone(tmp_path):
+        with loop.exclusive(tmp_path):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -168,7 +172,7 @@ def test_a_phase_of_equal_hashes_is_copied_from_another_loop(world):
     loop.run(recipe(folder, f"output={folder}/b", f"reuse=[{folder}/run]", "rl.set={step.beta_box: 0.4}"))
     # SFT and the first pairs were copied; so were the second ones, because the fake's weights do not hang on beta
     assert ran == ["rl1 beta 0.4 seed 5", "rl2 beta 0.4 seed 5"] * 2
-    assert (folder / "b/iter1/pairs/phase.json").is_file()
+    assert (folder / "b/iter1/pairs/outputs.json").is_file()
 
 
 def test_phase_recipes_are_checked_before_anything_runs(world):
@@ -231,13 +235,13 @@ def test_changes_names_the_first_few_and_counts_the_rest():
 
 
 def test_a_phase_that_began_and_did_not_end_is_resumed(tmp_path):
-    assert examine(tmp_path, {"a": 1}, None).stand == "new"
-    write_atomically(tmp_path / "asked.json", dump_json({"a": 1}))
-    assert examine(tmp_path, {"a": 1}, None).stand == "resume"
-    assert examine(tmp_path, {"a": 2}, None).stand == "stale"
-    write_atomically(tmp_path / "phase.json", dump_json({"weights_sha256": "x"}))
-    assert examine(tmp_path, {"a": 1}, {"weights_sha256": "x"}).stand == "done"
-    assert examine(tmp_path, {"a": 1}, {"weights_sha256": "y"}).stand == "stale"
+    assert examine(tmp_path, {"a": 1}, None).status == "new"
+    write_atomically(tmp_path / "phase_config.json", dump_json({"a": 1}))
+    assert examine(tmp_path, {"a": 1}, None).status == "resume"
+    assert examine(tmp_path, {"a": 2}, None).status == "stale"
+    write_atomically(tmp_path / "outputs.json", dump_json({"weights_sha256": "x"}))
+    assert examine(tmp_path, {"a": 1}, {"weights_sha256": "x"}).status == "done"
+    assert examine(tmp_path, {"a": 1}, {"weights_sha256": "y"}).status == "stale"
 
 
 @pytest.mark.parametrize(
@@ -248,9 +252,11 @@ def test_every_shipped_loop_wires_recipes_that_are_there(path, tmp_path):
     state = loop.start(found)
     for phase in phases(found):
         if phase.what != "ready":
-            resolved, wires = phase_recipe(found, phase, replace(state, pairs=tmp_path / "pairs.jsonl"))
+            resolved, overrides = phase_recipe(found, phase, replace(state, pairs=tmp_path / "pairs.jsonl"))
             assert resolved.recipe.output == tmp_path / "none" / phase.name
-            assert wires.get("critic.model", state.base.spec) == state.base.spec  # M_org criticises in every iteration
+            assert (
+                overrides.get("critic.model", state.base.spec) == state.base.spec
+            )  # M_org criticises in every iteration
 
 
 def test_the_shipped_ablations_change_one_thing_each(tmp_path):
@@ -262,8 +268,8 @@ def test_the_shipped_ablations_change_one_thing_each(tmp_path):
         changed = {key for key in before if before[key] != after[key]}
         allowed = {
             "short-sft": {"iterations", "sft"},
-            "more-sft": {"iterations", "more"},
-            "more-sft-compute": {"iterations", "more"},
+            "more-sft": {"iterations", "continued_sft"},
+            "more-sft-compute": {"iterations", "continued_sft"},
             "answer-only": {"stages", "rl"},
             "compat-crop": {"pairs", "rl"},
         }

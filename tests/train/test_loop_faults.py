@@ -17,8 +17,8 @@ from visrl.train.loop import ablations
 from visrl.train.loop import run as loop
 from visrl.train.loop.phase_state import config_of, data_hash
 from visrl.train.loop.phases import Weights, critic_of, phase_recipe, phases
-from visrl.train.small_model.pretext_tasks import Teacher
-from visrl.train.small_model.run import Lessons
+from visrl.train.small_model.pretext_tasks import ExampleBuilder
+from visrl.train.small_model.run import PretextTasks
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 
@@ -37,7 +37,7 @@ def wired(found, what, state=None):
 
 
 def test_further_training_does_not_see_the_warm_ups_examples_again(tmp_path):
-    """Every example of ``more`` hangs on (seed, step, row): with the warm-up's seed all 104 batches were the warm-up's first."""
+    """Every example of continued SFT hangs on (seed, step, row): with the warm-up's seed all 104 batches were the warm-up's first."""
     (job,) = [
         job
         for job in ablations.jobs(
@@ -49,8 +49,8 @@ def test_further_training_does_not_see_the_warm_ups_examples_again(tmp_path):
     from visrl.world import checkpoint_path
 
     _, processor = load(checkpoint_path("base"))
-    teacher = Teacher(processor, "train", 40)
-    first, more = (Lessons(wired(job.recipe, what), teacher) for what in ("warm-up", "more"))
+    builder = ExampleBuilder(processor, "train", 40)
+    first, more = (PretextTasks(wired(job.recipe, what), builder) for what in ("warm-up", "continued_sft"))
     pairs = [
         (a.digest(), b.digest()) for step in range(12) for (_, a), (_, b) in zip(first[step], more[step], strict=False)
     ]
@@ -68,8 +68,8 @@ def test_with_an_adapter_the_two_critics_are_two(world):
     for critic in ("base", "sft"):
         found = recipe(folder, f"critic={critic}")
         state = replace(loop.start(found), base=base, sft=sft, now=sft)
-        resolved, wires = phase_recipe(found, phase_of(found, "pairs"), state)
-        configs[critic] = config_of(resolved.recipe, wires, state, critic_of(found, state))
+        resolved, overrides = phase_recipe(found, phase_of(found, "pairs"), state)
+        configs[critic] = config_of(resolved.recipe, overrides, state, critic_of(found, state))
         assert resolved.recipe.critic.args == ({"adapter": str(adapter)} if critic == "sft" else {})
     assert configs["base"]["critic"] != configs["sft"]["critic"]
 
@@ -105,7 +105,7 @@ def test_a_critic_that_the_recipe_names_is_known_by_its_bytes(world):
     loop.run(recipe(folder, *settings))
     assert "by big" in (folder / "run/iter1/pairs/pairs.jsonl").read_text()
     weights(folder / "big", "other")
-    assert loop.plan(recipe(folder, *settings))[2].startswith("iter1/pairs: redone: critic was")
+    assert loop.status(recipe(folder, *settings))[2].startswith("iter1/pairs: redone: critic was")
 
 
 def test_a_shipped_name_is_one_model_whatever_lies_in_the_working_folder(tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_launch_that_leaves_nothing_is_no_finished_phase(world):
     folder, _ = world
     with pytest.raises(UsageError, match="sft: training left no weights"):
         loop.run(recipe(folder, "launch='true'"))
-    assert not (folder / "run/sft/phase.json").exists()
+    assert not (folder / "run/sft/outputs.json").exists()
     with pytest.raises(UsageError, match=r"launch: no-such-command: No such file"):
         loop.run(recipe(folder, "launch=no-such-command --x"))
 
@@ -196,30 +196,28 @@ def test_what_is_copied_is_what_its_loop_says_it_left_and_what_is_being_scored_i
     loop.run(recipe(folder))
     (folder / "run/sft/final/model.safetensors").write_text("CORRUPT")
     (folder / "run/iter1/pairs/.pairs.jsonl.tmp").write_text("")
-    (folder / "run/base/score/phase.json").unlink()  # somebody is at it
+    (folder / "run/base/score/outputs.json").unlink()  # somebody is at it
     ran.clear()
     loop.run(recipe(folder, f"output={folder}/b", f"reuse=[{folder}/run]"))
     assert ran == ["sft"]  # everything after it was copied: it came out as it was
     assert (folder / "b/sft/final/model.safetensors").read_text() == "sft(base)"
     assert not (folder / "b/iter1/pairs/.pairs.jsonl.tmp").exists()
-    assert (folder / "b/base/score/phase.json").is_file()
+    assert (folder / "b/base/score/outputs.json").is_file()
 
 
 # --- it goes on
 
 
 def some_fail(monkeypatch, failed):
-    from visrl.train.pairs import run as pairs
+    real = loop.generate_pairs
 
-    real = pairs.run
-
-    def run(found):
+    def generate(found):
         real(found)
         counts = {"pairs": 12, "questions": {"asked": 100}, "failed": {"PictureError": failed}}
         write_atomically(found.output / "manifest.json", dump_json({"funnel": counts}))
-        raise SystemExit(EXIT_INCOMPLETE)
+        return {"funnel": counts}
 
-    monkeypatch.setattr(pairs, "run", run)
+    monkeypatch.setattr(loop, "generate_pairs", generate)
 
 
 def test_a_question_that_fails_for_good_does_not_stop_the_loop(world, monkeypatch, capsys):
@@ -245,19 +243,16 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
         f"kind: ablations\noutput: {folder}/abl\nseed: 3\nrecipe: loop.yaml\nseeds: 2\nset: {{iterations: 1}}\n"
         "variants: {full: {}, bad: {pairs.set: {diversity: none}}, own-crop: {rl.set: {step.context: own_crop}}}\n"
     )
-    from visrl.train.pairs import run as pairs
+    real = loop.generate_pairs
 
-    real = pairs.run
-
-    def run(found):
-        real(found)
+    def generate(found):
+        manifest = real(found)
         if found.diversity == "none":
             (found.output / "pairs.jsonl").write_text("")
+        return manifest
 
-    monkeypatch.setattr(pairs, "run", run)
-    with pytest.raises(SystemExit) as caught:
-        ablations.run(load_recipe(folder / "ablations.yaml").recipe)
-    assert caught.value.code == EXIT_INCOMPLETE
+    monkeypatch.setattr(loop, "generate_pairs", generate)
+    assert ablations.run(load_recipe(folder / "ablations.yaml").recipe) == EXIT_INCOMPLETE
     said = capsys.readouterr().err
     assert "error: iter1/pairs: no question gave a pair" in said
     assert "2 of 6 jobs failed: bad, seed 3; bad, seed 4" in said
@@ -266,12 +261,12 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
 
 
 def test_a_stage_that_was_interrupted_goes_on_in_another_place(world, monkeypatch):
-    """Places decide nothing: the phase's own settings name where data and weights lay, asked.json has their bytes."""
+    """Places decide nothing: the phase's own settings name where data and weights lay, phase_config.json has their bytes."""
     folder, _ = world
     from visrl.train.common.phase_folder import claim
     from visrl.train.dpo import stages
 
-    real = stages.run
+    real = stages.KIND.run
 
     class Stop(Exception):
         pass
@@ -282,33 +277,63 @@ def test_a_stage_that_was_interrupted_goes_on_in_another_place(world, monkeypatc
             raise Stop
         real(found)
 
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(stages, "KIND", replace(stages.KIND, run=run))
     with pytest.raises(Stop):
         loop.run(recipe(folder, "iterations=1"))
     (folder / "run").rename(folder / "moved")
     moved = recipe(folder, f"output={folder}/moved", "iterations=1")
-    assert loop.plan(moved)[3] == "iter1/rl1: goes on where it stopped"
+    assert loop.status(moved)[3] == "iter1/rl1: goes on where it stopped"
     loop.run(moved)
     assert (folder / "moved/iter1/rl2/stage2/final").is_dir()
+
+
+def test_a_loop_of_an_earlier_version_opens_is_finished_and_goes_on(world):
+    """Then: asked.json and phase.json, ``sampling.spares``, the section ``more``."""
+    folder, ran = world
+    loop.run(recipe(folder, "continued_sft={recipe: sft.yaml}", "iterations=1"))
+    for file in sorted((folder / "run").rglob("phase_config.json")):
+        text = file.read_text().replace('"extra_samples"', '"spares"')
+        assert ('"spares"' in text) == (file.parent.name == "pairs")
+        file.with_name("asked.json").write_text(text)
+        file.unlink()
+    for file in sorted((folder / "run").rglob("outputs.json")):
+        file.rename(file.with_name("phase.json"))
+    ran.clear()
+    old = recipe(folder, "more={recipe: sft.yaml}", "pairs.set.sampling.spares=6", "iterations=1")
+    names = ("base", "sft", "more", "iter1/pairs", "iter1/rl1", "iter1/rl2")
+    assert loop.status(old) == [f"{name}: done" for name in names]
+    loop.run(
+        recipe(folder, f"output={folder}/copy", f"reuse=[{folder}/run]", "more={recipe: sft.yaml}", "iterations=1")
+    )
+    assert ran == []
+    loop.run(recipe(folder, "more={recipe: sft.yaml}", "iterations=2"))
+    assert ran[0] == "pairs skip 57" and (folder / "run/iter2/rl2/outputs.json").is_file()
+    (folder / "run/iter1/rl2/phase.json").unlink()
+    assert loop.status(old)[-1] == "iter1/rl2: goes on where it stopped"
+    (folder / "loop.yaml").write_text(
+        (folder / "loop.yaml").read_text() + "more: {recipe: sft.yaml}\ncontinued_sft: {recipe: sft.yaml}\n"
+    )
+    with pytest.raises(UsageError, match="more and continued_sft are one key"):
+        recipe(folder)
 
 
 def test_killed_while_it_began_a_phase_or_a_scoring(world):
     folder, _ = world
     for name in ("sft", "base/score"):
         (folder / "run" / name).mkdir(parents=True)
-        (folder / "run" / name / ".asked.json.1.tmp").write_text("")
+        (folder / "run" / name / ".phase_config.json.1.tmp").write_text("")
     loop.run(recipe(folder))
     assert (folder / "run/iter2/rl2/metrics.json").is_file()
     (folder / "b/sft").mkdir(parents=True)
     loop.run(recipe(folder, f"output={folder}/b", f"reuse=[{folder}/run]"))
-    assert (folder / "b/sft/phase.json").is_file()
+    assert (folder / "b/sft/outputs.json").is_file()
 
 
 def test_a_broken_file_and_impossible_stages_are_named(world):
     folder, _ = world
     loop.run(recipe(folder))
-    (folder / "run/sft/phase.json").write_text('{"weights')
-    with pytest.raises(UsageError, match=r"sft/phase.json is not JSON"):
+    (folder / "run/sft/outputs.json").write_text('{"weights')
+    with pytest.raises(UsageError, match=r"sft/outputs.json is not JSON"):
         loop.run(recipe(folder))
     for stages in ("[1,1]", "[2,1]", "[]"):
         with pytest.raises(UsageError, match=r"stages are \[1\], \[2\] or \[1, 2\]"):

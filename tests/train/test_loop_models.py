@@ -47,16 +47,17 @@ def folder(tmp_path, monkeypatch):
     def pairs(recipe):
         asked.append((recipe.policy.model, recipe.policy.args, recipe.critic.model))
         rows = [
-            PairRow(id=str(i), picture="p.png", question=f"what {i}?", win=CHAINS[0], lose=CHAINS[1]) for i in range(3)
+            PairRow(id=str(i), picture="p.png", question=f"what {i}?", chosen=CHAINS[0], rejected=CHAINS[1])
+            for i in range(3)
         ]
         write_rows(recipe.output / "pairs.jsonl", rows)
-        write_atomically(
-            recipe.output / "manifest.json", dump_json({"funnel": {"pairs": 3, "questions": {"asked": 3}}})
-        )
+        manifest = {"funnel": {"pairs": 3, "questions": {"asked": 3}}}
+        write_atomically(recipe.output / "manifest.json", dump_json(manifest))
+        return manifest
 
-    monkeypatch.setattr("visrl.train.pairs.run.run", pairs)
-    for module in ("loop", "loop_score"):  # collecting torch's garbage takes a second each time
-        monkeypatch.setattr(f"visrl.train.{module}.free", lambda: None)
+    monkeypatch.setattr(loop, "generate_pairs", pairs)
+    for module in ("run", "scoring"):  # collecting torch's garbage takes a second each time
+        monkeypatch.setattr(f"visrl.train.loop.{module}.free", lambda: None)
     return tmp_path, asked
 
 
@@ -88,7 +89,7 @@ def test_the_whole_method_on_one_adapter(folder, capsys):
     # elsewhere it is the same run: no record and no request says where the adapter lay; scored again, it is the same too
     assert str(folder) not in json.dumps([r.model_dump(mode="json")["model_info"] for r in results])
     (folder / "run").rename(folder / "moved")
-    for scored in (folder / "moved").glob("**/score/phase.json"):
+    for scored in (folder / "moved").glob("**/score/outputs.json"):
         scored.unlink()
     loop.run(load_recipe(folder / "loop.yaml", [f"output={folder}/moved"]).recipe)
     assert len(asked) == 1 and read_records(folder / "moved") == results

@@ -17,9 +17,10 @@ from visrl.train.config.recipe import DataSection, load_recipe
 from visrl.train.data.load import load_preferences
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.data.rows import PairRow, read_rows
+from visrl.train.pairs import command
 from visrl.train.pairs.critics import ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
-from visrl.train.pairs.sampling import Evolution, from_json, to_json
+from visrl.train.pairs.sampling import PairSampler, from_json, to_json
 
 N = 60
 DERIVED = ("pairs.jsonl", "manifest.json", "records/datagen.json")
@@ -29,8 +30,8 @@ def make(output, n=N, faults=0.0, policy=FakePolicy, **more):
     """Manifest, policy and critic of a whole run."""
     asked, samples = recipe(output, **more), questions(n)
     policy, critic = policy("sft", samples, faults), FakeCritic("org", samples, faults)
-    evolution = Evolution(policy, ScoreCritic(critic), plan_of(asked, policy))
-    return make_pairs(evolution, samples, asked), policy, critic
+    sampler = PairSampler(policy, ScoreCritic(critic), plan_of(asked, policy))
+    return make_pairs(sampler, samples, asked), policy, critic
 
 
 def derived(folder):
@@ -42,11 +43,11 @@ def test_pairs_are_rows_of_the_trainer_that_keep_the_thresholds(tmp_path):
     rows = list(read_rows(tmp_path / "pairs.jsonl", PairRow))
     assert len(rows) == manifest["funnel"]["pairs"] > 5
     for row in rows:
-        assert row.win.scores["answer"] >= 0.8 and row.win.scores["box"] >= 0.8
-        assert row.lose.scores["answer"] <= 0.2 and row.lose.scores["box"] <= 0.2
-        assert row.win.answer == row.answers[0] != row.lose.answer
-        assert row.win.box_text is not None, (
-            "a replacement drawn at random is on nobody's tongue; no win of ours is one"
+        assert row.chosen.scores["answer"] >= 0.8 and row.chosen.scores["box"] >= 0.8
+        assert row.rejected.scores["answer"] <= 0.2 and row.rejected.scores["box"] <= 0.2
+        assert row.chosen.answer == row.answers[0] != row.rejected.answer
+        assert row.chosen.box_text is not None, (
+            "a replacement drawn at random is on nobody's tongue; no chosen box of ours is one"
         )
     assert len({row.id for row in rows}) == len(rows)
 
@@ -199,7 +200,7 @@ def test_recipe_files_are_checked():
     assert len(paths) >= 2
     for path in paths:
         resolved = load_recipe(path)
-        assert resolved.recipe.kind == "pairs" and resolved.module.__name__ == "visrl.train.pairs.run"
+        assert resolved.recipe.kind == "pairs" and resolved.kind is command.KIND
 
 
 def test_the_trainer_reads_pairs_of_the_small_world(tmp_path):
@@ -207,7 +208,7 @@ def test_the_trainer_reads_pairs_of_the_small_world(tmp_path):
     assert all(sample.box is not None for sample in samples), "for the report; the split itself hides them"
     asked = recipe(tmp_path, data={"format": "world", "limit": 40})
     policy, critic = FakePolicy("sft", samples), FakeCritic("org", samples)
-    manifest = make_pairs(Evolution(policy, ScoreCritic(critic), plan_of(asked, policy)), samples, asked)
+    manifest = make_pairs(PairSampler(policy, ScoreCritic(critic), plan_of(asked, policy)), samples, asked)
     pairs = load_preferences(DataSection(path=tmp_path / "pairs.jsonl"))
     assert len(pairs) == manifest["funnel"]["pairs"] > 0
     for pair in pairs:
@@ -240,13 +241,9 @@ def test_questions_from_a_file(tmp_path, capsys):
 
 
 def test_the_command_ends_with_3_where_questions_failed(tmp_path, monkeypatch):
-    from visrl.train.pairs import run as pairs
-
     funnel = {"pairs": 1, "questions": {"asked": 2}, "failed": {"picture: gone": 1}}
-    monkeypatch.setattr(pairs, "evolve", lambda _: {"funnel": funnel})
-    with pytest.raises(SystemExit) as stopped:
-        pairs.run(recipe(tmp_path))
-    assert stopped.value.code == 3
+    monkeypatch.setattr(command, "generate_pairs", lambda _: {"funnel": funnel})
+    assert command.run(recipe(tmp_path)) == 3
 
 
 class Slow(FakePolicy):

@@ -16,13 +16,13 @@ from train_made import picture
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Turn
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
 from visrl.train.pairs.critics import LikelihoodCritic, ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
-from visrl.train.pairs.sampling import Evolution
+from visrl.train.pairs.sampling import PairSampler
 
 sys.path.append(str(Path(__file__).parents[1] / "policies"))
 from faulty import Proxy
@@ -36,7 +36,7 @@ def loaded(tmp_path_factory):
 
     def load(name):
         if name not in made:
-            made[name] = load_checkpoint(str(tiny.save(name, root / name)), dtype="float64")
+            made[name] = load_checkpoint(str(tiny.save(name, root / name)), CheckpointArguments(dtype="float64"))
         return made[name]
 
     return load
@@ -103,7 +103,7 @@ def test_batches_change_no_byte_of_a_real_model_s_pairs(name, loaded, tmp_path):
         critic = LikelihoodCritic(policy)
         plan = {"sampling": {"max_tokens": 4}, "batch_size": size, "exhaustive": True}
         asked_for = recipe(tmp_path / str(size), **plan)
-        manifest = make_pairs(Evolution(policy, critic, plan_of(asked_for, policy)), list(questions(9)), asked_for)
+        manifest = make_pairs(PairSampler(policy, critic, plan_of(asked_for, policy)), list(questions(9)), asked_for)
         assert manifest["funnel"]["failed"] == {} and manifest["funnel"]["chains"]["distinct"] > 9
         lines.append((tmp_path / str(size) / "chains.jsonl").read_text())
     assert lines[0] == lines[1]
@@ -158,7 +158,9 @@ def test_a_server_that_fails_three_times_in_ten_gives_the_same_pairs(tmp_path):
             )
             asked_for = recipe(tmp_path / name, batch_size=4)
             manifest = make_pairs(
-                Evolution(policy, ScoreCritic(policy), plan_of(asked_for, policy)), list(questions(5, SIZE)), asked_for
+                PairSampler(policy, ScoreCritic(policy), plan_of(asked_for, policy)),
+                list(questions(5, SIZE)),
+                asked_for,
             )
             found[name] = (tmp_path / name / "pairs.jsonl").read_bytes(), manifest["funnel"], manifest["boxes"]
     finally:

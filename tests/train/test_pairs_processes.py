@@ -8,7 +8,7 @@ from visrl.policies.protocol import Output
 from visrl.rollout.retry import RETRIES
 from visrl.train.pairs.critics import ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
-from visrl.train.pairs.sampling import Evolution
+from visrl.train.pairs.sampling import PairSampler
 
 N = 30
 
@@ -35,7 +35,7 @@ def make(output, log=None):
     policy, critic = Late("policy", samples), made.FakeCritic("critic", samples)
     policy.log = log
     asked = made.recipe(output, batch_size=4)
-    return make_pairs(Evolution(policy, ScoreCritic(critic), plan_of(asked, policy)), samples, asked)
+    return make_pairs(PairSampler(policy, ScoreCritic(critic), plan_of(asked, policy)), samples, asked)
 
 
 @pytest.mark.parametrize("world", [2, 4])

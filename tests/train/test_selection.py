@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visrl.core.types import Score
-from visrl.train.pairs.selection import Decision, Rule, Scored, decide
+from visrl.train.data.candidates import Candidate
+from visrl.train.pairs.selection import Decision, Rule, decide
 
 CODE, PAPER = Rule(), Rule("paper")
 
@@ -15,7 +16,7 @@ def score(value):
 
 
 def chains(*pairs):
-    return [Scored(score(answer), score(box)) for answer, box in pairs]
+    return [Candidate(answer_score=score(answer), box_score=score(box)) for answer, box in pairs]
 
 
 def pairs(rule, *scores):
@@ -81,8 +82,8 @@ def test_asking_lazily_gives_the_pairs_of_asking_everything(scores, rule):
     known = chains(*[(answer, "?") for answer, _ in scores])
     asked = 0
     while (place := decide(known, rule).wanted) is not None:
-        assert known[place].box is None, "asked twice"
-        known[place] = Scored(known[place].answer, score(scores[place][1]))
+        assert known[place].box_score is None, "asked twice"
+        known[place].box_score = score(scores[place][1])
         asked += 1
     assert decide(known, rule).pairs == pairs(rule, *scores)
     assert asked <= len(scores)

@@ -27,7 +27,10 @@ def folder(tmp_path):
     Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "p.png")
     (tmp_path / "v.json").write_text(json.dumps([viscot_item(i) for i in range(3)]))
     chains = [Chain(box=(2, 3, 20, 25), answer="A"), Chain(box=(5, 1, 28, 9), answer="B C")]
-    rows = [PairRow(id=str(i), picture="p.png", question=f"what {i}?", win=chains[0], lose=chains[1]) for i in range(3)]
+    rows = [
+        PairRow(id=str(i), picture="p.png", question=f"what {i}?", chosen=chains[0], rejected=chains[1])
+        for i in range(3)
+    ]
     write_rows(tmp_path / "pairs.jsonl", rows)
     model = f"model: {{path: {tmp_path}/model, dtype: float32}}"
     (tmp_path / "sft.yaml").write_text(

@@ -11,8 +11,8 @@ import torch
 from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
-from visrl.train.common.encoding import PairCollator
 from visrl.train.common.models import sliding_window
+from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import stage_terms
 from visrl.train.dpo.trainer import StepDPOTrainer
 
@@ -26,24 +26,26 @@ def config(folder, **more):
     )  # fmt: skip
 
 
-def log_probability(trainee, prompt, completion):
+def log_probability(trainable, prompt, completion):
     """log pi(completion | prompt), summed: token t of a reply of n stands at -n + t and is predicted one before."""
-    batch = trainee.family.collate([prompt.continued(completion.tolist())])
+    batch = trainable.family.collate([prompt.continued(completion.tolist())])
     batch.pop("labels")
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-    logp = trainee.base(**batch).logits[0].log_softmax(-1)
+    logp = trainable.base(**batch).logits[0].log_softmax(-1)
     n = len(completion)
     return sum(logp[-n - 1 + t, completion[t]] for t in range(n))
 
 
-def by_hand(trainee, collator, term):
-    """[B, 2]: log pi of win and of lose per pair."""
+def by_hand(trainable, collator, term):
+    """[B, 2]: log pi of chosen and of rejected per pair."""
     rows = []
     for i in range(len(collator.pairs)):
-        choice = collator._encode(collator.pairs[i], term)
-        win, lose = choice.prompts[0], choice.prompts[-1]
+        pair = collator._encode(collator.pairs[i], term)
+        first, last = pair.prompts[0], pair.prompts[-1]
         rows.append(
-            torch.stack([log_probability(trainee, win, choice.win), log_probability(trainee, lose, choice.lose)])
+            torch.stack(
+                [log_probability(trainable, first, pair.chosen), log_probability(trainable, last, pair.rejected)]
+            )
         )
     return torch.stack(rows)
 
@@ -76,25 +78,25 @@ def step(trainer, rows):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp_path):
-    trainee, terms = tiny(name, torch.float64), stage_terms(stage, **KNOBS)
+    trainable, terms = tiny(name, torch.float64), stage_terms(stage, **KNOBS)
     pairs = [preference(0), preference(1), preference(2)]
     names = tuple(term.name for term in terms)
-    collator = PairCollator(pairs, trainee.speaker, names, store=trainee.feature_store(1.0))
-    trainer = StepDPOTrainer(trainee, collator, terms, config(tmp_path), tmp_path, title="test")
+    collator = PairCollator(pairs, trainable.encoder, names, store=trainable.feature_store(1.0))
+    trainer = StepDPOTrainer(trainable, collator, terms, config(tmp_path), tmp_path, title="test")
     trainer._began = True  # policy and reference differ here on purpose
     with torch.no_grad():
-        reference = {term: by_hand(trainee, collator, term) for term in names}
+        reference = {term: by_hand(trainable, collator, term) for term in names}
     collator.references = reference
-    perturb(trainee.model)
+    perturb(trainable.model)
 
     expected, margins = 0.0, {}
     for term in terms:
-        ratio = by_hand(trainee, collator, term.name) - reference[term.name]  # log pi/pi_ref, [B, 2]
+        ratio = by_hand(trainable, collator, term.name) - reference[term.name]  # log pi/pi_ref, [B, 2]
         delta = term.beta * (ratio[:, 0] - ratio[:, 1])
         margins[term.name] = delta.detach()
         expected = expected + term.weight * -torch.log(torch.sigmoid(delta)).mean()
     expected.backward()
-    wanted = gradients(trainee.model)
+    wanted = gradients(trainable.model)
     largest = max(g.abs().max() for g in wanted.values())
     assert abs(expected.item() - math.log(2) * sum(t.weight for t in terms)) > 1e-4  # the policy did move
 
@@ -117,8 +119,8 @@ def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp
 
 @pytest.mark.parametrize("context", ["win_crop", "own_crop"])
 def test_the_losing_answer_follows_the_win_crop_unless_its_own_is_asked_for(context):
-    trainee = tiny("llava")
-    collator = PairCollator([preference(0)], trainee.speaker, ("answer",), context=context)
+    trainable = tiny("llava")
+    collator = PairCollator([preference(0)], trainable.encoder, ("answer",), context=context)
     prompts = collator._encode(preference(0), "answer").prompts
     crops = {prompt.pictures[1].digest for prompt in prompts}
     assert len(crops) == (1 if context == "win_crop" else 2)
@@ -126,12 +128,12 @@ def test_the_losing_answer_follows_the_win_crop_unless_its_own_is_asked_for(cont
 
 
 def test_own_crop_equals_a_computation_by_hand(tmp_path):
-    trainee, terms = tiny("qwen2_5_vl", torch.float64), stage_terms(2, **KNOBS)[1:]
-    collator = PairCollator([preference(0), preference(1)], trainee.speaker, ("answer",), context="own_crop")
-    trainer = StepDPOTrainer(trainee, collator, terms, config(tmp_path), tmp_path, title="test")
+    trainable, terms = tiny("qwen2_5_vl", torch.float64), stage_terms(2, **KNOBS)[1:]
+    collator = PairCollator([preference(0), preference(1)], trainable.encoder, ("answer",), context="own_crop")
+    trainer = StepDPOTrainer(trainable, collator, terms, config(tmp_path), tmp_path, title="test")
     trainer._began = True
     collator.references = {"answer": torch.zeros(2, 2, dtype=torch.float64)}
-    logs = by_hand(trainee, collator, "answer")
+    logs = by_hand(trainable, collator, "answer")
     expected = 0.4 * -torch.log(torch.sigmoid(0.3 * (logs[:, 0] - logs[:, 1]))).mean().item()
     assert step(trainer, [0, 1])[0] == pytest.approx(expected, rel=1e-6)
 
@@ -142,19 +144,19 @@ def test_only_families_that_slide_have_a_window(name, window):
 
 
 def test_rows_longer_than_a_sliding_window_are_not_shared():
-    trainee = tiny("llava")
-    whole = PairCollator([preference(0)], trainee.speaker, ("box",), window=10_000)
-    short = PairCollator([preference(0)], trainee.speaker, ("box",), window=10)
+    trainable = tiny("llava")
+    whole = PairCollator([preference(0)], trainable.encoder, ("box",), window=10_000)
+    short = PairCollator([preference(0)], trainable.encoder, ("box",), window=10)
     assert whole([{"row": 0}])["box"]["completions"].shape[:2] == (1, 2)
     assert short([{"row": 0}])["box"]["completions"].shape[:2] == (2, 1)
 
 
 @pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["ipo"], ["hinge"], ["apo_zero"], ["robust"], ["sppo_hard"]])
 def test_every_loss_of_trl_sees_the_same_numbers_in_both_layouts(loss, tmp_path):
-    trainee, terms = tiny("llava", torch.float64), stage_terms(1, **KNOBS)
-    collator = PairCollator([preference(0), preference(1)], trainee.speaker, ("box",))
+    trainable, terms = tiny("llava", torch.float64), stage_terms(1, **KNOBS)
+    collator = PairCollator([preference(0), preference(1)], trainable.encoder, ("box",))
     args = config(tmp_path, loss_type=loss, loss_weights=[1.0, 0.2][: len(loss)])
-    trainer = StepDPOTrainer(trainee, collator, terms, args, tmp_path, title="test")
+    trainer = StepDPOTrainer(trainable, collator, terms, args, tmp_path, title="test")
     trainer._began = True
     collator.references = {"box": torch.tensor([[-200.0, -201.0], [-190.0, -195.0]], dtype=torch.float64)}
     found = []
@@ -163,8 +165,8 @@ def test_every_loss_of_trl_sees_the_same_numbers_in_both_layouts(loss, tmp_path)
         found.append(step(trainer, [0, 1])[0])
     assert found[0] == pytest.approx(found[1], rel=1e-9)
     if loss == ["sigmoid", "sft"]:  # RPO: DPO + .2 times the mean negative log-probability of the winners' tokens
-        logs = by_hand(trainee, collator, "box")
+        logs = by_hand(trainable, collator, "box")
         ratio = logs - collator.references["box"]
         dpo = -torch.log(torch.sigmoid(0.1 * (ratio[:, 0] - ratio[:, 1]))).mean()
-        tokens = sum(len(collator._encode(pair, "box").win) for pair in collator.pairs)
+        tokens = sum(len(collator._encode(pair, "box").chosen) for pair in collator.pairs)
         assert found[0] == pytest.approx((dpo - 0.2 * logs[:, 0].sum() / tokens).item(), rel=1e-6)

@@ -14,8 +14,8 @@ from visrl.train.data.load import load_demonstrations, load_preferences
 from visrl.train.data.rows import Chain, PairRow, picture_in, read_rows, write_rows
 
 ROW = PairRow(
-    id="a", picture="x.png", question="what?", win=Chain(box=(1, 2, 3, 4), answer="yes", scores={"box": 0.9}),
-    lose=Chain(box=(5, 6, 7, 8), box_text="[0.1, 0.2, 0.3, 0.4]", answer="no"),
+    id="a", picture="x.png", question="what?", chosen=Chain(box=(1, 2, 3, 4), answer="yes", scores={"box": 0.9}),
+    rejected=Chain(box=(5, 6, 7, 8), box_text="[0.1, 0.2, 0.3, 0.4]", answer="no"),
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_rows_survive_the_disk_and_keep_on_policy_box_text(tmp_path):
 )
 def test_a_bad_row_names_file_line_and_field(tmp_path, change, message):
     path = tmp_path / "pairs.jsonl"
-    good = ROW.model_dump(mode="json")
+    good = ROW.model_dump(mode="json", by_alias=True)
     path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | change) + "\n")
     with pytest.raises(UsageError, match=rf"pairs\.jsonl:3: {message}"):
         list(read_rows(path, PairRow))
@@ -102,8 +102,8 @@ def test_official_pairs_are_measured_on_the_padded_square(tmp_path):
         json.dumps([item, item | {"images": ["gone.png"]}, item | {"chosen_step": "no box"}])
     )
     rows, tally = import_pairs(tmp_path / "o.json", tmp_path)
-    assert rows[0].win.box == (50.0, 50.0, 100.0, 75.0)
-    assert (rows[0].win.answer, rows[0].lose.answer, rows[0].size) == ("here", "there", (200, 100))
+    assert rows[0].chosen.box == (50.0, 50.0, 100.0, 75.0)
+    assert (rows[0].chosen.answer, rows[0].rejected.answer, rows[0].size) == ("here", "there", (200, 100))
     assert tally.left_out == {"picture not readable": 1, "no box in chosen_step or rejected_step": 1}
 
 

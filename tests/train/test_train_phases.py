@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from tiny_models import build, save
 from train_made import FAMILIES, preference, tiny
 
+from visrl.core.boxes import Box
 from visrl.errors import UsageError
 from visrl.policies.registry import load_policy
-from visrl.train.common.models import lora_target, require_something_to_train, trainee
+from visrl.train.common.models import lora_target, require_something_to_train, trainable
 from visrl.train.common.vision_cache import FeatureStore
 from visrl.train.config.recipe import DataSection, LoraSection, ModelSection
+from visrl.train.data.candidates import Candidate
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.dpo.stages import DPORecipe, run_stage
 
@@ -33,17 +35,17 @@ def recipe(folder: Path, **more) -> DPORecipe:
 PAIRS = [preference(i) for i in range(4)]
 
 
-def logs(trainee, stage_folder, term):
+def logs(trainable, stage_folder, term):
     """The reference table a phase stored, [N, 2]."""
     return load_file(stage_folder / "reference.safetensors")[term]
 
 
 def box_log_probabilities(t):
     """[N, 2] of a model, by the plain path, one pair at a time."""
-    from visrl.train.common.encoding import PairCollator
+    from visrl.train.dpo.collator import PairCollator
     from visrl.train.dpo.logprobs import PairScorer
 
-    collator = PairCollator(PAIRS, t.speaker, ("box",), shared=False)
+    collator = PairCollator(PAIRS, t.encoder, ("box",), shared=False)
     rows = []
     for i in range(len(PAIRS)):
         with torch.no_grad():
@@ -55,10 +57,10 @@ def box_log_probabilities(t):
 @pytest.mark.parametrize("lora", [None, LoraSection()])
 def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_disk(tmp_path, lora):
     save("llava", tmp_path / "model")
-    from visrl.train.common.models import load_trainee
+    from visrl.train.common.models import load_trainable
 
     asked = recipe(tmp_path, lora=lora)
-    t = load_trainee(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
+    t = load_trainable(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
     on_disk = box_log_probabilities(t)
     first = run_stage(asked, 1, t, PAIRS)
     after_stage_one = box_log_probabilities(t)
@@ -79,12 +81,12 @@ def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
 
     save("llava", tmp_path / "model")
     asked = recipe(tmp_path)
-    from visrl.train.common.models import load_trainee
+    from visrl.train.common.models import load_trainable
 
-    t = load_trainee(asked.model, None)
+    t = load_trainable(asked.model, None)
     run_stage(asked, 1, t, PAIRS)
     weights = {k: v.clone() for k, v in t.base.state_dict().items()}
-    found = load_trainee(stages._starting_point(asked, tmp_path / "out/stage1/final"), None).base.state_dict()
+    found = load_trainable(stages._starting_point(asked, tmp_path / "out/stage1/final"), None).base.state_dict()
     assert all(torch.equal(found[k], weights[k]) for k in weights)
 
 
@@ -127,14 +129,14 @@ def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
 
 
 def test_a_pair_without_answers_cannot_train_stage_two(tmp_path):
-    bare = dataclasses.replace(PAIRS[0], win=type(PAIRS[0].win)(box=(1, 1, 9, 9)))
+    bare = dataclasses.replace(PAIRS[0], chosen=Candidate(Box(1.0, 1.0, 9.0, 9.0)))
     with pytest.raises(UsageError, match="pair s0 has no answers"):
         run_stage(recipe(tmp_path), 2, tiny("llava"), [bare])
 
 
 def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
     """Its completion is the end token alone; the loss is finite, and the run says how many there are."""
-    silent = dataclasses.replace(PAIRS[0], lose=PAIRS[0].lose.model_copy(update={"answer": ""}))
+    silent = dataclasses.replace(PAIRS[0], rejected=dataclasses.replace(PAIRS[0].rejected, answer=""))
     trainer = run_stage(recipe(tmp_path), 2, tiny("llava"), [silent, *PAIRS[1:]])
     assert f"1 of {len(PAIRS)} losing chains answered nothing" in capsys.readouterr().err
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
@@ -154,7 +156,7 @@ def test_lora_trains_the_language_model_and_nothing_else(name):
     model, processor = build(name)
     target = re.compile(lora_target(model))
     assert not any(target.fullmatch(n) for n, _ in model.named_modules() if "vision" in n or "visual" in n)
-    t = trainee(model, processor, ModelSection(path="", dtype="float32"), LoraSection())
+    t = trainable(model, processor, ModelSection(path="", dtype="float32"), LoraSection())
     trained = [n for n, p in t.model.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora_" in n and "vision" not in n and "visual" not in n and "projector" not in n for n in trained)
@@ -162,13 +164,13 @@ def test_lora_trains_the_language_model_and_nothing_else(name):
 
 
 def test_a_continued_adapter_is_trainable_and_leaves_no_second_adapter(tmp_path):
-    from visrl.train.common.models import load_trainee
+    from visrl.train.common.models import load_trainable
 
     save("llava", tmp_path / "model")
     asked = recipe(tmp_path, lora=LoraSection())
-    run_stage(asked, 1, load_trainee(asked.model, asked.lora), PAIRS)
+    run_stage(asked, 1, load_trainable(asked.model, asked.lora), PAIRS)
     final = tmp_path / "out/stage1/final"
-    again = load_trainee(asked.model.model_copy(update={"adapter": str(final)}), None)
+    again = load_trainable(asked.model.model_copy(update={"adapter": str(final)}), None)
     before = {n: p.clone() for n, p in again.model.named_parameters() if p.requires_grad}
     assert before
     run_stage(asked.model_copy(update={"output": tmp_path / "two"}), 1, again, PAIRS)

@@ -78,7 +78,7 @@ def test_training_rows_in_parquet(tmp_path):
     found = load_demonstrations(DataSection(path=tmp_path / "c.parquet"))
     assert [d.chain.answer for d in found] == ["red"] * 5 and found[4].sample.picture.open().size == image(4).size
     parquet_of(tmp_path / "p.parquet", range(5), lambda i: {**row(i), "win": chain, "lose": {**chain, "answer": "no"}})
-    assert {p.lose.answer for p in load_preferences(DataSection(path=tmp_path / "p.parquet"))} == {"no"}
+    assert {p.rejected.answer for p in load_preferences(DataSection(path=tmp_path / "p.parquet"))} == {"no"}
 
 
 @pytest.mark.parametrize(

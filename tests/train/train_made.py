@@ -5,10 +5,11 @@ import torch
 from PIL import Image
 from tiny_models import build
 
+from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Picture
-from visrl.train.common.models import Trainee, trainee
+from visrl.train.common.models import TrainableModel, trainable
 from visrl.train.config.recipe import ModelSection
-from visrl.train.data.rows import Chain, Demonstration, Preference
+from visrl.train.data.candidates import Candidate, Demonstration, Preference
 
 torch.set_num_threads(1)
 PAPER_SEVEN = ("llava", "llava_next", "mllama", "paligemma2", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -28,16 +29,16 @@ def sample(i: int) -> CoTSample:
 
 
 def preference(i: int, protocol: str = "visrl_train") -> Preference:
-    win = Chain(box=(2, 3, 20, 25), answer="A B" if i % 2 else "yes")
-    lose = Chain(box=(5, 1, 28, 9 + i % 5), answer="green square C")
-    return Preference(sample(i), protocol, win, lose)
+    chosen = Candidate(Box(2.0, 3.0, 20.0, 25.0), answer="A B" if i % 2 else "yes")
+    rejected = Candidate(Box(5.0, 1.0, 28.0, 9.0 + i % 5), answer="green square C")
+    return Preference(sample(i), protocol, chosen, rejected)
 
 
 def demonstration(i: int, protocol: str = "visrl_train") -> Demonstration:
-    return Demonstration(sample(i), protocol, preference(i).win)
+    return Demonstration(sample(i), protocol, preference(i).chosen)
 
 
-def tiny(name: str, dtype: torch.dtype = torch.float32, **more) -> Trainee:
-    """A tiny trainee that writes boxes in the paper's text format."""
+def tiny(name: str, dtype: torch.dtype = torch.float32, **more) -> TrainableModel:
+    """A tiny trainable that writes boxes in the paper's text format."""
     model, processor = build(name, dtype=dtype)
-    return trainee(model, processor, ModelSection(path="none", dtype="float32", box_format="paper"), more.get("lora"))
+    return trainable(model, processor, ModelSection(path="none", dtype="float32", box_format="paper"), more.get("lora"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from train_made import preference
 
-from visrl.train.common.models import load_trainee
+from visrl.train.common.models import load_trainable
 from visrl.train.config.recipe import DataSection, ModelSection
 from visrl.train.dpo.stages import DPORecipe, run_stage
 
@@ -22,7 +22,7 @@ def recipe(folder: Path, **trainer) -> DPORecipe:
 
 def train(folder: Path, stage: int = 2, lora=None, **trainer):
     asked = recipe(folder, **trainer)
-    return run_stage(asked, stage, load_trainee(asked.model, lora), [preference(i) for i in range(8)])
+    return run_stage(asked, stage, load_trainable(asked.model, lora), [preference(i) for i in range(8)])
 
 
 def child(folder: Path, environment: dict[str, str], trainer: dict[str, int]) -> None:

@@ -14,7 +14,7 @@ from visrl.policies.protocol import Sampling
 from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.train.small_model.inputs import jittered, patches_in, view
-from visrl.train.small_model.pretext_tasks import PRETEXT, Teacher
+from visrl.train.small_model.pretext_tasks import PRETEXT, ExampleBuilder
 from visrl.train.small_model.run import save
 from visrl.world.chat_format import BINS, BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS, build_model, build_processor, build_tokenizer
@@ -70,7 +70,7 @@ def test_lessons_ask_in_the_tokens_of_evaluation(processor, policy, kind):
     turns = box_turns(PROTOCOLS["visrl_train"], sample, sample.picture)
     rendered = family.render(turns)
     chat = family.chat(rendered, [family.see(picture.open()) for picture in rendered.pictures])
-    assert list(chat.ids) == Teacher(processor, "val").prompt(row).ids
+    assert list(chat.ids) == ExampleBuilder(processor, "val").prompt(row).ids
 
 
 def test_the_question_stands_before_the_pictures(processor, policy):
@@ -84,7 +84,7 @@ def test_the_question_stands_before_the_pictures(processor, policy):
 
 def test_the_base_never_sees_a_box_in_an_answer(processor):
     """What stands behind the cue in a pretext lesson holds no location token ("edges" has them on picture tokens alone)."""
-    teacher = Teacher(processor, "pretrain")
+    builder = ExampleBuilder(processor, "pretrain")
     locations = set(processor.tokenizer.convert_tokens_to_ids([f"<loc{i:02d}>" for i in range(BINS)]))
     cue = processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
 
@@ -93,29 +93,29 @@ def test_the_base_never_sees_a_box_in_an_answer(processor):
 
     for lesson in set(PRETEXT) - {"caption"}:
         for i in range(12):
-            assert not locations & set(replied(teacher.example(lesson, Dice(lesson, i)))), lesson
+            assert not locations & set(replied(builder.example(lesson, Dice(lesson, i)))), lesson
     for i in range(12):  # a grounded caption holds boxes, and nothing is asked: its prompt is the picture alone
-        caption = teacher.example("caption", Dice("caption", i))
+        caption = builder.example("caption", Dice("caption", i))
         prompt = caption.ids[: caption.ids.index(cue)]
         assert len(prompt) == PICTURE_TOKENS + 2 and sum(label in locations for label in caption.labels) == 12
     for lesson in ("box", "point", "first"):
-        assert sum(label in locations for label in replied(teacher.example(lesson, Dice(lesson, 1)))) == 4
+        assert sum(label in locations for label in replied(builder.example(lesson, Dice(lesson, 1)))) == 4
 
 
 def test_targets_on_picture_tokens_stand_where_the_loss_reads_them(processor):
     """The loss scores label t + 1 from hidden state t: patch p's target is at first picture token + p + 1."""
-    teacher = Teacher(processor, "val")
+    builder = ExampleBuilder(processor, "val")
     for i in range(40):
         dice = Dice("where", i)
-        row = teacher._grounded(Dice("where", i))
-        example = teacher.bind(dice)
+        row = builder._grounded(Dice("where", i))
+        example = builder.bind(dice)
         if row is None:
             continue
-        first = example.ids.index(teacher.image_id)
+        first = example.ids.index(builder.image_id)
         inside = patches_in(Box(*map(float, row["box"])), tuple(row["size"]))
         for patch in range(PICTURE_TOKENS):
             label = example.labels[first + patch + 1]
-            assert label in (-100, teacher.here if inside[patch] else teacher.away)
+            assert label in (-100, builder.here if inside[patch] else builder.away)
 
 
 def test_patches_of_a_picture_that_is_not_square():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from visrl.train.config.recipe import load_recipe
-from visrl.train.small_model.pretext_tasks import PRETEXT, Teacher
+from visrl.train.small_model.pretext_tasks import PRETEXT, ExampleBuilder
 from visrl.train.small_model.run import (
-    BaseRecipe,
-    Lessons,
+    PretextTasks,
+    SmallModelRecipe,
     example_losses,
     factor,
     lesson_of,
@@ -24,9 +24,17 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def recipe(**changes):
-    values = {"kind": "base", "output": "x", "split": "pretrain", "steps": 100, "batch": 4, "warmup": 10, "workers": 0}
+    values = {
+        "kind": "small_model",
+        "output": "x",
+        "split": "pretrain",
+        "steps": 100,
+        "batch": 4,
+        "warmup": 10,
+        "workers": 0,
+    }
     values |= {"lessons": {"bind": (1.0, 0.0), "look": (0.0, 1.0)}, "watch_every": 0, "log_every": 1, "seed": 3}
-    return BaseRecipe(**{**values, **changes})
+    return SmallModelRecipe(**{**values, **changes})
 
 
 def test_learning_rate_rises_holds_and_falls():
@@ -70,7 +78,7 @@ def test_the_target_one_place_on_is_scored():
 
 
 def test_two_pictures_have_batches_of_their_own():
-    lessons = Lessons(recipe(), Teacher(build_processor(build_tokenizer()), "pretrain"))
+    lessons = PretextTasks(recipe(), ExampleBuilder(build_processor(build_tokenizer()), "pretrain"))
     kinds = [{name for name, _ in lessons[step]} for step in range(0, 100, 9)]
     assert all(len(kind) == 1 for kind in kinds)
     assert {"bind"} in kinds and {"look"} in kinds

@@ -39,33 +39,34 @@ def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
     return Path(words[-1]), words[0] if len(words) == 2 else None
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run the command line ``arguments``. Raises UsageError."""
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line ``arguments``. Returns the exit code. Raises UsageError."""
     if arguments[:1] in (["estimate"], ["plan"]):  # "plan" is its older name
         from visrl.estimate.cli import estimate_recipe
 
         estimate_recipe(arguments[1:])
-        return
+        return EXIT_DONE
     args = _parser().parse_args(arguments)
     path, kind = _recipe_path(args.words)
     check_launch()
-    from visrl.train.config.recipe import KINDS, load_recipe
+    from visrl.train.config.recipe import OLD_KINDS, load_recipe
 
     resolved = load_recipe(path, args.set)
-    if kind is not None and KINDS.get(kind) != KINDS[resolved.recipe.kind]:
+    if kind is not None and OLD_KINDS.get(kind, kind) != resolved.recipe.kind:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
     if rank() == 0:
         print("\n".join(resolved.lines()), file=sys.stderr)
     if not args.dry_run:
-        resolved.module.run(resolved.recipe)
-    elif hasattr(resolved.module, "plan"):
-        print("\n".join(resolved.module.plan(resolved.recipe)))
+        return resolved.kind.run(resolved.recipe)
+    if resolved.kind.status is not None:
+        print("\n".join(resolved.kind.status(resolved.recipe)))
+    return EXIT_DONE
 
 
 def main() -> None:
-    """The console script: exit codes 0 done, 2 wrong use."""
+    """The console script: exit codes 0 done, 2 wrong use, 3 incomplete."""
     try:
-        run(sys.argv[1:])
+        code = run(sys.argv[1:])
     except UsageError as error:
         raise SystemExit(say(error)) from error
-    raise SystemExit(shutdown(EXIT_DONE))
+    raise SystemExit(shutdown(code))

@@ -124,15 +124,3 @@ class Score:
             raise ValueError("a score is a number or None with a reason, never NaN")
         if self.value is None and not self.reason:
             raise ValueError("an unscored sample needs a reason")
-
-
-@dataclass(frozen=True, slots=True)
-class PreferencePair:
-    """A win and a lose chain for one question (poster, Data Generation). Boxes in pixels of the original picture."""
-
-    sample: CoTSample
-    win_box: Box
-    lose_box: Box
-    win_answer: str
-    lose_answer: str
-    scores: Mapping[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.estimate.lengths import ANSWER, Lengths, lengths_of, spread, typical
 from visrl.estimate.memory import Memory, Turns, generation_memory
-from visrl.estimate.phase import LINE, LOOKED_AT, ROWS, EstimateRequest, Phase, speaker_of
+from visrl.estimate.phase import LINE, LOOKED_AT, ROWS, EstimateRequest, Phase, encoder_of
 from visrl.estimate.shape import BYTES, Described, describe_model
 from visrl.estimate.work import Work, seconds
 
@@ -26,11 +26,11 @@ def evaluation_phase(
     """Two turns of ``n`` samples, of which ``samples`` are looked at. how: box_format, protocol, crop, dtype, rows,
     max_tokens."""
     family = model.family
-    speaker = speaker_of(model, how.get("box_format"))
+    encoder = encoder_of(model, how.get("box_format"))
     protocol: Any = how.get("protocol") or family.default_protocol
     crop: Any = how.get("crop") or family.default_crop
     limit = how.get("max_tokens", 128)
-    found = [lengths_of(speaker, s, protocol, crop, answer=request.answer, max_tokens=limit) for s in samples]
+    found = [lengths_of(encoder, s, protocol, crop, answer=request.answer, max_tokens=limit) for s in samples]
     rows, size = how.get("rows") or ROWS, BYTES[how.get("dtype", "bfloat16")]
     requests = min(how.get("requests") or 4 * rows, n)
     memory = generation_memory(
@@ -66,8 +66,8 @@ def generating(found: Sequence[Lengths], n: int, rows: int) -> Work:
     )
 
 
-def pairs_work(found: Sequence[Lengths], n: int, rows: int, *, attempts: int, spares: int, worded: bool) -> Work:
-    """Sampling 2k boxes and spares of one prompt, an answer each, and the critics: at most, were no two chains alike.
+def pairs_work(found: Sequence[Lengths], n: int, rows: int, *, attempts: int, extra: int, worded: bool) -> Work:
+    """Sampling 2k boxes and extra samples of one prompt, an answer each, and the critics: at most, were no two chains alike.
 
     A likelihood critic judges answers without a model, and a box by its prompt alone; one that judges in words says about
     8 tokens.
@@ -80,7 +80,7 @@ def pairs_work(found: Sequence[Lengths], n: int, rows: int, *, attempts: int, sp
         x.box + chains * (x.answer - x.shared) + j + chains * x.crop for x, j in zip(found, judged, strict=True)
     )
     said = 2 * chains * ANSWER if worded else 0
-    decode = fmean((chains + spares) * x.box_said + chains * x.answer_said + said for x in found)
+    decode = fmean((chains + extra) * x.box_said + chains * x.answer_said + said for x in found)
     steps = fmean(
         x.box_said + (chains * x.answer_said + said) for x in found
     )  # boxes of one prompt are one step together
@@ -125,14 +125,14 @@ def pairs_phases(recipe: Any, request: EstimateRequest) -> list[Phase]:
         questions, n = typical(1), request.samples
         notes.append(f"one typical question and a picture of 640 x 480 ({error.message})")
     args = recipe.policy.args
-    speaker = speaker_of(model, args.get("box_format"))
+    encoder = encoder_of(model, args.get("box_format"))
     limit, rows = recipe.sampling.max_tokens, int(args.get("rows", ROWS))
     how: dict[str, Any] = {"answer": min(request.answer, limit), "max_tokens": limit, "critics": True}
     protocol: Any = recipe.protocol or model.family.default_protocol
-    found = [lengths_of(speaker, q, protocol, recipe.crop, **how) for q in spread(questions, LOOKED_AT)]
+    found = [lengths_of(encoder, q, protocol, recipe.crop, **how) for q in spread(questions, LOOKED_AT)]
     work = pairs_work(
         found, n, rows, attempts=recipe.sampling.attempts,
-        spares=recipe.sampling.spares if recipe.diversity == "resample" else 0, worded=recipe.critic.kind == "score",
+        extra=recipe.sampling.extra_samples if recipe.diversity == "resample" else 0, worded=recipe.critic.kind == "score",
     )  # fmt: skip
     size = BYTES.get(args.get("dtype", "bfloat16"), 2)
     boxes = 2 * recipe.sampling.attempts

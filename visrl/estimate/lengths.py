@@ -16,11 +16,11 @@ from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
-from visrl.train.data.rows import Chain, Preference
+from visrl.train.data.candidates import Candidate, Preference
 
 if TYPE_CHECKING:
     from visrl.policies.families.base import Chat
-    from visrl.train.common.encoding import Speaker
+    from visrl.train.common.encoding import ConversationEncoder
 
 ANSWER = 8
 TYPICAL: Size = (640, 480)
@@ -67,7 +67,7 @@ def spread(rows: Sequence[Any], n: int) -> list[Any]:
 
 
 def lengths_of(
-    speaker: Speaker,
+    encoder: ConversationEncoder,
     sample: CoTSample,
     protocol: ProtocolName,
     crop: CropName,
@@ -84,19 +84,19 @@ def lengths_of(
     from visrl.train.common.conversations import answer_prompt, box_prompt, box_text
 
     item = _blank(sample, protocol)
-    chain = Chain(box=_looked_at(sample.box, item.size).xyxy)
+    chain = Candidate(_looked_at(sample.box, item.size))
     try:
         asks, shows = PROTOCOLS[protocol].looks or sample.kind == "rec", sample.kind != "rec"
-        first = speaker.chat(box_prompt(item)) if asks else None
-        second = speaker.chat(answer_prompt(item, chain, crop, speaker.box_format)) if shows else None
+        first = encoder.chat(box_prompt(item)) if asks else None
+        second = encoder.chat(answer_prompt(item, chain, crop, encoder.box_format)) if shows else None
     except LayoutError as error:
-        raise UsageError(f"{speaker.family.name}: {error}", "choose another protocol or model") from error
+        raise UsageError(f"{encoder.family.name}: {error}", "choose another protocol or model") from error
     said = 0
     shared = 0
     if first is not None:
-        reply = speaker.reply(box_prompt(item), first, box_text(speaker.box_format, chain, item.size, sample.id))
-        said = min(len(reply) - bool(speaker.box_format.syntax.stop), max_tokens)
-        if second is not None and speaker.family.keeps_prefix:
+        reply = encoder.reply(box_prompt(item), first, box_text(encoder.box_format, chain, item.size, sample.id))
+        said = min(len(reply) - bool(encoder.box_format.syntax.stop), max_tokens)
+        if second is not None and encoder.family.keeps_prefix:
             known = shared_length(second, first.continued(reply.tolist()).signature)
             shared = known if known >= WORTH_RESUMING else 0
     shown = list({p.digest: p for chat in (first, second) if chat is not None for p in chat.pictures}.values())
@@ -107,20 +107,20 @@ def lengths_of(
         answer_said=min(answer, max_tokens) if second is not None else 0,
         shared=shared,
         pictures=sum(len(p.ids) for p in shown),
-        patches=sum(_patches(p.pixels, speaker.family.config) for p in shown),
+        patches=sum(_patches(p.pixels, encoder.family.config) for p in shown),
         values=sum(_values(p.pixels) for p in shown),
     )
-    return _with_critics(base, speaker, item, chain, crop) if critics else base
+    return _with_critics(base, encoder, item, chain, crop) if critics else base
 
 
-def _with_critics(base: Lengths, speaker: Speaker, item: Any, chain: Chain, crop: CropName) -> Lengths:
+def _with_critics(base: Lengths, encoder: ConversationEncoder, item: Any, chain: Candidate, crop: CropName) -> Lengths:
     from visrl.core.types import Turn
     from visrl.train.common.conversations import crop_of
     from visrl.train.pairs.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
 
     words = {"question": item.sample.question, "standard": (item.sample.answers or ("yes",))[0], "answer": "yes"}
-    judge = speaker.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),))
-    about = speaker.chat((Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),))
+    judge = encoder.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),))
+    about = encoder.chat((Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),))
     return replace(base, judge=len(judge.ids), crop=len(about.ids))
 
 
@@ -173,7 +173,7 @@ def blank_preference(sample: CoTSample) -> Preference:
     """A typical pair, where there are no data yet."""
     size = sample.size or TYPICAL
     box = _looked_at(sample.box, size)
-    other = Box(0, 0, size[0] / 3, size[1] / 3)
+    other = Box(0.0, 0.0, size[0] / 3, size[1] / 3)
     picture = _blank(sample, "visrl_train").picture
-    win = Chain(box=box.xyxy, answer=(sample.answers or ("yes",))[0])
-    return Preference(replace(sample, picture=picture), "visrl_train", win, Chain(box=other.xyxy, answer="no"))
+    chosen = Candidate(box, answer=(sample.answers or ("yes",))[0])
+    return Preference(replace(sample, picture=picture), "visrl_train", chosen, Candidate(other, answer="no"))

@@ -51,7 +51,7 @@ def _work(
     recipe: LoopRecipe, phase: LoopPhase, state: State, request: EstimateRequest, before: Sequence[Phase], estimate: Any
 ) -> list[Phase]:
     own: Any = phase_recipe(recipe, phase, state)[0].recipe
-    if own.kind == "base":  # the small world's: a minute or two on a core, and no GPU
+    if own.kind == "small_model":  # the small world's: a minute or two on a core, and no GPU
         return []
     if phase.what == "pairs":
         made = pairs_phases(own, replace(request, gpus=own.ray or 1, samples=own.data.limit or request.samples))

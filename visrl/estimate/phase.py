@@ -11,7 +11,7 @@ from visrl.estimate.shape import Described
 from visrl.estimate.work import GPU, Work
 
 if TYPE_CHECKING:
-    from visrl.train.common.encoding import Speaker
+    from visrl.train.common.encoding import ConversationEncoder
 
 LOOKED_AT = 64
 """Rows whose tokens are counted; the rest is taken to be like them."""
@@ -43,8 +43,8 @@ class Phase:
     notes: list[str] = field(default_factory=list)
 
 
-def speaker_of(model: Described, box_format: str | None) -> Speaker:
+def encoder_of(model: Described, box_format: str | None) -> ConversationEncoder:
     """The family with the box format it will write."""
-    from visrl.train.common.encoding import Speaker
+    from visrl.train.common.encoding import ConversationEncoder
 
-    return Speaker(model.family, model.family.box_format(box_format or "native"))
+    return ConversationEncoder(model.family, model.family.box_format(box_format or "native"))

@@ -9,7 +9,7 @@ from typing import Any
 from visrl.errors import UsageError
 from visrl.estimate.lengths import Batches, blank_preference, spread, typical
 from visrl.estimate.memory import Memory, training_memory
-from visrl.estimate.phase import LOOKED_AT, EstimateRequest, Phase, speaker_of
+from visrl.estimate.phase import LOOKED_AT, EstimateRequest, Phase, encoder_of
 from visrl.estimate.shape import BYTES, Described
 from visrl.estimate.work import Work, seconds
 
@@ -87,16 +87,16 @@ def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
 def sft_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[Phase]:
     """``kind: sft``: one phase over the conversations of the chains."""
     from visrl.train.common.conversations import count
-    from visrl.train.common.encoding import ChainCollator
+    from visrl.train.data.candidates import Demonstration
     from visrl.train.data.load import load_demonstrations
-    from visrl.train.data.rows import Demonstration
+    from visrl.train.sft.collator import SFTCollator
 
     found, n, notes = _rows(recipe, load_demonstrations, request)
     if not found:
-        found = [Demonstration(p.sample, p.protocol, p.win) for p in map(blank_preference, typical(1))]
+        found = [Demonstration(p.sample, p.protocol, p.chosen) for p in map(blank_preference, typical(1))]
     joined = model.family.keeps_prefix
     talks = [(d, part) for d in found for part in range(count(d.sample, d.protocol, joined=joined))]
-    collator = ChainCollator(talks, speaker_of(model, recipe.model.box_format), crop=recipe.chain.crop)
+    collator = SFTCollator(talks, encoder_of(model, recipe.model.box_format), crop=recipe.chain.crop)
     rows = []
     for i in range(len(talks)):
         chat = collator.chat(i)
@@ -125,31 +125,31 @@ def dpo_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[
 
 
 def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], terms: Sequence[Any]) -> list[Batches]:
-    """For each term, what its batches of ``pairs`` look like: one row a pair where win and lose share it, else two."""
-    from visrl.train.common.encoding import PairCollator
+    """For each term, what its batches of ``pairs`` look like: one row a pair where chosen and rejected share it, else two."""
+    from visrl.train.dpo.collator import PairCollator
 
     step = recipe.step
     collator = PairCollator(
-        pairs, speaker_of(model, recipe.model.box_format), tuple(terms), crop=step.crop, context=step.context
+        pairs, encoder_of(model, recipe.model.box_format), tuple(terms), crop=step.crop, context=step.context
     )
     shared = step.prefix_sharing and recipe.model.attn in ("sdpa", "eager")
     size = int(recipe.trainer["per_device_train_batch_size"])
     out = []
     for term in terms:
-        choices = [collator.choice(i, term) for i in range(len(pairs))]
-        one = shared and all(len(c.prompts) == 1 for c in choices)
+        encoded = [collator.encoded(i, term) for i in range(len(pairs))]
+        one = shared and all(len(c.prompts) == 1 for c in encoded)
         rows = []
-        for choice in choices:
-            width = max(len(choice.win), len(choice.lose)) - 1
-            pictures = sum(len(p.ids) for p in choice.pictures)
-            prompt = max(len(p.ids) for p in choice.prompts)
+        for pair in encoded:
+            width = max(len(pair.chosen), len(pair.rejected)) - 1
+            pictures = sum(len(p.ids) for p in pair.pictures)
+            prompt = max(len(p.ids) for p in pair.prompts)
             rows.append((prompt if one else 2 * prompt, 2 * width, pictures, 0))
         out.append(_two_rows(batches_of(rows, size), one=one))
     return out
 
 
 def _two_rows(batches: Batches, *, one: bool) -> Batches:
-    """Where win and lose are rows of their own: twice the rows of half the tokens."""
+    """Where chosen and rejected are rows of their own: twice the rows of half the tokens."""
     if one:
         return batches
     return Batches(

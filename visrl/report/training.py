@@ -253,12 +253,12 @@ def _card(row: Any, folder: Path) -> PairCard:
         clip(row.question, 400),
         row.size or size,
         picture,
-        _rectangle(row.win.box),
-        _rectangle(row.lose.box),
-        clip(row.win.answer, 300),
-        clip(row.lose.answer, 300),
-        _scores(row.win.scores),
-        _scores(row.lose.scores),
+        _rectangle(row.chosen.box),
+        _rectangle(row.rejected.box),
+        clip(row.chosen.answer, 300),
+        clip(row.rejected.answer, 300),
+        _scores(row.chosen.scores),
+        _scores(row.rejected.scores),
     )
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.chat_format import LayoutError
 from visrl.errors import PictureError
 from visrl.policies.families.base import Chat, Features, Seen
 from visrl.policies.hf.decoding import Branch, OutputText, Prefix, branch, prefill, resume, shared_length, stems
-from visrl.policies.hf.loading import Loaded, load_checkpoint, model_type
+from visrl.policies.hf.loading import CheckpointArguments, Loaded, load_checkpoint, model_type
 from visrl.policies.hf.remote_code import CHAT_TYPES, RemoteChatPolicy
 from visrl.policies.hf.text_scoring import TextScorer
 from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling
@@ -39,6 +40,13 @@ class _Job:
     chat: Chat
     row: int = -1
     shared: int = 0
+
+
+class HFArguments(CheckpointArguments):
+    """How a checkpoint is loaded and answers. rows: conversations per forward pass; 0: 32 on a GPU, 8 elsewhere."""
+
+    box_format: str = "native"
+    rows: int = Field(default=0, ge=0)
 
 
 class HFPolicy(Policy):
@@ -66,40 +74,15 @@ class HFPolicy(Policy):
         ] = []  # the caches of the last box turn, and whose rows they hold
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        device: str = "",
-        device_map: str = "",
-        attn: str = "",
-        revision: str = "",
-        adapter: str = "",
-        trust_remote_code: str = "false",
-        box_format: str = "native",
-        rows: str = "",
-    ) -> HFPolicy | RemoteChatPolicy:
-        """``--model hf:PATH --model-args …``. Raises UsageError for what a user can mend.
+    def load(cls, path: str, **arguments: Any) -> HFPolicy | RemoteChatPolicy:
+        """``--model hf:PATH --model-args …`` (HFArguments). Raises UsageError for what a user can mend.
 
         A model that only its own repository's code can run (MiniCPM-o) comes as another policy, see remote_code.py.
         """
-        trusted = trust_remote_code.lower() in ("true", "1", "yes")
-        if model_type(path, revision) in CHAT_TYPES:
-            return RemoteChatPolicy.load(
-                path, dtype=dtype, device=device, revision=revision, trust_remote_code=trusted, box_format=box_format
-            )
-        loaded = load_checkpoint(
-            path,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn=attn,
-            revision=revision,
-            adapter=adapter,
-            trust_remote_code=trusted,
-        )
-        return cls(path, loaded, box_format=box_format, rows=int(rows or 0))
+        args = HFArguments.read(arguments)
+        if model_type(path, args.revision) in CHAT_TYPES:
+            return RemoteChatPolicy.load(path, args, args.box_format)
+        return cls(path, load_checkpoint(path, args), box_format=args.box_format, rows=args.rows)
 
     def rename(self, name: str) -> None:
         about = self.loaded.about

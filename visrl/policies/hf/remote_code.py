@@ -19,7 +19,7 @@ from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.families.base import PAPER_FORMAT
-from visrl.policies.hf.loading import folder_of, own_device, weights_hash
+from visrl.policies.hf.loading import CheckpointArguments, commit_of, folder_of, own_device, weights_hash
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 CHAT_TYPES = ("minicpmo", "minicpmv")
@@ -34,14 +34,12 @@ class RemoteChatPolicy(Policy):
         self._about = dict(about)
 
     @classmethod
-    def load(
-        cls, path: str, *, dtype: str, device: str, revision: str, trust_remote_code: bool, box_format: str
-    ) -> RemoteChatPolicy:
+    def load(cls, path: str, args: CheckpointArguments, box_format: str) -> RemoteChatPolicy:
         """Raises UsageError unless the user trusts the code, and where it does not run on this transformers."""
         from transformers import AutoModel, AutoTokenizer
 
         served = "serve it (vLLM has it) and use --model endpoint:URL#NAME --model-args box_format=box_tag_1000"
-        if not trust_remote_code:
+        if not args.trust_remote_code:
             raise UsageError(
                 f"{path} needs Python code from its own repository",
                 f"set trust_remote_code=true if you trust that code, or {served}",
@@ -49,21 +47,20 @@ class RemoteChatPolicy(Policy):
         formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
         if box_format not in formats:
             raise UsageError(f"unknown box format {box_format!r}", f"one of {', '.join(formats)}")
-        where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
-            model = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
+            tokenizer = AutoTokenizer.from_pretrained(path, **args.where)
+            model = AutoModel.from_pretrained(path, dtype=args.dtype, use_safetensors=True, **args.where)
         except Exception as error:
             raise UsageError(
                 f"the code of {path} does not run here: {type(error).__name__}: {error}", served
             ) from error
-        model = model.to(device or own_device()).eval()
+        model = model.to(args.device or own_device()).eval()
         about = {
             "kind": "hf",
             "family": "minicpmo",
             "path": path,
-            "revision": getattr(model.config, "_commit_hash", None) or revision or None,
-            "weights_sha256": weights_hash(folder_of(path, revision)),
+            "revision": commit_of(model.config) or args.revision or None,
+            "weights_sha256": weights_hash(folder_of(path, args.revision)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "trust_remote_code": True,
         }

@@ -21,15 +21,27 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError, nearest
+from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Unmatched
 from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
+
+
+class ReplayArguments(ModelArguments):
+    """How recorded outputs are read. questions: a question file. parser: how boxes are (core/box_formats.py)."""
+
+    kind: ClassVar[str] = "replay"
+
+    questions: str = ""
+    parser: Literal["strict", "lenient"] = "lenient"
+    box_format: str = ""
+    name: str = ""
 
 
 @dataclass
@@ -47,27 +59,23 @@ class ReplayPolicy(Policy):
     _taken: set[int] = field(default_factory=set, repr=False)
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        questions: str | None = None,
-        parser: str = "lenient",
-        box_format: str | None = None,
-        name: str | None = None,
-    ) -> ReplayPolicy:
-        """Read predictions. parser: ``strict`` or ``lenient`` (core/box_formats.py). Raises UsageError naming file and line."""
+    def load(cls, path: str, **arguments: Any) -> ReplayPolicy:
+        """Read predictions (ReplayArguments). Raises UsageError naming file and line."""
+        args = ReplayArguments.read(arguments)
         source = Path(path)
-        file = read_predictions(source, Path(questions) if questions else None)
-        format_name = box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
+        file = read_predictions(source, Path(args.questions) if args.questions else None)
+        format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
         if format_name not in FORMATS:
             raise UsageError(f"unknown box format {format_name!r}", nearest(format_name, FORMATS))
-        if parser not in ("strict", "lenient"):
-            raise UsageError(f"unknown parser mode {parser!r}", "parser=strict or parser=lenient")
-        mode: Literal["strict", "lenient"] = "strict" if parser == "strict" else "lenient"
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
-        return cls(source, file, FORMATS[format_name].with_mode(mode), name or _stem(source), default_protocol=protocol)
+        return cls(
+            source,
+            file,
+            FORMATS[format_name].with_mode(args.parser),
+            args.name or _stem(source),
+            default_protocol=protocol,
+        )
 
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.

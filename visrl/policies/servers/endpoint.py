@@ -26,12 +26,15 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError, nearest
+from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.replicas import Replica, Replicas
 
@@ -68,6 +71,22 @@ class Server:
         return self.url.split(",")
 
 
+class EndpointArguments(ModelArguments):
+    """How a server is asked. timeout: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``."""
+
+    kind: ClassVar[str] = "endpoint"
+
+    box_format: str = ""
+    key_env: str = "OPENAI_API_KEY"
+    in_flight: int = Field(default=16, ge=1)
+    timeout: float = Field(default=120.0, gt=0)
+    tries: int = Field(default=8, ge=1)
+    pad: str = ""
+    adapter: str = ""
+    min_pixels: int = Field(default=56 * 56, ge=1)
+    max_pixels: int = Field(default=14 * 14 * 4 * 16384, ge=1)
+
+
 class EndpointPolicy(Policy):
     """A model behind ``POST URL/chat/completions``.
 
@@ -83,21 +102,9 @@ class EndpointPolicy(Policy):
         self._key = os.environ.get(server.key_env, "")
 
     @classmethod
-    def load(
-        cls,
-        target: str,
-        *,
-        box_format: str = "",
-        key_env: str = "OPENAI_API_KEY",
-        in_flight: str = "16",
-        timeout: str = "120",
-        tries: str = "8",
-        pad: str = "",
-        adapter: str = "",
-        min_pixels: str = "",
-        max_pixels: str = "",
-    ) -> EndpointPolicy:
+    def load(cls, target: str, **arguments: Any) -> EndpointPolicy:
         """``--model endpoint:URL[,URL…]#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
+        args = EndpointArguments.read(arguments)
         urls, separator, model = target.partition("#")
         if not separator or not model:
             raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
@@ -105,12 +112,10 @@ class EndpointPolicy(Policy):
             _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
             raise UsageError(f"{urls} names one server twice", "list each URL once")
-        colour = tuple(int(v) for v in pad.split("/")) if pad else None
-        if colour is not None and len(colour) != 3:
-            raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
-        server = Server(urls, model, key_env, int(in_flight), float(timeout), int(tries), adapter=adapter)
-        policy = cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
-        if adapter:
+        colour = _colour(args.pad)
+        server = Server(urls, model, args.key_env, args.in_flight, args.timeout, args.tries, adapter=args.adapter)
+        policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
+        if args.adapter:
             asyncio.run(policy.load_adapter())
         return policy
 
@@ -241,8 +246,8 @@ class EndpointPolicy(Policy):
         text, ended = "", False
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
-                if getattr(chunk, "error", None):
-                    raise ServerFailed(f"the server broke off: {chunk.error}")
+                if (chunk.model_extra or {}).get("error"):
+                    raise ServerFailed(f"the server broke off: {(chunk.model_extra or {})['error']}")
                 for choice in chunk.choices:
                     text += choice.delta.content or ""
                     ended = ended or choice.finish_reason is not None
@@ -329,12 +334,22 @@ def _as_broken(error: Exception, attempts: int) -> Exception:
     return ServerFailed(f"given up after {attempts} tries: {reason}")
 
 
-def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:
+def _colour(pad: str) -> tuple[int, int, int] | None:
+    """``122/116/104`` as numbers. Raises UsageError for anything else."""
+    if not pad:
+        return None
+    parts = pad.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+        raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
     """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
     if name == "json_resized":
         from visrl.policies.families.qwen import resized_format
 
-        return resized_format(28, int(min_pixels or 56 * 56), int(max_pixels or 14 * 14 * 4 * 16384))
+        return resized_format(28, min_pixels, max_pixels)
     if name not in FORMATS:
         known = [*FORMATS, "json_resized"]
         if not name:

@@ -137,7 +137,7 @@ class Replicas:
         if not self.adapter:
             return
         if self.model in served:
-            root = getattr(served[self.model], "root", None)
+            root = (served[self.model].model_extra or {}).get("root")
             if root in (None, self.adapter):
                 return
             raise UsageError(

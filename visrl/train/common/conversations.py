@@ -18,7 +18,7 @@ from visrl.core.prompts import PROTOCOLS, ProtocolName, answer_turns, box_turns
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import PictureError, UsageError
 from visrl.rollout.steps import PictureCache, crop_picture, open_picture, region_of
-from visrl.train.data.rows import Chain
+from visrl.train.data.candidates import Candidate
 
 if TYPE_CHECKING:
     pass
@@ -45,20 +45,20 @@ def opened(sample: CoTSample, protocol: ProtocolName) -> Opened:
     return Opened(sample, protocol, picture, size)
 
 
-def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) -> str:
+def box_text(box_format: BoxFormat, chain: Candidate, size: Size, sample_id: str) -> str:
     """What a chain says when asked where to look: its own words, else the family's writing of its box."""
     if chain.box_text is not None:
         return chain.box_text
     return box_format.write(_box(chain, sample_id), size)
 
 
-def _box(chain: Chain, sample_id: str) -> Box:
+def _box(chain: Candidate, sample_id: str) -> Box:
     if chain.box is None:
         raise UsageError(f"sample {sample_id} has no box", "every protocol but `direct` needs one")
-    return Box(*chain.box)
+    return chain.box
 
 
-def crop_of(item: Opened, chain: Chain, crop: CropName) -> Picture:
+def crop_of(item: Opened, chain: Candidate, crop: CropName) -> Picture:
     """The second picture: where ``chain`` looked."""
     return crop_picture(item.picture, region_of(_box(chain, item.sample.id), item.size, crop))
 
@@ -68,7 +68,7 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
     return box_turns(PROTOCOLS[item.protocol], item.sample, item.picture)
 
 
-def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
+def answer_prompt(item: Opened, chain: Candidate, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
     """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the chosen chain,
     docs/method.md 0, point 4).
     """
@@ -97,7 +97,7 @@ def count(sample: CoTSample, protocol: ProtocolName, *, joined: bool) -> int:
 
 
 def conversations(
-    item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat, *, joined: bool
+    item: Opened, chain: Candidate, crop: CropName, box_format: BoxFormat, *, joined: bool
 ) -> list[Conversation]:
     """A chain as conversations with replies.
 

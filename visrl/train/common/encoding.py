@@ -1,34 +1,28 @@
-"""Rows -> batches: preference pairs for step-level DPO, chains for SFT.
+"""Conversations -> tokens and batches, as both trainers need them (sft/collator.py, dpo/collator.py).
 
 Nothing is ever truncated: a sequence longer than ``max_tokens`` stops the run and names its sample, because what a
-cut removes may be a picture. Token ids of a row are kept after its first use, and its pixels are not prepared again
-once its features are stored.
+cut removes may be a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from visrl.core.box_formats import BoxFormat
-from visrl.core.crops import CropName
 from visrl.core.types import Turn
 from visrl.errors import UsageError
-from visrl.policies.families.base import Chat, Family, Seen, padded
-from visrl.train.common.conversations import answer_prompt, box_prompt, box_text, conversations, opened
-from visrl.train.common.vision_cache import FeatureStore, without_pixels
-from visrl.train.data.rows import Demonstration, Preference
-from visrl.train.dpo.losses import TermName
+from visrl.policies.families.base import Chat, Family, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class ConversationEncoder:
     """A family with the box format that is trained, turning conversations into tokens exactly as evaluation does."""
 
     family: Family
@@ -53,94 +47,6 @@ class Speaker:
             return torch.tensor(whole.ids[len(prompt.ids) :])
         start, end = rendered.replies[-1]
         return torch.tensor(self.family.tokenizer(rendered.text[start:end], add_special_tokens=False)["input_ids"])
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One term of one pair: the prompts (two only under ``own_crop``) and the two completions [C_win], [C_lose]."""
-
-    prompts: tuple[Chat, ...]
-    win: Tensor
-    lose: Tensor
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of the two sequences."""
-        return max(len(prompt.ids) for prompt in self.prompts) + max(len(self.win), len(self.lose))
-
-    @property
-    def pictures(self) -> list[Seen]:
-        return [picture for prompt in self.prompts for picture in prompt.pictures]
-
-
-@dataclass(slots=True)
-class PairCollator:
-    """Rows ``{"row": i}`` of pairs -> ``{"index": [B], term: batch, ...}``; see score.PairScorer for a batch's parts.
-
-    context: the answer follows the win crop for both answers (the official way), or each its own.
-    shared: put win and lose into one row where that is exact. window: rows longer than this are not shared (sliding
-    attention, whose window the block mask does not have). references: term -> [N, 2] log-probabilities of win and
-    lose, once known.
-    """
-
-    pairs: Sequence[Preference]
-    speaker: Speaker
-    terms: tuple[TermName, ...]
-    crop: CropName = "tight"
-    context: Literal["win_crop", "own_crop"] = "win_crop"
-    shared: bool = True
-    window: int | None = None
-    max_tokens: int | None = None
-    store: FeatureStore | None = None
-    references: dict[TermName, Tensor] = field(default_factory=dict)
-    _memo: dict[tuple[int, TermName], Choice] = field(default_factory=dict)
-
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        index = [row["row"] for row in rows]
-        batch: dict[str, Any] = {"index": torch.tensor(index)}
-        for term in self.terms:
-            part = self._batch([self.choice(i, term) for i in index])
-            if term in self.references:
-                part["reference"] = self.references[term][index]
-            batch[term] = part
-        return batch
-
-    def choice(self, index: int, term: TermName) -> Choice:
-        """The term's prompts and completions of a pair, without pixels once the features of its pictures are stored."""
-        held = self._memo.get((index, term))
-        if held is not None and self.store is not None and all(p.digest in self.store for p in held.pictures):
-            return held
-        fresh = self._encode(self.pairs[index], term)
-        self._memo[index, term] = replace(fresh, prompts=tuple(map(without_pixels, fresh.prompts)))
-        return fresh
-
-    def _encode(self, pair: Preference, term: TermName) -> Choice:
-        item, speaker = opened(pair.sample, pair.protocol), self.speaker
-        if term == "box":
-            turns = [box_prompt(item)]
-            win, lose = (
-                box_text(speaker.box_format, chain, item.size, pair.sample.id) for chain in (pair.win, pair.lose)
-            )
-        else:
-            turns = [answer_prompt(item, chain, self.crop, speaker.box_format) for chain in self._contexts(pair)]
-            win, lose = pair.win.answer, pair.lose.answer
-        prompts = tuple(speaker.chat(conversation) for conversation in turns)
-        choice = Choice(prompts, speaker.reply(turns[0], prompts[0], win), speaker.reply(turns[-1], prompts[-1], lose))
-        check_length(choice.longest, self.max_tokens, pair.sample.id)
-        return choice
-
-    def _contexts(self, pair: Preference) -> tuple[Any, ...]:
-        return (pair.win,) if self.context == "win_crop" else (pair.win, pair.lose)
-
-    def _batch(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        if self._shares(choices):
-            return stack(self.speaker.family, [(c.prompts[0], (c.win, c.lose)) for c in choices])
-        wins = [(c.prompts[0], (c.win,)) for c in choices]
-        return stack(self.speaker.family, wins + [(c.prompts[-1], (c.lose,)) for c in choices])
-
-    def _shares(self, choices: Sequence[Choice]) -> bool:
-        fits = self.window is None or max(c.longest for c in choices) <= self.window
-        return self.shared and fits and all(len(c.prompts) == 1 for c in choices)
 
 
 def check_length(tokens: int, limit: int | None, sample_id: str) -> None:
@@ -170,51 +76,3 @@ def stack(family: Family, rows: Sequence[tuple[Chat, tuple[Tensor, ...]]]) -> di
         "tokens": {name: torch.cat([ahead[name], behind[name]], dim=1) for name in ahead if name in behind},
         "chats": chats,
     }
-
-
-@dataclass(slots=True)
-class ChainCollator:
-    """Rows ``{"row": i}`` of SFT conversations -> right-padded batches with labels on the replies only; ``chats`` and
-    ``index`` beside.
-
-    Rows are conversations, not demonstrations: a chain of a protocol with two conversations is two rows (conversations.py).
-    """
-
-    rows: Sequence[tuple[Demonstration, int]]
-    speaker: Speaker
-    crop: CropName = "tight"
-    max_tokens: int | None = None
-    store: FeatureStore | None = None
-    _memo: dict[int, Chat] = field(default_factory=dict)
-
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        index = [row["row"] for row in rows]
-        chats = [self.chat(i) for i in index]
-        batch = self.speaker.family.collate([replace(c, pictures=(), starts=()) for c in chats])
-        width = batch["input_ids"].shape[1]
-        return (
-            batch
-            | self.speaker.family.token_kwargs(chats, width, "right")
-            | {"index": torch.tensor(index), "chats": chats}
-        )
-
-    def chat(self, index: int) -> Chat:
-        """The conversation's tokens, without pixels once the features of its pictures are stored."""
-        held = self._memo.get(index)
-        if held is not None and self.store is not None and all(p.digest in self.store for p in held.pictures):
-            return held
-        demonstration, number = self.rows[index]
-        item = opened(demonstration.sample, demonstration.protocol)
-        joined = self.speaker.family.keeps_prefix
-        talks = conversations(item, demonstration.chain, self.crop, self.speaker.box_format, joined=joined)
-        chat = self.speaker.chat(talks[number].turns, cue=False)
-        chat = chat if talks[number].every_reply else last_reply_only(chat)
-        check_length(len(chat.ids), self.max_tokens, demonstration.sample.id)
-        self._memo[index] = without_pixels(chat)
-        return chat
-
-
-def last_reply_only(chat: Chat) -> Chat:
-    """The conversation with only what follows its last untrained token marked as trained."""
-    last = max((i for i, trained in enumerate(chat.trained) if not trained), default=-1)
-    return replace(chat, trained=tuple(trained and i > last for i, trained in enumerate(chat.trained)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
-from visrl.train.common.encoding import Speaker
+from visrl.train.common.encoding import ConversationEncoder
 from visrl.train.common.vision_cache import FeatureStore, freeze_vision, vision_is_frozen
 from visrl.train.config.recipe import LoraSection, ModelSection
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Trainee:
+class TrainableModel:
     """A model that is being trained. model: what is trained, in PEFT's wrapping if there is LoRA; base: the bare
     transformers model.
     """
@@ -29,7 +29,7 @@ class Trainee:
     model: Any
     processor: Any
     family: Family
-    speaker: Speaker
+    encoder: ConversationEncoder
 
     @property
     def base(self) -> Any:
@@ -52,34 +52,18 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
+def load_trainable(section: ModelSection, lora: LoraSection | None) -> TrainableModel:
     """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains
     nothing.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    path = shipped(section.path)
-    try:
-        # registers classes of ours (Yi-VL, the small world) before the config is read
-        family_class(_config_of(path, section.revision))
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attn,
-            use_safetensors=True,
-            **where,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot load {section.path}: {first}", "give a folder or hub id with safetensors weights"
-        ) from error
-    return trainee(model, processor, section, lora)
+    from visrl.policies.hf.loading import CheckpointArguments, load_parts
+
+    args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
+    _, processor, model = load_parts(shipped(section.path), args.where, dtype, section.attn)
+    return trainable(model, processor, section, lora)
 
 
 def shipped(path: str) -> str:
@@ -92,22 +76,10 @@ def shipped(path: str) -> str:
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
 
 
-def _config_of(path: str, revision: str | None) -> Any:
-    """The raw config as an object with attributes, without needing its class."""
-    from types import SimpleNamespace
-
-    from transformers import PretrainedConfig
-
-    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    return SimpleNamespace(
-        **{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}}
-    )
-
-
-def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:
+def trainable(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> TrainableModel:
     """A loaded model with what is to be trained of it switched on."""
     family = family_class(model.config)(model.config, processor)
-    speaker = Speaker(family, family.box_format(section.box_format or "native"))
+    encoder = ConversationEncoder(family, family.box_format(section.box_format or "native"))
     if section.adapter is not None:
         model = continue_adapter(model, section.adapter)
     elif lora is not None:
@@ -115,7 +87,7 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
     elif section.freeze_vision:
         freeze_vision(model)
     require_something_to_train(model)
-    return Trainee(model, processor, family, speaker)
+    return TrainableModel(model, processor, family, encoder)
 
 
 def lora_target(model: nn.Module) -> str:
@@ -177,7 +149,7 @@ def sliding_window(model: Any) -> int | None:
 
 
 def why_not_shared(model: Any) -> str | None:
-    """Why win and lose cannot stand in one row of this model, or None where they can."""
+    """Why chosen and rejected cannot stand in one row of this model, or None where they can."""
     chosen = model.config._attn_implementation
     return None if chosen in ("sdpa", "eager") else f"attn {chosen} takes no block mask"
 

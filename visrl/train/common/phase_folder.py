@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.train.common.models import Trainee, bare
+from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
 
 STAGING = ".staging"
@@ -123,18 +123,18 @@ def finished(folder: Path) -> bool:
     return (folder / "final" / "phase.json").is_file()
 
 
-def train(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
+def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:
     """Train from the newest complete checkpoint, or from the start, and leave ``final/``, history and curves."""
     at_work = trainer.accelerator
     if at_work.num_processes > 1 and at_work.is_main_process:
         print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=newest)
-    conclude(trainer, trainee, folder)
+    conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
 
 
-def conclude(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
+def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:
     """Write what a finished phase leaves. Under FSDP and DeepSpeed every process takes part in gathering the weights."""
     history = trainer.state.log_history
     beside = folder / f"{STAGING}-final"
@@ -143,8 +143,8 @@ def conclude(trainer: PhaseTrainer, trainee: Trainee, folder: Path) -> None:
     if not trainer.accelerator.is_main_process:
         return
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        trainee.model.save_pretrained(beside)
-    trainee.processor.save_pretrained(beside)
+        trainable.model.save_pretrained(beside)
+    trainable.processor.save_pretrained(beside)
     last: dict[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
     about = {"steps": trainer.state.global_step, "last": last, "torch": torch.__version__}
     write_atomically(beside / "phase.json", dump_json(about))

@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says everything about a training run, checked before anything heavy is loaded.
 
-``kind`` names what runs. Each kind is a module with ``RECIPE`` (a :class:`Recipe` subclass: its sections) and
-``run(recipe)``; adding a kind is adding a line to ``KINDS``. Unknown keys are refused with the nearest known one.
+``kind`` names what runs. Each kind is a module with ``KIND`` (a :class:`Kind`); adding one is adding a line to ``KINDS``.
+Unknown keys are refused with the nearest known one, and old names of keys are still read.
 ``--set a.b=c`` overrides a value, and the resolved recipe is printed with where each value came from.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -23,12 +23,12 @@ from visrl.errors import UsageError, nearest
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
-    "base": "visrl.train.small_model.run",
     "small_model": "visrl.train.small_model.run",
-    "pairs": "visrl.train.pairs.run",
+    "pairs": "visrl.train.pairs.command",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",
 }
+OLD_KINDS = {"base": "small_model"}
 
 
 class Section(BaseModel):
@@ -53,6 +53,19 @@ class Recipe(Section):
     kind: str
     output: Path = Field(description="the run's folder")
     seed: int = Field(default=88, description="the official seed (docs/method.md e)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of recipe. recipe: its sections. run: does it, or what is missing of it, and returns the exit code. status: of what
+    is done piece by piece, a line per piece: what would run, or be redone and why. renamed: keys by the dotted names that older
+    recipes use -> their names now.
+    """
+
+    recipe: type[Recipe]
+    run: Callable[[Any], int]
+    status: Callable[[Any], list[str]] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 class ModelSection(Section):
@@ -113,10 +126,10 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A checked recipe, the module that runs it, and where each value came from (dotted key -> source)."""
+    """A checked recipe, its kind, and where each value came from (dotted key -> source)."""
 
     recipe: Recipe
-    module: ModuleType
+    kind: Kind
     sources: Mapping[str, str]
 
     def lines(self) -> Iterator[str]:
@@ -149,16 +162,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
-    """Apply ``a.b=c`` settings in place; values are YAML. Returns the dotted keys set, within a mapping too.
-
-    Raises UsageError without ``=``.
-    """
-    keys = []
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``a.b=c`` texts -> dotted key -> value, the last one counting; values are YAML. Raises UsageError without ``=``."""
+    values: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {setting!r} is not key=value", "for example --set trainer.learning_rate=1e-5")
+        values.pop(key, None)  # set again: after what was set in between
+        values[key] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    return values
+
+
+def override(tree: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Put values at their dotted keys, in order and in place. Returns the dotted keys set, within a mapping too."""
+    for key, value in values.items():
         node = tree
         *parents, last = key.split(".")
         for parent in parents:
@@ -166,36 +184,70 @@ def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
             if not isinstance(child, dict):
                 child = node[parent] = {}
             node = child
-        node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-        keys += [name for name, _ in flat({key: node[last]})]
-    return keys
+        node[last] = deepcopy(value)
+    return [name for name, _ in flat(values)]
 
 
-def module_of(kind: Any) -> ModuleType:
-    """The module that runs a kind. Raises UsageError for one that is unknown, or not in this installation."""
-    if kind is None:
+def upgrade(tree: dict[str, Any]) -> None:
+    """Give a recipe's old names their new ones, in place. Raises UsageError for a kind that is unknown, and where old and new
+    name stand side by side.
+    """
+    tree["kind"] = OLD_KINDS.get(str(tree.get("kind")), tree.get("kind"))
+    for old, new in kind_of(tree["kind"]).renamed.items():
+        *parents, last = old.split(".")
+        node: Any = tree
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node:
+            name = new.rpartition(".")[2]
+            if name in node:
+                raise UsageError(f"{old} and {new} are one key", f"{old} is its old name: leave it out")
+            node[name] = node.pop(last)
+
+
+def _current(key: str, renamed: Mapping[str, str]) -> str:
+    """The name now of a dotted key, or of one below it."""
+    for old, new in renamed.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key[len(old) :]
+    return key
+
+
+def kind_of(name: Any) -> Kind:
+    """A kind by its name. Raises UsageError for one that is unknown, or not in this installation."""
+    if name is None:
         raise UsageError("the recipe has no kind", f"add `kind: …`, one of {', '.join(KINDS)}")
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind {kind!r}", nearest(str(kind), KINDS))
+    if name not in KINDS:
+        raise UsageError(f"unknown kind {name!r}", nearest(str(name), KINDS))
     try:
-        return importlib.import_module(KINDS[kind])
+        kind: Kind = importlib.import_module(KINDS[name]).KIND
     except ModuleNotFoundError as error:
-        if error.name != KINDS[kind]:
+        if error.name != KINDS[name]:
             raise
-        raise UsageError(f"kind {kind!r} is not in this version of visrl", f"kinds: {', '.join(KINDS)}") from error
+        raise UsageError(f"kind {name!r} is not in this version of visrl", f"kinds: {', '.join(KINDS)}") from error
+    return kind
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Resolved:
-    """Read, override and check a recipe. Raises UsageError naming the file and the key."""
+    """Read a recipe, override it by ``a.b=c`` texts and check it. Raises UsageError naming the file and the key."""
+    return resolve(path, parse_settings(settings))
+
+
+def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
+    """Read a recipe, put ``values`` at their dotted keys and check it. Raises UsageError naming the file and the key."""
     tree = read_yaml(path)
+    tree["kind"] = values.get("kind", tree.get("kind"))
+    upgrade(tree)
+    kind = kind_of(tree["kind"])
     sources = dict.fromkeys((key for key, _ in flat(tree)), path.name)
-    sources |= dict.fromkeys(override(tree, settings), "--set")
-    module = module_of(tree.get("kind"))
+    keys = override(tree, {_current(key, kind.renamed): value for key, value in values.items()})
+    upgrade(tree)
+    sources |= dict.fromkeys((_current(key, kind.renamed) for key in keys), "--set")
     try:
-        recipe = module.RECIPE.model_validate(tree, context={"folder": path.parent})
+        recipe = kind.recipe.model_validate(tree, context={"folder": path.parent})
     except ValidationError as error:
-        raise _explain(path, module.RECIPE, error) from error
-    return Resolved(recipe, module, sources)
+        raise _explain(path, kind.recipe, error) from error
+    return Resolved(recipe, kind, sources)
 
 
 def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> UsageError:

@@ -127,8 +127,8 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
         tally.skip("picture not readable")
         return None
     square = FORMATS["padded_square_3dp"]
-    win, lose = (square.parse(_value(item[key]), measured) for key in ("chosen_step", "rejected_step"))
-    if isinstance(win, Unparsed) or isinstance(lose, Unparsed):
+    chosen, rejected = (square.parse(_value(item[key]), measured) for key in ("chosen_step", "rejected_step"))
+    if isinstance(chosen, Unparsed) or isinstance(rejected, Unparsed):
         tally.skip("no box in chosen_step or rejected_step")
         return None
     human = next(turn["value"] for turn in item["conversations"] if turn["from"] in ("human", "user"))
@@ -138,8 +138,8 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
         size=measured,
         question=_question(human),
         protocol="visrl_train",
-        win=Chain(box=win.xyxy, answer=_value(item["chosen"])),
-        lose=Chain(box=lose.xyxy, answer=_value(item["rejected"])),
+        chosen=Chain(box=chosen.xyxy, answer=_value(item["chosen"])),
+        rejected=Chain(box=rejected.xyxy, answer=_value(item["rejected"])),
     )
 
 

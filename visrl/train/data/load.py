@@ -10,17 +10,9 @@ from typing import TypeVar
 
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
+from visrl.train.data.candidates import Demonstration, Preference
 from visrl.train.data.importers import import_chains, import_pairs
-from visrl.train.data.rows import (
-    ChainRow,
-    Demonstration,
-    PairRow,
-    Preference,
-    demonstrations,
-    missing_pictures,
-    preferences,
-    read_rows,
-)
+from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, preferences, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", ChainRow, PairRow)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -20,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from visrl.core.boxes import Box
 from visrl.core.prompts import ProtocolName
 from visrl.core.records import write_atomically
-from visrl.core.types import CoTSample, Picture, PreferencePair
+from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
+from visrl.train.data.candidates import Candidate, Demonstration, Preference
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _Row(BaseModel):
 
 
 class Chain(_Row):
-    """One way of answering: where it looked and what it said."""
+    """A candidate as files have it (candidates.py)."""
 
     box: tuple[float, float, float, float] | None = Field(default=None, description="pixels; null only under `direct`")
     box_text: str | None = Field(default=None, description="the box as a model wrote it; trained on verbatim")
@@ -78,35 +78,12 @@ class QuestionRow(_Question):
 
 
 class PairRow(_Question):
-    """A preference: ``win`` over ``lose``, for boxes and for answers."""
+    """A preference of ``chosen`` over ``rejected``, for boxes and for answers; files call them ``win`` and ``lose``."""
 
-    win: Chain
-    lose: Chain
+    model_config = ConfigDict(populate_by_name=True)
 
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """An SFT example with its picture at hand."""
-
-    sample: CoTSample
-    protocol: ProtocolName
-    chain: Chain
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """A preference pair with its picture at hand."""
-
-    sample: CoTSample
-    protocol: ProtocolName
-    win: Chain
-    lose: Chain
-
-    @classmethod
-    def of(cls, pair: PreferencePair, protocol: ProtocolName) -> Preference:
-        """From the core's pair, whose boxes are pixels and have no text of their own."""
-        win = Chain(box=pair.win_box.xyxy, answer=pair.win_answer, scores=dict(pair.scores))
-        return cls(pair.sample, protocol, win, Chain(box=pair.lose_box.xyxy, answer=pair.lose_answer))
+    chosen: Chain = Field(validation_alias="win", serialization_alias="win")
+    rejected: Chain = Field(validation_alias="lose", serialization_alias="lose")
 
 
 Row = TypeVar("Row", ChainRow, QuestionRow, PairRow)
@@ -142,7 +119,7 @@ def _valid(place: str, read: Callable[[], Row]) -> Row:
 
 def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
     """One row a line, written beside and renamed; defaults are left out."""
-    dumped = (row.model_dump(mode="json", exclude_defaults=True) for row in rows)
+    dumped = (row.model_dump(mode="json", exclude_defaults=True, by_alias=True) for row in rows)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in dumped))
 
 
@@ -192,14 +169,36 @@ def sample_of(row: _Question, folder: Path) -> CoTSample:
     )
 
 
+def candidate_of(chain: Chain) -> Candidate:
+    """A file's chain as sampling and training have it."""
+    box, scores = chain.box, {name: Score(value) for name, value in chain.scores.items()}
+    return Candidate(
+        None if box is None else Box(*box), chain.box_text, chain.answer, scores.get("answer"), scores.get("box")
+    )
+
+
+def chain_of(candidate: Candidate) -> Chain:
+    """A candidate as files have it, with the scores that are known."""
+    scores = {"answer": candidate.answer_score, "box": candidate.box_score}
+    return Chain(
+        box=None if candidate.box is None else candidate.box.xyxy,
+        box_text=candidate.box_text,
+        answer=candidate.answer,
+        scores={name: score.value for name, score in scores.items() if score is not None and score.value is not None},
+    )
+
+
 def demonstrations(rows: Iterable[ChainRow], folder: Path) -> list[Demonstration]:
     """SFT rows with their pictures, which are looked for below ``folder`` and opened when needed."""
-    return [Demonstration(sample_of(row, folder), row.protocol, row.chain) for row in rows]
+    return [Demonstration(sample_of(row, folder), row.protocol, candidate_of(row.chain)) for row in rows]
 
 
 def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
     """Preference rows with their pictures, likewise."""
-    return [Preference(sample_of(row, folder), row.protocol, row.win, row.lose) for row in rows]
+    return [
+        Preference(sample_of(row, folder), row.protocol, candidate_of(row.chosen), candidate_of(row.rejected))
+        for row in rows
+    ]
 
 
 def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:

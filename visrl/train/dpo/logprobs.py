@@ -35,7 +35,7 @@ class TokenScores:
 
 
 def trl_order(values: Tensor) -> Tensor:
-    """[R, n, ...] -> [n R, ...]: win rows first, then lose rows, in both layouts (plain rows are already so ordered)."""
+    """[R, n, ...] -> [n R, ...]: chosen rows first, then rejected rows, in both layouts (plain rows are already so ordered)."""
     return values.transpose(0, 1).reshape(-1, *values.shape[2:])
 
 

@@ -48,11 +48,11 @@ def stage_terms(
     raise ValueError(f"step-level DPO has stages 1 and 2, not {stage}")
 
 
-def log_preference(win: Tensor, lose: Tensor, ref_win: Tensor, ref_lose: Tensor, beta: float) -> Tensor:
+def log_preference(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     """P of one term, per pair. All arguments are summed log-probabilities [B]; returns [B], at most 0."""
     import torch.nn.functional as F
 
-    return F.logsigmoid(beta * (win - ref_win) - beta * (lose - ref_lose))
+    return F.logsigmoid(beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected))
 
 
 def weighted_sum(terms: Sequence[Term], losses: Mapping[TermName, Tensor]) -> Tensor:

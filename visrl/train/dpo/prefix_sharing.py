@@ -4,7 +4,7 @@ A row is ``[pad | prompt | branch 1 | branch 2 | ...]`` [T = P + n (C - 1)]: pro
 in every row the last prompt token is column P - 1 and branch k occupies columns P + k (C-1) .. P + (k+1)(C-1) - 1. A
 branch holds a completion without its last token (whose successor nobody asks for), padded on the right to C - 1.
 
-* plain:  n = 1, two rows per pair, win rows first and then lose rows, as TRL has them. An ordinary causal batch.
+* plain:  n = 1, two rows per pair, chosen rows first and then rejected rows, as TRL has them. An ordinary causal batch.
 * shared: n = 2, one row per pair. Picture, question and everything before the completion are computed once. A token
   of branch k sees the prompt and the earlier tokens of its own branch; its position goes on from the last prompt
   token. That is what it sees in a row of its own, so values and gradients are those of the plain layout.

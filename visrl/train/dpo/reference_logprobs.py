@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
-from visrl.train.data.rows import Preference
+from visrl.train.data.candidates import Candidate, Preference
 from visrl.train.dpo.losses import TermName
 
 if TYPE_CHECKING:
@@ -37,9 +37,13 @@ def data_hash(pairs: Iterable[Preference], *settings: Any) -> str:
             pair.protocol,
             sample.picture and sample.picture.ref,
         )
-        digest.update(repr((said, pair.win.box, pair.win.box_text, pair.win.answer)).encode())
-        digest.update(repr((pair.lose.box, pair.lose.box_text, pair.lose.answer)).encode())
+        digest.update(repr((said, *_parts(pair.chosen))).encode())
+        digest.update(repr(_parts(pair.rejected)).encode())
     return digest.hexdigest()
+
+
+def _parts(chain: Candidate) -> tuple[Any, ...]:
+    return chain.box and chain.box.xyxy, chain.box_text, chain.answer
 
 
 def read_reference(folder: Path, data: str, weights: str | None) -> Table | None:
@@ -88,7 +92,7 @@ def compute_reference(
     batch_size: int,
     tick: Callable[[int], None],
 ) -> Table:
-    """term -> [N, 2]. ``score`` maps row numbers to each term's [B, 2] log-probabilities of win and lose, without
+    """term -> [N, 2]. ``score`` maps row numbers to each term's [B, 2] log-probabilities of chosen and rejected, without
     gradient.
     """
     import torch

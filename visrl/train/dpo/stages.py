@@ -15,13 +15,13 @@ from pydantic import Field, field_validator
 from trl import DPOConfig
 
 from visrl.core.crops import CropName
-from visrl.errors import UsageError
-from visrl.train.common.encoding import PairCollator
-from visrl.train.common.models import Trainee, load_trainee, own_forward, sliding_window, why_not_shared
+from visrl.errors import EXIT_DONE, UsageError
+from visrl.train.common.models import TrainableModel, load_trainable, own_forward, sliding_window, why_not_shared
 from visrl.train.common.phase_folder import claim, finished, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.config.recipe import (
     DataSection,
+    Kind,
     LoraSection,
     ModelSection,
     Recipe,
@@ -29,8 +29,9 @@ from visrl.train.config.recipe import (
     Stages,
     check_trainer_section,
 )
+from visrl.train.data.candidates import Preference
 from visrl.train.data.load import load_preferences
-from visrl.train.data.rows import Preference
+from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import Term, stage_terms
 from visrl.train.dpo.trainer import StepDPOTrainer
 
@@ -55,10 +56,12 @@ class StepSection(Section):
     lambda_box: float = Field(default=0.5, ge=0)
     lambda_answer: float = Field(default=0.5, ge=0)
     context: Literal["win_crop", "own_crop"] = Field(
-        default="win_crop", description="which crop the losing answer follows"
+        default="win_crop", description="which crop the rejected answer follows"
     )
     crop: CropName = "tight"
-    prefix_sharing: bool = Field(default=True, description="win and lose in one row; exact, and up to twice as fast")
+    prefix_sharing: bool = Field(
+        default=True, description="chosen and rejected in one row; exact, and up to twice as fast"
+    )
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
     max_tokens: int | None = Field(
         default=None, description="stop at a longer sequence, naming it; nothing is ever cut"
@@ -92,21 +95,21 @@ class DPORecipe(Recipe):
         return OFFICIAL | check_trainer_section(section, DPOConfig, reserved)
 
 
-RECIPE = DPORecipe
-
-
-def run(recipe: DPORecipe) -> None:
+def run(recipe: DPORecipe) -> int:
     """Train the stages that are not finished. Raises UsageError."""
     pairs = load_preferences(recipe.data)
     before: Path | None = None
-    trainee: Trainee | None = None
+    trainable: TrainableModel | None = None
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
         claim(folder, settings(recipe, stage))
         if not finished(folder):
-            trainee = trainee or load_trainee(_starting_point(recipe, before), recipe.lora if before is None else None)
-            run_stage(recipe, stage, trainee, pairs)
+            trainable = trainable or load_trainable(
+                _starting_point(recipe, before), recipe.lora if before is None else None
+            )
+            run_stage(recipe, stage, trainable, pairs)
         before = folder / "final"
+    return EXIT_DONE
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
@@ -128,45 +131,48 @@ def settings(recipe: DPORecipe, stage: int) -> dict[str, Any]:
     return asked | {"stage": stage}
 
 
-def run_stage(recipe: DPORecipe, stage: int, trainee: Trainee, pairs: list[Preference]) -> StepDPOTrainer:
+def run_stage(recipe: DPORecipe, stage: int, trainable: TrainableModel, pairs: list[Preference]) -> StepDPOTrainer:
     """One stage from the model in memory to ``final/``. Raises UsageError where it cannot begin (see StepDPOTrainer)."""
     folder, step = recipe.output / f"stage{stage}", recipe.step
     terms = step.terms(stage)
     _check(pairs, terms)
-    reason = why_not_shared(trainee.base)
+    reason = why_not_shared(trainable.base)
     collator = PairCollator(
         pairs,
-        trainee.speaker,
+        trainable.encoder,
         tuple(term.name for term in terms),
         crop=step.crop,
         context=step.context,
         shared=step.prefix_sharing and reason is None,
-        window=sliding_window(trainee.base),
+        window=sliding_window(trainable.base),
         max_tokens=step.max_tokens,
-        store=trainee.feature_store(step.vision_cache_gb),
+        store=trainable.feature_store(step.vision_cache_gb),
     )
-    args = trainer_config(DPOConfig, recipe.trainer, folder, recipe.seed, trainee.base)
+    args = trainer_config(DPOConfig, recipe.trainer, folder, recipe.seed, trainable.base)
     title = f"stage {stage}" + (f" (plain rows: {reason})" if step.prefix_sharing and reason else "")
-    with own_forward(trainee.model):
-        trainer = StepDPOTrainer(trainee, collator, terms, args, folder, title=title)
-        train(trainer, trainee, folder)
+    with own_forward(trainable.model):
+        trainer = StepDPOTrainer(trainable, collator, terms, args, folder, title=title)
+        train(trainer, trainable, folder)
     return trainer
 
 
 def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
     """Pairs that a term cannot use: referring expressions have no answer. Named, not dropped.
 
-    A losing answer may be empty: the model said nothing, and its end token alone is what is trained against.
+    A rejected answer may be empty: the model said nothing, and its end token alone is what is trained against.
     """
     if not any(term.name == "answer" for term in terms):
         return
     for pair in pairs:
-        if not pair.win.answer or (pair.sample.kind == "rec" and not pair.lose.answer):
+        if not pair.chosen.answer or (pair.sample.kind == "rec" and not pair.rejected.answer):
             raise UsageError(
                 f"pair {pair.sample.id} has no answers", "stage 2 needs answers; step.stages: [1] trains on boxes alone"
             )
-    if silent := sum(not pair.lose.answer for pair in pairs):
+    if silent := sum(not pair.rejected.answer for pair in pairs):
         print(
             f"{silent} of {len(pairs)} losing chains answered nothing: their end token is trained against",
             file=sys.stderr,
         )
+
+
+KIND = Kind(DPORecipe, run)

@@ -2,8 +2,8 @@
 
 The trainer keeps TRL's losses, metrics, PEFT, checkpointing and distribution. Ours is what the method adds: a batch
 has a part per term (box, answer), each with its own lambda and beta; the forward pass computes picture and question
-once for chosen and rejected (prefix_sharing.py); the reference is the policy at the start of the phase, computed once
-(reference_logprobs.py).
+once for chosen and rejected (prefix_sharing.py); the reference is the policy at the start of the phase, computed
+once (reference_logprobs.py).
 
 Departures from the official code (docs/method.md g): 1. crops are in the frame of the boxes. 2. every family, not
 one. 3. rows are never cut at a length. 4. pictures are not shrunk to 512 x 512 first.
@@ -22,9 +22,9 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from visrl.errors import UsageError
-from visrl.train.common.encoding import PairCollator
-from visrl.train.common.models import Trainee, bare
+from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
+from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.logprobs import PairScorer, TokenScores, compact
 from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
 from visrl.train.dpo.reference_logprobs import compute_reference, data_hash, read_reference, write_reference
@@ -44,7 +44,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainable: TrainableModel,
         collator: PairCollator,
         terms: Sequence[Term],
         args: DPOConfig,
@@ -55,16 +55,16 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             raise UsageError(
                 "trainer.ld_alpha is not supported", "leave it out: it needs per-token reference log-probabilities"
             )
-        self.trainee, self.collator, self.terms, self.folder = trainee, collator, tuple(terms), folder
+        self.trainable, self.collator, self.terms, self.folder = trainable, collator, tuple(terms), folder
         args.precompute_ref_log_probs = True  # TRL then keeps no reference model; the numbers come from our table
         args.remove_unused_columns = False
         rows = Dataset.from_dict({"row": list(range(len(collator.pairs)))})
         super().__init__(
-            model=trainee.model,
+            model=trainable.model,
             args=args,
             data_collator=collator,
             train_dataset=rows,
-            processing_class=trainee.processor,
+            processing_class=trainable.processor,
             **more,
         )
         if "ref" in getattr(self.model, "peft_config", {}):
@@ -118,7 +118,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         return table
 
     def _scorer(self, model: Any, part: dict[str, Any]) -> PairScorer:
-        return PairScorer(model, bare(self.model), self.trainee.family, part, self.collator.store)
+        return PairScorer(model, bare(self.model), self.trainable.family, part, self.collator.store)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         """L of the stage: sum of lambda times TRL's loss of the term, metrics prefixed with the term's name."""
@@ -140,9 +140,9 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
     def _term_loss(self, term: Term, model: Any, inputs: dict[str, Any]) -> Tensor:
         part = inputs[term.name]
         scorer = _Recorded(self._scorer(model, part))
-        win, lose = part["reference"].unbind(1)
+        chosen, rejected = part["reference"].unbind(1)
         loss: Tensor = super()._compute_loss(
-            scorer, compact(part) | {"ref_chosen_logps": win, "ref_rejected_logps": lose}, False
+            scorer, compact(part) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, False
         )
         said = scorer.last.log_probs.detach().sum(1).chunk(2)
         self._guard(term, loss, torch.stack(said, 1), part["reference"], inputs["index"])
@@ -161,8 +161,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
                 "look at these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
-            (win, lose), (ref_win, ref_lose) = said.unbind(1), reference.unbind(1)
-            first = -log_preference(win, lose, ref_win, ref_lose, term.beta).mean().item()
+            (chosen, rejected), (ref_chosen, ref_rejected) = said.unbind(1), reference.unbind(1)
+            first = -log_preference(chosen, rejected, ref_chosen, ref_rejected, term.beta).mean().item()
             tolerance = 1e-3 if bare(self.model).dtype == torch.float32 else 2e-2
             if abs(first - LN2) > tolerance:
                 hint = "reference and policy differ at the start; is a checkpoint of other weights in the way?"

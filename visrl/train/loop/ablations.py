@@ -19,15 +19,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from visrl.core.records import dump_json, read_records, write_atomically, write_results
-from visrl.errors import EXIT_INCOMPLETE, UsageError
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from visrl.evals.sample_scores import of_run
 from visrl.runs.distributed import say
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import render
-from visrl.train.config.recipe import Recipe, load_recipe, read_yaml
+from visrl.train.config.recipe import Kind, Recipe, read_yaml, resolve
 from visrl.train.loop import run as loop
 from visrl.train.loop.phases import phases
-from visrl.train.loop.recipe import LoopRecipe, settings
+from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import ANSWER, BOX, headline
 
 
@@ -58,9 +58,6 @@ class AblationsRecipe(Recipe):
         return {FULL: {}, **variants}
 
 
-RECIPE = AblationsRecipe
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """One loop of the queue."""
@@ -79,7 +76,7 @@ def jobs(recipe: AblationsRecipe) -> Iterator[Job]:
             full = recipe.output / FULL / f"seed{seed}"
             own = {"output": str(folder), "seed": seed, "name": variant}
             own["reuse"] = [] if variant == FULL else [str(full)]
-            found = load_recipe(recipe.recipe, settings({**over(base, merged(recipe.set, changed)), **own})).recipe
+            found = resolve(recipe.recipe, {**over(base, merged(recipe.set, changed)), **own}).recipe
             assert isinstance(found, LoopRecipe), "kind loop"
             yield Job(variant, seed, found)
 
@@ -103,9 +100,9 @@ def over(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run(recipe: AblationsRecipe) -> None:
-    """Every job that is not finished and that no other process is running, then the table of what there is; exits with 3
-    where jobs failed, after naming them."""
+def run(recipe: AblationsRecipe) -> int:
+    """Every job that is not finished and that no other process is running, then the table of what there is. Returns the exit
+    code: 3 where jobs failed, which are named."""
     queue, failed = list(jobs(recipe)), list[str]()
     for number, job in enumerate(queue, 1):
         print(f"[{number}/{len(queue)}] {job.variant}, seed {job.seed}", file=sys.stderr)
@@ -122,12 +119,12 @@ def run(recipe: AblationsRecipe) -> None:
             f"{len(failed)} of {len(queue)} jobs failed: {'; '.join(failed)}; the same command tries them again",
             file=sys.stderr,
         )
-        raise SystemExit(EXIT_INCOMPLETE)
+    return EXIT_INCOMPLETE if failed else EXIT_DONE
 
 
-def plan(recipe: AblationsRecipe) -> list[str]:
+def status(recipe: AblationsRecipe) -> list[str]:
     """Per job what would run."""
-    return [f"{job.variant}, seed {job.seed}, {said}" for job in jobs(recipe) for said in loop.plan(job.recipe)]
+    return [f"{job.variant}, seed {job.seed}, {said}" for job in jobs(recipe) for said in loop.status(job.recipe)]
 
 
 # --- what came out
@@ -165,3 +162,6 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
             write_results(
                 recipe.output / "records" / f"{job.variant}-seed{job.seed}.json", read_records(job.recipe.output)
             )
+
+
+KIND = Kind(AblationsRecipe, run, status)

@@ -1,10 +1,12 @@
 """What of a loop is done, and what a changed recipe or a changed file makes stale: every phase is known by its hashes.
 
-``asked.json``   what decides a phase: its recipe with all values, and the hashes of what it starts from; written when it begins
-``phase.json``    what it left, by hash (weights, or pairs); written when it ends
-``metrics.json``  how its end scored, and the paired difference to the phase before
+``phase_config.json``  what decides a phase: its recipe with all values, and the hashes of what it starts from; written when it
+                       begins. (A ``config.json`` may lie beside it: of the model, where the phase's folder is a checkpoint.)
+``outputs.json``       what it left, by hash (weights, or pairs); written when it ends
+``metrics.json``       how its end scored, and the paired difference to the phase before
 
-Places decide nothing: a folder may be moved, and a phase is the same when the bytes it starts from are.
+Places decide nothing: a folder may be moved, and a phase is the same when the bytes it starts from are. Folders of earlier
+versions, where the first two are ``asked.json`` and ``phase.json``, are read as well.
 """
 
 from __future__ import annotations
@@ -19,20 +21,22 @@ from typing import Any, Literal
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.train.config.recipe import Recipe, flat
+from visrl.train.config.recipe import Recipe, flat, upgrade
 from visrl.train.data.shards import is_sharded, shards_of
-from visrl.train.loop.phases import State, Weights, Wires
+from visrl.train.loop.phases import Overrides, State, Weights
 from visrl.world import CHECKPOINTS
 
-Stand = Literal["done", "new", "resume", "stale"]
+PhaseStatus = Literal["done", "new", "resume", "stale"]
+CONFIG, OUTPUTS = "phase_config.json", "outputs.json"
+OLD_NAMES = {CONFIG: "asked.json", OUTPUTS: "phase.json"}
 NAMED = 3  # differences said of a stale phase
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PhaseState:
     """How a phase stands on disk, and why it cannot stay."""
 
-    stand: Stand
+    status: PhaseStatus
     why: str = ""
 
 
@@ -41,20 +45,20 @@ def ready_config(weights: Weights) -> dict[str, Any]:
     return {"kind": "ready", "weights": weights.sha256()}
 
 
-def config_of(found: Recipe, wires: Wires, state: State, critic: Weights) -> dict[str, Any]:
-    """What decides a phase. Values that the loop wired stand as the hashes of what they name; so does its own critic."""
+def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights) -> dict[str, Any]:
+    """What decides a phase. Values that the loop put there stand as the hashes of what they name; so does its own critic."""
     asked = found.model_dump(
         mode="json", exclude={"output", "batch_size", "ray"} if found.kind == "pairs" else {"output"}
     )
-    for key in wires:
+    for key in overrides:
         if not key.startswith(("data.skip", "step.")):
             _take(asked, key)
     inputs: dict[str, Any] = {"weights": state.now.sha256()}
-    if "critic.model" in wires:
+    if "critic.model" in overrides:
         inputs["critic"] = critic.sha256()
     elif named := _on_disk(asked.get("critic") or {}):
         inputs["critic"] = named.sha256()
-    if "data.path" in wires:
+    if "data.path" in overrides:
         assert state.pairs is not None, "a stage follows its pairs"
         inputs["data"] = file_hash(state.pairs)
         _take(asked, "data.pictures")
@@ -98,18 +102,41 @@ def data_hash(path: Path) -> str | None:
     return total.hexdigest()
 
 
-def examine(folder: Path, config: Mapping[str, Any], left: Mapping[str, Any] | None) -> Found:
-    """How the phase in ``folder`` stands to what is asked. left: hashes of what is there now, as phase.json names them."""
-    began = _read(folder / "asked.json")
+def stored(folder: Path, name: str) -> Path:
+    """Where a phase's CONFIG or OUTPUTS is: under the name of an earlier version where that is there."""
+    old = folder / OLD_NAMES[name]
+    return old if old.is_file() else folder / name
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a phase, or a scoring, ended here."""
+    return stored(folder, OUTPUTS).is_file()
+
+
+def _config_in(folder: Path) -> dict[str, Any] | None:
+    """What a phase was begun with, in the keys of now."""
+    config = _read(stored(folder, CONFIG))
+    if config is not None and "recipe" in config:
+        upgrade(config["recipe"])
+    return config
+
+
+def examine(folder: Path, config: Mapping[str, Any], outputs: Mapping[str, Any] | None) -> PhaseState:
+    """How the phase in ``folder`` stands to what is asked. outputs: hashes of what is there now, as outputs.json names them."""
+    began = _config_in(folder)
     if began is None:
-        return Found("new")
+        return PhaseState("new")
     if differences := changes(began, json.loads(dump_json(config))):
-        return Found("stale", "; ".join(differences))
-    ended = _read(folder / "phase.json")
+        return PhaseState("stale", "; ".join(differences))
+    ended = _read(stored(folder, OUTPUTS))
     if ended is None:
-        return Found("resume")
-    wrong = [name for name, value in (left or {}).items() if ended.get(name) != value]
-    return Found("stale", f"{wrong[0]} is not what phase.json says: the file was changed") if wrong else Found("done")
+        return PhaseState("resume")
+    wrong = [name for name, value in (outputs or {}).items() if ended.get(name) != value]
+    return (
+        PhaseState("stale", f"{wrong[0]} is not what {stored(folder, OUTPUTS).name} says: the file was changed")
+        if wrong
+        else PhaseState("done")
+    )
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -137,18 +164,18 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def begin(folder: Path, config: Mapping[str, Any]) -> None:
     """Say what the folder is for, before anything else is written to it."""
-    write_atomically(folder / "asked.json", dump_json(dict(config)))
+    write_atomically(stored(folder, CONFIG), dump_json(dict(config)))
 
 
-def end(folder: Path, left: Mapping[str, Any]) -> None:
+def end(folder: Path, outputs: Mapping[str, Any]) -> None:
     """The phase is done, and left this."""
-    write_atomically(folder / "phase.json", dump_json(dict(left)))
+    write_atomically(stored(folder, OUTPUTS), dump_json(dict(outputs)))
 
 
-def set_aside(output: Path, name: str) -> Path:
+def archive(output: Path, name: str) -> Path:
     """Move a stale phase to ``old/``: nothing that was done is lost. Returns where it is now."""
     folder = output / name
-    digest = (file_hash(folder / "asked.json") or "unknown")[:8]
+    digest = (file_hash(stored(folder, CONFIG)) or "unknown")[:8]
     stem = f"{name.replace('/', '-')}-{digest}"
     place = next(p for i in range(1000) if not (p := output / "old" / (stem if i == 0 else f"{stem}-{i}")).exists())
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -156,23 +183,22 @@ def set_aside(output: Path, name: str) -> Path:
     return place
 
 
-def take_over(
-    folder: Path, other: Path, config: Mapping[str, Any], left_by: Callable[[Path], Mapping[str, Any]]
+def reuse(
+    folder: Path, other: Path, config: Mapping[str, Any], outputs_of: Callable[[Path], Mapping[str, Any]]
 ) -> bool:
     """Copy a phase that another loop has finished with the same hashes; whether there was one, with the files it says it left.
 
     Another process may be scoring it: what is not finished there is not copied, and its files in the making are not looked at.
     """
-    asked = json.loads(dump_json(dict(config)))
-    ended = _read(other / "phase.json")
-    if _read(other / "asked.json") != asked or ended is None:
+    ended = _read(stored(other, OUTPUTS))
+    if _config_in(other) != json.loads(dump_json(dict(config))) or ended is None:
         return False
     beside = folder.parent / f".{folder.name}.copy"
     if beside.exists():
         shutil.rmtree(beside)
-    unfinished = () if (other / "score" / "phase.json").is_file() else ("score", "metrics.json")
+    unfinished = () if is_finished(other / "score") else ("score", "metrics.json")
     shutil.copytree(other, beside, ignore=shutil.ignore_patterns("checkpoint-*", ".*", *unfinished))
-    if any(ended.get(name) != value for name, value in left_by(beside).items()):
+    if any(ended.get(name) != value for name, value in outputs_of(beside).items()):
         shutil.rmtree(beside)
         return False
     beside.rename(folder)

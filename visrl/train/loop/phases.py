@@ -1,4 +1,4 @@
-"""The phases of a loop in order, and each one's recipe with the phases before it wired in (docs/method.md d, e).
+"""The phases of a loop in order, and each one's recipe with what the phases before it left put in (docs/method.md d, e).
 
 Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
 stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out those of the iterations before.
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visrl.errors import UsageError
-from visrl.train.config.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
-from visrl.train.loop.recipe import LoopRecipe, PhaseSection, settings
+from visrl.train.config.recipe import OLD_KINDS, Recipe, Resolved, flat, read_yaml, resolve
+from visrl.train.loop.recipe import LoopRecipe, PhaseSection
+from visrl.train.pairs.recipe import PairsRecipe
 from visrl.world import CHECKPOINTS
 
-What = Literal["ready", "warm-up", "more", "pairs", "rl"]
-MORE_SEEDS = 1000
-"""How far the seed of ``more`` is from the warm-up's: beyond the seeds of any study."""
-Wires = dict[str, Any]
+What = Literal["ready", "warm-up", "continued_sft", "pairs", "rl"]
+CONTINUED_SEED = 1000
+"""How far the seed of continued SFT is from the warm-up's: beyond the seeds of any study."""
+Overrides = dict[str, Any]
 """Dotted key -> what the loop puts there."""
 ADDED_TO = {"data.skip"}
-"""Wired, but from the value that is set."""
+"""Put there by the loop, but from the value that is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,9 @@ def phases(recipe: LoopRecipe) -> Iterator[Phase]:
     if recipe.sft is not None:
         so_far = ["SFT"]
         yield Phase("sft", "SFT", "ready" if recipe.sft.model is not None else "warm-up")
-    if recipe.more is not None:
+    if recipe.continued_sft is not None:
         so_far.append("more")
-        yield Phase("more", "+".join(so_far), "more")
+        yield Phase("more", "+".join(so_far), "continued_sft")
     for k in range(1, recipe.iterations + 1):
         yield Phase(f"iter{k}/pairs", f"pairs {k}", "pairs", k)
         for stage in recipe.stages:
@@ -124,38 +125,42 @@ def critic_of(recipe: LoopRecipe, state: State) -> Weights:
     return state.sft if recipe.critic == "sft" else state.base
 
 
-def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolved, Wires]:
+def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolved, Overrides]:
     """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
     section = _section(recipe, phase)
     kind = _kind(phase, section)
-    before: Wires = {}
+    before: Overrides = {}
     if phase.what == "pairs":
-        wires = _pairs_wires(recipe, phase, state, section)
+        overrides = _pairs_overrides(recipe, phase, state, section)
     elif phase.what == "rl":
-        before, wires = _rl_wires(phase, state)
+        before, overrides = _rl_overrides(phase, state)
     else:
-        wires = _start_wires(kind, state)
+        overrides = _start_overrides(kind, state)
     # with the warm-up's own seed, further training would see its very examples again, in the same order
-    seed = recipe.seed + MORE_SEEDS if phase.what == "more" else recipe.seed
+    seed = recipe.seed + CONTINUED_SEED if phase.what == "continued_sft" else recipe.seed
     fixed = {"output": str(recipe.output / phase.name), "seed": seed}
-    _refuse_wired(phase, section, {*fixed, *wires, *dict(flat(before))} - ADDED_TO)
-    resolved = load_recipe(section.recipe, [*settings(before), *section.settings(), *settings({**fixed, **wires})])
+    _refuse_overridden(phase, section, {*fixed, *overrides, *dict(flat(before))} - ADDED_TO)
+    resolved = resolve(section.recipe, {**before, **section.set, **fixed, **overrides})
     if phase.what == "rl":
-        wires |= {"data.path": str(state.pairs)}
-    return resolved, wires
+        overrides |= {"data.path": str(state.pairs)}
+    return resolved, overrides
 
 
-def _refuse_wired(phase: Phase, section: PhaseSection, wired: set[str]) -> None:
+def _refuse_overridden(phase: Phase, section: PhaseSection, overridden: set[str]) -> None:
     """What the loop puts somewhere is not to be set there: it would be overwritten unseen."""
     for key in section.set:
-        if key in wired:
+        if key in overridden:
             hint = "the loop puts it there; `pairs.set: {critic.model: …}` alone may name another model"
             raise UsageError(f"{phase.name}: set names {key}", hint)
 
 
 def _section(recipe: LoopRecipe, phase: Phase) -> PhaseSection:
-    section = {"warm-up": recipe.sft and recipe.sft.recipe and recipe.sft.phase, "more": recipe.more,
-               "pairs": recipe.pairs, "rl": recipe.rl}[phase.what]  # fmt: skip
+    section = {
+        "warm-up": recipe.sft and recipe.sft.recipe and recipe.sft.phase,
+        "continued_sft": recipe.continued_sft,
+        "pairs": recipe.pairs,
+        "rl": recipe.rl,
+    }[phase.what]
     assert isinstance(section, PhaseSection), "phases() gives only what the recipe has"
     return section
 
@@ -163,7 +168,8 @@ def _section(recipe: LoopRecipe, phase: Phase) -> PhaseSection:
 def _kind(phase: Phase, section: PhaseSection) -> str:
     """The kind of the phase's recipe. Raises UsageError for one that cannot be this phase."""
     kind = str(read_yaml(section.recipe).get("kind"))
-    wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "base"))
+    kind = OLD_KINDS.get(kind, kind)
+    wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "small_model"))
     if kind not in wanted:
         raise UsageError(
             f"{phase.name}: {section.recipe} is a recipe of kind {kind}", f"this phase takes kind {' or '.join(wanted)}"
@@ -171,44 +177,45 @@ def _kind(phase: Phase, section: PhaseSection) -> str:
     return kind
 
 
-def _model(weights: Weights) -> Wires:
+def _model(weights: Weights) -> Overrides:
     return {"model.path": weights.model, "model.adapter": weights.adapter, "model.revision": None}
 
 
-def _start_wires(kind: str, state: State) -> Wires:
+def _start_overrides(kind: str, state: State) -> Overrides:
     from visrl.train.common.models import shipped
 
-    return {"start": shipped(state.now.model)} if kind == "base" else _model(state.now)
+    return {"start": shipped(state.now.model)} if kind == "small_model" else _model(state.now)
 
 
-def _rl_wires(phase: Phase, state: State) -> tuple[Wires, Wires]:
-    """What replaces the recipe's own data, of which ``set`` may still change the ``limit``; and what else is wired."""
+def _rl_overrides(phase: Phase, state: State) -> tuple[Overrides, Overrides]:
+    """What replaces the recipe's own data, of which ``set`` may still change the ``limit``; and what else the loop puts there."""
     data = {"path": str(state.pairs), "pictures": str(state.pictures)}
     return {"data": data}, {**_model(state.now), "step.stages": [phase.stage]}
 
 
-def _pairs_wires(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Wires:
-    wires = _asked("policy", state.now, state.label)
-    own = load_recipe(section.recipe, section.settings()).recipe
-    if own.critic.kind != "oracle" and "critic.model" not in section.set:  # type: ignore[attr-defined]  # of kind pairs
-        wires |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
-    data = own.data  # type: ignore[attr-defined]
+def _pairs_overrides(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Overrides:
+    overrides = _asked("policy", state.now, state.label)
+    own = resolve(section.recipe, section.set).recipe
+    assert isinstance(own, PairsRecipe), "of kind pairs, as _kind() checks"
+    if own.critic.kind != "oracle" and "critic.model" not in section.set:
+        overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
+    data = own.data
     if phase.iteration > 1 and data.limit is None:
         raise UsageError(
             "several iterations need data.limit in the recipe of pairs",
             "it says how many new questions each iteration takes",
         )
-    wires["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
-    return wires
+    overrides["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
+    return overrides
 
 
-def _asked(who: str, weights: Weights, name: str) -> Wires:
-    wires: Wires = {f"{who}.model": weights.spec, f"{who}.name": name}
-    return wires | ({f"{who}.args.adapter": weights.adapter} if weights.adapter is not None else {})
+def _asked(who: str, weights: Weights, name: str) -> Overrides:
+    overrides: Overrides = {f"{who}.model": weights.spec, f"{who}.name": name}
+    return overrides | ({f"{who}.args.adapter": weights.adapter} if weights.adapter is not None else {})
 
 
 def final_of(phase: Phase, folder: Path, found: Recipe) -> Path:
     """Where a training phase leaves its weights."""
-    if found.kind == "base":
+    if found.kind == "small_model":
         return folder
     return folder / f"stage{phase.stage}" / "final" if found.kind == "dpo" else folder / "final"

@@ -6,7 +6,6 @@ twice. Wired by the loop, whatever those files say: output, seed, weights to sta
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,13 +37,9 @@ class PhaseSection(Section):
     def _beside(cls, path: Path, info: ValidationInfo) -> Path:
         return (info.context or {}).get("folder", Path()) / path
 
-    def settings(self) -> list[str]:
-        """``set`` as ``--set`` would have it."""
-        return settings(self.set)
-
 
 class WarmUpSection(Section):
-    """M_SFT: trained by a recipe (of kind sft or base), or a model that is ready."""
+    """M_SFT: trained by a recipe (of kind sft or small_model), or a model that is ready."""
 
     recipe: Path | None = Field(default=None, description="relative to the file that names it")
     set: Settings = Field(default_factory=dict, description="dotted key -> value, as --set takes them")
@@ -90,7 +85,9 @@ class LoopRecipe(Recipe):
     name: str = Field(default="", description="of the run, in tables; default: the output folder's")
     base: str = Field(description="M_org: a shipped name, a folder or a hub id")
     sft: WarmUpSection | None = Field(default=None, description="none: reinforcement begins with the base")
-    more: PhaseSection | None = Field(default=None, description="further training between SFT and RL: a comparison")
+    continued_sft: PhaseSection | None = Field(
+        default=None, description="further training between SFT and RL: a comparison"
+    )
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
     rl: PhaseSection | None = Field(default=None, description="of kind dpo; used for every stage")
     iterations: int = Field(default=1, ge=0)
@@ -124,8 +121,3 @@ class LoopRecipe(Recipe):
     @property
     def run_name(self) -> str:
         return self.name or self.output.name
-
-
-def settings(values: dict[str, Any]) -> list[str]:
-    """Dotted key -> value, as ``--set`` texts (JSON is YAML)."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]

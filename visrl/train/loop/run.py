@@ -2,8 +2,8 @@
 
     visrl-train recipes/world.yaml
 
-``base/ sft/ iter1/pairs/ iter1/rl1/ iter1/rl2/ iter2/…``  a folder per phase: its recipe, what decided it (asked.json), what it
-left (phase.json), its scoring (score/, metrics.json); see phase_state.py and scoring.py
+``base/ sft/ iter1/pairs/ iter1/rl1/ iter1/rl2/ iter2/…``  a folder per phase: its recipe, what decided it
+(phase_config.json), what it left (outputs.json), its scoring (score/, metrics.json); see phase_state.py and scoring.py
 ``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
 ``old/``                                                 phases that a changed recipe made stale
 
@@ -29,24 +29,28 @@ from typing import Any, TextIO
 import yaml
 
 from visrl.core.records import dump_json, read_results, write_atomically
-from visrl.errors import EXIT_INCOMPLETE, UsageError
-from visrl.train.config.recipe import Resolved
+from visrl.errors import EXIT_DONE, UsageError
+from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.phase_state import (
-    Found,
+    CONFIG,
+    OUTPUTS,
+    PhaseState,
+    archive,
     begin,
     config_of,
     end,
     examine,
     file_hash,
+    is_finished,
     ready_config,
-    set_aside,
-    take_over,
+    reuse,
+    stored,
 )
 from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
-from visrl.train.loop.scoring import conclude, forget, free, publish, score_phase
-
-RECIPE = LoopRecipe
+from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
+from visrl.train.pairs.command import generate_pairs
+from visrl.train.pairs.recipe import PairsRecipe
 
 
 class Busy(UsageError):
@@ -54,16 +58,16 @@ class Busy(UsageError):
 
 
 @dataclass(slots=True)
-class Ready:
+class PreparedPhase:
     """A phase about to run. resolved: None where it only scores a model."""
 
     phase: Phase
     resolved: Resolved | None
     config: Mapping[str, Any]
-    found: Found
+    state: PhaseState
 
 
-def run(recipe: LoopRecipe) -> None:
+def run(recipe: LoopRecipe) -> int:
     """Everything that is missing. Raises UsageError, before anything runs where a changed recipe would redo something."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -72,18 +76,19 @@ def run(recipe: LoopRecipe) -> None:
         )
     _same_arithmetic()
     _check_scoring(recipe)
-    with _alone(recipe.output):
+    with exclusive(recipe.output):
         if not recipe.redo:
             _refuse_stale(recipe)
-        forget(recipe)
+        prune(recipe)
         state, before = start(recipe), None
         for phase in phases(recipe):
-            ready = prepare(recipe, phase, state)
-            _bring_about(recipe, ready, state)
-            state = after(recipe, ready, state)
+            prepared = prepare(recipe, phase, state)
+            execute(recipe, prepared)
+            state = after(recipe, prepared, state)
             before = _score(recipe, phase, state, before)
     where = shlex.quote(str(recipe.output))
     print(f"as a table: visrl-eval tables --paper viscot {where}\nas a page: visrl-eval view {where}", file=sys.stderr)
+    return EXIT_DONE
 
 
 def start(recipe: LoopRecipe) -> State:
@@ -92,15 +97,15 @@ def start(recipe: LoopRecipe) -> State:
     return State(base, base, base)
 
 
-def prepare(recipe: LoopRecipe, phase: Phase, state: State) -> Ready:
+def prepare(recipe: LoopRecipe, phase: Phase, state: State) -> PreparedPhase:
     """The phase's recipe with its inputs' hashes, and how its folder stands to that."""
     folder = recipe.output / phase.name
     if phase.what == "ready":
         config = ready_config(_of_ready(recipe, phase))
-        return Ready(phase, None, config, examine(folder, config, None))
-    resolved, wires = phase_recipe(recipe, phase, state)
-    config = config_of(resolved.recipe, wires, state, critic_of(recipe, state))
-    return Ready(phase, resolved, config, examine(folder, config, left_by(phase, folder, resolved)))
+        return PreparedPhase(phase, None, config, examine(folder, config, None))
+    resolved, overrides = phase_recipe(recipe, phase, state)
+    config = config_of(resolved.recipe, overrides, state, critic_of(recipe, state))
+    return PreparedPhase(phase, resolved, config, examine(folder, config, outputs_of(phase, folder, resolved)))
 
 
 def _of_ready(recipe: LoopRecipe, phase: Phase) -> Weights:
@@ -109,8 +114,8 @@ def _of_ready(recipe: LoopRecipe, phase: Phase) -> Weights:
     )
 
 
-def left_by(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]:
-    """Hashes of what the phase left, as phase.json has them."""
+def outputs_of(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]:
+    """Hashes of what the phase left, as outputs.json has them."""
     if phase.what == "pairs":
         return {"pairs_sha256": file_hash(folder / "pairs.jsonl")}
     from visrl.policies.hf.loading import weights_hash
@@ -118,64 +123,66 @@ def left_by(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]:
     return {"weights_sha256": weights_hash(final_of(phase, folder, resolved.recipe))}
 
 
-def after(recipe: LoopRecipe, ready: Ready, state: State) -> State:
+def after(recipe: LoopRecipe, prepared: PreparedPhase, state: State) -> State:
     """What the phases up to this one have left."""
-    phase, folder = ready.phase, recipe.output / ready.phase.name
-    if ready.resolved is None:
+    phase, folder = prepared.phase, recipe.output / prepared.phase.name
+    if prepared.resolved is None:
         now = _of_ready(recipe, phase)
     elif phase.what == "pairs":
-        data: Any = ready.resolved.recipe.data  # type: ignore[attr-defined]  # of kind pairs
+        data: Any = prepared.resolved.recipe.data  # type: ignore[attr-defined]  # of kind pairs
         return replace(state, pairs=folder / "pairs.jsonl", pictures=data.pictures)
     else:
-        now = state.now.after(final_of(phase, folder, ready.resolved.recipe))
+        now = state.now.after(final_of(phase, folder, prepared.resolved.recipe))
     return replace(state, now=now, label=phase.label, sft=now if phase.name == "sft" else state.sft)
 
 
-def _bring_about(recipe: LoopRecipe, ready: Ready, state: State) -> None:
+def execute(recipe: LoopRecipe, prepared: PreparedPhase) -> None:
     """Run, resume, copy or skip one phase."""
-    phase, folder = ready.phase, recipe.output / ready.phase.name
-    stand = ready.found.stand
-    if stand == "done":
+    phase, folder = prepared.phase, recipe.output / prepared.phase.name
+    found = prepared.state.status
+    if found == "done":
         return
-    if stand == "stale":
-        place = set_aside(recipe.output, phase.name)
-        print(f"{phase.name}: {ready.found.why}; redone, the old one is {place}", file=sys.stderr)
-    elif stand == "new" and folder.exists():
-        set_aside(recipe.output, phase.name)  # killed before it said what it was for, or not ours
-    if stand != "resume":
+    if found == "stale":
+        place = archive(recipe.output, phase.name)
+        print(f"{phase.name}: {prepared.state.why}; redone, the old one is {place}", file=sys.stderr)
+    elif found == "new" and folder.exists():
+        archive(recipe.output, phase.name)  # killed before it said what it was for, or not ours
+    if found != "resume":
 
-        def left(copy: Path) -> Mapping[str, Any]:
-            return {} if ready.resolved is None else left_by(phase, copy, ready.resolved)
+        def outputs(copy: Path) -> Mapping[str, Any]:
+            return {} if prepared.resolved is None else outputs_of(phase, copy, prepared.resolved)
 
-        if any(take_over(folder, other / phase.name, ready.config, left) for other in recipe.reuse):
+        if any(reuse(folder, other / phase.name, prepared.config, outputs) for other in recipe.reuse):
             print(f"{phase.name}: copied, its hashes are the same", file=sys.stderr)
             return
-        begin(folder, ready.config)
+        begin(folder, prepared.config)
     began = time.monotonic()
-    hashes = {} if ready.resolved is None else _work(recipe, ready, folder)
+    hashes = {} if prepared.resolved is None else _run_phase(recipe, prepared, folder)
     end(folder, {**hashes, "seconds": round(time.monotonic() - began, 1)})
 
 
-def _work(recipe: LoopRecipe, ready: Ready, folder: Path) -> dict[str, Any]:
+def _run_phase(recipe: LoopRecipe, prepared: PreparedPhase, folder: Path) -> dict[str, Any]:
     """Train, or make pairs: by the phase's own recipe, which stands in its folder. Returns hashes of what came out."""
-    resolved = ready.resolved
+    resolved = prepared.resolved
     assert resolved is not None, "a ready model needs no work"
     text = yaml.safe_dump(resolved.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", text)
     for named in folder.glob("**/settings.json"):
-        named.unlink()  # it names places; asked.json, which has been compared, has the bytes that lie there
-    if ready.phase.what == "pairs":
-        _make_pairs(recipe, ready.phase, resolved)
+        named.unlink()  # it names places; phase_config.json, which has been compared, has the bytes that lie there
+    if prepared.phase.what == "pairs":
+        _make_pairs(recipe, prepared.phase, resolved)
     elif recipe.launch:
-        _launch(recipe.launch, ready.phase, folder / "recipe.yaml")
+        _launch(recipe.launch, prepared.phase, folder / "recipe.yaml")
     else:
-        resolved.module.run(resolved.recipe)
+        resolved.kind.run(resolved.recipe)
         free()
-    if ready.phase.what != "pairs" and not any(final_of(ready.phase, folder, resolved.recipe).glob("*.safetensors")):
+    if prepared.phase.what != "pairs" and not any(
+        final_of(prepared.phase, folder, resolved.recipe).glob("*.safetensors")
+    ):
         raise UsageError(
-            f"{ready.phase.name}: training left no weights", f"did the launcher run it? launch: `{recipe.launch}`"
+            f"{prepared.phase.name}: training left no weights", f"did the launcher run it? launch: `{recipe.launch}`"
         )
-    return left_by(ready.phase, folder, resolved)
+    return outputs_of(prepared.phase, folder, resolved)
 
 
 def _launch(launch: str, phase: Phase, recipe: Path) -> None:
@@ -193,19 +200,14 @@ def _launch(launch: str, phase: Phase, recipe: Path) -> None:
 
 def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
     """Pairs; of questions that fail for good the loop goes on without, up to ``max_failed``."""
-    folder = resolved.recipe.output
-    try:
-        resolved.module.run(resolved.recipe)
-    except SystemExit as ended:
-        if ended.code != EXIT_INCOMPLETE:
-            raise
+    assert isinstance(resolved.recipe, PairsRecipe), "phases.py checks the kind"
+    counts = generate_pairs(resolved.recipe)["funnel"]
     free()
-    counts = _funnel(folder)
     failed, asked = sum(counts.get("failed", {}).values()), counts["questions"]["asked"]
     if failed > recipe.max_failed * asked:
         hint = "the same command tries them again; max_failed says how many the loop may go on without"
         raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
-    if not (folder / "pairs.jsonl").read_bytes():
+    if not (resolved.recipe.output / "pairs.jsonl").read_bytes():
         raise UsageError(
             f"{phase.name}: no question gave a pair", "use more questions or other thresholds (docs/pairs.md)"
         )
@@ -222,23 +224,22 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
     if phase.what == "pairs":
         print(_pairs_line(recipe, phase), flush=True)
         return before
-    path, asked = _score_request(recipe, phase)
-    if not _same(path, asked):
-        if path.parent.is_dir():
-            set_aside(recipe.output, f"{phase.name}/score")
-        begin(path.parent, asked)
+    place, asked = folder / "score", _score_config(recipe)
+    if not _same(stored(place, CONFIG), asked):
+        if place.is_dir():
+            archive(recipe.output, f"{phase.name}/score")
+        begin(place, asked)
     scored = {"weights": state.now.sha256()}
-    if not _same(path.parent / "phase.json", scored):
-        score_phase(path.parent, phase.label, state.now, recipe.score)
-        end(path.parent, scored)
+    if not _same(stored(place, OUTPUTS), scored):
+        score_phase(place, phase.label, state.now, recipe.score)
+        end(place, scored)
     print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
     return folder
 
 
-def _score_request(recipe: LoopRecipe, phase: Phase) -> tuple[Path, dict[str, Any]]:
-    """Where a phase's scoring says how it scores, and what it should say."""
-    asked = recipe.score.model_dump(mode="json", exclude={"batch_size"})
-    return recipe.output / phase.name / "score" / "asked.json", asked
+def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
+    """What decides the scoring of a phase."""
+    return recipe.score.model_dump(mode="json", exclude={"batch_size"})
 
 
 def _same(path: Path, asked: Mapping[str, Any]) -> bool:
@@ -264,13 +265,13 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
 # --- what would be done
 
 
-def plan(recipe: LoopRecipe) -> list[str]:
+def status(recipe: LoopRecipe) -> list[str]:
     """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
     _check_scoring(recipe)
-    return [f"{name}: {word}" for name, word, _ in _planned(recipe)]
+    return [f"{name}: {word}" for name, word, _ in _statuses(recipe)]
 
 
-def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
+def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
     """(phase, what would happen, whether something finished would be redone). Beyond the first phase to run nothing is known of
     what it will leave; phases there that are finished follow from another beginning.
     """
@@ -279,17 +280,21 @@ def _planned(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
     for phase in phases(recipe):
         if first:
             _check_only(recipe, phase, state)
-            finished = (recipe.output / phase.name / "phase.json").is_file()
+            finished = is_finished(recipe.output / phase.name)
             word = f"redone, unless {first} comes out as it was" if finished else "to run"
             yield phase.name, word, finished
             continue
-        ready = prepare(recipe, phase, state)
-        stale = ready.found.stand == "stale"
-        again = ready.found.stand == "done" and phase.what != "pairs" and not _same(*_score_request(recipe, phase))
-        word = "done; to be scored" if again else words.get(ready.found.stand, f"redone: {ready.found.why}")
+        prepared = prepare(recipe, phase, state)
+        stale = prepared.state.status == "stale"
+        again = (
+            prepared.state.status == "done"
+            and phase.what != "pairs"
+            and not _same(stored(recipe.output / phase.name / "score", CONFIG), _score_config(recipe))
+        )
+        word = "done; to be scored" if again else words.get(prepared.state.status, f"redone: {prepared.state.why}")
         yield phase.name, word, stale
-        state = after(recipe, ready, state)
-        if ready.resolved is not None and ready.found.stand != "done":
+        state = after(recipe, prepared, state)
+        if prepared.resolved is not None and prepared.state.status != "done":
             first = phase.name
 
 
@@ -307,9 +312,9 @@ def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:
 
 
 def _refuse_stale(recipe: LoopRecipe) -> None:
-    planned = list(_planned(recipe))
-    if any(stale for _, _, stale in planned):
-        said = "\n".join(f"  {name}: {word}" for name, word, _ in planned if word != "done")
+    statuses = list(_statuses(recipe))
+    if any(stale for _, _, stale in statuses):
+        said = "\n".join(f"  {name}: {word}" for name, word, _ in statuses if word != "done")
         hint = f"--set redo=true does it (the old ones go to {recipe.output / 'old'}); or another output"
         raise UsageError(f"{recipe.output} was made by another recipe:\n{said}", hint)
 
@@ -330,7 +335,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def exclusive(output: Path) -> Iterator[None]:
     """One process at a time. Raises Busy."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as file:
@@ -354,3 +359,6 @@ def _same_arithmetic() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
+
+
+KIND = Kind(LoopRecipe, run, status, renamed={"more": "continued_sft"})

@@ -22,6 +22,7 @@ from visrl.evals.sample_scores import Rows, of_run
 from visrl.evaluation.evaluate import Options, evaluate
 from visrl.regression.reports import change
 from visrl.runs.store import slug
+from visrl.train.loop.phase_state import is_finished
 from visrl.train.loop.phases import Phase, Weights, phases
 from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
@@ -157,13 +158,11 @@ def _record(recipe: LoopRecipe, phase: Phase) -> Path:
     return recipe.output / "records" / f"{slug(phase.name.replace('/', '-'))}.json"
 
 
-def forget(recipe: LoopRecipe) -> None:
+def prune(recipe: LoopRecipe) -> None:
     """Take away records of phases that the recipe no longer has, or that are not finished: tables would show them. Nothing is
     lost, a phase's folder has its own.
     """
-    there = {
-        _record(recipe, phase) for phase in phases(recipe) if (recipe.output / phase.name / "phase.json").is_file()
-    }
+    there = {_record(recipe, phase) for phase in phases(recipe) if is_finished(recipe.output / phase.name)}
     for file in (recipe.output / "records").glob("*.json"):
         if file not in there and _OURS.match(file.stem):
             file.unlink()

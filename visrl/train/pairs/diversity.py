@@ -3,10 +3,10 @@
 ``none``      the second box stays whatever it is
 ``paper``     IoU above .05: the second is replaced by a random box, about as large as the first and touching it nowhere
 ``resample``  the same, but first another box the policy itself drew for this question is looked for that lies apart:
-              a losing box it may really say teaches more than one it never would
+              a rejected box it may really say teaches more than one it never would
 
 Departures: 1. the first box counts as cut at the picture's edges: a replacement of the size of what lies outside would
-hardly ever fit. 2. a spare box serves one attempt only.
+hardly ever fit. 2. an extra sample serves one attempt only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Literal
 
 from visrl.core.boxes import Box, Size, iou
 from visrl.core.types import Unparsed
+from visrl.train.data.candidates import Source
 
 MAX_IOU = 0.05
 TRIES = 100
 Controller = Literal["paper", "none", "resample"]
-Source = Literal["sampled", "spare", "random"]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class BoxProposal:
     """A box in pixels and the words it was said in; ``text`` None: nobody said it, it was drawn at random."""
 
     box: Box
@@ -38,7 +38,7 @@ class Look:
 class Attempt:
     """Two boxes kept apart, or why the attempt was dropped."""
 
-    looks: tuple[Look, ...] = ()
+    boxes: tuple[BoxProposal, ...] = ()
     dropped: str = ""
 
 
@@ -69,38 +69,42 @@ def disjoint_like(box: Box, size: Size, rng: random.Random) -> Box | None:
 
 
 def control(
-    boxes: Sequence[Look | Unparsed], attempts: int, size: Size, controller: Controller, rngs: Sequence[random.Random]
+    boxes: Sequence[BoxProposal | Unparsed],
+    attempts: int,
+    size: Size,
+    controller: Controller,
+    rngs: Sequence[random.Random],
 ) -> list[Attempt]:
-    """The attempts of one question. ``boxes``: two per attempt, in order, then spares; ``rngs``: one per attempt."""
-    spares = [look for look in boxes[2 * attempts :] if isinstance(look, Look)]
-    return [_attempt(boxes[2 * i], boxes[2 * i + 1], spares, size, controller, rngs[i]) for i in range(attempts)]
+    """The attempts of one question. ``boxes``: two per attempt, in order, then extra samples; ``rngs``: one per attempt."""
+    extra = [box for box in boxes[2 * attempts :] if isinstance(box, BoxProposal)]
+    return [_attempt(boxes[2 * i], boxes[2 * i + 1], extra, size, controller, rngs[i]) for i in range(attempts)]
 
 
 def _attempt(
-    first: Look | Unparsed,
-    second: Look | Unparsed,
-    spares: list[Look],
+    first: BoxProposal | Unparsed,
+    second: BoxProposal | Unparsed,
+    extra: list[BoxProposal],
     size: Size,
     controller: Controller,
     rng: random.Random,
 ) -> Attempt:
-    for which, look in (("first", first), ("second", second)):
-        if isinstance(look, Unparsed):
-            return Attempt(dropped=f"{which} box unparsed: {look.reason}")
-    assert isinstance(first, Look) and isinstance(second, Look)
+    for which, box in (("first", first), ("second", second)):
+        if isinstance(box, Unparsed):
+            return Attempt(dropped=f"{which} box unparsed: {box.reason}")
+    assert isinstance(first, BoxProposal) and isinstance(second, BoxProposal)
     if controller == "none" or iou(first.box, second.box) <= MAX_IOU:
         return Attempt((first, second))
-    apart = _spare(first, spares) if controller == "resample" else None
+    apart = _apart(first, extra) if controller == "resample" else None
     if apart is None:
         drawn = disjoint_like(first.box, size, rng)
-        apart = None if drawn is None else Look(drawn, None, "random")
+        apart = None if drawn is None else BoxProposal(drawn, None, "random")
     return Attempt(dropped="no room for a second box") if apart is None else Attempt((first, apart))
 
 
-def _spare(first: Look, spares: list[Look]) -> Look | None:
-    """The first spare apart from ``first``, taken out of the list."""
-    for place, spare in enumerate(spares):
-        if iou(first.box, spare.box) <= MAX_IOU:
-            del spares[place]
-            return Look(spare.box, spare.text, "spare")
+def _apart(first: BoxProposal, extra: list[BoxProposal]) -> BoxProposal | None:
+    """The first extra sample apart from ``first``, taken out of the list."""
+    for place, other in enumerate(extra):
+        if iou(first.box, other.box) <= MAX_IOU:
+            del extra[place]
+            return BoxProposal(other.box, other.text, "spare")
     return None

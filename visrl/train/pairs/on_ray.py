@@ -17,11 +17,11 @@ from visrl.runs.ray_pool import Pool, Stage, connect
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.recipe import PairsRecipe
-from visrl.train.pairs.run import Line, describe, load_evolution, make_pairs_by
-from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
+from visrl.train.pairs.run import Line, describe, load_sampler, make_pairs_by
+from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
 
 
-def evolve_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
+def generate_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
     """The recipe's pairs, by ``recipe.ray`` workers per model. Returns the manifest. Raises UsageError."""
     if init().world_size > 1:
         raise UsageError(
@@ -55,16 +55,16 @@ def _critic_apart(recipe: PairsRecipe) -> bool:
     return critic.model is not None and (critic.model, critic.args) != (policy.model, policy.args)
 
 
-def _described(recipe: PairsRecipe) -> tuple[dict[str, Any], Plan]:
+def _described(recipe: PairsRecipe) -> tuple[dict[str, Any], SamplingPlan]:
     """What is asked, said by a worker, which has the models."""
-    evolution = load_evolution(recipe)
-    return describe(evolution, load_questions(recipe.data), recipe), evolution.plan
+    sampler = load_sampler(recipe)
+    return describe(sampler, load_questions(recipe.data), recipe), sampler.plan
 
 
-def _stages(recipe: PairsRecipe, plan: Plan) -> list[Stage]:
+def _stages(recipe: PairsRecipe, plan: SamplingPlan) -> list[Stage]:
     """Ids of a batch -> its lines, in one stage or by way of unscored lines in two."""
     if not _critic_apart(recipe):
-        return [lambda: _by_id(recipe, lambda: load_evolution(recipe), _all_of_it)]
+        return [lambda: _by_id(recipe, lambda: load_sampler(recipe), _all_of_it)]
     return [
         lambda: _by_id(recipe, lambda: _drawing(recipe, plan), _draw),
         lambda: _by_id(recipe, lambda: _judging(recipe, plan), _judge),
@@ -73,36 +73,36 @@ def _stages(recipe: PairsRecipe, plan: Plan) -> list[Stage]:
 
 def _by_id(
     recipe: PairsRecipe,
-    load: Callable[[], Evolution],
-    step: Callable[[Evolution, Any, dict[str, CoTSample]], Sequence[Work]],
+    load: Callable[[], PairSampler],
+    step: Callable[[PairSampler, Any, dict[str, CoTSample]], Sequence[QuestionState]],
 ) -> Callable[[str], str]:
     known = {sample.id: sample for sample in load_questions(recipe.data)}
-    evolution = load()
-    return lambda item: json.dumps([to_json(work) for work in step(evolution, json.loads(item), known)])
+    sampler = load()
+    return lambda item: json.dumps([to_json(state) for state in step(sampler, json.loads(item), known)])
 
 
-def _all_of_it(evolution: Evolution, ids: list[str], known: dict[str, CoTSample]) -> list[Work]:
-    return evolution.batch([known[i] for i in ids])
+def _all_of_it(sampler: PairSampler, ids: list[str], known: dict[str, CoTSample]) -> list[QuestionState]:
+    return sampler.batch([known[i] for i in ids])
 
 
-def _draw(evolution: Evolution, ids: list[str], known: dict[str, CoTSample]) -> list[Work]:
-    return evolution.draw([known[i] for i in ids])
+def _draw(sampler: PairSampler, ids: list[str], known: dict[str, CoTSample]) -> list[QuestionState]:
+    return sampler.draw([known[i] for i in ids])
 
 
-def _judge(evolution: Evolution, lines: list[Line], known: dict[str, CoTSample]) -> list[Work]:
-    works = [from_json(line, known[line["id"]]) for line in lines]
-    evolution.judge(works)
-    return works
+def _judge(sampler: PairSampler, lines: list[Line], known: dict[str, CoTSample]) -> list[QuestionState]:
+    states = [from_json(line, known[line["id"]]) for line in lines]
+    sampler.judge(states)
+    return states
 
 
-def _drawing(recipe: PairsRecipe, plan: Plan) -> Evolution:
+def _drawing(recipe: PairsRecipe, plan: SamplingPlan) -> PairSampler:
     """A policy that is never judged here."""
     policy = load_policy(recipe.policy.model, recipe.policy.args)
-    return Evolution(policy, make_critic("oracle", None, recipe.critic.judge), plan)
+    return PairSampler(policy, make_critic("oracle", None, recipe.critic.judge), plan)
 
 
-def _judging(recipe: PairsRecipe, plan: Plan) -> Evolution:
+def _judging(recipe: PairsRecipe, plan: SamplingPlan) -> PairSampler:
     """A critic whose chains were drawn elsewhere: as policy it is only asked whether it needs pictures."""
     critic = recipe.critic
     model = load_policy(str(critic.model), critic.args)
-    return Evolution(model, make_critic(critic.kind, model, critic.judge), plan)
+    return PairSampler(model, make_critic(critic.kind, model, critic.judge), plan)

@@ -51,7 +51,9 @@ class SamplingSection(Section):
     top_p: float = Field(default=0.7, gt=0, le=1)
     top_k: int = Field(default=50, ge=0)
     max_tokens: int = Field(default=128, ge=1)
-    spares: int = Field(default=6, ge=0, description="further boxes of the same prefill, for diversity: resample")
+    extra_samples: int = Field(
+        default=6, ge=0, description="further boxes of the same prefill, for diversity: resample"
+    )
 
 
 class SelectionSection(Section):

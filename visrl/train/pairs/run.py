@@ -1,13 +1,7 @@
-"""``kind: pairs``: questions and answers without boxes -> preference pairs (the paper's self-evolution).
+"""The pairs of a recipe: the loop that finishes what is missing, and what is derived from it at the end (command.py).
 
-``run.json``       what was asked, its hash; started, resumed (never part of what is compared)
-``chains.jsonl``   a line per finished question: every chain, score and reason; append-only, fsynced
-``pairs.jsonl``    the trainer's rows          } derived from chains.jsonl at the end: byte-identical for equal requests,
-``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
-``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
-
-The same command resumes. A question that fails is recorded with its reason, tried twice more at the end and
-again by the next run; it never stops the others. Of several processes (visrl/runs/distributed.py) each makes its share.
+A question that fails is recorded with its reason, tried twice more at the end and again by the next run; it never stops the
+others. Of several processes (visrl/runs/distributed.py) each makes its share.
 """
 
 from __future__ import annotations
@@ -15,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +18,7 @@ from visrl import __version__
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
-from visrl.errors import EXIT_INCOMPLETE, UsageError
+from visrl.errors import UsageError
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
 from visrl.rollout.config import rollout_config
@@ -33,19 +26,15 @@ from visrl.runs.distributed import init
 from visrl.runs.job import Job, missing_batches
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, read_lines, request_hash
-from visrl.train.data.questions import load_questions
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.recipe import PairsRecipe
-from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
+from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
 from visrl.train.pairs.selection import Rule
 from visrl.train.pairs.statistics import cost, funnel, outcomes, pair_rows, pairs_of, results, table
 
 PASSES = 3
 """How often a run goes over the questions that failed: servers come back."""
-
-
-RECIPE = PairsRecipe
 
 
 @dataclass(slots=True)
@@ -62,44 +51,22 @@ class PairCounts(Counts):
 
     def know(self, episodes: Sequence[Any]) -> None:
         """What became of questions, of this run or an earlier one."""
-        self.failed += sum(work.error is not None for work in episodes)
-        self.answered += sum(work.error is None for work in episodes)
-        self.paired += sum(bool(pairs_of(work, self.rule)) for work in episodes)
+        self.failed += sum(state.error is not None for state in episodes)
+        self.answered += sum(state.error is None for state in episodes)
+        self.paired += sum(bool(pairs_of(state, self.rule)) for state in episodes)
 
     def __str__(self) -> str:
         share = f" ({self.paired / self.answered:.1%})" if self.answered else ""
         return f"{self.paired} paired{share} · {self.failed} failed"
 
 
-def run(recipe: PairsRecipe) -> None:
-    """The command: make what is missing and say what came out. Raises UsageError; exits with 3 where questions failed."""
-    first = init().is_main
-    manifest = evolve(recipe)
-    if not first:
-        return
-    counts = manifest["funnel"]
-    print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
-    if failed := sum(counts["failed"].values()):
-        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
-        raise SystemExit(EXIT_INCOMPLETE)
-
-
-def evolve(recipe: PairsRecipe) -> dict[str, Any]:
-    """Load the models, make the pairs that are missing, write pairs and manifest. Returns the manifest. Raises UsageError."""
-    if recipe.ray is not None:
-        from visrl.train.pairs.on_ray import evolve_on_ray
-
-        return evolve_on_ray(recipe)
-    return make_pairs(load_evolution(recipe), load_questions(recipe.data), recipe)
-
-
-def load_evolution(recipe: PairsRecipe) -> Evolution:
+def load_sampler(recipe: PairsRecipe) -> PairSampler:
     """The recipe's models and plan."""
     named, judge = recipe.policy, recipe.critic
     policy = _called(load_policy(named.model, named.args), named.name)
     same = (judge.model, judge.args) == (named.model, named.args)
     other = policy if same else _called(load_policy(judge.model, judge.args), judge.name) if judge.model else None
-    return Evolution(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy))
+    return PairSampler(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy))
 
 
 def _called(policy: Policy, name: str | None) -> Policy:
@@ -108,7 +75,7 @@ def _called(policy: Policy, name: str | None) -> Policy:
     return policy
 
 
-def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
+def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
     """The recipe's plan, with the policy's own protocol where none is named. Raises UsageError where that does not look."""
     protocol = rollout_config(policy, protocol=recipe.protocol, crop=recipe.crop).protocol
     if not protocol.looks:
@@ -117,11 +84,11 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
             "choose one that does, for example viscot_train",
         )
     drawn = recipe.sampling
-    return Plan(
+    return SamplingPlan(
         protocol=protocol.name,
         crop=recipe.crop,
         attempts=drawn.attempts,
-        spares=drawn.spares if recipe.diversity == "resample" else 0,
+        extra_samples=drawn.extra_samples if recipe.diversity == "resample" else 0,
         controller=recipe.diversity,
         rule=recipe.select.rule(),
         temperature=drawn.temperature,
@@ -135,20 +102,20 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
 
 Line = Mapping[str, Any]
 Engine = Callable[[Sequence[Sequence[CoTSample]]], Iterable[Sequence[Line]]]
-"""Batches -> for each, in any order, the lines (evolve.to_json) of its questions."""
+"""Batches -> for each, in any order, the lines (sampling.to_json) of its questions."""
 
 
-def make_pairs(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
+def make_pairs(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
     """Run what is missing, then derive pairs and manifest. Returns the manifest; of several processes only the first has one."""
 
     def here(parts: Sequence[Sequence[CoTSample]]) -> Iterator[list[Line]]:
-        return ([to_json(work) for work in evolution.batch(part)] for part in parts)
+        return ([to_json(state) for state in sampler.batch(part)] for part in parts)
 
-    return make_pairs_by(here, describe(evolution, samples, recipe), evolution.plan, samples, recipe)
+    return make_pairs_by(here, describe(sampler, samples, recipe), sampler.plan, samples, recipe)
 
 
 def make_pairs_by(
-    engine: Engine, request: Mapping[str, Any], plan: Plan, samples: Sequence[CoTSample], recipe: PairsRecipe
+    engine: Engine, request: Mapping[str, Any], plan: SamplingPlan, samples: Sequence[CoTSample], recipe: PairsRecipe
 ) -> dict[str, Any]:
     """:func:`make_pairs` by another engine. request: what :func:`describe` says of it."""
     known = {sample.id: sample for sample in samples}
@@ -169,20 +136,20 @@ def make_pairs_by(
     return manifest
 
 
-def finished(path: Path, known: Mapping[str, CoTSample]) -> dict[str, Work]:
+def finished(path: Path, known: Mapping[str, CoTSample]) -> dict[str, QuestionState]:
     """The questions with a line, the last one counting."""
 
-    def read(value: Any) -> Work:
+    def read(value: Any) -> QuestionState:
         return from_json(value, known[value["id"]])
 
-    return {work.sample.id: work for work in read_lines(path, read)}
+    return {state.sample.id: state for state in read_lines(path, read)}
 
 
 def _one_pass(
     engine: Engine,
     samples: Sequence[CoTSample],
     run_: Run,
-    done: dict[str, Work],
+    done: dict[str, QuestionState],
     recipe: PairsRecipe,
     rule: Rule,
     *,
@@ -199,7 +166,7 @@ def _one_pass(
     if processes.world_size > 1:
         label, total = f"{label}, {processes}", len(wanted)
 
-    def works() -> Iterator[tuple[list[CoTSample], list[Work]]]:
+    def results() -> Iterator[tuple[list[CoTSample], list[QuestionState]]]:
         for made in engine([batch.items for batch in mine]):
             # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
             found = [from_json(line, wanted[line["id"]]) for line in made if line["id"] in wanted]
@@ -210,25 +177,31 @@ def _one_pass(
         ticker.counts = counts = PairCounts(rule=rule)
         ticker.skip(total - len(wanted))
         if not again:
-            counts.know([work for work in done.values() if work.error is None])
-        Job(run_, "questions", to_json, lambda work: work.error).finish(works(), len(wanted), ticker)
+            counts.know([state for state in done.values() if state.error is None])
+        job: Job[CoTSample, QuestionState] = Job(run_, "questions", to_json, lambda state: state.error)
+        job.finish(results(), len(wanted), ticker)
 
 
-def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
+def describe(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:
     """Everything that decides the pairs, as JSON; its hash names the run."""
-    policy, plan = evolution.policy, evolution.plan
+    policy, plan = sampler.policy, sampler.plan
     return {
         "policy": {
             "model": policy.name,
             "model_info": dict(policy.describe()),
             "box_format": policy.box_format.describe(),
         },
-        "critic": dict(evolution.critic.describe()),
+        "critic": dict(sampler.critic.describe()),
         "protocol": PROTOCOLS[plan.protocol].id,
         "crop": plan.crop,
         "seed": plan.seed,
         "sampling": {
-            name: getattr(plan, name) for name in ("attempts", "spares", "temperature", "top_p", "top_k", "max_tokens")
+            "attempts": plan.attempts,
+            "spares": plan.extra_samples,
+            "temperature": plan.temperature,
+            "top_p": plan.top_p,
+            "top_k": plan.top_k,
+            "max_tokens": plan.max_tokens,
         },
         "diversity": plan.controller,
         "select": recipe.select.model_dump(),
@@ -245,17 +218,19 @@ def questions_hash(samples: Sequence[CoTSample]) -> str:
     return digest.hexdigest()
 
 
-def conclude(folder: Path, works: Sequence[Work], request: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def conclude(
+    folder: Path, states: Sequence[QuestionState], request: Mapping[str, Any], plan: SamplingPlan
+) -> dict[str, Any]:
     """Write pairs.jsonl, manifest.json and records/ from finished chains. Returns the manifest."""
-    rows = pair_rows(works, plan.rule, plan.protocol)
+    rows = pair_rows(states, plan.rule, plan.protocol)
     write_rows(folder / "pairs.jsonl", rows)
-    found = outcomes(works, plan.rule)
+    found = outcomes(states, plan.rule)
     manifest = {
         "request": dict(request),
         "request_hash": request_hash(request),
         "versions": versions(),
-        "funnel": funnel(works, plan.rule),
-        "tokens": cost(works, len(rows)),
+        "funnel": funnel(states, plan.rule),
+        "tokens": cost(states, len(rows)),
         "boxes": table(found) if found else None,
         "pairs_sha256": hashlib.sha256((folder / "pairs.jsonl").read_bytes()).hexdigest(),
     }

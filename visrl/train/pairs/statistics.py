@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from visrl.core.boxes import iou
+from visrl.core.boxes import Box, iou
 from visrl.core.records import TaskResult
 from visrl.core.types import Score
 from visrl.evals.scorers.measure import commonest
 from visrl.evals.stats import mean
 from visrl.policies.protocol import Tokens
 from visrl.rollout.retry import total
-from visrl.train.data.rows import Chain, PairRow
-from visrl.train.pairs.sampling import Stage, Trial, Work
+from visrl.train.data.candidates import Candidate
+from visrl.train.data.rows import PairRow, chain_of
+from visrl.train.pairs.sampling import QuestionState, Stage
 from visrl.train.pairs.selection import Rule
 
 STAGES: tuple[Stage, ...] = ("boxes", "answers", "answer_critic", "box_critic")
@@ -28,19 +29,19 @@ PUBLISHED_PAIRS = 30_000
 """Pairs behind the poster's row VisRL-Full: what a record's n is held against."""
 
 
-def pairs_of(work: Work, rule: Rule) -> list[tuple[Trial, Trial]]:
-    """(win, lose) chains of a question; none where it failed."""
-    if work.error is not None:
+def pairs_of(state: QuestionState, rule: Rule) -> list[tuple[Candidate, Candidate]]:
+    """(chosen, rejected) chains of a question; none where it failed."""
+    if state.error is not None:
         return []
-    return [(work.trials[win], work.trials[lose]) for win, lose in work.decision(rule).pairs]
+    return [(state.candidates[chosen], state.candidates[rejected]) for chosen, rejected in state.decision(rule).pairs]
 
 
-def pair_rows(works: Iterable[Work], rule: Rule, protocol: str) -> list[PairRow]:
+def pair_rows(states: Iterable[QuestionState], rule: Rule, protocol: str) -> list[PairRow]:
     """The trainer's rows, in the order of the questions. Ids of second pairs of a question end in ``#2``."""
     rows = []
-    for work in works:
-        for number, (win, lose) in enumerate(pairs_of(work, rule), 1):
-            sample = work.sample
+    for state in states:
+        for number, (chosen, rejected) in enumerate(pairs_of(state, rule), 1):
+            sample = state.sample
             rows.append(
                 PairRow(
                     id=sample.id if number == 1 else f"{sample.id}#{number}",
@@ -50,47 +51,41 @@ def pair_rows(works: Iterable[Work], rule: Rule, protocol: str) -> list[PairRow]
                     instruction=sample.instruction,
                     protocol=protocol,  # type: ignore[arg-type]  # checked when the recipe was read
                     answers=sample.answers,
-                    win=_scored(win),
-                    lose=_scored(lose),
+                    chosen=chain_of(chosen),
+                    rejected=chain_of(rejected),
                 )
             )
     return rows
 
 
-def _scored(trial: Trial) -> Chain:
-    scores = {"answer": trial.answer_score, "box": trial.box_score}
-    known = {name: score.value for name, score in scores.items() if score is not None and score.value is not None}
-    return trial.chain.model_copy(update={"scores": known})
-
-
 # --- the funnel
 
 
-def funnel(works: Sequence[Work], rule: Rule) -> dict[str, Any]:
+def funnel(states: Sequence[QuestionState], rule: Rule) -> dict[str, Any]:
     """Counts after each filter. ``questions``: how many still have what it takes for a pair; the rest counts boxes or chains."""
-    done = [work for work in works if work.error is None]
-    attempts = [reason for work in done for reason in (attempt.dropped for attempt in work.attempts)]
-    trials = [trial for work in done for trial in work.trials]
+    done = [state for state in states if state.error is None]
+    attempts = [reason for state in done for reason in (attempt.dropped for attempt in state.attempts)]
+    chains = [chain for state in done for chain in state.candidates]
     return {
         "questions": {
-            "asked": len(works),
+            "asked": len(states),
             "answered": len(done),
-            "parsed": sum(bool(work.trials) for work in done),
-            "distinct": sum(len(work.trials) > 1 for work in done),
-            "scored": sum(sum(_value(t.answer_score) is not None for t in work.trials) > 1 for work in done),
-            "above_and_below_by_answer": sum(_both_sides(work, rule) for work in done),
-            "paired": sum(bool(pairs_of(work, rule)) for work in done),
+            "parsed": sum(bool(state.candidates) for state in done),
+            "distinct": sum(len(state.candidates) > 1 for state in done),
+            "scored": sum(sum(_value(c.answer_score) is not None for c in state.candidates) > 1 for state in done),
+            "above_and_below_by_answer": sum(_both_sides(state, rule) for state in done),
+            "paired": sum(bool(pairs_of(state, rule)) for state in done),
         },
         "attempts": {"made": len(attempts), "dropped": _counted(_kind(reason) for reason in attempts if reason)},
         "chains": {
-            "distinct": len(trials),
-            "repeated": sum(work.repeats for work in done),
-            "by_source": _counted(trial.look.source for trial in trials),
+            "distinct": len(chains),
+            "repeated": sum(state.repeats for state in done),
+            "by_source": _counted(chain.source for chain in chains),
         },
-        "answer_scores": _scores([t.answer_score for t in trials], rule.win_answer, rule.lose_answer, rule),
-        "box_scores": _scores([t.box_score for t in trials], rule.win_box, rule.lose_box, rule),
-        "pairs": sum(len(pairs_of(work, rule)) for work in done),
-        "failed": commonest(Counter(work.error or "" for work in works if work.error is not None)),
+        "answer_scores": _scores([c.answer_score for c in chains], rule.win_answer, rule.lose_answer, rule),
+        "box_scores": _scores([c.box_score for c in chains], rule.win_box, rule.lose_box, rule),
+        "pairs": sum(len(pairs_of(state, rule)) for state in done),
+        "failed": commonest(Counter(state.error or "" for state in states if state.error is not None)),
     }
 
 
@@ -102,8 +97,8 @@ def _value(score: Score | None) -> float | None:
     return None if score is None else score.value
 
 
-def _both_sides(work: Work, rule: Rule) -> bool:
-    values = [v for t in work.trials if (v := _value(t.answer_score)) is not None]
+def _both_sides(state: QuestionState, rule: Rule) -> bool:
+    values = [v for c in state.candidates if (v := _value(c.answer_score)) is not None]
     return any(v >= rule.win_answer for v in values) and any(_below(v, rule.lose_answer, rule) for v in values)
 
 
@@ -134,10 +129,10 @@ def _counted(reasons: Iterable[str]) -> dict[str, int]:
 # --- what it cost
 
 
-def cost(works: Sequence[Work], n_pairs: int) -> dict[str, Any]:
+def cost(states: Sequence[QuestionState], n_pairs: int) -> dict[str, Any]:
     """Model tokens, per stage and per pair; null where a policy does not count. Failed questions are not in it."""
-    done = [work for work in works if work.error is None]
-    stages = {stage: total(work.tokens.get(stage, Tokens()) for work in done) for stage in STAGES}
+    done = [state for state in states if state.error is None]
+    stages = {stage: total(state.tokens.get(stage, Tokens()) for state in done) for stage in STAGES}
     whole = total(stages.values())
     per_pair = None if whole is None or not n_pairs else round(whole.computed / n_pairs, 1)
     return {
@@ -156,20 +151,24 @@ def _tokens(count: Tokens | None) -> dict[str, int] | None:
 # --- right and wrong boxes
 
 
-def outcomes(works: Sequence[Work], rule: Rule) -> list[tuple[str, str]]:
+def outcomes(states: Sequence[QuestionState], rule: Rule) -> list[tuple[str, str]]:
     """(kind, picture) of each pair whose question has a true box; kind: one of KINDS."""
     found = []
-    for work in works:
-        truth = work.sample.box
-        for win, lose in pairs_of(work, rule) if truth is not None else []:
-            assert truth is not None
-            first, second = ("p" if iou(trial.look.box, truth) > RIGHT else "n" for trial in (win, lose))
-            found.append((f"w{first}_l{second}", work.sample.cluster or work.sample.id))
+    for state in states:
+        truth = state.sample.box
+        for pair in pairs_of(state, rule) if truth is not None else []:
+            first, second = ("p" if _overlap(chain, truth) > RIGHT else "n" for chain in pair)
+            found.append((f"w{first}_l{second}", state.sample.cluster or state.sample.id))
     return found
 
 
+def _overlap(chain: Candidate, truth: Box | None) -> float:
+    assert chain.box is not None and truth is not None, "both were sampled, or given"
+    return iou(chain.box, truth)
+
+
 def table(found: Sequence[tuple[str, str]]) -> dict[str, dict[str, float | int | None]]:
-    """Percent of the pairs of each kind, and of win boxes that are right (``wp``), with standard errors by picture."""
+    """Percent of the pairs of each kind, and of chosen boxes that are right (``wp``), with standard errors by picture."""
     clusters = [cluster for _, cluster in found]
     rows = {}
     for name in (*KINDS, "wp"):

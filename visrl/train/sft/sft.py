@@ -16,16 +16,24 @@ from pydantic import Field, field_validator
 from trl import SFTConfig, SFTTrainer
 
 from visrl.core.crops import CropName
-from visrl.errors import UsageError
+from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.conversations import count as conversations_of
-from visrl.train.common.encoding import ChainCollator
-from visrl.train.common.models import Trainee, load_trainee, own_forward
+from visrl.train.common.models import TrainableModel, load_trainable, own_forward
 from visrl.train.common.phase_folder import PhaseTrainer, claim, finished, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
-from visrl.train.config.recipe import DataSection, LoraSection, ModelSection, Recipe, Section, check_trainer_section
+from visrl.train.config.recipe import (
+    DataSection,
+    Kind,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    Section,
+    check_trainer_section,
+)
+from visrl.train.data.candidates import Demonstration
 from visrl.train.data.load import load_demonstrations
-from visrl.train.data.rows import Demonstration
+from visrl.train.sft.collator import SFTCollator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,21 +79,18 @@ class SFTRecipe(Recipe):
         return OFFICIAL | check_trainer_section(section, SFTConfig, reserved)
 
 
-RECIPE = SFTRecipe
-
-
-class ChainTrainer(PhaseTrainer, SFTTrainer):
+class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
     """SFT on conversations of the family's layout. Raises UsageError naming the samples where a loss is not finite."""
 
-    def __init__(self, trainee: Trainee, collator: ChainCollator, args: SFTConfig, **more: Any) -> None:
-        self.trainee, self.collator = trainee, collator
+    def __init__(self, trainable: TrainableModel, collator: SFTCollator, args: SFTConfig, **more: Any) -> None:
+        self.trainable, self.collator = trainable, collator
         rows = Dataset.from_dict({"row": list(range(len(collator.rows)))})
         super().__init__(
-            model=trainee.model,
+            model=trainable.model,
             args=args,
             data_collator=collator,
             train_dataset=rows,
-            processing_class=trainee.processor,
+            processing_class=trainable.processor,
             **more,
         )
 
@@ -101,7 +106,7 @@ class ChainTrainer(PhaseTrainer, SFTTrainer):
         total: Any = 0.0
         for part in self._parts(inputs):
             chats = part.pop("chats")
-            part |= picture_kwargs(self.trainee.family, self.trainee.base, chats, self.collator.store)
+            part |= picture_kwargs(self.trainable.family, self.trainable.base, chats, self.collator.store)
             share = 1.0 if num_items_in_batch is not None else (part["labels"][:, 1:] != IGNORED).sum() / tokens
             total = total + share * super().compute_loss(model, part, num_items_in_batch=num_items_in_batch)
         if not torch.isfinite(total):
@@ -128,32 +133,35 @@ class ChainTrainer(PhaseTrainer, SFTTrainer):
         return parts
 
 
-def run(recipe: SFTRecipe) -> None:
+def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
     claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}))
-    if finished(recipe.output):
-        return
-    run_sft(recipe, load_trainee(recipe.model, recipe.lora), load_demonstrations(recipe.data))
+    if not finished(recipe.output):
+        run_sft(recipe, load_trainable(recipe.model, recipe.lora), load_demonstrations(recipe.data))
+    return EXIT_DONE
 
 
-def run_sft(recipe: SFTRecipe, trainee: Trainee, chains: list[Demonstration]) -> ChainTrainer:
+def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstration]) -> MaskedSFTTrainer:
     """From the model in memory to ``final/``."""
     folder: Path = recipe.output
-    joined = trainee.family.keeps_prefix
+    joined = trainable.family.keeps_prefix
     rows = [
         (chain, part)
         for chain in chains
         for part in range(conversations_of(chain.sample, chain.protocol, joined=joined))
     ]
-    collator = ChainCollator(
+    collator = SFTCollator(
         rows,
-        trainee.speaker,
+        trainable.encoder,
         crop=recipe.chain.crop,
         max_tokens=recipe.chain.max_tokens,
-        store=trainee.feature_store(recipe.chain.vision_cache_gb),
+        store=trainable.feature_store(recipe.chain.vision_cache_gb),
     )
-    args = trainer_config(SFTConfig, recipe.trainer, folder, recipe.seed, trainee.base)
-    with own_forward(trainee.model):
-        trainer = ChainTrainer(trainee, collator, args, title="sft")
-        train(trainer, trainee, folder)
+    args = trainer_config(SFTConfig, recipe.trainer, folder, recipe.seed, trainable.base)
+    with own_forward(trainable.model):
+        trainer = MaskedSFTTrainer(trainable, collator, args, title="sft")
+        train(trainer, trainable, folder)
     return trainer
+
+
+KIND = Kind(SFTRecipe, run)

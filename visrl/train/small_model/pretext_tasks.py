@@ -61,7 +61,7 @@ PRETEXT = ("bind", "name", "edges", "spell", "describe", "tell", "caption", "rea
 UNREADABLE = ("fine", "OCR")  # yes or no about a sign: the whole picture does not show it, a crop does
 
 
-class Teacher:
+class ExampleBuilder:
     """Makes examples with one processor. ``split`` and ``pictures`` say which pictures it may use."""
 
     def __init__(self, processor: LlavaProcessor, split: str, pictures: int | None = None) -> None:

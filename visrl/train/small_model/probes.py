@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from visrl.core.boxes import iou
 from visrl.core.types import Unparsed
 from visrl.train.small_model.inputs import Example, patches_in
-from visrl.train.small_model.pretext_tasks import Teacher
+from visrl.train.small_model.pretext_tasks import ExampleBuilder
 from visrl.world import questions, splits
 from visrl.world.chat_format import BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS
@@ -29,9 +29,9 @@ N, BATCH = 192, 48
 def watch(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, float]:
     """Pointing, reading and box accuracy on ``N`` val questions each."""
     model.eval()
-    teacher = Teacher(processor, "val")
+    builder = ExampleBuilder(processor, "val")
     with torch.no_grad():
-        row = {**_pointing(model, teacher), **_reading(model, teacher), **_boxes(model, teacher)}
+        row = {**_pointing(model, builder), **_reading(model, builder), **_boxes(model, builder)}
     model.train()
     return {name: round(value, 4) for name, value in row.items()}
 
@@ -66,19 +66,19 @@ def _prompts(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (ids != pad).long(), "pixel_values": (views / 255 - 0.5) / 0.25}
 
 
-def _pointing(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+def _pointing(model: LlavaForConditionalGeneration, builder: ExampleBuilder) -> dict[str, float]:
     """Does the patch that says "here" loudest lie in the asked thing (``point``), or in any thing (``point_any``)?"""
     hits: list[bool] = []
     anywhere: list[bool] = []
     by_things: dict[int, list[bool]] = {}
     for start in range(0, N, BATCH):
         rows = _asked(start)
-        examples = [teacher.prompt(row) for row in rows]
-        batch = _prompts(examples, teacher.tokenizer.pad_token_id)
+        examples = [builder.prompt(row) for row in rows]
+        batch = _prompts(examples, builder.tokenizer.pad_token_id)
         logits = model(**batch).logits
         for row, ids, scores in zip(rows, batch["input_ids"], logits, strict=True):
-            where = (ids == teacher.image_id).nonzero().flatten()[:PICTURE_TOKENS]
-            best = int((scores[where, teacher.here] - scores[where, teacher.away]).argmax())
+            where = (ids == builder.image_id).nonzero().flatten()[:PICTURE_TOKENS]
+            best = int((scores[where, builder.here] - scores[where, builder.away]).argmax())
             things = splits.redraw(row["picture"]).things
             hit = bool(patches_in(true_box(row), row["size"])[best])
             hits.append(hit)
@@ -94,34 +94,34 @@ def _asked(start: int) -> list[Document]:
     return [row for row in (questions.rec("val", i) for i in scenes) if row is not None]
 
 
-def _reading(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+def _reading(model: LlavaForConditionalGeneration, builder: ExampleBuilder) -> dict[str, float]:
     """Next-token accuracy of answers: ``read`` from a crop alone, ``look`` from picture and crop, ``whole`` without."""
     scores = {}
     for lesson in ("read", "look", "whole"):
         right = 0
         for start in range(0, N, BATCH):
-            examples = [teacher.example(lesson, Dice("watch", lesson, i)) for i in range(start, start + BATCH)]
-            plain = [_without_targets(e, teacher) for e in examples]
-            logits = model(**_prompts(plain, teacher.tokenizer.pad_token_id)).logits[:, -1]
+            examples = [builder.example(lesson, Dice("watch", lesson, i)) for i in range(start, start + BATCH)]
+            plain = [_without_targets(e, builder) for e in examples]
+            logits = model(**_prompts(plain, builder.tokenizer.pad_token_id)).logits[:, -1]
             right += sum(int(t == e.ids[-2]) for t, e in zip(logits.argmax(-1).tolist(), examples, strict=True))
         scores[lesson] = right / N
     return scores
 
 
-def _without_targets(example: Example, teacher: Teacher) -> Example:
+def _without_targets(example: Example, builder: ExampleBuilder) -> Example:
     return Example(example.ids[:-2], [-100] * (len(example.ids) - 2), example.views)
 
 
-def _boxes(model: LlavaForConditionalGeneration, teacher: Teacher) -> dict[str, float]:
+def _boxes(model: LlavaForConditionalGeneration, builder: ExampleBuilder) -> dict[str, float]:
     """Box accuracy at IoU 0.5 of greedy outputs, and the same counting a hit on any thing."""
     hits, anywhere = [], []
     for start in range(0, N, BATCH):
         rows = _asked(start)
-        batch = _prompts([teacher.prompt(row) for row in rows], teacher.tokenizer.pad_token_id)
+        batch = _prompts([builder.prompt(row) for row in rows], builder.tokenizer.pad_token_id)
         out = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
         for row, ids in zip(rows, out, strict=True):
             size = (row["size"][0], row["size"][1])
-            box = BOX_FORMAT.parse(teacher.tokenizer.decode(ids), size)
+            box = BOX_FORMAT.parse(builder.tokenizer.decode(ids), size)
             things = splits.redraw(row["picture"]).things
             scores = [0.0 if isinstance(box, Unparsed) else iou(box, t.as_box()) for t in things]
             anywhere.append(max(scores) > 0.5)

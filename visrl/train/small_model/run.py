@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visrl.errors import UsageError
+from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
-from visrl.train.config.recipe import Recipe
+from visrl.train.config.recipe import Kind, Recipe
 from visrl.train.small_model.inputs import IGNORE, Example
-from visrl.train.small_model.pretext_tasks import TWO_PICTURES, Teacher
+from visrl.train.small_model.pretext_tasks import TWO_PICTURES, ExampleBuilder
 from visrl.world.model import build_model, build_processor, build_tokenizer
 from visrl.world.rng import Dice
 
@@ -37,10 +37,10 @@ Named = tuple[str, Example]  # lesson, example
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm
 
 
-class BaseRecipe(Recipe):
+class SmallModelRecipe(Recipe):
     """A phase of a small model. ``seed`` draws weights, lessons and questions."""
 
-    kind: Literal["base"]
+    kind: Literal["small_model"]
     split: str = Field(description="whose pictures are shown")
     pictures: int | None = Field(default=None, description="only the split's first pictures: label scarcity")
     start: str | None = Field(
@@ -73,10 +73,7 @@ class BaseRecipe(Recipe):
         return found
 
 
-RECIPE = BaseRecipe
-
-
-def factor(step: int, recipe: BaseRecipe) -> float:
+def factor(step: int, recipe: SmallModelRecipe) -> float:
     """The learning rate's share at ``step``: linear warm-up, held, then half a cosine down to 5 %."""
     done = step / recipe.steps
     fall = 1.0 if done < recipe.hold else 0.5 * (1 + math.cos(math.pi * (done - recipe.hold) / (1 - recipe.hold)))
@@ -123,20 +120,20 @@ def lesson_of(shares: dict[str, float], mark: float) -> str:
     return list(shares)[-1]
 
 
-def shares_at(recipe: BaseRecipe, step: int) -> dict[str, float]:
+def shares_at(recipe: SmallModelRecipe, step: int) -> dict[str, float]:
     done = step / recipe.steps
     return {name: start + (end - start) * done for name, (start, end) in recipe.lessons.items()}
 
 
-class Lessons(Dataset[list[Named]]):
+class PretextTasks(Dataset[list[Named]]):
     """Batch ``step`` of a recipe, made when it is asked for and the same in whatever process that is.
 
-    Lessons are mixed within a batch, or one lesson's gradients would pull at a time; only those with two pictures, twice as
+    PretextTasks are mixed within a batch, or one lesson's gradients would pull at a time; only those with two pictures, twice as
     long, have batches of their own.
     """
 
-    def __init__(self, recipe: BaseRecipe, teacher: Teacher) -> None:
-        self.recipe, self.teacher = recipe, teacher
+    def __init__(self, recipe: SmallModelRecipe, builder: ExampleBuilder) -> None:
+        self.recipe, self.builder = recipe, builder
 
     def __len__(self) -> int:
         return self.recipe.steps
@@ -152,7 +149,7 @@ class Lessons(Dataset[list[Named]]):
 
     def _example(self, shares: dict[str, float], dice: Dice) -> Named:
         lesson = lesson_of(shares, dice.between(0, 9999) / 10_000)
-        return lesson, self.teacher.example(lesson, dice)
+        return lesson, self.builder.example(lesson, dice)
 
 
 def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -161,7 +158,7 @@ def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
 
 
-def beginning(recipe: BaseRecipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def beginning(recipe: SmallModelRecipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     if recipe.folder is not None:
         return load(recipe.folder)
     tokenizer = build_tokenizer()
@@ -169,12 +166,12 @@ def beginning(recipe: BaseRecipe) -> tuple[LlavaForConditionalGeneration, LlavaP
 
 
 def train(
-    recipe: BaseRecipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+    recipe: SmallModelRecipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> tuple[list[dict[str, Any]], str]:
     """Train ``model`` in place. Returns the log, a row per ``log_every`` steps, and the SHA-256 of all that was shown."""
     torch.manual_seed(recipe.seed)
     loader = DataLoader(
-        Lessons(recipe, Teacher(processor, recipe.split, recipe.pictures)),
+        PretextTasks(recipe, ExampleBuilder(processor, recipe.split, recipe.pictures)),
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=8 if recipe.workers else None,
@@ -239,7 +236,7 @@ def _update(
 
 
 def _look_at_val(
-    recipe: BaseRecipe, step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+    recipe: SmallModelRecipe, step: int, model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> dict[str, float]:
     if not recipe.watch_every or step % recipe.watch_every:
         return {}
@@ -266,7 +263,7 @@ def _before(start: Path | None) -> dict[str, Any] | None:
     return {**record, "log": record["log"][-1:]}
 
 
-def run(recipe: BaseRecipe) -> None:
+def run(recipe: SmallModelRecipe) -> int:
     """Train, and leave in ``output``: checkpoint, training.json (recipe, data hash, log, what came before), training.png."""
     torch.set_num_threads(1)  # two threads are slower here, and much slower on a shared machine
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
@@ -283,3 +280,7 @@ def run(recipe: BaseRecipe) -> None:
     from visrl.train.small_model.probes import plot
 
     plot(log, recipe.output / "training.png", recipe.output.name)
+    return EXIT_DONE
+
+
+KIND = Kind(SmallModelRecipe, run)

@@ -1,0 +1,52 @@
+"""What is trained on, in memory: candidates, and the questions they answer. Files have their own forms (rows.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from visrl.core.boxes import Box
+from visrl.core.prompts import ProtocolName
+from visrl.core.types import CoTSample, Score
+
+Source = Literal["sampled", "spare", "random"]
+"""Where a box comes from: of an attempt, an extra sample that took a box's place, or drawn at random."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One way of answering a question: where it looked and what it said. It stays this from sampling to the gradient.
+
+    box: pixels of the original picture; None only under ``direct``. box_text: the box as a model wrote it, trained on
+    verbatim; None: no model did, and the family writes it in its own format. answer: empty for referring expressions.
+    answer_score, box_score: the critics', 0..1; None: not asked for. attempt, role: which of a question's attempts, and
+    which of that attempt's two boxes.
+    """
+
+    box: Box | None = None
+    box_text: str | None = None
+    answer: str = ""
+    answer_score: Score | None = None
+    box_score: Score | None = None
+    attempt: int = 0
+    role: int = 0
+    source: Source = "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An SFT example with its picture at hand."""
+
+    sample: CoTSample
+    protocol: ProtocolName
+    chain: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A preference pair with its picture at hand."""
+
+    sample: CoTSample
+    protocol: ProtocolName
+    chosen: Candidate
+    rejected: Candidate

@@ -1,0 +1,48 @@
+"""``kind: pairs``: questions and answers without boxes -> preference pairs (the paper's self-evolution).
+
+``run.json``       what was asked, its hash; started, resumed (never part of what is compared)
+``chains.jsonl``   a line per finished question: every chain, score and reason; append-only, fsynced
+``pairs.jsonl``    the trainer's rows          } derived from chains.jsonl at the end: byte-identical for equal requests,
+``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
+``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
+
+The same command finishes what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE
+from visrl.runs.distributed import init
+from visrl.train.config.recipe import Kind
+from visrl.train.data.questions import load_questions
+from visrl.train.pairs.on_ray import generate_on_ray
+from visrl.train.pairs.recipe import PairsRecipe
+from visrl.train.pairs.run import load_sampler, make_pairs
+
+
+def run(recipe: PairsRecipe) -> int:
+    """Make what is missing and say what came out. Returns the exit code: 3 where questions failed. Raises UsageError."""
+    first = init().is_main
+    manifest = generate_pairs(recipe)
+    if not first:
+        return EXIT_DONE
+    counts = manifest["funnel"]
+    print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
+    if failed := sum(counts["failed"].values()):
+        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+    return EXIT_INCOMPLETE if failed else EXIT_DONE
+
+
+def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
+    """Load the models, make the pairs that are missing, write pairs and manifest. Returns the manifest; of several processes
+    only the first has one. Raises UsageError.
+    """
+    if recipe.ray is not None:
+        return generate_on_ray(recipe)
+    return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
+
+
+KIND = Kind(PairsRecipe, run, renamed={"sampling.spares": "sampling.extra_samples"})

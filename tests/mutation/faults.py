@@ -34,8 +34,8 @@ FAULTS = [
     Fault("the evaluation crop larger by one pixel", "visrl/core/crops.py", "int(min(float(length), centre + half))", "int(min(float(length), centre + half + 1))", "replay gate"),
     Fault("the tight crop rounded inwards", "visrl/core/crops.py", "math.ceil(x2), math.ceil(y2)", "math.floor(x2), math.floor(y2)", "replay gate"),
     Fault("the compatible crop mended", "visrl/core/crops.py", "box.to(SQUARE, size).xyxy", "box.to(UNIT, size).xyxy", "replay gate"),
-    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{look.seed}:{item.sample.task}:{item.sample.id}"', '{look.seed}:{item.sample.task}"', "replay gate"),
-    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(item.episode.box, Box) else whole(item.size)", 'isinstance(item.episode.box, Box) else control_box("centre", None, item.size, random.Random(0))', "replay gate"),
+    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{config.seed}:{rollout.sample.task}:{rollout.sample.id}"', '{config.seed}:{rollout.sample.task}"', "replay gate"),
+    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(rollout.episode.box, Box) else whole(rollout.size)", 'isinstance(rollout.episode.box, Box) else control_box("centre", None, rollout.size, random.Random(0))', "replay gate"),
     # parsing
     Fault("the reasoning's box wins over the answer's", "visrl/core/box_formats.py", "return rest if thought else text", "return text", "replay gate"),
     Fault("strict reading takes the first box", "visrl/core/box_formats.py", "return boxes[-1] if boxes", "return boxes[0] if boxes", "replay gate"),
@@ -91,11 +91,11 @@ FAULTS = [
     # the command line, other policies, data
     Fault("--beside turned round", "visrl/cli/evaluate.py", "compare(of_run(second.folder), of_run(first.folder))", "compare(of_run(first.folder), of_run(second.folder))", T + "test_cli.py::test_what_looking_changed"),
     Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
-    Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, r.turns))", "turns=(_blanked(r.turns[0]), *r.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
+    Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, request.turns))", "turns=(_blanked(request.turns[0]), *request.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
     Fault("a picture of the shard's first row group", "visrl/train/data/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
     # what only a model that looks can tell
-    Fault("the crop shown is the whole picture", "visrl/rollout/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "paired gate"),
+    Fault("the crop shown is the whole picture", "visrl/rollout/steps.py", "lambda: picture.open().crop(region))", "lambda: picture.open())", "paired gate"),
     Fault("the answer turn's positions begin anew", "visrl/policies/hf/decoding.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "paired gate"),
     Fault("outputs in the order they were made", "visrl/policies/hf/policy.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "paired gate"),
     Fault("SFT continued sees the warm-up's examples again", "visrl/train/loop/phases.py", 'recipe.seed + CONTINUED_SEED if phase.what == "continued_sft"', 'recipe.seed if phase.what == "continued_sft"', T + "train/test_loop_faults.py::test_further_training_does_not_see_the_warm_ups_examples_again"),

@@ -166,7 +166,7 @@ def test_mmbench_predictions_by_index(tmp_path, suffix):
             b'{"results": [{"image": "p", "question": "q", "ground_truth": [NaN,0,1,1], "model_output": ""}]}',
             "finite",
         ),
-        ("mme/OCR.txt", b"0001.jpg\tonly two\n", "2 fields, not picture"),
+        ("mme/OCR.txt", b"0001.jpg\tonly two\n", "2 fields instead of 4"),
     ],
 )
 def test_damaged_files_are_named_with_their_line(tmp_path, name, content, message):
@@ -187,7 +187,7 @@ def test_unknown_names_get_the_nearest_one(tmp_path):
     for args, message in (
         ({"parser": "loose"}, "parser=loose: Input should be"),
         ({"box_format": "json_pixle"}, "unknown box format"),
-        ({"dtype": "f"}, "takes no"),
+        ({"dtype": "f"}, "has no argument"),
     ):
         with pytest.raises(UsageError, match=message):
             load_policy(f"replay:{file}", args)

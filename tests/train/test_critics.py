@@ -163,7 +163,7 @@ def test_repeats_are_asked_about_once():
 def test_a_critic_that_needs_a_model_says_so():
     with pytest.raises(UsageError, match=r"needs critic\.model"):
         make_critic("score", None, "exact")
-    with pytest.raises(UsageError, match="cannot say how probable"):
+    with pytest.raises(UsageError, match="does not report log-probabilities"):
         make_critic("likelihood", FakePolicy("x", []), "exact")
     with pytest.raises(UsageError, match="unknown judge"):
         make_critic("oracle", None, "exactly")

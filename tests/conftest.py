@@ -12,6 +12,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONSAFEPATH"] = "1"
 
 
+FAST = (
+    "test_architecture.py", "test_boxes.py", "test_parsing.py", "test_focus.py", "test_rollout.py", "test_runs.py",
+    "test_tables.py", "test_phase_tables.py",
+    "evals/test_benchmarks.py", "evals/test_judge.py", "evals/test_mmbench_scores.py", "evals/test_mme_scores.py",
+    "evals/test_paper.py", "evals/test_pope_scores.py", "evals/test_rec_scores.py", "evals/test_scoring.py",
+    "evals/test_stats.py", "evals/test_viscot_scores.py",
+    "policies/test_families.py", "policies/test_layout.py", "report/test_report_parts.py", "report/test_report_training.py",
+    "train/test_critics.py", "train/test_diversity.py", "train/test_selection.py", "train/test_train_files.py",
+    "train/test_train_losses.py", "world/test_documents.py", "world/test_language.py",
+)  # fmt: skip
+"""The fast tier (``pytest -m fast``): what runs no model for long, no browser and no command in a process of its own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in FAST:
+            item.add_marker("fast")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = Path(os.environ.get("VISRL_SHARED", Path(__file__).parents[2] / "shared")) / "data"

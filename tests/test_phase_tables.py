@@ -55,7 +55,7 @@ def test_the_table_has_tasks_before_their_mean_and_says_it_is_the_small_world():
     table = phase_table(both, "world")
     assert [title for title, _ in table.columns] == ["doc answers", "mean answers", "mean box"]
     assert any("not comparable" in note for note in table.notes)
-    with pytest.raises(UsageError, match="no phase of a loop 'x'") as caught:
+    with pytest.raises(UsageError, match="no phase of a loop named 'x'") as caught:
         phase_table(both, "x")
     assert "world" in caught.value.hint
     assert runs([*both, record("sft", 0.5, run="other")]) == ["world", "other"]
@@ -69,7 +69,7 @@ def test_the_figure_has_sft_and_the_end_of_each_iteration(tmp_path):
     draw_iterations(both, "world", tmp_path / "a.png")
     draw_iterations(both, "world", tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with pytest.raises(UsageError, match="no iterations"):
+    with pytest.raises(UsageError, match="no second iteration"):
         draw_iterations([record("sft", 0.5)], "world", tmp_path / "c.png")
 
 

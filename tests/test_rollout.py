@@ -9,7 +9,9 @@ from visrl.core.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS
 from visrl.core.types import CoTSample, Picture, Unparsed
 from visrl.errors import PictureError
 from visrl.policies.protocol import FunctionPolicy, Output
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.retry import RETRIES
+from visrl.rollout.rollout import look_then_answer
 
 SIZE = (400, 200)
 PICTURE = Picture("p.png", lambda: Image.new("RGB", SIZE, "white"))
@@ -27,7 +29,7 @@ def run(protocol, samples, reply, focus="predicted", crop="tight", **policy):
         return reply(request) if callable(reply) else reply
 
     model = FunctionPolicy("f", answer, SQUARE, **policy)
-    return list(look_then_answer(model, samples, Look(PROTOCOLS[protocol], focus, crop))), asked
+    return list(look_then_answer(model, samples, RolloutConfig(PROTOCOLS[protocol], focus, crop))), asked
 
 
 def texts(request):
@@ -140,7 +142,11 @@ def test_a_picture_is_decoded_once_per_batch():
                     [p.open() for p in turn.pictures]
             return [Output(("[0, 0, 1, 1]",)) for _ in requests]
 
-    list(look_then_answer(Looks("l", None, SQUARE, needs_pictures=True), samples, Look(PROTOCOLS["visrl_train"])))
+    list(
+        look_then_answer(
+            Looks("l", None, SQUARE, needs_pictures=True), samples, RolloutConfig(PROTOCOLS["visrl_train"])
+        )
+    )
     assert len(opened) == 1
 
 
@@ -149,3 +155,28 @@ def test_instructions_are_asked_with_the_answer_only():
     for protocol in ("viscot_train", "viscot_eval", "visrl_train"):
         _, (box, answer) = run(protocol, [sample], reply)
         assert "yes or no" not in texts(box)[0][1] and texts(answer)[-1][1].endswith("\nAnswer yes or no.")
+
+
+def asked_again(outputs):
+    """How often a policy whose outputs are these, one a call, is asked about one REC sample; and the episode."""
+    calls = []
+
+    class Scripted(FunctionPolicy):
+        def generate(self, requests, sampling):
+            calls.append(len(requests))
+            return [outputs[min(len(calls), len(outputs)) - 1] for _ in requests]
+
+    (episode,) = look_then_answer(Scripted("s", None, SQUARE), [REC], RolloutConfig(PROTOCOLS["direct"]))
+    return len(calls), episode
+
+
+def test_a_request_that_fails_now_and_then_is_asked_again():
+    box = Output((SQUARE.write(GOLD, SIZE),))
+    calls, episode = asked_again([Output(error="503"), Output(error="503"), box])
+    assert (calls, episode.error) == (3, None) and episode.box.xyxy == pytest.approx(GOLD.xyxy)
+    assert asked_again([Output(error="503")])[0] == 1 + RETRIES == 6
+
+
+def test_what_is_decided_is_not_asked_again():
+    calls, episode = asked_again([Output(error="400 no such model", retry=False)])
+    assert (calls, episode.error) == (1, "400 no such model")

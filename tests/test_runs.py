@@ -84,7 +84,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path):
     with Run(tmp_path, REQUEST) as run:
         run.append(EPISODES[:1])
         real, run._file = run._file, open("/dev/full", "ab")  # noqa: SIM115 - closed below
-        with pytest.raises(UsageError, match="make room"):
+        with pytest.raises(UsageError, match="free disk space"):
             run.append(EPISODES[1:])
         broken, run._file = run._file, real
         with contextlib.suppress(OSError):  # /dev/full refuses the buffered bytes once more

@@ -179,9 +179,9 @@ def test_phase_recipes_are_checked_before_anything_runs(world):
     folder, ran = world
     with pytest.raises(UsageError, match=r"unknown key 'step.beta_bx'"):
         loop.run(recipe(folder, "rl.set={step.beta_bx: 1}"))
-    with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is of kind dpo"):
+    with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is a recipe of kind dpo"):
         loop.run(recipe(folder, "pairs.recipe=rl.yaml"))
-    with pytest.raises(UsageError, match="fresh questions"):
+    with pytest.raises(UsageError, match=r"several iterations need data\.limit"):
         loop.run(recipe(folder, "pairs.set={data.limit: null}"))
     assert ran == []
 

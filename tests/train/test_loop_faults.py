@@ -145,10 +145,10 @@ def test_a_folder_without_weights_is_no_model_and_a_hub_id_is_known_by_its_commi
 
 def test_a_launch_that_leaves_nothing_is_no_finished_phase(world):
     folder, _ = world
-    with pytest.raises(UsageError, match="sft: no weights came out"):
+    with pytest.raises(UsageError, match="sft: training left no weights"):
         loop.run(recipe(folder, "launch='true'"))
     assert not (folder / "run/sft/outputs.json").exists()
-    with pytest.raises(UsageError, match=r"recipe\.launch: no-such-command: No such file"):
+    with pytest.raises(UsageError, match=r"launch: no-such-command: No such file"):
         loop.run(recipe(folder, "launch=no-such-command --x"))
 
 
@@ -254,7 +254,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
     monkeypatch.setattr(loop, "generate_pairs", generate)
     assert ablations.run(load_recipe(folder / "ablations.yaml").recipe) == EXIT_INCOMPLETE
     said = capsys.readouterr().err
-    assert "error: iter1/pairs: no pairs came out" in said
+    assert "error: iter1/pairs: no question gave a pair" in said
     assert "2 of 6 jobs failed: bad, seed 3; bad, seed 4" in said
     assert "own-crop" in (folder / "abl/summary.md").read_text()
     assert (folder / "abl/own-crop/seed4/iter1/rl2/metrics.json").is_file()
@@ -333,7 +333,7 @@ def test_a_broken_file_and_impossible_stages_are_named(world):
     folder, _ = world
     loop.run(recipe(folder))
     (folder / "run/sft/outputs.json").write_text('{"weights')
-    with pytest.raises(UsageError, match=r"sft/outputs.json is no JSON"):
+    with pytest.raises(UsageError, match=r"sft/outputs.json is not JSON"):
         loop.run(recipe(folder))
     for stages in ("[1,1]", "[2,1]", "[]"):
         with pytest.raises(UsageError, match=r"stages are \[1\], \[2\] or \[1, 2\]"):

@@ -60,9 +60,7 @@ def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_d
     from visrl.train.common.models import load_trainable
 
     asked = recipe(tmp_path, lora=lora)
-    t = load_trainable(
-        asked.model, lora
-    )  # from_pretrained: TRL would reload this path as its reference (training.md, trap 1)
+    t = load_trainable(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
     on_disk = box_log_probabilities(t)
     first = run_stage(asked, 1, t, PAIRS)
     after_stage_one = box_log_probabilities(t)
@@ -188,12 +186,12 @@ def test_a_model_that_trains_nothing_is_refused():
     model, _ = build("llava")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(UsageError, match="nothing in this model is trainable"):
+    with pytest.raises(UsageError, match="no parameter of this model is trainable"):
         require_something_to_train(model)
 
 
 def test_training_gives_the_model_its_own_forward_back(tmp_path):
-    """A copy of a model whose forward TRL has patched would compute with the original's weights (training.md, trap 2)."""
+    """A copy of a model whose forward TRL has patched would compute with the original's weights."""
     import copy
 
     t = tiny("llava")

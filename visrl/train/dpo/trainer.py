@@ -52,7 +52,9 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         **more: Any,
     ) -> None:
         if args.ld_alpha is not None:
-            raise UsageError("trainer.ld_alpha is not supported", "it needs the reference per token; leave it out")
+            raise UsageError(
+                "trainer.ld_alpha is not supported", "leave it out: it needs per-token reference log-probabilities"
+            )
         self.trainable, self.collator, self.terms, self.folder = trainable, collator, tuple(terms), folder
         args.precompute_ref_log_probs = True  # TRL then keeps no reference model; the numbers come from our table
         args.remove_unused_columns = False
@@ -66,7 +68,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             **more,
         )
         if "ref" in getattr(self.model, "peft_config", {}):
-            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (training.md, trap 4)
+            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint
             self.model.delete_adapter("ref")
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -88,8 +90,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         table = broadcast_object_list(found)[0]
         if table is None and not fresh:
             raise UsageError(
-                f"{self.folder} has a checkpoint, but no reference for this data",
-                "the data changed: delete the folder, or restore it",
+                f"{self.folder} has a checkpoint, but no reference log-probabilities of this data",
+                "the data has changed: restore it, or delete the folder",
             )
         if table is None:
             table = self._compute_reference()
@@ -156,7 +158,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
             raise UsageError(
                 f"{term.name} loss is {loss.item()}: samples {names}",
-                "the newest checkpoint is from before; look at them",
+                "look at these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
             (chosen, rejected), (ref_chosen, ref_rejected) = said.unbind(1), reference.unbind(1)

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.policies.registry import SHIPPED
 from visrl.train.config.recipe import Recipe, flat, upgrade
 from visrl.train.data.shards import is_sharded, shards_of
 from visrl.train.loop.phases import Overrides, State, Weights
+from visrl.world import CHECKPOINTS
 
 PhaseStatus = Literal["done", "new", "resume", "stale"]
 CONFIG, OUTPUTS = "phase_config.json", "outputs.json"
@@ -70,7 +70,7 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
 def _on_disk(critic: Mapping[str, Any]) -> Weights | None:
     """A critic that the recipe names, where its weights are files here: a server has none to hash."""
     spec = (critic.get("model") or "").removeprefix("hf:")
-    here = spec in SHIPPED or (spec and Path(spec).is_dir())
+    here = spec in CHECKPOINTS or (spec and Path(spec).is_dir())
     return Weights(spec, critic["args"].get("adapter")) if here else None
 
 
@@ -158,9 +158,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is no JSON: {error}", f"delete {path.parent}: the phase is then done again"
-        ) from error
+        raise UsageError(f"{path} is not JSON: {error}", f"delete {path.parent} to run that phase again") from error
     return found
 
 

@@ -1,7 +1,7 @@
 """The phases of a loop in order, and each one's recipe with what the phases before it left put in (docs/method.md d, e).
 
 Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
-stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out the k - 1 lots before.
+stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out those of the iterations before.
 
 Departures: 1. each phase loads what the phase before wrote, rather than going on in memory: a resumed loop and an uninterrupted
 one then do the same. 2. one LoRA adapter goes through all phases; officially it is merged and a fresh one begins each time.
@@ -18,6 +18,7 @@ from visrl.errors import UsageError
 from visrl.train.config.recipe import OLD_KINDS, Recipe, Resolved, flat, read_yaml, resolve
 from visrl.train.loop.recipe import LoopRecipe, PhaseSection
 from visrl.train.pairs.recipe import PairsRecipe
+from visrl.world import CHECKPOINTS
 
 What = Literal["ready", "warm-up", "continued_sft", "pairs", "rl"]
 CONTINUED_SEED = 1000
@@ -55,9 +56,8 @@ class Weights:
     @property
     def spec(self) -> str:
         """As ``--model`` takes it."""
-        from visrl.policies.registry import SHIPPED
 
-        return self.model if self.model in SHIPPED else f"hf:{self.model}"
+        return self.model if self.model in CHECKPOINTS else f"hf:{self.model}"
 
     def sha256(self) -> str:
         """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
@@ -74,7 +74,8 @@ class Weights:
                 model = f"{self.model}@{folder_of(self.model, '').name}"
             except OSError as error:
                 raise UsageError(
-                    f"no weights at {self.model}", "a shipped name, a folder, or a hub id that this machine can reach"
+                    f"no weights at {self.model}",
+                    "give a shipped name, a folder, or a hub id that this machine can reach",
                 ) from error
         return model if self.adapter is None else f"{model}+{_hash_of(Path(self.adapter))}"
 
@@ -83,7 +84,7 @@ def _hash_of(folder: Path) -> str:
     from visrl.policies.hf.loading import weights_hash
 
     if not any(folder.glob("*.safetensors")):
-        raise UsageError(f"no weights at {folder}", "a folder with *.safetensors")
+        raise UsageError(f"no weights at {folder}", "give a folder with *.safetensors")
     return weights_hash(folder)
 
 
@@ -170,7 +171,9 @@ def _kind(phase: Phase, section: PhaseSection) -> str:
     kind = OLD_KINDS.get(kind, kind)
     wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "small_model"))
     if kind not in wanted:
-        raise UsageError(f"{phase.name}: {section.recipe} is of kind {kind}", f"kind {' or '.join(wanted)}")
+        raise UsageError(
+            f"{phase.name}: {section.recipe} is a recipe of kind {kind}", f"this phase takes kind {' or '.join(wanted)}"
+        )
     return kind
 
 
@@ -198,7 +201,10 @@ def _pairs_overrides(recipe: LoopRecipe, phase: Phase, state: State, section: Ph
         overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
     data = own.data
     if phase.iteration > 1 and data.limit is None:
-        raise UsageError("fresh questions for each iteration need pairs: data.limit", "how many an iteration asks")
+        raise UsageError(
+            "several iterations need data.limit in the recipe of pairs",
+            "it says how many new questions each iteration takes",
+        )
     overrides["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
     return overrides
 

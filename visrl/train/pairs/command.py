@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE
-from visrl.runs.distributed import join
+from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.on_ray import generate_on_ray
@@ -25,7 +25,7 @@ from visrl.train.pairs.run import load_sampler, make_pairs
 
 def run(recipe: PairsRecipe) -> int:
     """Make what is missing and say what came out. Returns the exit code: 3 where questions failed. Raises UsageError."""
-    first = join().first
+    first = init().is_main
     manifest = generate_pairs(recipe)
     if not first:
         return EXIT_DONE

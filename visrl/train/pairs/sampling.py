@@ -21,9 +21,9 @@ from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.core.types import CoTSample, Picture, Score, Turn, Unparsed
 from visrl.errors import UsageError
-from visrl.policies.protocol import Output, Policy, Request, Sampling
-from visrl.rollout.retry import Tokens, ask, total
-from visrl.rollout.rollout import parse_box
+from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
+from visrl.rollout.retry import ask, total
+from visrl.rollout.steps import ask_where, parse_box
 from visrl.train.common.conversations import Opened, answer_prompt, box_prompt, crop_of, opened
 from visrl.train.data.candidates import Candidate
 from visrl.train.pairs.critics import Critic, Judged, Question, without_repeats
@@ -58,8 +58,8 @@ class SamplingPlan:
     def boxes(self) -> int:
         return 2 * self.attempts + self.extra_samples
 
-    def sampling(self, n: int, *stop: str) -> Sampling:
-        return Sampling(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed, stop)
+    def sampling(self, n: int) -> Sampling:
+        return Sampling(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
 
 
 @dataclass(slots=True)
@@ -128,13 +128,14 @@ class PairSampler:
         if self.policy.needs_pictures or self.critic.needs_pictures:
             return opened(sample, self.plan.protocol)
         if sample.size is None:
-            raise UsageError(f"sample {sample.id}: the picture's size is unknown")
+            raise UsageError(
+                f"sample {sample.id}: the picture's size is unknown", "give the row its size, or its picture"
+            )
         return Opened(sample, self.plan.protocol, sample.picture or Picture("", _no_picture), sample.size)
 
     def _boxes(self, states: Sequence[QuestionState]) -> None:
-        stop = (self.policy.box_format.syntax.stop,) if self.policy.box_format.syntax.stop else ()
         asked = [(state, _request(state, "box", box_prompt(_item(state)))) for state in states]
-        for state, output in self._ask(asked, self.plan.sampling(self.plan.boxes, *stop)):
+        for state, output in self._ask(ask_where, asked, self.plan.sampling(self.plan.boxes)):
             state.spend("boxes", Tokens.of(output))
             size = _item(state).size
             proposals: list[BoxProposal | Unparsed] = []
@@ -155,7 +156,7 @@ class PairSampler:
             (state, _request(state, "answer", self._answer_prompt(state, c), f":{c.attempt}.{c.role}"))
             for state, c in asked
         ]
-        done = self._ask(requests, self.plan.sampling(1), keep_failed=True)
+        done = self._ask(ask, requests, self.plan.sampling(1), keep_failed=True)
         for (state, candidate), (_, output) in zip(asked, done, strict=True):
             if output.error is None:
                 state.spend("answers", Tokens.of(output))
@@ -167,10 +168,15 @@ class PairSampler:
         return answer_prompt(_item(state), candidate, self.plan.crop, self.policy.box_format)
 
     def _ask(
-        self, asked: Sequence[tuple[QuestionState, Request]], sampling: Sampling, *, keep_failed: bool = False
+        self,
+        how: Callable[[Policy, Sequence[Request], Sampling], list[Output]],
+        asked: Sequence[tuple[QuestionState, Request]],
+        sampling: Sampling,
+        *,
+        keep_failed: bool = False,
     ) -> list[tuple[QuestionState, Output]]:
         """Outputs with their question. A failed request fails its question; its output is left out unless kept."""
-        outputs = ask(self.policy, [request for _, request in asked], sampling)
+        outputs = how(self.policy, [request for _, request in asked], sampling)
         for (state, _), output in zip(asked, outputs, strict=True):
             if output.error is not None and state.error is None:
                 state.error = output.error

@@ -157,8 +157,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}", "recipes are YAML mappings") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path} is not a mapping", "recipes are YAML mappings with a `kind`, for example `kind: sft`")
-    if tree.get("kind") == "small_model":
-        tree["kind"] = "base"  # its older name, which the hashes of finished phases hold
     return tree
 
 

@@ -10,6 +10,7 @@ from visrl.core.types import CoTSample, Picture, Unparsed
 from visrl.errors import PictureError
 from visrl.policies.protocol import FunctionPolicy, Output
 from visrl.rollout.config import RolloutConfig
+from visrl.rollout.retry import RETRIES
 from visrl.rollout.rollout import look_then_answer
 
 SIZE = (400, 200)
@@ -154,3 +155,28 @@ def test_instructions_are_asked_with_the_answer_only():
     for protocol in ("viscot_train", "viscot_eval", "visrl_train"):
         _, (box, answer) = run(protocol, [sample], reply)
         assert "yes or no" not in texts(box)[0][1] and texts(answer)[-1][1].endswith("\nAnswer yes or no.")
+
+
+def asked_again(outputs):
+    """How often a policy whose outputs are these, one a call, is asked about one REC sample; and the episode."""
+    calls = []
+
+    class Scripted(FunctionPolicy):
+        def generate(self, requests, sampling):
+            calls.append(len(requests))
+            return [outputs[min(len(calls), len(outputs)) - 1] for _ in requests]
+
+    (episode,) = look_then_answer(Scripted("s", None, SQUARE), [REC], RolloutConfig(PROTOCOLS["direct"]))
+    return len(calls), episode
+
+
+def test_a_request_that_fails_now_and_then_is_asked_again():
+    box = Output((SQUARE.write(GOLD, SIZE),))
+    calls, episode = asked_again([Output(error="503"), Output(error="503"), box])
+    assert (calls, episode.error) == (3, None) and episode.box.xyxy == pytest.approx(GOLD.xyxy)
+    assert asked_again([Output(error="503")])[0] == 1 + RETRIES == 6
+
+
+def test_what_is_decided_is_not_asked_again():
+    calls, episode = asked_again([Output(error="400 no such model", retry=False)])
+    assert (calls, episode.error) == (1, "400 no such model")

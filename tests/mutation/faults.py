@@ -95,7 +95,7 @@ FAULTS = [
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
     Fault("a picture of the shard's first row group", "visrl/train/data/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
     # what only a model that looks can tell
-    Fault("the crop shown is the whole picture", "visrl/rollout/steps.py", "lambda: picture.open().crop(region))", "lambda: picture.open())", "paired gate"),
+    Fault("the crop shown is the whole picture", "visrl/rollout/steps.py", "lambda: picture.open().crop(region)", "picture.open", "paired gate"),
     Fault("the answer turn's positions begin anew", "visrl/policies/hf/decoding.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "paired gate"),
     Fault("outputs in the order they were made", "visrl/policies/hf/policy.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "paired gate"),
     Fault("SFT continued sees the warm-up's examples again", "visrl/train/loop/phases.py", 'recipe.seed + CONTINUED_SEED if phase.what == "continued_sft"', 'recipe.seed if phase.what == "continued_sft"', T + "train/test_loop_faults.py::test_further_training_does_not_see_the_warm_ups_examples_again"),
@@ -105,6 +105,12 @@ FAULTS = [
     Fault("features of a frozen tower in training mode", "visrl/train/common/vision_cache.py", "    model.eval()\n", "", T + "train/test_train_phases.py::test_features_do_not_depend_on_the_mode_of_the_model"),
     Fault("a judge that says nothing wipes the scores", "visrl/evaluation/rescore.py", "    _refuse_silence(folder, results, judge)\n", "", T + "test_cli.py::test_a_judge_that_cannot_be_reached_takes_no_scores_away"),
     Fault("a record that is there twice counts twice", "visrl/tables/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
+    # the policy contract
+    Fault("a blind model looks at another crop", "visrl/policies/blind.py", "self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop", "self.default_protocol = policy.default_protocol", T + "policies/test_blind.py::test_a_blind_model_looks_and_scores_as_the_model_itself"),
+    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "crop or policy.default_crop", 'crop or "viscot_square112"', "paired gate"),
+    Fault("a failed request is not asked again", "visrl/rollout/retry.py", "for _ in range(RETRIES):", "for _ in range(0):", T + "test_rollout.py::test_a_request_that_fails_now_and_then_is_asked_again"),
+    Fault("what is refused for good is asked again", "visrl/rollout/retry.py", "if output.error is not None and output.retry]", "if output.error is not None]", T + "test_rollout.py::test_what_is_decided_is_not_asked_again"),
+    Fault("a job goes on whatever fails", "visrl/runs/job.py", "failed == fresh >= ABORT_AFTER_FAILURES", "failed == fresh >= 10**9", T + "train/test_pairs.py::test_a_server_that_is_down_stops_the_run_early"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: the replay gate alone, about two seconds each."""

@@ -1,4 +1,4 @@
-"""Conversations -> tokens and batches, as both trainers need them (train/sft/collator.py, train/dpo/collator.py).
+"""Conversations -> tokens and batches, as both trainers need them (visrl/train/sft/collator.py, visrl/train/dpo/collator.py).
 
 Nothing is ever truncated: a sequence longer than ``max_tokens`` stops the run and names its sample, because what a
 cut removes may be a picture.

@@ -24,7 +24,7 @@ class SFTCollator:
     ``index`` beside.
 
     Rows are conversations, not demonstrations: a chain of a protocol with two conversations is two rows
-    (train/common/conversations.py).
+    (visrl/train/common/conversations.py).
     """
 
     rows: Sequence[tuple[Demonstration, int]]

@@ -31,7 +31,7 @@ def conversation(first=(90, 50), second=(40, 44)):
 def test_tokens_and_pixels_are_those_of_the_processor(name, policies):
     family = policies(name).family
     rendered = family.render(conversation())
-    chat = family.chat(rendered, [family.see(p.open()) for p in rendered.pictures])
+    chat = family.chat(rendered, [family.encode_image(p.open()) for p in rendered.pictures])
     theirs = by_processor(family, conversation())
     ours = family.collate([chat])
     assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
@@ -43,13 +43,13 @@ def test_tokens_and_pixels_are_those_of_the_processor(name, policies):
 def test_what_is_trained_is_the_reply_and_its_end(name, policies):
     family = policies(name).family
     rendered = family.render(conversation())
-    chat = family.chat(rendered, [family.see(p.open()) for p in rendered.pictures])
-    trained = family.tokenizer.decode([i for i, t in zip(chat.ids, chat.trained, strict=True) if t])
+    chat = family.chat(rendered, [family.encode_image(p.open()) for p in rendered.pictures])
+    trained = family.tokenizer.decode([i for i, t in zip(chat.ids, chat.loss_mask, strict=True) if t])
     assert trained.removeprefix(" ") == "[0.1, 0.2, 0.3, 0.4]" + family.layout.assistant_end
     longer = chat.continued(family.end_of_reply())
-    assert longer.trained[-1] and len(longer.ids) == len(chat.ids) + len(family.end_of_reply())
+    assert longer.loss_mask[-1] and len(longer.ids) == len(chat.ids) + len(family.end_of_reply())
     labels = family.collate([longer])["labels"][0].tolist()
-    assert [i for i in labels if i != -100] == [i for i, t in zip(longer.ids, longer.trained, strict=True) if t]
+    assert [i for i in labels if i != -100] == [i for i, t in zip(longer.ids, longer.loss_mask, strict=True) if t]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -58,7 +58,7 @@ def test_padding_on_either_side_keeps_every_token_in_place(name, policies):
     chats = []
     for turns in (conversation(), conversation()[:1]):
         rendered = family.render(turns)
-        chats.append(family.chat(rendered, [family.see(p.open()) for p in rendered.pictures]))
+        chats.append(family.chat(rendered, [family.encode_image(p.open()) for p in rendered.pictures]))
     for side in ("left", "right"):
         batch = family.collate(chats, side)
         for row, chat in enumerate(chats):
@@ -117,7 +117,7 @@ def test_a_box_comes_back_within_half_a_grid_step(name, which, size, policies):
 @pytest.mark.parametrize("size", SHAPES)
 def test_qwen2_5_vl_measures_in_the_picture_its_processor_really_made(size, policies):
     family = policies("qwen2_5_vl").family
-    _, rows, columns = family.see(draw(*size)).pixels["image_grid_thw"][0].tolist()
+    _, rows, columns = family.encode_image(draw(*size)).pixels["image_grid_thw"][0].tolist()
     assert family.native.frame_for(size).extent == (columns * 14, rows * 14)
 
 
@@ -130,7 +130,7 @@ def test_pixels_lie_where_the_frame_says(name, frame, size, policies):
     image = Image.new("RGB", size, (0, 0, 0))
     box = Box(0.2 * size[0], 0.3 * size[1], 0.7 * size[0], 0.9 * size[1])
     ImageDraw.Draw(image).rectangle(box.xyxy, fill=(255, 255, 255))
-    pixels = policies(name).family.see(image).pixels["pixel_values"][0, 0].numpy()  # [32, 32]
+    pixels = policies(name).family.encode_image(image).pixels["pixel_values"][0, 0].numpy()  # [32, 32]
     ys, xs = np.nonzero(pixels > (pixels.max() + np.sort(np.unique(pixels.round(2)))[0]) / 2)
     found = (xs.min() / 32, ys.min() / 32, (xs.max() + 1) / 32, (ys.max() + 1) / 32)
     assert np.allclose(found, box.to(frame, size).xyxy, atol=1 / 32)

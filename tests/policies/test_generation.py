@@ -5,14 +5,14 @@ from collections import Counter
 
 import torch
 
-from visrl.policies.families.base import Chat, Seen
-from visrl.policies.hf.decoding import Branch, _branch_mask, pick, shared_length
+from visrl.policies.families.base import Chat, EncodedImage
+from visrl.policies.hf.decoding import Branch, _branch_mask, sample_next_token, shared_length
 from visrl.policies.protocol import Sampling
 
 
 def drawn(logits, sampling, n=4000):
     rows = [[Branch(random.Random(str(i))) for i in range(n)]]
-    tokens = pick(torch.tensor(logits).expand(1, n, -1), sampling, rows)[0]
+    tokens = sample_next_token(torch.tensor(logits).expand(1, n, -1), sampling, rows)[0]
     return {token: count / n for token, count in Counter(tokens).items()}
 
 
@@ -46,7 +46,7 @@ def test_branches_see_their_row_and_themselves():
 
 
 def chat(ids, digest="d", start=1):
-    return Chat(tuple(ids), (False,) * len(ids), (Seen(digest, (9, 9, 9), {}),), (start,))
+    return Chat(tuple(ids), (False,) * len(ids), (EncodedImage(digest, (9, 9, 9), {}),), (start,))
 
 
 def test_shared_length_stops_at_the_first_difference_and_before_the_last_token():

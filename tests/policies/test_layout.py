@@ -32,7 +32,7 @@ class Generation(Extension):
         return "\x01" + caller() + "\x02"
 
 
-def jinja(source, turns, cue=True):
+def jinja(source, turns, add_generation_prompt=True):
     environment = Environment(extensions=[Generation, "jinja2.ext.loopcontrols"], trim_blocks=True, lstrip_blocks=True)
     messages = [
         {
@@ -41,7 +41,7 @@ def jinja(source, turns, cue=True):
         }
         for turn in turns
     ]
-    return environment.from_string(source).render(messages=messages, add_generation_prompt=cue)
+    return environment.from_string(source).render(messages=messages, add_generation_prompt=add_generation_prompt)
 
 
 def layout_of(model_type):

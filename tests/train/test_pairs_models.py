@@ -55,7 +55,7 @@ def test_a_likelihood_is_the_sum_over_the_reply_and_its_end(name, loaded):
     for i, (text, one) in enumerate(zip(texts, found, strict=True)):
         turns = asked(i).turns
         family = policy.family
-        prompt = family.chat(family.render(turns), [family.see(turns[0].pictures[0].open())])
+        prompt = family.chat(family.render(turns), [family.encode_image(turns[0].pictures[0].open())])
         reply = [*family.tokenizer(text, add_special_tokens=False)["input_ids"], *family.end_of_reply()]
         batch = {k: v for k, v in family.collate([prompt.continued(reply)]).items() if k != "labels"}
         batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}

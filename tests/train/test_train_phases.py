@@ -220,7 +220,7 @@ def test_features_have_the_same_bits_in_any_company():
     """
     policy = load_policy("base", {"dtype": "float32"})
     samples = load_questions(QuestionSection(format="world", split="val", limit=16))
-    seen = [policy.family.see(sample.picture.open()) for sample in samples]
+    seen = [policy.family.encode_image(sample.picture.open()) for sample in samples]
     together = FeatureStore(1 << 30)._find(policy.family, policy.model, seen)
     for picture in seen:
         (alone,) = FeatureStore(0)._find(policy.family, policy.model, [picture]).values()
@@ -234,7 +234,7 @@ def test_features_do_not_depend_on_the_mode_of_the_model():
     policy = load_policy("base", {"dtype": "float32"})
     model, family = policy.model, policy.family
     (sample,) = load_questions(QuestionSection(format="world", split="val", limit=1))
-    seen = [family.see(sample.picture.open())]
+    seen = [family.encode_image(sample.picture.open())]
     dropout = torch.nn.Dropout(0.5)
     model.model.multi_modal_projector.register_module("noise", dropout)
     model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: dropout(output))

@@ -63,10 +63,10 @@ def test_a_trained_token_never_sees_what_comes_after_it(name):
     trainable = tiny(name)
     chats = collated(trainable, [demonstration(0), demonstration(1)])["chats"]
     for chat in chats:
-        last = max(i for i, trained in enumerate(chat.trained) if trained)
+        last = max(i for i, trained in enumerate(chat.loss_mask) if trained)
         other = (*chat.ids[:last], chat.ids[last] - 1, *chat.ids[last + 1 :])
-        changed = type(chat)(other, chat.trained, chat.pictures, chat.starts)
-        first = chat.trained.index(True)
+        changed = type(chat)(other, chat.loss_mask, chat.pictures, chat.starts)
+        first = chat.loss_mask.index(True)
         logits = [_logits(trainable, c) for c in (chat, changed)]
         assert torch.allclose(logits[0][first - 1 : last], logits[1][first - 1 : last], atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_the_loss_is_the_mean_over_box_and_answer_tokens_of_all_rows(name, tmp_p
     for i in range(4):
         chat = collator.chat(i)
         logp = _logits(trainable, chat).log_softmax(-1)
-        for t, trained in enumerate(chat.trained):
+        for t, trained in enumerate(chat.loss_mask):
             if trained:
                 total, tokens = total - logp[t - 1, chat.ids[t]].item(), tokens + 1
     batch = collator([{"row": i} for i in range(4)])

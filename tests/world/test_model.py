@@ -69,7 +69,7 @@ def test_lessons_ask_in_the_tokens_of_evaluation(processor, policy, kind):
     family = family_for(policy.model.config, processor)
     turns = box_turns(PROTOCOLS["visrl_train"], sample, sample.picture)
     rendered = family.render(turns)
-    chat = family.chat(rendered, [family.see(picture.open()) for picture in rendered.pictures])
+    chat = family.chat(rendered, [family.encode_image(picture.open()) for picture in rendered.pictures])
     assert list(chat.ids) == ExampleBuilder(processor, "val").prompt(row).ids
 
 

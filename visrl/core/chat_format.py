@@ -28,7 +28,7 @@ class Layout:
     picture: the mark of one picture. place: ``inline`` where the turn has it; ``first``: all pictures of the conversation
     where its first one stands; ``last``: behind the texts of their turn.
     after_pictures: what follows the pictures of ``first``.
-    opening: the text before the first turn, when that is not a system turn. cue: what makes the model reply.
+    opening: the text before the first turn, when that is not a system turn. generation_prompt: what makes the model reply.
     """
 
     picture: str
@@ -36,7 +36,7 @@ class Layout:
     user_end: str
     assistant: str
     assistant_end: str
-    cue: str
+    generation_prompt: str
     opening: str = ""
     before: str = ""
     system: str = ""
@@ -55,8 +55,8 @@ class Rendered:
     replies: tuple[tuple[int, int], ...]
 
 
-def render(layout: Layout, turns: Sequence[Turn], *, cue: bool = True) -> Rendered:
-    """The text of a conversation; with ``cue``, up to where the model goes on."""
+def render(layout: Layout, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> Rendered:
+    """The text of a conversation; with ``add_generation_prompt``, up to where the model goes on."""
     pictures = tuple(picture for turn in turns for picture in turn.pictures)
     text = layout.before
     if not turns or turns[0].role != "system":
@@ -65,7 +65,7 @@ def render(layout: Layout, turns: Sequence[Turn], *, cue: bool = True) -> Render
     waiting = len(pictures)  # of place "first": not yet written
     for turn in turns:
         if turn.role == "assistant":
-            start = len(text) + len(layout.cue)
+            start = len(text) + len(layout.generation_prompt)
             text += layout.assistant + turn.text() + layout.assistant_end
             replies.append((start, len(text)))
         elif turn.role == "system":
@@ -73,7 +73,7 @@ def render(layout: Layout, turns: Sequence[Turn], *, cue: bool = True) -> Render
         else:
             body, waiting = _body(layout, turn, waiting)
             text += layout.user + body + layout.user_end
-    return Rendered(text + layout.cue if cue else text, pictures, tuple(replies))
+    return Rendered(text + layout.generation_prompt if add_generation_prompt else text, pictures, tuple(replies))
 
 
 def _body(layout: Layout, turn: Turn, waiting: int) -> tuple[str, int]:
@@ -89,10 +89,10 @@ def _body(layout: Layout, turn: Turn, waiting: int) -> tuple[str, int]:
 def template(layout: Layout) -> str:
     """The layout as a Jinja chat template with ``{% generation %}`` around replies, for messages with content lists.
 
-    The cue opens a reply, so what is trained of a reply starts right behind it, as in :func:`render`.
+    The generation prompt opens a reply, so what is trained of a reply starts right behind it, as in :func:`render`.
     """
     q = _quoted
-    rest = layout.assistant.removeprefix(layout.cue)
+    rest = layout.assistant.removeprefix(layout.generation_prompt)
     texts = "{%- for c in m.content if c.type == 'text' -%}{{- c.text -}}{%- endfor -%}"
     marks = "{%- for c in m.content if c.type == 'image' -%}{{- " + q(layout.picture) + " -}}{%- endfor -%}"
     if layout.place == "inline":
@@ -115,12 +115,12 @@ def template(layout: Layout) -> str:
     return (
         "{%- set ns = namespace(shown=false) -%}{{- " + q(layout.before) + " -}}"
         "{%- if messages[0].role != 'system' -%}{{- " + q(layout.opening) + " -}}{%- endif -%}"
-        "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{{- " + q(layout.cue) + " -}}{%- generation -%}"
+        "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{{- " + q(layout.generation_prompt) + " -}}{%- generation -%}"
         "{{- " + q(rest) + " -}}" + plain + texts + "{%- endif -%}{{- " + q(layout.assistant_end) + " -}}"
         "{%- endgeneration -%}{%- elif m.role == 'system' -%}{{- " + q(layout.system) + " -}}"
         + plain + texts + "{%- endif -%}{{- " + q(layout.system_end) + " -}}"
         "{%- else -%}{{- " + q(layout.user) + " -}}" + plain + body + "{%- endif -%}{{- " + q(layout.user_end) + " -}}"
-        "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- " + q(layout.cue) + " -}}{%- endif -%}"
+        "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- " + q(layout.generation_prompt) + " -}}{%- endif -%}"
     )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ VICUNA = Layout(  # llava/conversation.py, vicuna_v1 (docs/method.md a2): Separa
     user_end=" ",
     assistant="ASSISTANT: ",
     assistant_end="</s>",
-    cue="ASSISTANT:",
+    generation_prompt="ASSISTANT:",
 )
 CHATML = Layout(  # Qwen and InternVL
     picture="<image>",
@@ -148,5 +148,5 @@ CHATML = Layout(  # Qwen and InternVL
     user_end="<|im_end|>\n",
     assistant="<|im_start|>assistant\n",
     assistant_end="<|im_end|>\n",
-    cue="<|im_start|>assistant\n",
+    generation_prompt="<|im_start|>assistant\n",
 )

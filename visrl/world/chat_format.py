@@ -16,6 +16,6 @@ LAYOUT = Layout(
     user_end="",
     assistant="<|assistant|>",
     assistant_end="</s>",
-    cue="<|assistant|>",
+    generation_prompt="<|assistant|>",
     place="last",  # words before pictures: only then can picture tokens attend to the question
 )

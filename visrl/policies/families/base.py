@@ -34,7 +34,7 @@ Features = dict[str, Tensor]  # of one picture: name -> [tokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EncodedImage:
     """One picture as the model gets it. ``ids``: its tokens, structure included; ``pixels``: tensors with the pictures'
     dimension first (size 1, or that picture's patches); ``digest``: of the original pixels, the key of every cache."""
 
@@ -45,11 +45,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation as tokens. ids [T]; trained [T]: True on tokens of replies; starts: where each picture's ids begin."""
+    """A conversation as tokens. ids [T]; loss_mask [T]: True on tokens of replies; starts: where each picture's ids begin."""
 
     ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    pictures: tuple[Seen, ...]
+    loss_mask: tuple[bool, ...]
+    pictures: tuple[EncodedImage, ...]
     starts: tuple[int, ...]
 
     @property
@@ -62,7 +62,7 @@ class Chat:
 
     def continued(self, ids: Sequence[int]) -> Chat:
         """The conversation with a reply of ``ids`` behind it, marked as trained."""
-        return Chat((*self.ids, *ids), (*self.trained, *([True] * len(ids))), self.pictures, self.starts)
+        return Chat((*self.ids, *ids), (*self.loss_mask, *([True] * len(ids))), self.pictures, self.starts)
 
 
 class Family:
@@ -120,7 +120,7 @@ class Family:
     def image_token(self) -> str:
         return str(self.processor.image_token)
 
-    def see(self, image: Image) -> Seen:
+    def encode_image(self, image: Image) -> EncodedImage:
         """One picture through the processor: its tokens and its pixels."""
         rgb = image.convert("RGB")
         batch = self.processor(
@@ -131,7 +131,7 @@ class Family:
             padding=False,
         )
         pixels = {k: v for k, v in batch.items() if k not in _TEXT_KEYS}
-        return Seen(self.digest(image), self._picture_ids(batch["input_ids"][0].tolist()), pixels)
+        return EncodedImage(self.digest(image), self._picture_ids(batch["input_ids"][0].tolist()), pixels)
 
     @staticmethod
     def digest(image: Image) -> str:
@@ -142,39 +142,39 @@ class Family:
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)
 
-    def stack(self, pictures: Sequence[Seen]) -> dict[str, Tensor]:
+    def stack(self, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
         """Pixels of several pictures as one batch: joined along the first dimension, the others padded with zeros."""
         return {key: _joined([p.pixels[key] for p in pictures]) for key in pictures[0].pixels}
 
     # -- conversations
 
-    def render(self, turns: Sequence[Turn], *, cue: bool = True) -> Rendered:
+    def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> Rendered:
         """The conversation's text. Raises LayoutError beyond ``max_pictures`` or where a text holds a picture's mark."""
-        rendered = render(self.layout, turns, cue=cue)
+        rendered = render(self.layout, turns, add_generation_prompt=add_generation_prompt)
         if self.max_pictures is not None and len(rendered.pictures) > self.max_pictures:
             raise LayoutError(f"{self.name} takes {self.max_pictures} pictures, this has {len(rendered.pictures)}")
         if rendered.text.count(self.image_token) != len(rendered.pictures):
             raise LayoutError(f"a text of this conversation holds the picture mark {self.image_token!r}")
         return rendered
 
-    def chat(self, rendered: Rendered, pictures: Sequence[Seen]) -> Chat:
+    def chat(self, rendered: Rendered, pictures: Sequence[EncodedImage]) -> Chat:
         """Tokens of a rendered conversation, with each picture's mark replaced by that picture's own tokens."""
         coded = self.tokenizer(rendered.text, add_special_tokens=self.adds_bos, return_offsets_mapping=True)
         ids: list[int] = []
-        trained: list[bool] = []
+        loss_mask: list[bool] = []
         starts: list[int] = []
         for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
             if token == self.image_token_id and len(starts) < len(pictures):
                 expanded = pictures[len(starts)].ids
                 starts.append(len(ids))
                 ids.extend(expanded)
-                trained.extend([False] * len(expanded))
+                loss_mask.extend([False] * len(expanded))
                 continue
             ids.append(token)
-            trained.append(any(a <= start and end <= b and end > start for a, b in rendered.replies))
+            loss_mask.append(any(a <= start and end <= b and end > start for a, b in rendered.replies))
         if len(starts) != len(pictures):
             raise LayoutError(f"{len(pictures)} pictures, but {len(starts)} marks in the text")
-        return Chat(tuple(ids), tuple(trained), tuple(pictures), tuple(starts))
+        return Chat(tuple(ids), tuple(loss_mask), tuple(pictures), tuple(starts))
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -193,13 +193,13 @@ class Family:
         """Position of each token, [T], or [3, T] for rotary positions with three axes."""
         return torch.arange(len(chat.ids))
 
-    def encode(self, model: Any, pictures: Sequence[Seen]) -> list[Features]:
+    def encode(self, model: Any, pictures: Sequence[EncodedImage]) -> list[Features]:
         """Features of each picture from one pass of the vision tower: {"pooled": [its picture tokens, hidden]}."""
         output = model.model.get_image_features(**self._vision_inputs(model, pictures), return_dict=True)
         counts = [sum(i == self.image_token_id for i in p.ids) for p in pictures]
         return [{"pooled": part} for part in _flat(output.pooler_output).split(counts)]
 
-    def _vision_inputs(self, model: Any, pictures: Sequence[Seen]) -> dict[str, Tensor]:
+    def _vision_inputs(self, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
         return {key: _to_model(value, model) for key, value in self.stack(pictures).items()}
 
     def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Family:
         [B, T], the pictures' pixels, and what else the class needs."""
         width = max(len(chat.ids) for chat in chats)
         pad = self.tokenizer.pad_token_id or 0
-        labels = [[i if t else -100 for i, t in zip(c.ids, c.trained, strict=True)] for c in chats]
+        labels = [[i if t else -100 for i, t in zip(c.ids, c.loss_mask, strict=True)] for c in chats]
         batch = {
             "input_ids": padded([torch.tensor(c.ids) for c in chats], width, pad, side),
             "attention_mask": padded([torch.ones(len(c.ids), dtype=torch.long) for c in chats], width, 0, side),

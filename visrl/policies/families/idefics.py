@@ -14,7 +14,7 @@ _LAYOUT = Layout(
     user_end="<end_of_utterance>\n",
     assistant="Assistant: ",
     assistant_end="<end_of_utterance>\n",
-    cue="Assistant:",
+    generation_prompt="Assistant:",
     system="System: ",
     system_end="<end_of_utterance>\n",
 )

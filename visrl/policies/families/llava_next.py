@@ -13,7 +13,7 @@ MISTRAL = Layout(  # v1.6-mistral-7b; the system turn is never used by our proto
     user_end=" [/INST]",
     assistant=" ",
     assistant_end="</s> ",
-    cue="",
+    generation_prompt="",
     system="<<SYS>>\n",
     system_end="\n<</SYS>>\n\n",
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from visrl.core.chat_format import Layout
-from visrl.policies.families.base import Chat, Family, Features, Seen, padded
+from visrl.policies.families.base import Chat, EncodedImage, Family, Features, padded
 
 
 class Mllama(Family):
@@ -32,14 +32,14 @@ class Mllama(Family):
         user_end="<|eot_id|>",
         assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         assistant_end="<|eot_id|>",
-        cue="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        generation_prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
         place="first",
     )
 
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return (self.image_token_id,)
 
-    def encode(self, model: Any, pictures: Sequence[Seen]) -> list[Features]:
+    def encode(self, model: Any, pictures: Sequence[EncodedImage]) -> list[Features]:
         """{"states": [tiles * patches, hidden]} per picture, padding tiles included: a mask hides them."""
         output = model.model.vision_model(**self._vision_inputs(model, pictures))
         states = model.model.multi_modal_projector(output.last_hidden_state)  # [pictures, 1, tiles, patches, hidden]

@@ -31,7 +31,7 @@ class PaliGemma(Family):
         user_end="\n",
         assistant="",
         assistant_end="<eos>",
-        cue="",
+        generation_prompt="",
         place="first",
         after_pictures="<bos>",
     )
@@ -51,7 +51,7 @@ class PaliGemma(Family):
         """token_type_ids [B, width]: 0 up to the last reply, which is 1. Earlier replies are part of the prefix."""
         kinds = []
         for chat in chats:
-            untrained = [i for i, t in enumerate(chat.trained) if not t]
+            untrained = [i for i, t in enumerate(chat.loss_mask) if not t]
             prefix = untrained[-1] + 1 if untrained else 0
             kinds.append(torch.tensor([0] * prefix + [1] * (len(chat.ids) - prefix)))
         return {"token_type_ids": padded(kinds, width, 0, side)}

@@ -16,7 +16,7 @@ from torch import Tensor
 from visrl.core.box_formats import FORMATS, BoxFormat, JsonObject
 from visrl.core.boxes import Frame, Size, resized
 from visrl.core.chat_format import CHATML
-from visrl.policies.families.base import Chat, Family, Features, Seen, _flat, padded
+from visrl.policies.families.base import Chat, EncodedImage, Family, Features, _flat, padded
 
 _MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -94,7 +94,7 @@ class Qwen3VL(Qwen2VL):
     def native(self) -> BoxFormat:
         return FORMATS["json_1000"]
 
-    def encode(self, model: Any, pictures: Sequence[Seen]) -> list[Features]:
+    def encode(self, model: Any, pictures: Sequence[EncodedImage]) -> list[Features]:
         """{"pooled": [t, hidden], "deep0": [t, hidden], …} per picture."""
         output = model.model.get_image_features(**self._vision_inputs(model, pictures), return_dict=True)
         counts = [sum(i == self.image_token_id for i in p.ids) for p in pictures]

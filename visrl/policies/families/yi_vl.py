@@ -83,5 +83,5 @@ class YiVL(Llava):
         user_end="\n###",
         assistant=" Assistant: ",
         assistant_end="\n###",
-        cue=" Assistant:",
+        generation_prompt=" Assistant:",
     )

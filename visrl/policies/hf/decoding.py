@@ -32,7 +32,7 @@ from visrl.policies.protocol import Sampling
 Signature = tuple[int | str, ...]
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A layer of keys and values with room behind them: a step writes into the room instead of copying all that went before.
 
     ``keys`` and ``values`` [B, heads, slots, width] are the filled part of the two stores. A layer copied with
@@ -67,7 +67,7 @@ class RoomyLayer(DynamicLayer):
             store[..., :old, :] = filled
         return store
 
-    def forked(self) -> RoomyLayer:
+    def forked(self) -> PreallocatedLayer:
         out = copy.copy(self)
         out._stores = None
         return out
@@ -104,7 +104,7 @@ def prefill(model: Any, family: Family, chats: Sequence[Chat], seen: Mapping[str
     """Read B prompts. ``seen``: features by picture digest."""
     width = max(len(chat.ids) for chat in chats)
     mask = padded([torch.ones(len(c.ids), dtype=torch.bool) for c in chats], width, 0, "left").to(model.device)
-    cache = Cache(layer_class_to_replicate=RoomyLayer)
+    cache = Cache(layer_class_to_replicate=PreallocatedLayer)
     positions = [family.positions(chat) for chat in chats]
     logits = _read(model, family, chats, seen, positions, mask, cache)
     return Prefix(
@@ -148,7 +148,7 @@ def resume(
 
 def _tail(chat: Chat, shared: int) -> Chat:
     later = [(p, s - shared) for p, s in zip(chat.pictures, chat.starts, strict=True) if s >= shared]
-    return Chat(chat.ids[shared:], chat.trained[shared:], tuple(p for p, _ in later), tuple(s for _, s in later))
+    return Chat(chat.ids[shared:], chat.loss_mask[shared:], tuple(p for p, _ in later), tuple(s for _, s in later))
 
 
 def _select(cache: Any, rows: Sequence[int], kept: int) -> Any:
@@ -201,7 +201,7 @@ def _next(positions: Sequence[Tensor], device: Any) -> Tensor:
     return torch.tensor([int(p.max()) + 1 for p in positions], device=device)
 
 
-def branch(
+def decode(
     model: Any,
     family: Family,
     chats: Sequence[Chat],
@@ -219,7 +219,7 @@ def branch(
     mask = _branch_mask(prefix.visible, sampling.n, sampling.max_tokens, model.dtype)
     logits = prefix.logits[:, None].expand(-1, sampling.n, -1)
     for step in range(sampling.max_tokens):
-        _append(rows, pick(logits, sampling, rows), family, ended)
+        _append(rows, sample_next_token(logits, sampling, rows), family, ended)
         if step + 1 == sampling.max_tokens or all(b.done for row in rows for b in row):
             break
         logits = _step(model, family, chats, prefix, rows, mask[..., : read + sampling.n * (step + 1)], step)
@@ -276,7 +276,7 @@ def _close(prefix: Prefix, rows: list[list[Branch]], read: int) -> None:
         prefix.slots[i] += range(read, read + len(ids))
 
 
-def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[list[int]]:
+def sample_next_token(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[list[int]]:
     """The next token of each branch from logits [B, n, V]: the best one, or one drawn by the branch's own randomness.
 
     Temperature, then top-k, then top-p (the order of transformers' processors); then the token at which the cumulated
@@ -299,12 +299,12 @@ def pick(logits: Tensor, sampling: Sampling, rows: list[list[Branch]]) -> list[l
     return chosen.clamp_max(logits.shape[-1] - 1).tolist()
 
 
-def stems(chats: Sequence[Chat]) -> tuple[list[Chat], list[int]]:
+def shared_prefixes(chats: Sequence[Chat]) -> tuple[list[Chat], list[int]]:
     """The distinct beginnings of some prompts, each up to the end of its first picture, and which one each prompt has."""
     cut = []
     for chat in chats:
         end = chat.starts[0] + len(chat.pictures[0].ids) if chat.pictures else 0
-        cut.append(Chat(chat.ids[:end], chat.trained[:end], chat.pictures[:1], chat.starts[:1]))
+        cut.append(Chat(chat.ids[:end], chat.loss_mask[:end], chat.pictures[:1], chat.starts[:1]))
     distinct = {chat.signature: chat for chat in cut}
     order = {signature: i for i, signature in enumerate(distinct)}
     return list(distinct.values()), [order[chat.signature] for chat in cut]

@@ -19,8 +19,17 @@ from pydantic import Field
 from visrl.core.box_formats import BoxFormat
 from visrl.core.chat_format import LayoutError
 from visrl.errors import PictureError
-from visrl.policies.families.base import Chat, Features, Seen
-from visrl.policies.hf.decoding import Branch, OutputText, Prefix, branch, prefill, resume, shared_length, stems
+from visrl.policies.families.base import Chat, EncodedImage, Features
+from visrl.policies.hf.decoding import (
+    Branch,
+    OutputText,
+    Prefix,
+    decode,
+    prefill,
+    resume,
+    shared_length,
+    shared_prefixes,
+)
 from visrl.policies.hf.loading import CheckpointArguments, Loaded, load_checkpoint, model_type
 from visrl.policies.hf.remote_code import CHAT_TYPES, RemoteChatPolicy
 from visrl.policies.hf.text_scoring import TextScorer
@@ -67,7 +76,7 @@ class HFPolicy(Policy):
         self.default_crop = self.family.default_crop
         self.rows = rows or (32 if self.model.device.type == "cuda" else 8)
         self._text = OutputText(self.family, self.box_format)
-        self._seen: dict[str, Seen] = {}  # by digest, of this call and the one before
+        self._seen: dict[str, EncodedImage] = {}  # by digest, of this call and the one before
         self._features: dict[str, Features] = {}
         self._kept: list[
             tuple[Prefix, tuple[str, ...]]
@@ -105,7 +114,7 @@ class HFPolicy(Policy):
         outputs: list[Output | None] = [None] * len(requests)
         earlier, self._kept = self._kept, []
         jobs = []
-        looked: dict[str, Seen] = {}
+        looked: dict[str, EncodedImage] = {}
         for index, request in enumerate(requests):
             try:
                 jobs.append(_Job(index, request, self._chat(request, looked)))
@@ -120,14 +129,14 @@ class HFPolicy(Policy):
     def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
         return TextScorer(self.model, self.family, self.rows).loglikelihood(requests, completions)
 
-    def _chat(self, request: Request, looked: dict[str, Seen]) -> Chat:
+    def _chat(self, request: Request, looked: dict[str, EncodedImage]) -> Chat:
         rendered = self.family.render(request.turns)
         pictures = []
         for picture in rendered.pictures:
             image = picture.open()
             digest = self.family.digest(image)
             if digest not in looked:
-                looked[digest] = self._seen.get(digest) or self.family.see(image)
+                looked[digest] = self._seen.get(digest) or self.family.encode_image(image)
             pictures.append(looked[digest])
         return self.family.chat(rendered, pictures)
 
@@ -157,7 +166,7 @@ class HFPolicy(Policy):
     def _in_batches(self, jobs: list[_Job], prefix: Prefix | None, sampling: Sampling) -> list[tuple[_Job, Output]]:
         """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on.
         Prompts that begin alike stay together."""
-        first, rows = stems([job.chat for job in jobs])
+        first, rows = shared_prefixes([job.chat for job in jobs])
         longest = [0] * len(first)
         for job, row in zip(jobs, rows, strict=True):
             longest[row] = max(longest[row], len(job.chat.ids) - job.shared)
@@ -196,7 +205,7 @@ class HFPolicy(Policy):
         read = self._read(chats, prefix, [job.row for job in jobs], [job.shared for job in jobs])
         keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
         ended = self._text.ender(sampling.stop)
-        texts = branch(self.model, self.family, chats, read, sampling, keys, ended)
+        texts = decode(self.model, self.family, chats, read, sampling, keys, ended)
         if jobs[0].request.keep_cache and self.family.keeps_prefix:
             self._kept.append((read, tuple(job.request.key for job in jobs)))
         return [self._output(job, row, sampling) for job, row in zip(jobs, texts, strict=True)]
@@ -205,7 +214,7 @@ class HFPolicy(Policy):
         """Read prompts behind an earlier cache, or from the start; then what several begin with is read once for all."""
         if prefix is not None:
             return resume(self.model, self.family, chats, self._features, prefix, rows, shared)
-        first, rows = stems(chats)
+        first, rows = shared_prefixes(chats)
         known = [len(first[row].ids) for row in rows]
         if len(first) == len(chats) or not self.family.keeps_prefix or min(known) < WORTH_RESUMING:
             return prefill(self.model, self.family, chats, self._features)

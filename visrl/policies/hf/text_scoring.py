@@ -38,13 +38,13 @@ class TextScorer:
 
     def _chat(self, request: Request, text: str) -> Chat:
         rendered = self.family.render(request.turns)
-        prompt = self.family.chat(rendered, [self.family.see(picture.open()) for picture in rendered.pictures])
+        prompt = self.family.chat(rendered, [self.family.encode_image(picture.open()) for picture in rendered.pictures])
         ids = self.family.tokenizer(text, add_special_tokens=False)["input_ids"]
         return prompt.continued((*ids, *self.family.end_of_reply()))
 
     def _batch(self, chats: Sequence[Chat]) -> list[float]:
         with torch.inference_mode():
-            replies = [sum(chat.trained) for chat in chats]
+            replies = [sum(chat.loss_mask) for chat in chats]
             kept = max(replies) + 1
             logits = self._forward(chats, self._features(chats), kept)
             logs = logits.double().log_softmax(-1)  # [B, kept, V]

@@ -28,12 +28,12 @@ class ConversationEncoder:
     family: Family
     box_format: BoxFormat
 
-    def chat(self, turns: Sequence[Turn], *, cue: bool = True) -> Chat:
-        """The tokens of a conversation; with ``cue`` up to where the model goes on, else with its replies marked as
-        trained.
+    def chat(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> Chat:
+        """The tokens of a conversation; with ``add_generation_prompt`` up to where the model goes on, else with its replies in
+        the loss mask.
         """
-        rendered = self.family.render(turns, cue=cue)
-        return self.family.chat(rendered, [self.family.see(picture.open()) for picture in rendered.pictures])
+        rendered = self.family.render(turns, add_generation_prompt=add_generation_prompt)
+        return self.family.chat(rendered, [self.family.encode_image(picture.open()) for picture in rendered.pictures])
 
     def reply(self, turns: Sequence[Turn], prompt: Chat, text: str) -> Tensor:
         """[C] ids of ``text`` as the reply to ``prompt``, with the token that ends a turn.
@@ -41,7 +41,7 @@ class ConversationEncoder:
         They are what follows the prompt in the whole conversation's tokens. Where a tokenizer would merge across that
         boundary, which generation cannot, the reply is tokenised on its own.
         """
-        rendered = self.family.render((*turns, Turn("assistant", (text,))), cue=False)
+        rendered = self.family.render((*turns, Turn("assistant", (text,))), add_generation_prompt=False)
         whole = self.family.chat(rendered, prompt.pictures)
         if whole.ids[: len(prompt.ids)] == prompt.ids:
             return torch.tensor(whole.ids[len(prompt.ids) :])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from visrl.policies.families.base import Chat, Family, Features, Seen
+from visrl.policies.families.base import Chat, EncodedImage, Family, Features
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +77,7 @@ class FeatureStore:
         found = self._find(family, model, [picture for chat in chats for picture in chat.pictures])
         return family.vision_kwargs([[found[p.digest] for p in chat.pictures] for chat in chats])
 
-    def _find(self, family: Family, model: Any, pictures: Sequence[Seen]) -> dict[str, Features]:
+    def _find(self, family: Family, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Features]:
         import torch
 
         missing = {p.digest: p for p in pictures if p.digest not in self._held}.values()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from visrl.core.crops import CropName
-from visrl.policies.families.base import Chat, Seen
+from visrl.policies.families.base import Chat, EncodedImage
 from visrl.train.common.conversations import answer_prompt, box_prompt, box_text, opened
 from visrl.train.common.encoding import ConversationEncoder, check_length, stack
 from visrl.train.common.vision_cache import FeatureStore, without_pixels
@@ -36,7 +36,7 @@ class EncodedPair:
         return max(len(prompt.ids) for prompt in self.prompts) + max(len(self.chosen), len(self.rejected))
 
     @property
-    def pictures(self) -> list[Seen]:
+    def pictures(self) -> list[EncodedImage]:
         return [picture for prompt in self.prompts for picture in prompt.pictures]
 
 

@@ -54,7 +54,7 @@ class SFTCollator:
         item = opened(demonstration.sample, demonstration.protocol)
         joined = self.encoder.family.keeps_prefix
         talks = conversations(item, demonstration.chain, self.crop, self.encoder.box_format, joined=joined)
-        chat = self.encoder.chat(talks[number].turns, cue=False)
+        chat = self.encoder.chat(talks[number].turns, add_generation_prompt=False)
         chat = chat if talks[number].every_reply else last_reply_only(chat)
         check_length(len(chat.ids), self.max_tokens, demonstration.sample.id)
         self._memo[index] = without_pixels(chat)
@@ -63,5 +63,5 @@ class SFTCollator:
 
 def last_reply_only(chat: Chat) -> Chat:
     """The conversation with only what follows its last untrained token marked as trained."""
-    last = max((i for i, trained in enumerate(chat.trained) if not trained), default=-1)
-    return replace(chat, trained=tuple(trained and i > last for i, trained in enumerate(chat.trained)))
+    last = max((i for i, trained in enumerate(chat.loss_mask) if not trained), default=-1)
+    return replace(chat, loss_mask=tuple(trained and i > last for i, trained in enumerate(chat.loss_mask)))

@@ -11,7 +11,7 @@ import re
 _NO_WORD_AFTER = r"(?![A-Za-z0-9À-ɏ]|['-][A-Za-z])"
 _BEFORE = r"(?<![A-Za-z0-9À-ɏ])"
 _X = rf"[({{\[<]{{0,2}}(?P<letter>[A-Za-z]){_NO_WORD_AFTER}[)}}\]>]{{0,2}}"
-_ADJECTIVE = r"(?:correct|right|best|final|most appropriate|richtig|korrekt|correcte?|correcta|correta|corretta|certa|juste|juiste)"
+_ADJECTIVE = r"(?:correct[ae]?|right|best|final|most appropriate|richtig|korrekt|correta|corretta|certa|juste|juiste)"
 _NOUN = (
     rf"{_BEFORE}(?:answer|ans|solution|option|choice|letter|selection|guess|antwort|lösung|réponse|reponse|respuesta|opción|opcion"
     r"|resposta|alternativa|opção|risposta|opzione|ответ|вариант|antwoord|odpowiedź|odpowiedzią|svar|svaret|vastaus|odpověď"

@@ -6,7 +6,8 @@ number ($ € £ ¥ ₹ % < > and the like) may be left out of one of two answer
 "$6.60" and "6.60" for what a picture shows; two different ones are different answers. A plus or # before a number says nothing.
 
 Where nothing but articles is left the articles count ("A" is not "The"), and where no word is left, the signs do: nothing is
-equal to nothing only when both texts were blank. Linear in the length of the texts, but for the edit distance.
+equal to nothing only when both texts were blank. Of a text the first READ characters count. Linear in the length of the texts,
+but for the edit distance, which is 0 similarity for texts of very different lengths.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
+READ = 100_000
 _ARTICLES = frozenset({"a", "an", "the"})
 _QUOTES = "‘’“”–—…"
 _CURRENCY = "$€£¥₹₩₽¢"
@@ -26,7 +28,7 @@ _LATEX = re.compile(r"\\(?:boxed|text[a-z]{0,2}|math[a-z]{0,2})(?=\{)")
 _MINUS, _PLUS, _SHARP, _POINT = "\ue000", "\ue001", "\ue002", "\ue003"
 _MARKED = str.maketrans({_MINUS: "-", _PLUS: "+", _SHARP: "#", _POINT: "."})
 _IN_NUMBER = re.compile(r"(?<=\d)[.,](?=\d)")
-_SIGN = re.compile(rf"(?<![^\s(\[{{{_CURRENCY}<>=:])[-−–](?=[{_CURRENCY}]?\.?\d)")
+_SIGN = re.compile(rf"(?<![\w)\]%°])[-−–](?=[{_CURRENCY}]?\.?\d)")  # not the dash of 5-10 or May-5
 _UNIT_BEFORE = re.compile(rf"([{_CURRENCY}<>≤≥])[ ]?(?={_MINUS}?[.]?\d)")
 _UNIT_AFTER = re.compile(rf"(?<=\d)[ ]?([%‰{_CURRENCY}])")
 _PLUSES = re.compile(r"(?<=\w)\+{1,2}(?![\w+])")
@@ -46,7 +48,7 @@ class Word(NamedTuple):
 
 def words(text: str) -> list[Word]:
     """What is compared of a text: "The Bird's -$1,000.50." -> bird, s, -1000.50 with $. Never raises."""
-    text = " ".join(_LATEX.sub("", text).lower().split())
+    text = " ".join(_LATEX.sub("", text[:READ]).lower().split())
     text = _IN_NUMBER.sub(lambda m: _POINT if m.group() == "." else "", text)
     text = _GRADES.sub(rf"\1{_MINUS}", _SIGN.sub(_MINUS, text))
     text = _SHARPS.sub(_SHARP, _PLUSES.sub(lambda m: _PLUS * len(m.group()), text))

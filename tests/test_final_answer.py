@@ -77,6 +77,6 @@ def test_tags_can_be_demanded() -> None:
 )
 def test_a_megabyte_of_anything_takes_no_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     final_answer(text)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 5.0  # about half a second; a quadratic search takes hours

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from visrl.core.types import Unparsed
 
@@ -45,8 +45,7 @@ _BOXED = re.compile(r"<\|(?P<answer_starts>begin_of_box)\|>|<\|(?P<answer_ends>e
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<|return|>", "<end_of_turn>", "</s>", "<eos>")
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A tag at [start, end) of the text."""
 
     thought: bool
@@ -116,12 +115,12 @@ def _unboxed(text: str) -> str:
 def _marks(text: str, pattern: re.Pattern[str]) -> list[_Mark]:
     marks = []
     for match in pattern.finditer(text):
-        if match.group().endswith("/>"):  # <think/>: opened and closed, holds nothing
+        start, end = match.span()
+        if text.endswith("/>", start, end):  # <think/>: opened and closed, holds nothing
             continue
-        named = match.groupdict()
-        thought = any(named.get(name) for name in ("thought", "thought_starts", "thought_ends"))
-        closing = any(named.get(name) for name in ("end", "thought_ends", "answer_ends"))
-        marks.append(_Mark(thought, closing, *match.span()))
+        kind = match.lastgroup or ""
+        closing = kind.endswith("_ends") or (kind in ("thought", "answer") and bool(match["end"]))
+        marks.append(_Mark(kind.startswith("thought"), closing, start, end))
     return marks
 
 

@@ -107,7 +107,7 @@ def seconds(read: Callable[[str], Any], text: str) -> float:
         start = time.process_time()
         read(text)
         best = min(best, time.process_time() - start)
-        if best > 0.2:
+        if best > 0.05:
             break
     return best
 

@@ -6,7 +6,8 @@ only :func:`is_papers` may stand beside a published number. The offline judges a
 
 Departures from the official script: 1. a failed request or a reply without exactly one ``score: x`` is *unscored*, not 0.
 2. temperature 0 and a seedless request, both in the name; the script leaves the API's default of 1. 3. "score: 0.8." is read as
-0.8; the script crashes on the full stop.
+0.8; the script crashes on the full stop. 4. every judge reads the final answer, not the thought before it
+(core/final_answer.py); a thought that never ends is 0, and no model is asked.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from visrl.core.types import Score
+from visrl.core.final_answer import final_answer
+from visrl.core.types import Score, Unparsed
 from visrl.errors import UsageError, nearest
+from visrl.evals.equal_words import anls, contains, exact
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -39,7 +41,6 @@ PICTURE_MARK = "<image>\n"  # the script leaves it before the question
 PAPER_MODEL = "gpt-3.5-turbo-1106"
 PAPER_HOST = "api.openai.com"
 _REPLY = re.compile(r"score: (\d[\d.]*|\.\d+)")
-_ARTICLES = frozenset({"a", "an", "the"})
 NO_REPLY = "judge: request failed"
 """How the reason of an answer begins whose judge could not be reached: asked again, it may have a score."""
 NOT_THE_PAPERS = "not the paper's judge"
@@ -99,44 +100,25 @@ def ready_judge(spec: str) -> Judge:
 # --- offline rules
 
 
-def normalised(text: str) -> str:
-    """Lower case, punctuation to blanks, no articles, single blanks: "The Bird's." -> "bird s". Decimal points stay."""
-    text = re.sub(r"(?<=\d)[.,](?=\d)", lambda m: "\0" if m.group() == "." else "", text.lower())
-    text = "".join(" " if c in string.punctuation or c in "‘’“”–—…" else c for c in text)
-    return " ".join(word for word in text.split() if word not in _ARTICLES).replace("\0", ".")
+def read(item: JudgeItem) -> str | Score:
+    """What an item's output answers, without the thought before it, or its score: nothing for a thought that never ends."""
+    answer = final_answer(item.answer)
+    return Score(0.0, f"unparsed: {answer.reason}") if isinstance(answer, Unparsed) else answer
 
 
-def exact(standard: str, answer: str) -> float:
-    """1 when both are equal once :func:`normalised`, else 0."""
-    return float(normalised(standard) == normalised(answer))
+def verdicts(judge: Judge, items: Sequence[JudgeItem]) -> list[Score]:
+    """A Score per item, whatever the judge raises: where it fails on many at once, each is asked for alone.
 
-
-def contains(standard: str, answer: str) -> float:
-    """1 when the standard answer stands in the answer as whole words, else 0. Generous to answers that list everything."""
-    wanted, given = normalised(standard), normalised(answer)
-    return float(f" {wanted} " in f" {given} ") if wanted else exact(standard, answer)
-
-
-def anls(standard: str, answer: str) -> float:
-    """1 - edit distance / longer length of the lower-cased texts, and 0 from a distance of half the length on (ANLS, DocVQA)."""
-    a, b = (" ".join(text.lower().split()) for text in (standard, answer))
-    longer = max(len(a), len(b))
-    if longer == 0:
-        return 1.0
-    if abs(len(a) - len(b)) * 2 >= longer:  # the distance is at least that: a megabyte of answer costs nothing
-        return 0.0
-    distance = _edit_distance(a, b) / longer
-    return 1.0 - distance if distance < 0.5 else 0.0
-
-
-def _edit_distance(a: str, b: str) -> int:
-    """Levenshtein's, one row at a time."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
-    return row[-1]
+    Raises UsageError, which is about the whole run.
+    """
+    try:
+        return judge.judge_many(items)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - any judge, any failure: one item must not take the others with it
+        if len(items) == 1:
+            return [Score(None, f"judge: {type(error).__name__}: {error}")]
+        return [score for item in items for score in verdicts(judge, [item])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +135,15 @@ class RuleJudge:
         return f"{self.what}; {NOT_THE_PAPERS}"
 
     def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
-        return [
-            Score(max(self.rule(standard, item.answer) for standard in item.standard))
-            if item.standard
-            else Score(None, "the sample has no standard answer")
-            for item in items
-        ]
+        return [self._judge(item) for item in items]
+
+    def _judge(self, item: JudgeItem) -> Score:
+        if not item.standard:
+            return Score(None, "the sample has no standard answer")
+        answer = read(item)
+        if isinstance(answer, Score):
+            return answer
+        return Score(max(self.rule(standard, answer) for standard in item.standard))
 
 
 _RULES: dict[str, Judge] = {
@@ -248,7 +233,10 @@ class EndpointJudge:
     async def _judge(self, client: AsyncOpenAI, item: JudgeItem, gate: asyncio.Semaphore) -> Score:
         if not item.standard:
             return Score(None, "the sample has no standard answer")
-        text = USER.format(question=PICTURE_MARK + item.question, standard=item.standard[0], answer=_cut(item.answer))
+        answer = read(item)
+        if isinstance(answer, Score):
+            return answer
+        text = USER.format(question=PICTURE_MARK + item.question, standard=item.standard[0], answer=_cut(answer))
         async with gate:
             try:
                 reply = await client.chat.completions.create(

@@ -14,8 +14,17 @@ which is the ordinary s / sqrt(n) when every sample has its own picture. The 95 
 Ratios (F1, precision, circular accuracy): the cluster bootstrap. Pictures are drawn with replacement, 2,000 times, from a
 fixed seed; se is the standard deviation of the statistic, the interval its 2.5 and 97.5 percentiles.
 
-Departures: 1. no interval is cut at the ends of the scale. 2. when all samples are equal, se is 0: true of the formula,
-too sure for a small n (docs/reading-the-numbers.md). 3. with one cluster there is no standard error: None, not 0.
+Ends of the scale and small n. Values that cannot leave 0..top say so (``top``), and then the interval is honest there, too:
+
+* A proportion (all values 0 or top) gets Wilson's interval with the effective number of samples where fewer than 10 of these
+  lie at either end, or where the interval above would leave the scale:  n_eff = min(n, p (1 - p) n / ((n - 1) se^2)), and where
+  clusters hold several samples times (t(n - 1) / t(G - 1))^2, since few clusters say little about se (Korn and Graubard).
+* Where se is 0 - all values are equal - any mean gets Wilson's interval with n_eff = G: five of five is 56.55..100, not 100..100.
+* A ratio likewise, with G the clusters in which it is defined and n_eff = min(G, p (1 - p) / se^2).
+* Every other interval is cut at 0 and top.
+
+Departures: 1. se is 0 when all samples are equal: true of the formula; the interval is what says how sure one may be.
+2. with one cluster there is no standard error: None, not 0.
 """
 
 from __future__ import annotations
@@ -29,6 +38,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 BOOTSTRAPS = 2000
+_Z = 1.959963984540054
+_NOTHING = 1e-12  # a standard error below it is what sums round
+_FEW = 10  # effective samples at either end, below which a proportion's interval is Wilson's
 SEED = 20261122
 _CHUNK = 2_000_000  # drawn clusters held at a time: bounds the memory of a bootstrap
 
@@ -70,14 +82,14 @@ class Part:
             raise ValueError("values must be finite: leave unscored samples out")
 
 
-def mean(values: Sequence[float] | Floats, clusters: Sequence[str]) -> Estimate:
-    """The mean of ``values`` [n] with its cluster-robust standard error."""
-    return weighted_means([Part(np.asarray(values, dtype=np.float64), clusters)], [1.0])
+def mean(values: Sequence[float] | Floats, clusters: Sequence[str], top: float | None = None) -> Estimate:
+    """The mean of ``values`` [n] with its cluster-robust standard error. top: see :func:`weighted_means`."""
+    return weighted_means([Part(np.asarray(values, dtype=np.float64), clusters)], [1.0], top)
 
 
-def mean_of_means(parts: Sequence[Part]) -> Estimate:
+def mean_of_means(parts: Sequence[Part], top: float | None = None) -> Estimate:
     """The unweighted mean of the parts' means: every set counts alike, whatever its n."""
-    return weighted_means(parts, [1.0 / max(len(parts), 1)] * len(parts))
+    return weighted_means(parts, [1.0 / max(len(parts), 1)] * len(parts), top)
 
 
 def paired_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats, clusters: Sequence[str]) -> Estimate:
@@ -85,8 +97,11 @@ def paired_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats, 
     return mean(np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64), clusters)
 
 
-def weighted_means(parts: Sequence[Part], weights: Sequence[float]) -> Estimate:
-    """sum_s w_s mean_s. Weights 1 give a total (MME), 1 / S the mean of means. None when a part is empty."""
+def weighted_means(parts: Sequence[Part], weights: Sequence[float], top: float | None = None) -> Estimate:
+    """sum_s w_s mean_s. Weights 1 give a total (MME), 1 / S the mean of means. None when a part is empty.
+
+    top: the most the result can be, with 0 the least; None: it has no ends (a difference).
+    """
     n = sum(len(part.values) for part in parts)
     index, size = _cluster_index(parts)
     if not parts or any(len(part.values) == 0 for part in parts):
@@ -99,14 +114,40 @@ def weighted_means(parts: Sequence[Part], weights: Sequence[float]) -> Estimate:
     per_cluster = np.bincount(np.concatenate(index), weights=moves, minlength=size)
     se = math.sqrt(size / (size - 1) * float(per_cluster @ per_cluster))
     half = _t975(size - 1) * se
-    return Estimate(value, se, (value - half, value + half), n, size)
+    if top is None:
+        return Estimate(value, se, (value - half, value + half), n, size)
+    binary = len(parts) == 1 and bool(np.isin(parts[0].values, (0.0, top)).all())
+    return Estimate(value, se, _within(value / top, se / top, half / top, n if binary else 0, size, top), n, size)
+
+
+def _within(p: float, se: float, half: float, n: int, size: int, top: float) -> tuple[float, float]:
+    """The interval of a mean on a scale 0..top, all of it given as shares of top. n: samples of a proportion; 0: it is none."""
+    p = min(max(p, 0.0), 1.0)
+    effective = float(size)
+    if n and se > _NOTHING:
+        effective = min(n, p * (1.0 - p) * n / (max(n - 1, 1) * se * se))
+        effective *= (_t975(n - 1) / _t975(size - 1)) ** 2 if n > size else 1.0
+    few = effective * min(p, 1.0 - p) < _FEW or p - half < 0.0 or p + half > 1.0
+    if se <= _NOTHING or (n and few):
+        low, high = wilson(p, effective)
+    else:
+        low, high = max(p - half, 0.0), min(p + half, 1.0)
+    return top * low, top * high
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion ``p`` of ``n`` (effective) samples: never empty, never outside 0..1."""
+    p, z2 = min(max(p, 0.0), 1.0), _Z * _Z
+    centre = (n * p + z2 / 2.0) / (n + z2)
+    half = _Z / (n + z2) * math.sqrt(n * p * (1.0 - p) + z2 / 4.0)
+    return (0.0 if p == 0.0 else max(centre - half, 0.0)), (1.0 if p == 1.0 else min(centre + half, 1.0))
 
 
 def bootstrap(parts: Sequence[Part], statistic: Callable[[Floats], Floats], seed: int = SEED) -> Estimate:
     """The unweighted mean over parts of ``statistic``, with pictures resampled jointly in all parts.
 
     statistic: sums [..., k] over the samples of a part -> values [...]; NaN where undefined. Undefined replicates are
-    left out; if any part's own value is undefined, so is the estimate.
+    left out; if any part's own value is undefined, so is the estimate. Values are shares, 0..1.
     """
     n = sum(len(part.values) for part in parts)
     index, size = _cluster_index(parts)
@@ -125,7 +166,12 @@ def bootstrap(parts: Sequence[Part], statistic: Callable[[Floats], Floats], seed
     if len(drawn) < 2:
         return Estimate(value, None, None, n, size)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(drawn.std(ddof=1)), (float(low), float(high)), n, size)
+    se = float(drawn.std(ddof=1))
+    defined = int(np.any([~np.isnan(statistic(s)) for s in sums], axis=0).sum())
+    effective = min(defined, value * (1.0 - value) / (se * se)) if se > _NOTHING else defined
+    few = effective * min(value, 1.0 - value) < _FEW
+    ci = wilson(value, effective) if few else (max(float(low), 0.0), min(float(high), 1.0))
+    return Estimate(value, se, ci, n, size)
 
 
 def _cluster_index(parts: Sequence[Part]) -> tuple[list[NDArray[np.intp]], int]:

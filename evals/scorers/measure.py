@@ -10,14 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from visrl.core.types import CoTSample, Episode
+from visrl.core.types import CoTSample, Episode, Score
+from visrl.errors import UsageError
 from visrl.evals import stats
 from visrl.evals.scorers.columns import SampleScores
 from visrl.evals.stats import Estimate, Floats, Part
 
+T = TypeVar("T")
+P = ParamSpec("P")
 Done = tuple[int, CoTSample, Episode]
 """A sample that was run: its row in the scores, itself, what happened."""
 REASONS_KEPT = 20
@@ -33,7 +37,8 @@ class Estimand:
     values of the parts are already in the task's unit, except a statistic's, whose result is multiplied by ``scale``.
     unscored: reason -> samples without a value. unparsed: samples scored as wrong because nothing could be read.
     judge: who judged, where someone did. undefined: why there is no value although samples were scored.
-    expected: samples of the published split the metric is about; None: all of the task's.
+    expected: samples of the published split the metric is about; None: all of the task's. top: the most the number can be, with
+    0 the least; None: it has no ends. A statistic is a share of ``scale``.
     """
 
     metric: str
@@ -47,6 +52,7 @@ class Estimand:
     notes: tuple[str, ...] = ()
     undefined: str = ""
     expected: int | None = None
+    top: float | None = None
 
     def estimate(self) -> Estimate:
         """The value with standard error and interval."""
@@ -55,7 +61,7 @@ class Estimand:
             return Estimate(None, None, None, empty.n, empty.n_clusters)
         if self.statistic is not None:
             return stats.bootstrap(self.parts, self.statistic).scaled(self.scale)
-        return stats.weighted_means(self.parts, [self.weight] * len(self.parts))
+        return stats.weighted_means(self.parts, [self.weight] * len(self.parts), self.top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,16 @@ def chunks(items: Iterable[Done]) -> Iterator[list[Done]]:
         yield chunk
 
 
+def attempt(what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Score:
+    """What ``what`` returns of one sample, or an unscored Score that says what it raised: one odd sample ends no run."""
+    try:
+        return what(*args, **kwargs)
+    except UsageError:  # about the whole run: a key that is missing
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the reason is kept with the sample
+        return Score(None, f"could not be scored: {type(error).__name__}: {error}")
+
+
 def average(
     metric: str,
     scores: SampleScores,
@@ -149,9 +165,11 @@ def average(
     unparsed: int = 0,
     judge: str | None = None,
     notes: tuple[str, ...] = (),
+    top: float = 1.0,
 ) -> Estimand:
-    """The mean over the samples that have a value, times ``scale``; the others counted by reason."""
+    """The mean over the samples that have a value, times ``scale``; the others counted by reason. top: of a sample's value."""
     values = scores.column(metric)
     rows = np.flatnonzero(~np.isnan(values))
     part = scores.part(scale * values[rows], rows)
-    return Estimand(metric, (part,), unscored=scores.unscored(metric), unparsed=unparsed, judge=judge, notes=notes)
+    unscored = scores.unscored(metric)
+    return Estimand(metric, (part,), unscored=unscored, unparsed=unparsed, judge=judge, notes=notes, top=scale * top)

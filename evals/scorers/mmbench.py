@@ -4,9 +4,7 @@ accuracy  share of rows whose letter is right
 circular  share of questions all of whose rotations are right; the paper's number. Rotations of one question share
           index mod 1,000,000 (the sample's ``group``); a question with k options has k of them.
 
-A letter is read from the text in this order, first hit wins: the whole answer is a letter ("B", "b.", "(B)", "**B**"); inside
-<answer>…</answer>; after "answer is", "answer:", "option", "choice"; a letter that opens the text ("B. a dog", "B) …");
-the text of exactly one option, as whole words. Letters that name no option are not read.
+The letter is read by letters.py: for sure, or not at all.
 
 Departures: 1. lmms-eval asks an API up to 15 times and then picks at random; here what cannot be read is
 wrong and counted, or a model judge decides. 2. options are matched as whole words ("nan" is not in "finance"), and "A" that
@@ -16,63 +14,22 @@ as unscored. n counts rows, n_clusters pictures or, where the data name none, qu
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from visrl.core.box_formats import answer_block
-from visrl.core.types import CoTSample, Episode, Score
+from visrl.core.final_answer import final_answer
+from visrl.core.types import CoTSample, Episode, Score, Unparsed
 from visrl.evals.benchmarks import TaskSpec
-from visrl.evals.judge import Judge, JudgeItem, normalised
+from visrl.evals.judge import Judge, JudgeItem, verdicts
 from visrl.evals.scorers.columns import ONE, ZERO, SampleScores
-from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
+from visrl.evals.scorers.letters import letter
+from visrl.evals.scorers.measure import Done, Estimand, attempt, average, chunks, done
 from visrl.evals.scorers.pope import why_unscored
 from visrl.evals.stats import Floats, Part
 
-_HEAD = 20_000  # a letter stands near the start or the end: a megabyte in between is not searched
-_ALONE = re.compile(r"^[\s*_\"'`({\[]*([A-Za-z])[\s*_\"'`)}\].:]*$")
-_STATED = re.compile(
-    r"(?:answer|option|choice)(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+|choice\s+)?[*_\"'`({\[]*([A-Z])\b(?![’'])",
-    re.IGNORECASE,
-)
-_OPENING = re.compile(r"^[\s*_({\[]*([A-Z])(?:[).:\]}]|\*\*|\s*[-–:]\s|,)")
 INCOMPLETE = "not all rotations of the question have a score"
-
-
-def letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option's letter that ``text`` chooses, or None. ``options``: letter -> text of the options that exist."""
-    text = text if len(text) <= 2 * _HEAD else f"{text[:_HEAD]}\n{text[-_HEAD:]}"
-    for candidate in (answer_block(text), text):
-        if candidate is not None and (found := _read(candidate, options)):
-            return found
-    return None
-
-
-def _read(text: str, options: Mapping[str, str]) -> str | None:
-    alone = _ALONE.match(text.strip())
-    if alone:
-        return name if (name := alone.group(1).upper()) in options else None
-    stated = [match.group(1) for match in _STATED.finditer(text) if match.group(1) in options]
-    if stated:
-        return stated[-1]  # the last one said: reasoning weighs options before it concludes
-    opening = _OPENING.match(text)
-    if opening and opening.group(1) in options:
-        return opening.group(1)
-    return _by_text(text, options)
-
-
-def _by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The only option whose text stands in ``text`` as whole words; an option inside a longer matching one does not count."""
-    given = f" {normalised(text)} "
-    found = {name: words for name, option in options.items() if (words := normalised(option)) and f" {words} " in given}
-    longest = [
-        name
-        for name, words in found.items()
-        if not any(name != other and f" {words} " in f" {more} " for other, more in found.items())
-    ]
-    return longest[0] if len(longest) == 1 else None
 
 
 def score(
@@ -88,15 +45,17 @@ def score(
     decides = judge if judge is not None and judge.kind == "model" else None
     for items in chunks(done(samples, episodes, scores)):
         mine = [item for item in items if not _score_row(item, scores)]
-        unread += [row for row, *_ in mine]
+        open_ones = [item for item in mine if isinstance(final_answer(item[2].answer or ""), str)] if decides else []
         if decides is not None:
-            _decide(decides, mine, scores)
+            _decide(decides, open_ones, scores)
+        decided = {row for row, *_ in open_ones}
+        unread += [row for row, *_ in mine if row not in decided]
         for row, sample, _ in items:
-            rotations.setdefault(scores.groups[row], len(sample.meta["options"]))
+            rotations.setdefault(scores.groups[row], len(sample.meta.get("options", ())))
             pictures.append(scores.clusters[row] if sample.cluster else f"question {sample.group}")
     _score_circles(scores, rotations)
-    unparsed, name = (0, decides.name) if decides is not None else (len(unread), None)
-    accuracy = average("accuracy", scores, 100.0, unparsed=unparsed, judge=name)
+    name = None if decides is None else decides.name
+    accuracy = average("accuracy", scores, 100.0, unparsed=len(unread), judge=name)
     return scores, [accuracy, _circular(scores, pictures, unread, name)]
 
 
@@ -106,14 +65,21 @@ def _score_row(item: Done, scores: SampleScores) -> bool:
     if reason := why_unscored(sample, episode):
         scores.put(row, "accuracy", Score(None, reason))
         return True
-    chosen = letter(episode.answer or "", sample.meta["options"])
+    chosen = attempt(_chosen, sample, episode)
+    if isinstance(chosen, Score):
+        scores.put(row, "accuracy", chosen)
+        return True
     scores.put(row, "accuracy", ONE if chosen == sample.answers[0] else ZERO)
-    return chosen is not None
+    return not isinstance(chosen, Unparsed)
+
+
+def _chosen(sample: CoTSample, episode: Episode) -> str | Unparsed:
+    return letter(episode.answer or "", sample.meta["options"])
 
 
 def _decide(judge: Judge, unread: Sequence[Done], scores: SampleScores) -> None:
     items = [_item(sample, episode) for _, sample, episode in unread]
-    for (row, *_), verdict in zip(unread, judge.judge_many(items), strict=True):
+    for (row, *_), verdict in zip(unread, verdicts(judge, items), strict=True):
         scores.put(row, "accuracy", _verdict(verdict))
 
 
@@ -153,7 +119,7 @@ def _circular(scores: SampleScores, pictures: Sequence[str], unread: Sequence[in
         _share,
         scale=100.0,
         unscored=scores.unscored("circular"),
-        unparsed=0 if judge else sum(not np.isnan(values[row]) for row in unread),
+        unparsed=sum(not np.isnan(values[row]) for row in unread),
         judge=judge,
         notes=(f"{len(sizes)} questions with all rotations",),
     )

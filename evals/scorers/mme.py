@@ -6,9 +6,14 @@ table holds perception. An answer is what its first four characters hold: "yes",
 
 A sample's score is its picture's points, 100 * (share right + all right), so a subtask is a plain mean over samples.
 
+The rule takes "Not sure" and "Norway" for no. ``accuracy_careful`` is the share of right answers by a careful reading
+(yes_no.py) in points up to 100, of all questions; what is not sure is wrong there, and the note ``odd`` counts the answers that
+both readings read, and differently.
+
 Departures: 1. pairs are grouped by picture, not by consecutive lines. 2. white space before the answer is not counted.
 3. a picture with one of its questions unscored or not run has no score, and its other question is counted as unscored.
 4. a total over less than all of its subtasks is no total: no value. (Small world: the total of the subtasks it has.)
+5. the rule reads the final answer, without the thought before it; a thought that never ends is unparsed, and wrong.
 """
 
 from __future__ import annotations
@@ -19,12 +24,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from visrl.core.types import CoTSample, Episode, Score
+from visrl.core.final_answer import final_answer
+from visrl.core.types import CoTSample, Episode, Score, Unparsed
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.scorers.columns import ONE, ZERO, SampleScores
-from visrl.evals.scorers.measure import Estimand, average, done
+from visrl.evals.scorers.measure import Estimand, attempt, average, done
 from visrl.evals.scorers.pope import why_unscored
+from visrl.evals.scorers.yes_no import yes_or_no
 
 PERCEPTION = {  # subtask -> questions, counted in the published files
     "existence": 60,
@@ -45,6 +52,7 @@ COGNITION = {
     "code_reasoning": 40,
 }
 TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
+_PICTURE = 200.0  # the most points of a picture, and so of a subtask
 HALF_A_PAIR = "the other question about its picture has no score"
 
 
@@ -57,22 +65,38 @@ def says(text: str) -> str:
 def score(
     spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
-    """Per sample ``correct`` (0, 1) and ``mme/<subtask>`` (its picture's points); totals and subtasks in points."""
-    scores, asked = SampleScores(), Counter[str]()
+    """Per sample ``correct`` (0, 1), ``mme/<subtask>`` (its picture's points) and ``accuracy_careful`` (0, 100), in points."""
+    scores, asked, found = SampleScores(), Counter[str](), Counter[str]()
     others: set[int] = set()  # rows whose answer is neither yes nor no
     pictures: dict[tuple[str, str], list[int]] = {}  # two subtasks may ask about one picture
     for row, sample, episode in done(_counted(samples, asked), episodes, scores):
-        scores.put(row, "correct", _correct(sample, episode))
+        correct = attempt(_correct, sample, episode)
+        scores.put(row, "correct", correct)
+        scores.put(row, "accuracy_careful", _careful(sample, episode, found) if correct.value is not None else correct)
         pictures.setdefault((scores.groups[row], scores.clusters[row]), []).append(row)
-        if says(episode.answer or "") == "other":
+        if correct.value is not None and _read(episode) == "other":
             others.add(row)
     for (group, _), rows in pictures.items():
         _score_picture(f"mme/{group}", rows, scores)
     sizes = asked if spec.small_world else {**PERCEPTION, **COGNITION}
-    found = dict.fromkeys(scores.groups)
-    subtasks = {f"mme/{group}": _subtask(group, sizes.get(group, 0), scores, others) for group in found}
+    subtasks = {f"mme/{g}": _subtask(g, sizes.get(g, 0), scores, others) for g in dict.fromkeys(scores.groups)}
     totals = [_total(name, members, sizes, subtasks, spec.small_world) for name, members in TOTALS.items()]
-    return scores, [*(total for total in totals if total is not None), *subtasks.values()]
+    notes = (f"odd: {found['odd']} answers are a yes or no that the rule reads otherwise",) if found["odd"] else ()
+    careful = average("accuracy_careful", scores, 1.0, unparsed=found["unsure"], notes=notes, top=100.0)
+    return scores, [*(total for total in totals if total is not None), *subtasks.values(), careful]
+
+
+def _read(episode: Episode) -> str:
+    """The rule's reading of the final answer; a thought that never ends is "other"."""
+    answer = final_answer(episode.answer or "")
+    return "other" if isinstance(answer, Unparsed) else says(answer)
+
+
+def _careful(sample: CoTSample, episode: Episode, found: Counter[str]) -> Score:
+    careful = yes_or_no(episode.answer or "", sample.question)
+    found["unsure"] += isinstance(careful, Unparsed)
+    found["odd"] += isinstance(careful, str) and careful != _read(episode)
+    return Score(100.0) if careful == sample.answers[0] else ZERO
 
 
 def _counted(samples: Iterable[CoTSample], groups: Counter[str]) -> Iterator[CoTSample]:
@@ -85,7 +109,7 @@ def _correct(sample: CoTSample, episode: Episode) -> Score:
     reason = why_unscored(sample, episode)
     if reason:
         return Score(None, reason)
-    return ONE if says(episode.answer or "") == sample.answers[0] else ZERO
+    return ONE if _read(episode) == sample.answers[0] else ZERO
 
 
 def _score_picture(metric: str, rows: Sequence[int], scores: SampleScores) -> None:
@@ -107,7 +131,7 @@ def _subtask(group: str, expected: int, scores: SampleScores, others: Collection
     metric = f"mme/{group}"
     values = scores.column(metric)
     unparsed = sum(not np.isnan(values[row]) for row in others)
-    return replace(average(metric, scores, 1.0, unparsed=unparsed), expected=expected)
+    return replace(average(metric, scores, 1.0, unparsed=unparsed, top=_PICTURE), expected=expected)
 
 
 def _total(
@@ -132,6 +156,7 @@ def _total(
         tuple(what.parts[0] for what in scored),
         unscored=unscored,
         unparsed=sum(what.unparsed for what in present),
+        top=_PICTURE * len(wanted),
         undefined=f"a total needs all {len(wanted)} subtasks, not {len(scored)}" if short else "",
         notes=(f"sum of {len(scored)} subtasks",) if small_world else (),
         expected=None if len(wanted) == len(sizes) else sum(sizes[member] for member in wanted),  # None: the whole task

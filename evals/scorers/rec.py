@@ -20,7 +20,7 @@ from visrl.core.types import CoTSample, Episode, Score, Unparsed
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.scorers.columns import SampleScores
-from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
+from visrl.evals.scorers.measure import Done, Estimand, attempt, average, chunks, done
 from visrl.evals.stats import Floats
 
 METRICS = ("acc@0.5", "miou", "acc@0.75", "centre_acc")
@@ -51,10 +51,26 @@ def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[st
                 scores.put(item[0], metric, Score(None, reason))
         else:
             boxed.append(item)
+    boxed = _measurable(boxed, metrics, scores)
     columns = match(boxed)
     for metric, name in metrics.items():
         scores.fill(metric, [row for row, *_ in boxed], columns[name])
     return sum(isinstance(episode.box, Unparsed) for _, _, episode in boxed)
+
+
+def _measurable(boxed: list[Done], metrics: Iterable[str], scores: SampleScores) -> list[Done]:
+    """The items whose boxes can be compared; the others are entered as unscored, with the reason."""
+    if not isinstance(attempt(match, boxed), Score):
+        return boxed
+    good = []
+    for item in boxed:
+        found = attempt(match, [item])
+        if isinstance(found, Score):
+            for metric in metrics:
+                scores.put(item[0], metric, found)
+        else:
+            good.append(item)
+    return good
 
 
 def match(boxed: Sequence[Done]) -> dict[str, Floats]:

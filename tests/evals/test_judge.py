@@ -192,3 +192,57 @@ def test_the_paper_s_endpoint_without_a_key_is_wrong_use(monkeypatch):
     with pytest.raises(UsageError, match="key"):
         make_judge("openai:https://api.openai.com/v1#gpt-3.5-turbo-1106").judge_many([item("x")])
     assert "sk-" not in make_judge("openai:http://h/v1#m").name
+
+
+@pytest.mark.parametrize(
+    ("standard", "answer", "equal"),
+    [
+        ("A", "", 0),  # nothing but an article is still something
+        ("The", "An", 0),
+        ("THE", "...", 0),
+        ("A", "a.", 1),
+        ('"A"', "A", 1),
+        ("", "", 1),
+        ("", "...", 0),
+        ("?", "?", 1),
+        ("C++", "C#", 0),
+        ("C++", "C", 0),
+        ("C#", "C", 0),
+        ("C++", "c++.", 1),
+        ("-5", "5", 0),
+        ("-5", "−5", 1),  # the minus of mathematics
+        ("$5", "5%", 0),
+        ("$5", "€5", 0),
+        ("$", "€", 0),
+        ("$5", "5", 1),  # a unit sign may be left out
+        ("-$1,000.50", "$-1000.50", 1),
+        ("35+", "35", 0),
+        ("A+", "A-", 0),
+        ("+100%", "100%", 1),  # a plus before a number says nothing
+        ("#7", "7", 1),
+        ("1985 - 1989", "1985-1989", 1),  # a dash between numbers is no sign
+        ("x-ray", "x ray", 1),
+    ],
+)
+def test_what_distinguishes_answers_survives(standard, answer, equal):
+    assert exact(standard, answer) == equal
+    assert exact(answer, standard) == equal
+
+
+def test_a_standard_answer_with_a_sign_stands_in_an_answer_with_it():
+    assert contains("-5", "it is -5 degrees") == 1.0
+    assert contains("-5", "it is 5 degrees") == 0.0
+    assert contains("$5", "€5, no, $5") == 1.0
+    assert contains("$5", "it costs €5") == 0.0
+    assert contains("A", "this is a dog") == 0.0
+
+
+def test_judges_read_the_answer_not_the_thought():
+    items = [JudgeItem("a", "q", ("cat",), "<think>a dog?</think>cat"), JudgeItem("b", "q", ("cat",), "<think>cat")]
+    first, second = make_judge("contains").judge_many(items)
+    assert (first.value, second.value, second.reason) == (1.0, 0.0, "unparsed: the thought never ends")
+
+
+def test_the_distance_of_long_answers_is_levenshtein_s():
+    # 8,000 letters, 800 of them another: 1 - 800 / 8000
+    assert anls("ab" * 4000, "ab" * 3600 + "xx" * 400) == pytest.approx(0.9)

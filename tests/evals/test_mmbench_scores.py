@@ -1,8 +1,8 @@
 import pytest
 from made import failed, numbers, said, sample, score
 
-from visrl.core.types import Score
-from visrl.evals.scorers.mmbench import letter
+from visrl.core.types import Score, Unparsed
+from visrl.evals.scorers.letters import letter
 
 OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"}
 
@@ -32,7 +32,8 @@ OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"
         ("The answer is A? No, the answer is B.", "B"),
         ("It is a banana", "B"),
         ("A banana", "B"),  # an article is no letter
-        ("A dog is shown, I cannot tell which", "C"),
+        ("A dog is shown.", "C"),
+        ("A dog is shown, I cannot tell which", None),  # not for sure
         ("The answer is a banana.", "B"),
         ("a big dog", "D"),  # not C, whose text stands inside D's
         ("a dog and a banana", None),
@@ -45,17 +46,36 @@ OPTIONS = {"A": "a finance chart", "B": "a banana", "C": "dog", "D": "a big dog"
     ],
 )
 def test_letters(text, chosen):
-    assert letter(text, OPTIONS) == chosen
+    found = letter(text, OPTIONS)
+    assert found == chosen or (chosen is None and isinstance(found, Unparsed))
 
 
 def test_absent_options_are_not_there_and_e_may_be():
-    assert letter("It is nan", {"A": "x", "B": "y"}) is None
+    assert letter("It is nan", {"A": "x", "B": "y"}) == Unparsed("no option is named")
     assert letter("The answer is E", {**OPTIONS, "E": "none"}) == "E"
 
 
 def test_a_megabyte_is_read_at_its_ends():
     assert letter("9" * 1_000_000 + " The answer is B", OPTIONS) == "B"
-    assert letter("(" * 1_000_000, OPTIONS) is None
+    assert letter("(" * 1_000_000, OPTIONS) == Unparsed("no option is named")
+
+
+def test_the_letter_is_that_of_the_answer_not_of_the_thought():
+    # each thought ends on another letter than its answer; the last thought never ends: wrong, and unparsed
+    thoughts = ["<think>It is B.</think>\nA", "<THINK>C?</THINK><Answer>A</Answer>", "<think>The answer is A"]
+    found = numbers(score("mmbench", circle(1, *thoughts)))
+    assert found["accuracy"].value == pytest.approx(100 * 2 / 3)
+    assert (found["accuracy"].n_unparsed, found["circular"].value) == (1, 0.0)
+    judge = Judge("model")
+    assert numbers(score("mmbench", circle(1, *thoughts), judge))["accuracy"].n_unparsed == 1
+    assert judge.asked == []  # nobody is asked about a thought
+
+
+def test_what_cannot_be_scored_is_unscored_with_the_reason():
+    broken = [(sample("x", answer="A", group="1"), said("x", "A"))]  # no options
+    found = numbers(score("mmbench", broken + circle(2, "A", "A")))["accuracy"]
+    assert (found.value, found.n, found.n_unscored) == (100.0, 2, 1)
+    assert found.unscored_reasons == {"could not be scored: KeyError: 'options'": 1}
 
 
 def circle(base, *texts, n_options=None, errors=()):

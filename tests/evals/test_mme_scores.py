@@ -87,9 +87,21 @@ def test_totals_add_subtasks_and_are_at_most_2000_and_800():
 def test_the_small_world_s_total_is_of_the_subtasks_it_has():
     pairs = picture("a", "yes", "no", "count") + picture("b", "no", "yes", "color")
     found = numbers(score("world_mme", pairs))
-    assert list(found) == ["perception", "mme/count", "mme/color"]
+    assert list(found) == ["perception", "mme/count", "mme/color", "accuracy_careful"]
     assert (found["perception"].value, found["perception"].n_expected) == (200.0, TASKS["world_mme"].n)
     assert found["perception"].notes == ("sum of 2 subtasks",)
+
+
+def test_a_careful_reading_stands_beside_the_rule():
+    # the rule reads the first four characters: "not " of "Not sure" is a no, "**ye" neither; a careful reader knows better
+    pairs = picture("a", "**Yes**", "Not sure") + picture("b", "<think>no</think>Yes", "<think>No")
+    found = numbers(score("world_mme", pairs))
+    # truths yes, no: the rule has (other, no) and (yes, other), half right each, no picture all right: 50 + 0
+    assert found["mme/OCR"].value == 50.0
+    assert found["mme/OCR"].n_unparsed == 2
+    careful = found["accuracy_careful"]  # yes is right twice, "Not sure" and the endless thought are neither
+    assert (careful.value, careful.n_unparsed) == (50.0, 2)
+    assert careful.notes == ("odd: 1 answers are a yes or no that the rule reads otherwise",)
 
 
 def test_without_samples_totals_have_no_value():
@@ -97,6 +109,7 @@ def test_without_samples_totals_have_no_value():
     assert [(name, m.value, m.n, m.n_missing) for name, m in found.items()] == [
         ("perception", None, 0, 2114),
         ("cognition", None, 0, 260),
+        ("accuracy_careful", None, 0, 2374),
     ]
 
 
@@ -112,5 +125,5 @@ def test_lavin_s_published_answers_give_its_published_numbers(shared):
     assert found["perception"].value == pytest.approx(963.6114, abs=5e-5)
     assert found["cognition"].value == pytest.approx(249.6429, abs=5e-5)
     assert [found[m].n for m in ("perception", "cognition")] == [2114, 260]
-    assert [found[m].n_missing for m in found] == [0] * 16
+    assert [found[m].n_missing for m in found] == [0] * 17
     assert found["cognition"].n_unparsed == 11

@@ -41,6 +41,7 @@ def test_every_number_by_hand():
     found = {name: m.value for name, m in numbers(score("pope_coco_popular", pairs(*rows))).items()}
     assert found == pytest.approx(
         {"accuracy": 400 / 6, "precision": 200 / 3, "recall": 200 / 3, "f1": 100 * 4 / 6, "yes_ratio": 50.0}
+        | {"accuracy_careful": 400 / 6}
     )
 
 
@@ -56,6 +57,36 @@ def test_answers_that_are_neither_enter_recall_as_yes_and_are_told():
     found = numbers(score("pope_coco_popular", pairs(("yes", "maybe"), ("no", ""), ("yes", "No"))))
     assert found["recall"].value == 50.0
     assert found["accuracy"].notes == ("2 answers say neither yes nor no: the rule counts them as yes",)
+
+
+def test_what_the_rule_cannot_see_is_told_and_read_carefully_beside_it():
+    # truths no, no, no, no, yes: the rule takes the first four for yes, a careful reader does not
+    rows = [("no", "No!"), ("no", "**No**"), ("no", "no\nI see only grass"), ("no", "不"), ("yes", "Yes\n")]
+    found = numbers(score("pope_coco_popular", pairs(*rows)))
+    assert (found["accuracy"].value, found["yes_ratio"].value) == (20.0, 100.0)
+    assert found["accuracy"].notes == ("odd: 4 answers say no and count as yes",)
+    assert found["accuracy_careful"].value == 100.0
+    assert numbers(score("pope_coco_popular", pairs(("yes", "Yes no doubt"))))["accuracy"].notes == (
+        "odd: 1 answers say yes and count as no",
+    )
+
+
+def test_the_thought_is_not_the_answer():
+    # by the thought's words alone, the rule would read no, yes
+    thoughts = [
+        ("yes", "<think>At first there is no kite here. Behind the fence there is.</think><answer>Yes</answer>"),
+        ("no", "<think>Something has the shape of a chair. A shadow.</think>\n\nNo"),
+    ]
+    found = numbers(score("pope_coco_popular", pairs(*thoughts)))
+    assert (found["accuracy"].value, found["f1"].value, found["yes_ratio"].value) == (100.0, 100.0, 50.0)
+    assert found["accuracy"].notes == ()
+
+
+def test_a_thought_that_never_ends_is_wrong_and_counted():
+    # truths yes and no, both wrong: TP 0, FP 1, FN 1
+    found = numbers(score("pope_coco_popular", pairs(("yes", "<think>Yes"), ("no", "<think>No"))))
+    assert [found[name].value for name in ("accuracy", "precision", "recall", "accuracy_careful")] == [0.0] * 4
+    assert [found[name].n_unparsed for name in ("accuracy", "f1", "accuracy_careful")] == [2, 2, 2]
 
 
 def test_failures_are_left_out_everywhere():

@@ -74,9 +74,10 @@ def test_a_sample_without_true_box_or_without_question_for_a_box_is_unscored():
     }
 
 
-def test_boxes_in_another_frame_are_a_bug():
-    with pytest.raises(ValueError, match="pixels, not in square"):
-        score("refcoco_val", [one("a", Box(0, 0, 1, 1, SQUARE))])
+def test_a_box_that_cannot_be_compared_leaves_its_sample_alone_unscored():
+    found = numbers(score("refcoco_val", [one("a", Box(0, 0, 1, 1, SQUARE)), one("b", GOLD)]))["acc@0.5"]
+    assert (found.value, found.n, found.n_unscored) == (100.0, 1, 1)
+    assert found.unscored_reasons == {"could not be scored: ValueError: boxes are scored in pixels, not in square": 1}
 
 
 def test_pictures_not_questions_are_the_unit_of_doubt():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from visrl.evals import stats
+from visrl.evals.scorers.pope import RATIOS
 from visrl.evals.stats import Part
 
 
@@ -150,3 +151,40 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
                 naive += low <= 0 <= high
     assert 0.92 <= covered / 400 <= 0.98
     assert naive / 400 < 0.75
+
+
+def test_five_of_five_is_not_surely_all():
+    # Wilson with n = 5, z = 1.95996: 5 / (5 + 3.84146) = .565518; all right has no upper end below 1
+    found = stats.mean([100.0] * 5, list("abcde"), 100.0)
+    assert (found.value, found.se) == (100.0, 0.0)
+    assert found.ci == pytest.approx((56.5518, 100.0), abs=1e-4)
+    assert stats.mean([0.0] * 5, list("abcde"), 100.0).ci == pytest.approx((0.0, 100.0 - 56.5518), abs=1e-4)
+
+
+def test_samples_of_one_picture_count_once_where_all_are_equal():
+    # ten samples on two pictures: 2 / (2 + 3.84146) = .342380
+    assert stats.mean([1.0] * 10, list("ab") * 5, 1.0).ci == pytest.approx((0.342380, 1.0), abs=1e-6)
+
+
+def test_few_at_an_end_is_wilson_s_with_all_samples_where_they_are_independent():
+    # 4 of 5: (p + z2/2n ± z sqrt(p q / n + z2/4n2)) / (1 + z2/n) = (1.184146 ± .501862) / 1.768292... = .3755, .9638
+    assert stats.mean([1.0, 1, 1, 1, 0], list("abcde"), 1.0).ci == pytest.approx((0.375535, 0.963776), abs=1e-6)
+
+
+def test_far_from_the_ends_the_interval_is_the_t_interval():
+    values = [0.0, 1.0] * 200
+    names = [str(i) for i in range(400)]
+    assert stats.mean(values, names, 1.0).ci == stats.mean(values, names).ci
+
+
+def test_points_stay_on_their_scale():
+    # 200, 200, 150: mean 183.3, se 16.7, t(2) = 4.30: 111.6 .. 255.0, and no picture has more than 200
+    found = stats.mean([200.0, 200.0, 150.0], list("abc"), 200.0)
+    assert found.ci == pytest.approx((550 / 3 - 4.302653 * 50 / 3, 200.0), abs=1e-4)
+
+
+def test_a_ratio_of_one_is_as_sure_as_the_pictures_it_is_defined_in():
+    # precision of 3 pictures that said yes among 50: 3 / (3 + 3.84146)
+    counts = np.array([[1.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 1.0]] * 47)
+    part = stats.Part(counts, [str(i) for i in range(50)])
+    assert stats.bootstrap([part], RATIOS["precision"]).ci == pytest.approx((3 / 6.841459, 1.0), abs=1e-6)

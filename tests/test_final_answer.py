@@ -1,0 +1,82 @@
+"""Which part of an output answers: read off by eye for every text."""
+
+import time
+
+import pytest
+
+from visrl.core.final_answer import ENDLESS, NOTHING_AFTER, final_answer, tagged_answer
+from visrl.core.types import Unparsed
+
+READ = {
+    "plain text\n": "plain text\n",
+    "": "",
+    "<think>no</think><answer>Yes</answer>": "Yes",
+    "<think>First I take C. Looking again, no.</think>\nB": "B",
+    "no opening, it stood in the prompt</think>\n\nB": "B",
+    "<THINK>a</THINK> <ANSWER>[1, 2, 3, 4]</ANSWER>": "[1, 2, 3, 4]",
+    "< think >a</ think > <Answer type='letter'> B </answer >": "B",
+    "<thinking>a</thinking>B": "B",
+    "<reasoning>a</reasoning>B": "B",
+    "<SUMMARY>s</SUMMARY><REASONING>A?</REASONING><CONCLUSION>B</CONCLUSION>": "B",
+    "◁think▷is it A?◁/think▷B": "B",
+    "[THINK]is it A?[/THINK]B": "B",
+    "<seed:think>is it A?</seed:think>B": "B",
+    "<|begin_of_thought|>A?<|end_of_thought|><|begin_of_solution|>B<|end_of_solution|>": "B",
+    "<|START_THINKING|>A?<|END_THINKING|><|START_RESPONSE|>B<|END_RESPONSE|>": "B",
+    "<|channel|>analysis<|message|>A?<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>": "B",
+    "<think>A?</think>The answer is <|begin_of_box|>B<|end_of_box|>": "B",
+    "<think>A?</think><answer><|begin_of_box|>B<|end_of_box|></answer>": "B",
+    "<answer>A</answer> no, wait: <answer>B</answer>": "B",
+    "<answer>A</answer><answer>B": "B",  # the last one is cut off behind its text
+    "<answer>B</answer><answer>": "B",  # ... before its text
+    "<answer>B<answer>": "B",
+    "<answer>B</answer": "B",
+    "<answer></answer>": "",
+    "<answer><answer>B</answer></answer>": "B",
+    "B</answer>": "B",
+    "<think>a</think>B</answer>": "B",
+    "<think>The form is <answer>A</answer>.</think>B": "B",
+    "<think>a <answer>B</answer></think>": "B",
+    "<think>a <answer>B</answer>": "B",
+    "<think></think>B<|im_end|>\n<|endoftext|>": "B",
+    "<think/>B": "<think/>B",
+    "<thinker>B": "<thinker>B",
+}
+UNREAD = {
+    "<think>At first [500, 250, 900, 750] comes to mind, but": ENDLESS,
+    "<THINKING >A?": ENDLESS,
+    "◁think▷A?": ENDLESS,
+    "<think>a</think>B<think>or": ENDLESS,
+    "<answer>A</answer><think>or": ENDLESS,
+    "<think>The form is <answer>A</answer>. So I": ENDLESS,
+    "<think>a</think>\n": NOTHING_AFTER,
+    "<think>The form is <answer>A</answer>. So B.</think>": NOTHING_AFTER,
+    "</think>": NOTHING_AFTER,
+}
+
+
+@pytest.mark.parametrize("text", READ)
+def test_the_answer_is_what_a_reader_takes_for_it(text: str) -> None:
+    assert final_answer(text) == READ[text]
+
+
+@pytest.mark.parametrize("text", UNREAD)
+def test_a_thought_is_no_answer(text: str) -> None:
+    assert final_answer(text) == Unparsed(UNREAD[text])
+    assert tagged_answer(text) == Unparsed(UNREAD[text])
+
+
+def test_tags_can_be_demanded() -> None:
+    assert tagged_answer("B") is None
+    assert tagged_answer("<think>a</think>B") is None
+    assert tagged_answer("<think>a</think><answer>B</answer>") == "B"
+
+
+@pytest.mark.parametrize(
+    "piece", ["<", "<think>", "<answer>", "<answer ", "</", "<|", "< ", "◁", "[", "</think>", " ", "a:", "<|im_end|>"]
+)
+def test_a_megabyte_of_anything_takes_no_time(piece: str) -> None:
+    text = piece * (1_000_000 // len(piece))
+    start = time.perf_counter()
+    final_answer(text)
+    assert time.perf_counter() - start < 2.0

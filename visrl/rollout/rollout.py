@@ -135,7 +135,7 @@ def _box_step(policy: Policy, work: Sequence[_Work], look: Look) -> None:
             item.fail(output.error)
             continue
         item.box_text = output.texts[0]
-        box = parse_box(policy.box_format, item.box_text, item.size)
+        box = parse_box(policy.box_format, item.box_text, item.size, item.sample.box)
         item.episode = replace(item.episode, box_step=_step(turns, output), box=box)
 
 
@@ -143,9 +143,9 @@ def _asks_for_box(sample: CoTSample, look: Look) -> bool:
     return sample.kind == "rec" or (look.protocol.looks and look.focus == "predicted")
 
 
-def parse_box(box_format: BoxFormat, text: str, size: Size | None) -> Box | Unparsed:
-    """The box of an output in pixels of the original picture, or why there is none."""
-    return Unparsed("the picture's size is unknown") if size is None else box_format.parse(text, size)
+def parse_box(box_format: BoxFormat, text: str, size: Size | None, truth: Box | None = None) -> Box | Unparsed:
+    """The box of an output in pixels of the original picture, or why there is none. truth: for the rule that reads it."""
+    return Unparsed("the picture's size is unknown") if size is None else box_format.parse(text, size, truth)
 
 
 def _answer_step(policy: Policy, work: Sequence[_Work], look: Look, held: _Held) -> None:

@@ -21,11 +21,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.box_formats import BoxFormat, format_named, parser_named
 from visrl.core.types import CoTSample
-from visrl.errors import UsageError, nearest
+from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Request, Sampling
 from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
 
@@ -63,19 +63,20 @@ class ReplayPolicy:
         parser: str = "lenient",
         box_format: str | None = None,
         name: str | None = None,
+        min_pixels: str = "",
+        max_pixels: str = "",
+        resized: str = "",
     ) -> ReplayPolicy:
-        """Read predictions. parser: ``strict`` or ``lenient`` (parsing.py). Raises UsageError naming file and line."""
+        """Read predictions. parser, box_format: core/box_formats.py; min_pixels, max_pixels or resized (``1400x700``) for boxes in
+        the resized picture. Raises UsageError naming file and line.
+        """
         source = Path(path)
         file = read_predictions(source, Path(questions) if questions else None)
         format_name = box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
-        if format_name not in FORMATS:
-            raise UsageError(f"unknown box format {format_name!r}", nearest(format_name, FORMATS))
-        if parser not in ("strict", "lenient"):
-            raise UsageError(f"unknown parser mode {parser!r}", "parser=strict or parser=lenient")
-        mode: Literal["strict", "lenient"] = "strict" if parser == "strict" else "lenient"
+        declared = format_named(format_name, min_pixels=min_pixels, max_pixels=max_pixels, resized_to=resized)
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
-        return cls(source, file, FORMATS[format_name].with_mode(mode), name or _stem(source), default_protocol=protocol)
+        return cls(source, file, declared.with_mode(parser_named(parser)), name or _stem(source), default_protocol=protocol)
 
     def bind(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
 from visrl.core.types import Picture, Turn
-from visrl.errors import PictureError, UsageError, nearest
+from visrl.errors import PictureError, UsageError
 from visrl.policies.protocol import Output, Request, Sampling
 from visrl.policies.servers.replicas import Replica, Replicas
 
@@ -334,16 +334,9 @@ def _as_broken(error: Exception, attempts: int) -> Exception:
 
 def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:
     """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
-    if name == "json_resized":
-        from visrl.policies.families.qwen import resized_format
-
-        return resized_format(28, int(min_pixels or 56 * 56), int(max_pixels or 14 * 14 * 4 * 16384))
-    if name not in FORMATS:
-        known = [*FORMATS, "json_resized"]
-        if not name:
-            raise UsageError(
-                "a server does not say how its model writes boxes",
-                f"--model-args box_format=NAME, one of {', '.join(known)}; docs/families.md names each family's",
-            )
-        raise UsageError(f"unknown box format {name!r}", nearest(name, known))
-    return FORMATS[name]
+    if not name:
+        raise UsageError(
+            "a server does not say how its model writes boxes",
+            f"--model-args box_format=NAME, one of {', '.join([*FORMATS, RESIZED])}; docs/families.md names each family's",
+        )
+    return format_named(name, min_pixels=min_pixels, max_pixels=max_pixels)

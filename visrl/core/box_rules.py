@@ -45,11 +45,8 @@ def vlm_r1(text: str) -> Numbers | Unparsed:
 
 
 _S = rf"\s{{0,{BLANKS}}}"
-_PLAIN = r"-?\d+(?:\.\d+)?"
-_ANYWHERE = re.compile(
-    rf"({_PLAIN})(?:{_S},{_S}|\s{{1,{BLANKS}}})({_PLAIN})(?:{_S},{_S}|\s{{1,{BLANKS}}})({_PLAIN})"
-    rf"(?:{_S},{_S}|\s{{1,{BLANKS}}})({_PLAIN})"
-)
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
+_GAP = re.compile(r"\s*,\s*|\s+")
 _LMMS_KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position")
 _DEEP = 50
 
@@ -58,8 +55,22 @@ def lmms_eval_boxes(text: str) -> list[Numbers]:
     """Every box that lmms-eval's ``refcoco_grounding`` finds: in the JSON of the output, else any four numbers in a row."""
     text = text[:READ]
     for value in _json_values(text):
-        return list(_flattened(value, 0)) or [as_numbers(match) for match in _ANYWHERE.finditer(text)]
-    return [as_numbers(match) for match in _ANYWHERE.finditer(text)]
+        return list(_flattened(value, 0)) or list(_fours_in_a_row(text))
+    return list(_fours_in_a_row(text))
+
+
+def _fours_in_a_row(text: str) -> Iterator[Numbers]:
+    """Every four numbers with only a comma or blanks between them. Number by number: one pattern for four would be cubic."""
+    run: list[float] = []
+    end = 0
+    for match in _PLAIN.finditer(text):
+        if not _GAP.fullmatch(text, end, match.start()):
+            run.clear()
+        run.append(float(match.group()))
+        end = match.end()
+        if len(run) == 4:
+            yield tuple(run)
+            run.clear()
 
 
 def _json_values(text: str) -> Iterator[Any]:

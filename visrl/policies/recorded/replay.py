@@ -76,7 +76,9 @@ class ReplayPolicy:
         declared = format_named(format_name, min_pixels=min_pixels, max_pixels=max_pixels, resized_to=resized)
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
-        return cls(source, file, declared.with_mode(parser_named(parser)), name or _stem(source), default_protocol=protocol)
+        return cls(
+            source, file, declared.with_mode(parser_named(parser)), name or _stem(source), default_protocol=protocol
+        )
 
     def bind(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.

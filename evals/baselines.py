@@ -93,7 +93,10 @@ def read_baseline(path: Path, name: str) -> Baseline:
         raise UsageError(f"{path} has no baseline {name!r}", hint)
     scores = path.parent / entries[name].scores
     if scores.resolve().parent.parent != path.resolve().parent:
-        raise UsageError(f"{path}: {entries[name].scores!r} leaves the folder of baselines", "visrl-eval accept RUN")
+        raise UsageError(
+            f"{path}: {entries[name].scores!r} is outside the folder of baselines",
+            "`visrl-eval accept RUN` writes a correct entry",
+        )
     try:
         found = hashlib.sha256(scores.read_bytes()).hexdigest()
     except OSError as error:

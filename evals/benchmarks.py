@@ -64,11 +64,18 @@ class TaskSpec:
         """The metric to watch, and the one the paper's table holds."""
         return PRIMARY[self.benchmark]
 
+    @property
+    def box_is_the_answer(self) -> bool:
+        """Referring expressions: no answer is asked for besides the box."""
+        return self.benchmark == "rec"
+
 
 TASKS: dict[str, TaskSpec] = {}
 GROUPS: dict[str, tuple[str, ...]] = {}
-GROUP_PAPER: dict[str, tuple[str, str]] = {"pope": ("general", "pope")}
-"""Groups whose mean the paper reports. VisCoT's average is lost (b5), so ``viscot`` is not here."""
+RUN_BESIDE: dict[str, str] = {"world": "direct"}
+"""Group -> the protocol that ``visrl-eval`` runs beside the model's own where the user names none: what looking is worth."""
+_NO_MEAN = {"pope_all"}  # nine splits of three sources: nobody publishes that mean
+_AVERAGED = {"viscot", "pope"}  # benchmarks whose splits the field averages
 
 
 def register(*specs: TaskSpec, group: str | None = None) -> None:
@@ -81,6 +88,12 @@ def register(*specs: TaskSpec, group: str | None = None) -> None:
         if group in TASKS or group in GROUPS:
             raise ValueError(f"the group name {group!r} is taken")
         GROUPS[group] = tuple(spec.name for spec in specs)
+
+
+def has_mean(group: str) -> bool:
+    """Whether the mean over a group's tasks is a number that the field reports: tasks of one averaged benchmark."""
+    benchmarks = {TASKS[member].benchmark for member in GROUPS[group]}
+    return len(benchmarks) == 1 and benchmarks <= _AVERAGED and group not in _NO_MEAN
 
 
 def resolve(names: Iterable[str]) -> list[TaskSpec]:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visrl.evals import stats
-from visrl.evals.benchmarks import GROUPS, TASKS, Unit
+from visrl.evals.benchmarks import GROUPS, TASKS, Unit, has_mean
 from visrl.evals.sample_scores import Row, Rows
 from visrl.evals.scorers.mme import TOTALS
 from visrl.evals.scorers.pope import RATIOS
-from visrl.evals.scorers.scoring import AVERAGED
 from visrl.evals.stats import Estimate, Floats, Part
 
 Statistic = Callable[[Floats], Floats]
@@ -118,9 +117,7 @@ def pair_task(task: str, a: Mapping[str, Row], b: Mapping[str, Row]) -> list[Pai
 def pair_group(group: str, tasks: Mapping[str, Sequence[Paired]]) -> list[Paired]:
     """The averages of a group all of whose tasks are there: those that scoring.score_group knows."""
     members = GROUPS[group]
-    if len(members) < 2 or group == "pope_all" or not all(member in tasks for member in members):
-        return []
-    if len({TASKS[m].benchmark for m in members}) > 1 or TASKS[members[0]].benchmark not in AVERAGED:
+    if len(members) < 2 or not has_mean(group) or not all(member in tasks for member in members):
         return []
     averages = []
     for first in tasks[members[0]]:

@@ -1,13 +1,13 @@
-"""Gates: what must hold before a change is merged. Pure verdicts; visrl/regression/gates.py makes what they judge.
+"""Gates: what must hold before a change is merged. Pure functions; visrl/regression/gates.py makes what they judge.
 
-G0 prompts  every task x protocol x family renders fixture documents to the texts on file. A changed text fails and shows its
-            diff; so does a bumped task or protocol version until ``visrl-eval accept --prompts`` has put its texts on file.
-G1 exact    recorded outputs, scored again, give the recorded numbers, to 1e-12.
-G2 paired   a fresh run against an accepted one on the same samples. With d the mean difference and se its standard error,
-            cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **refused** when z se > floor, because a
-            drop as large as the floor could not have been told from noise; else **pass**. It says the smallest drop it
-            could have seen: max(floor, z se) + 0.84 se is failed with 80 % power.
-G3 paper    the verdict per cell of the paper's tables: information, it never fails.
+prompt  every task x protocol x family renders fixture documents to the texts on file. A changed text fails and shows its
+        diff; so does a bumped task or protocol version until ``visrl-eval accept --prompts`` has put its texts on file.
+replay  recorded outputs, scored again, give the recorded numbers, to 1e-12.
+paired  a fresh run against an accepted one on the same samples. With d the mean difference and se its standard error,
+        cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **inconclusive** when z se > floor, because
+        a drop as large as the floor could not have been told from noise; else **pass**. It says the smallest drop it could
+        have seen: max(floor, z se) + 0.84 se is failed with 80 % power.
+paper   the verdict per cell of the paper's tables: information, it never fails.
 
 Nothing passes because something was absent: no baseline, no value, samples missing, unscored or unparsed beyond their limit,
 another protocol, judge, task version, parser, crop or data: each fails with its reason.
@@ -29,8 +29,8 @@ from typing import Any, Literal
 from visrl.errors import EXIT_DONE, EXIT_GATE_FAILED, EXIT_INCOMPLETE, UsageError
 from visrl.evals.compare import Difference
 
-Status = Literal["pass", "fail", "refused", "info"]
-Gate = Literal["G0 prompts", "G1 exact", "G2 paired", "G3 paper"]
+Status = Literal["pass", "fail", "inconclusive", "info"]
+Gate = Literal["prompt", "replay", "paired", "paper"]
 TOLERANCE = 1e-12
 ALARMS = 0.05
 POWER_Z = NormalDist().inv_cdf(0.80)
@@ -49,16 +49,16 @@ class Finding:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """0 all pass, 1 something failed, 3 something was refused. Raises UsageError for no findings: nothing was checked."""
+    """0 all pass, 1 something failed, 3 something was inconclusive. Raises UsageError for no findings: nothing was checked."""
     statuses = {finding.status for finding in findings}
-    if not statuses - {"info"} and not any(finding.gate == "G3 paper" for finding in findings):
-        raise UsageError("nothing was checked", "a suite names prompts, exact, paired or paper")
+    if not statuses - {"info"} and not any(finding.gate == "paper" for finding in findings):
+        raise UsageError("nothing was checked", "a suite has at least one of prompts, exact, paired and paper")
     if "fail" in statuses:
         return EXIT_GATE_FAILED
-    return EXIT_INCOMPLETE if "refused" in statuses else EXIT_DONE
+    return EXIT_INCOMPLETE if "inconclusive" in statuses else EXIT_DONE
 
 
-# --- G0
+# --- prompt gate
 
 
 def text_hash(text: str) -> str:
@@ -99,13 +99,13 @@ def check_prompts(on_file: Prompts, rendered: Prompts) -> list[Finding]:
     for task in dict.fromkeys(key[0] for key in rendered):
         if task not in bad:
             n = sum(key[0] == task for key in rendered)
-            findings.append(Finding("G0 prompts", task, "pass", f"{n} texts as on file", facts={"n": n}))
+            findings.append(Finding("prompt", task, "pass", f"{n} texts as on file", facts={"n": n}))
     for (trouble, old_hash, new_hash), keys in changed.items():
         kept = [key for key in keys if on_file.get(key, _NOTHING).text is not None] or keys
         more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
         diff = _diff(on_file.get(kept[0], _NOTHING), rendered.get(kept[0], _NOTHING))
         facts = {"cells": [" · ".join(key) for key in keys], "hash": new_hash, "on_file": old_hash}
-        findings.append(Finding("G0 prompts", " · ".join(kept[0]) + more, "fail", trouble, diff, facts))
+        findings.append(Finding("prompt", " · ".join(kept[0]) + more, "fail", trouble, diff, facts))
     return findings
 
 
@@ -143,7 +143,7 @@ def _visible(text: str) -> list[str]:
     return [ascii(line)[1:-1] for line in text.splitlines(keepends=True)]
 
 
-# --- G1
+# --- replay gate
 
 
 def differences(recorded: Any, fresh: Any, where: str = "") -> Iterator[str]:
@@ -172,13 +172,13 @@ def _equal(a: Any, b: Any) -> bool:
 def check_exact(name: str, recorded: Mapping[str, Any], fresh: Mapping[str, Any]) -> Finding:
     """One replay: what was recorded against what scoring gives now. An empty recording fails."""
     if not recorded:
-        return Finding("G1 exact", name, "fail", "nothing is recorded for it: visrl-eval accept --exact")
+        return Finding("replay", name, "fail", "nothing is recorded for it: visrl-eval accept --exact")
     found = list(differences(recorded, fresh))
     if found:
         reason = f"{len(found)} numbers differ; the first: {found[0]}"
-        return Finding("G1 exact", name, "fail", reason, "\n".join(found[:40]), {"n_different": len(found)})
+        return Finding("replay", name, "fail", reason, "\n".join(found[:40]), {"n_different": len(found)})
     n = _leaves(recorded)
-    return Finding("G1 exact", name, "pass", f"{n} recorded values reproduced", facts={"n": n})
+    return Finding("replay", name, "pass", f"{n} recorded values reproduced", facts={"n": n})
 
 
 def _leaves(value: Any) -> int:
@@ -187,7 +187,7 @@ def _leaves(value: Any) -> int:
     return sum(_leaves(item) for item in value) if isinstance(value, list) else 1
 
 
-# --- G2
+# --- paired gate
 
 
 def z_for(cells: int) -> float:
@@ -199,21 +199,21 @@ def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding
     """The verdict on one paired difference. floor: the smallest drop that matters, in the metric's unit, above 0."""
     name = f"{found.task} {found.metric}"
     if found.delta is None or found.before is None or found.after is None:
-        return Finding("G2 paired", name, "fail", f"no difference: {found.n} samples have a value in both runs")
+        return Finding("paired", name, "fail", f"no difference: {found.n} samples have a value in both runs")
     if found.se is None or found.least_se is None:
         reason = f"no standard error from {found.n_clusters} pictures: more are needed"
-        return Finding("G2 paired", name, "refused", reason, facts=_facts(found, floor, z, None))
+        return Finding("paired", name, "inconclusive", reason, facts=_facts(found, floor, z, None))
     se = max(found.se, found.least_se)
     limit = max(floor, z * se)
     facts = _facts(found, floor, z, limit + POWER_Z * se)
     seen = f"smallest drop it could have seen: {limit + POWER_Z * se:.3g}"
     if found.delta < -limit:
-        return Finding("G2 paired", name, "fail", f"dropped by more than {limit:.3g}; {seen}", _worst(found), facts)
+        return Finding("paired", name, "fail", f"dropped by more than {limit:.3g}; {seen}", _worst(found), facts)
     if z * se > floor:
         needed = round(found.n * (z * se / floor) ** 2)
         reason = f"n {found.n} is too small for a floor of {floor:g}: about {needed} samples are needed; {seen}"
-        return Finding("G2 paired", name, "refused", reason, facts={**facts, "n_needed": needed})
-    return Finding("G2 paired", name, "pass", f"no drop beyond {limit:.3g}; {seen}", facts=facts)
+        return Finding("paired", name, "inconclusive", reason, facts={**facts, "n_needed": needed})
+    return Finding("paired", name, "pass", f"no drop beyond {limit:.3g}; {seen}", facts=facts)
 
 
 def _facts(found: Difference, floor: float, z: float, visible: float | None) -> dict[str, Any]:
@@ -229,4 +229,4 @@ def _worst(found: Difference) -> str:
 def invalid(name: str, reasons: Iterable[str]) -> Finding | None:
     """A failed finding with all ``reasons``, or None when there are none."""
     reasons = list(reasons)
-    return Finding("G2 paired", name, "fail", "; ".join(reasons)) if reasons else None
+    return Finding("paired", name, "fail", "; ".join(reasons)) if reasons else None

@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: the task (or group) and metric whose record belongs into it, and its unit. short: for narrow screens."""
+    """A column: the task (or group) and metric whose records it holds, and its unit. short: for narrow screens."""
 
     name: str
     task: str

@@ -88,11 +88,13 @@ def load_suite(name: str) -> Suite:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     path = folder / f"{name}.yaml" if name in known else Path(name)
     if not path.is_file():
-        raise UsageError(f"no suite {name!r}", f"{nearest(name, known)}\nsuites: {', '.join(known)}, or a file")
+        raise UsageError(f"unknown suite {name!r}", f"{nearest(name, known)}\nsuites: {', '.join(known)}, or a file")
     try:
         suite = Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (OSError, ValidationError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not a suite: {error}", "docs/ci.md describes the keys") from error
     if not (suite.prompts or suite.exact or suite.paired or suite.paper):
-        raise UsageError(f"{path}: the suite checks nothing", "it names prompts, exact, paired or paper")
+        raise UsageError(
+            f"{path}: the suite checks nothing", "a suite has at least one of prompts, exact, paired and paper"
+        )
     return suite

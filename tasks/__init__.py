@@ -75,5 +75,5 @@ def _source(name: str) -> Source:
     if spec.small_world:
         return world.SOURCES[spec.name]
     if spec.name not in SOURCES:
-        raise UsageError(f"{name} has no documents to load", "its samples are drawn, not read")
+        raise UsageError(f"{name} has no data files", "its samples are drawn by visrl")
     return SOURCES[spec.name]

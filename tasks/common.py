@@ -53,7 +53,7 @@ class Source:
     def files_in(self, data: Path) -> dict[str, Path]:
         """Documented name -> file. Raises UsageError for a missing folder or file."""
         if not data.is_dir():
-            raise UsageError(f"no data folder {data}", "--data DIR: docs/data.md says what it holds")
+            raise UsageError(f"no data folder {data}", "docs/data.md describes the layout of --data DIR")
         return {spellings[0]: _find(data, spellings) for spellings in self.files}
 
     def read(self, data: Path | None) -> Iterator[Document]:
@@ -96,7 +96,7 @@ def _find(data: Path, spellings: tuple[str, ...]) -> Path:
             if path.is_file():
                 return path
     raise UsageError(
-        f"{data} has no {spellings[0]} (nor {spellings[0]}.gz)", "docs/data.md says what a data folder holds"
+        f"{data} has no {spellings[0]} (nor {spellings[0]}.gz)", "docs/data.md describes the layout of a data folder"
     )
 
 
@@ -147,13 +147,15 @@ def json_list(path: Path) -> list[Row]:
         except (OSError, EOFError) as error:
             raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
     if not isinstance(value, list):
-        raise UsageError(f"{path}: a JSON {type(value).__name__}, not a list of rows", "docs/data.md has the layout")
+        raise UsageError(
+            f"{path}: a JSON {type(value).__name__}, not a list of rows", "docs/data.md describes the layout"
+        )
     return [_object(row, f"{path}: row {number}") for number, row in enumerate(value, 1)]
 
 
 def _object(value: object, where: str) -> Row:
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: a JSON {type(value).__name__}, not an object", "docs/data.md has the layout")
+        raise UsageError(f"{where}: a JSON {type(value).__name__}, not an object", "docs/data.md describes the layout")
     return value
 
 

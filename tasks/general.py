@@ -63,7 +63,8 @@ def mme_documents(*files: Path) -> Iterator[Document]:
             fields = line.split("\t")
             if len(fields) != 3:
                 raise UsageError(
-                    f"{where}: {len(fields)} fields, not picture, question and answer", "tabs separate them"
+                    f"{where}: {len(fields)} fields instead of 3 (picture, question, answer)",
+                    "fields are separated by tabs",
                 )
             yield Document(
                 where, {"subtask": subtask, **dict(zip(("picture", "question", "answer"), fields, strict=True))}

@@ -1,7 +1,7 @@
 """Documents from the network, through ``datasets``: rows are turned into the rows of our files, and go on from there.
 
 docs/data.md lists which dataset stands for which task. lmms-lab/RefCOCO is not among them: its ``val`` is UNC's and Google's
-together (8,811 objects, 23,962 sentences), not the published 10,834 sentences (lmms-eval.md 2.1).
+together (8,811 objects, 23,962 sentences), not the published 10,834 sentences.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ lmms-eval holds only each document's id and text; pictures and true answers are 
 ``visrl.tasks.load`` reads from the folder VISRL_DATA names, or from the hub. Scores are ``visrl.evals``', in its units, so
 that plain lmms-eval and visrl-eval print the same numbers. VISRL_JUDGE names the judge of free answers (default: exact).
 
-Our model answers with its whole episode (:func:`to_wire`). Other models' plain text is read as the answer, and for REC as a
-box in fractions of width and height, which is what :func:`doc_to_text` asks them for.
+Our model answers with its whole episode (:func:`serialize_episode`). Other models' plain text is read as the answer, and for
+REC as a box in fractions of width and height, which is what :func:`doc_to_text` asks them for.
 
 A sample without a score leaves no value for a metric, so means are over the scored ones; ``unscored`` and ``unparsed``
 (percent of the documents) stand beside them. Names are made by ``__getattr__``: ``documents_TASK``, ``results_TASK`` and
@@ -147,12 +147,12 @@ def doc_to_target(doc: Doc) -> str:
     return "" if sample.box is None else str(list(sample.box.xyxy))
 
 
-def to_wire(episode: Episode) -> str:
+def serialize_episode(episode: Episode) -> str:
     """An episode as the text lmms-eval carries from the model to the scorer, and keeps in its logs."""
     return f"{_WIRE}{json.dumps(episode_to_json(episode), ensure_ascii=False)}}}"
 
 
-def from_wire(sample: CoTSample, text: str) -> Episode:
+def deserialize_episode(sample: CoTSample, text: str) -> Episode:
     """The episode of our model's text, or one made of another model's plain answer."""
     if text.startswith(_WIRE):
         return episode_from_json(json.loads(text)["visrl_episode"])
@@ -166,7 +166,7 @@ def from_wire(sample: CoTSample, text: str) -> Episode:
 def process_results(task: str, doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """metric -> this sample's value in the unit of the task; no entry where it has none. Totals get the answer to work on."""
     spec, sample = TASKS[task], sample_of(doc)
-    episode = from_wire(sample, results[0])
+    episode = deserialize_episode(sample, results[0])
     scores, estimands = SCORERS[spec.benchmark](spec, [sample], {sample.id: episode}, _judge())
     scale = 100.0 if spec.unit == "percent" else 1.0
     mine = scores[sample.id]

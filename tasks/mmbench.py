@@ -38,7 +38,9 @@ def documents(file: Path) -> Iterator[Document]:
             header = _checked_header(fields, where)
             continue
         if len(fields) != len(header):
-            raise UsageError(f"{where}: {len(fields)} fields, the header has {len(header)}", "tabs separate the fields")
+            raise UsageError(
+                f"{where}: {len(fields)} fields, the header has {len(header)}", "fields are separated by tabs"
+            )
         row = dict(zip(header, fields, strict=True))
         image, index = row.pop("image", ""), row["index"]
         if len(image) >= _REFERENCE:

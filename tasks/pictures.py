@@ -46,8 +46,8 @@ class Library:
         """Raises UsageError if there is no folder of pictures at all."""
         if self.root is None:
             raise UsageError(
-                "these documents have no pictures in them",
-                f"name the folder that has: {IMAGES_VARIABLE}=DIR, or --data DIR",
+                "these documents do not contain their pictures",
+                f"name the folder of pictures: {IMAGES_VARIABLE}=DIR, or --data DIR",
             )
         if not self.root.is_dir():
             raise UsageError(f"no pictures: {self.root} is not a folder", "docs/data.md says where pictures belong")

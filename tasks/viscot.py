@@ -22,7 +22,9 @@ def documents(chains: Path, detections: Path) -> Iterator[Document]:
     for number, (chain, found) in enumerate(zip_longest(json_list(chains), json_lines(detections)), 1):
         if chain is None or found is None:
             short, long = (chains, detections) if chain is None else (detections, chains)
-            raise UsageError(f"{short} ends after {number - 1} rows, {long} goes on", "both files list the same rows")
+            raise UsageError(
+                f"{short} ends after {number - 1} rows, {long} goes on", "both files must list the same rows"
+            )
         yield joined(chain, found.row, f"{chains}: row {number}")
 
 
@@ -30,12 +32,16 @@ def joined(chain: Row, detection: Row, where: str) -> Document:
     """One document of both rows. Raises UsageError unless question id and picture agree."""
     ours, theirs = chain.get("question_id"), detection.get("question_id")
     if ours is None or ours != theirs:
-        raise UsageError(f"{where}: question_id {ours!r}, in the detection file {theirs!r}", "both list the same rows")
+        raise UsageError(
+            f"{where}: question_id {ours!r}, in the detection file {theirs!r}", "both files must list the same rows"
+        )
     picture, other = str(chain.get("image", [""])[0]), str(detection.get("img_path"))
     if (
         picture.rsplit("/", 1)[-1] != other.rsplit("/", 1)[-1]
     ):  # visual7w is cot/v7w in one file, cot/visual7w in the other
-        raise UsageError(f"{where}: picture {picture!r}, in the detection file {other!r}", "both list the same rows")
+        raise UsageError(
+            f"{where}: picture {picture!r}, in the detection file {other!r}", "both files must list the same rows"
+        )
     return Document(where, {**chain, "det": detection})
 
 

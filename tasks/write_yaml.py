@@ -1,7 +1,7 @@
 """Writes the lmms-eval task files: ``python -m visrl.tasks.write_yaml``. A test holds the files in the tree to this.
 
 A file per task and group, all alike but for names: lmms-eval indexes files, not functions. Settings that silently change an
-answer otherwise (lmms-eval.md 0.7): ``until: []`` (else answers are cut at the first blank line) and ``reasoning_tags: none``
+answer in lmms-eval 0.7 otherwise: ``until: []`` (else answers are cut at the first blank line) and ``reasoning_tags: none``
 (else the CLI strips what stands in <think>).
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec
-from visrl.evals.scorers.scoring import AVERAGED
+from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, has_mean
 from visrl.tasks.lmms import COUNTS, MEANS, PREFIX, TOTALS
 from visrl.tasks.sources import SOURCES
 
@@ -49,7 +48,7 @@ def group_yaml(name: str, members: tuple[str, ...]) -> str:
     """The file of a group. Only groups that the field averages get an average, over tasks, not over samples."""
     benchmark = TASKS[members[0]].benchmark
     lines = [f"group: {PREFIX}{name}", "task:", *(f"  - {PREFIX}{member}" for member in members)]
-    if benchmark in AVERAGED and name != "pope_all":
+    if has_mean(name):
         lines.append("aggregate_metric_list:")
         for metric in (*MEANS[benchmark], *TOTALS[benchmark]):
             lines.append(f"  - {{metric: {metric}, aggregation: mean, weight_by_size: false}}")

@@ -6,14 +6,14 @@ import socket
 
 import torch.distributed  # noqa: F401 - once, for all children
 
-from visrl.runs.distributed import join
+from visrl.runs.distributed import init
 
 FORK = multiprocessing.get_context("fork")
 
 
 def _one(function, environment):
     os.environ.update(environment)
-    join.cache_clear()
+    init.cache_clear()
     function()
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import runs_made as made
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 BLOCK = re.compile(r"(?:^<!-- (runnable)(?:: (\S+))? -->\n)?^```(console|python)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -49,7 +50,7 @@ def words(command):
 def options(program, name):
     """Every option a command takes."""
     if program == "visrl-train":
-        if name == "plan":
+        if name == "estimate":
             from visrl.estimate.cli import _parser
 
             return {option for action in _parser()._actions for option in action.option_strings}
@@ -87,14 +88,13 @@ def test_commands_and_options_exist(command):
 
 def shipped(command):
     """Whether the small models a command names are there."""
-    from visrl.policies.registry import SHIPPED
 
     try:
-        from visrl.world import checkpoint_path
+        from visrl.world import CHECKPOINTS, checkpoint_path
     except ImportError:
-        return not re.search(rf"--model ({'|'.join(SHIPPED)})\b", command)
+        return not re.search(rf"--model ({'|'.join(CHECKPOINTS)})\b", command)
     return all(
-        Path(checkpoint_path(name)).exists() for name in re.findall(rf"--model ({'|'.join(SHIPPED)})\b", command)
+        Path(checkpoint_path(name)).exists() for name in re.findall(rf"--model ({'|'.join(CHECKPOINTS)})\b", command)
     )
 
 
@@ -141,6 +141,61 @@ def test_runnable_commands_run(page, tmp_path, monkeypatch, capfd):
 def test_links_lead_somewhere(page):
     targets = [t for t in LINK.findall(page.read_text()) if not re.match(r"https?:", t)]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+# --- what comments and pages cite
+
+CITED = re.compile(r"(?<![\w/.*<-])((?:[\w.-]+/)*[\w-]+\.(?:md|py))\b(?!\w|://)")
+WRITTEN = {"check.md", "check/check.md", "out/check.md", "summary.md", "signs.py", "darkest.py"}
+"""What commands and the reader write."""
+ELSEWHERE = {
+    # VisRL and Visual CoT (docs/method.md names the commits)
+    "generate.py", "filter.py", "statistic_bbox.py", "eval_cot_score.py", "model_cot_loader.py", "model_cot_det_loader.py",
+    "model_refcoco_loader.py", "model_vqa_mmbench.py",
+    # LLaVA and Yi
+    "llava/mm_utils.py", "llava/conversation.py", "llava/eval/eval_pope.py", "conversation.py",
+    "VL/llava/model/multimodal_projector/builder.py", "multimodal_projector/builder.py",
+    # MME's authors, transformers
+    "calculation.py", "modeling_paligemma.py",
+}  # fmt: skip
+"""Files of other projects, whose rule or layout the citing line says it follows."""
+
+
+def comments(file):
+    """The comments and docstrings of a module, with their line numbers."""
+    strings = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
+    with file.open("rb") as stream:
+        for token in tokenize.tokenize(stream.readline):
+            if token.type == tokenize.COMMENT or (token.type in strings and token.string[:3] == '"""'):
+                yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+def prose():
+    """(file, line number, line) of every page, recipe, setting and comment."""
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "tox.ini"):
+        yield from ((ROOT / name, n, line) for n, line in enumerate((ROOT / name).read_text().splitlines(), 1))
+    for file in sorted(
+        [*(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.yaml"), *ROOT.glob("results/*.md")]
+    ):
+        yield from ((file, n, line) for n, line in enumerate(file.read_text().splitlines(), 1))
+    for folder in ("visrl", "evals", "tasks", "tests", "docs"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            yield from ((file, n, line) for n, line in comments(file))
+
+
+def is_here(name, file):
+    """Whether a cited name is a file here: from the root, from visrl/, from the folder of who cites it, or a page of docs/."""
+    return any((place / name).is_file() for place in (ROOT, ROOT / "visrl", file.parent, ROOT / "docs"))
+
+
+def test_cited_files_are_in_the_repository():
+    missing = [
+        f"{file.relative_to(ROOT)}:{number}: {name}"
+        for file, number, line in prose()
+        for name in CITED.findall(re.sub(r"https?://\S+", "", line))
+        if name not in WRITTEN | ELSEWHERE and not is_here(name, file)
+    ]
+    assert not missing, "\n".join(missing)
 
 
 def test_drawings_are_what_the_code_draws():

@@ -24,7 +24,7 @@ def rows():
 datasets.Dataset.from_list(list(rows())).to_parquet("lmms-lab-encoder/MME/test-00000.parquet")
 
 from visrl.errors import UsageError
-from visrl.evaluation.evaluate import Options, make_look
+from visrl.evaluation.evaluate import Options, config_of
 from visrl.lmms.model import LookThenAnswer, _answer, _decoding, _files_naming, _read_messages, run_upstream
 from visrl.core.box_formats import FORMATS
 from visrl.policies.protocol import FunctionPolicy
@@ -47,10 +47,11 @@ def refused(*names, answer=lambda request: "Yes"):
         return [error.message, error.hint]
 
 looker = policy(model, needs_pictures=True, default_protocol="viscot_train")
-look = make_look(looker, Options(crop="tight"))
+look = config_of(looker, Options(crop="tight"))
 facts = {"mme": run_upstream(["mme"], looker, look, batch_size=4), "saw": saw}
-facts["limited"] = run_upstream(["mme"], policy(lambda r: "Yes"), make_look(policy(None), Options()), limit=2)
+facts["limited"] = run_upstream(["mme"], policy(lambda r: "Yes"), config_of(policy(None), Options()), limit=2)
 facts["unknown"] = refused("mmee")
+facts["tiny"] = LookThenAnswer("tiny").config.crop
 facts["files"] = [file.name for file in _files_naming(["mme"])]
 
 def kind(messages):
@@ -78,7 +79,7 @@ short = _decoding(look, {"max_new_tokens": 16, "temperature": 0.7, "do_sample": 
 facts["decoding"] = [long.max_tokens, long.temperature, short.max_tokens, short.temperature]
 wrapped = LookThenAnswer("constant:yes", batch_size="3", protocol="visrl_train", focus="full")
 wrapped.clean()
-facts["wrapped"] = [wrapped.look.protocol.name, wrapped.look.focus, wrapped.batch_size, wrapped.policy.name, wrapped.is_simple]
+facts["wrapped"] = [wrapped.config.protocol.name, wrapped.config.box_source, wrapped.batch_size, wrapped.policy.name, wrapped.is_simple]
 with open("facts.json", "w") as file:
     json.dump(facts, file)
 """
@@ -147,3 +148,8 @@ def test_decoding_follows_the_task_but_leaves_room_for_a_box(facts):
 
 def test_model_args_say_policy_and_how_to_look(facts):
     assert facts["wrapped"] == ["visrl_train", "full", 3, "constant:yes", False]
+
+
+def test_the_model_decides_where_nobody_names_a_crop(facts):
+    """Plain ``lmms-eval --model visrl --model_args policy=tiny`` crops as ``visrl-eval --model tiny`` does."""
+    assert facts["tiny"] == "tight"

@@ -16,7 +16,7 @@ from processes_made import files, start, together
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import Options, evaluate
 from visrl.policies.registry import load_policy
-from visrl.runs.distributed import check_launch, join
+from visrl.runs.distributed import check_launch, init
 from visrl.runs.store import Run, _locked
 
 N = 26
@@ -115,9 +115,9 @@ def test_mpi_is_left_to_training_and_refused_elsewhere(monkeypatch):
     for name, value in (("MASTER_ADDR", "a"), ("ACCELERATE_MIXED_PRECISION", "no"), ("OMPI_COMM_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     check_launch()
-    join.cache_clear()
+    init.cache_clear()
     with pytest.raises(UsageError, match="mpirun"):
-        join()
+        init()
 
 
 def torchrun(folder, data, *more):

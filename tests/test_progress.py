@@ -15,8 +15,9 @@ import pytest
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.evals import stats
+from visrl.evaluation.live_score import live_scorer
 from visrl.runs import progress as module
-from visrl.runs.progress import Running, cheap_scorer, duration, progress
+from visrl.runs.progress import Running, duration, progress
 
 
 def sample(i, cluster=""):
@@ -55,7 +56,7 @@ def test_durations(seconds, text):
 def test_a_line_at_the_end_and_every_so_often(monkeypatch):
     monkeypatch.setattr(module, "LINE_EVERY_S", 0.0)
     out = io.StringIO()
-    with progress("refcoco_val", 4, scorer=cheap_scorer("refcoco_val", "exact"), out=out) as ticker:
+    with progress("refcoco_val", 4, scorer=live_scorer("refcoco_val", "exact"), out=out) as ticker:
         ticker.skip(1)
         ticker.add([sample(1, "p"), sample(2, "q")], [episode(1), episode(2, right=False)])
         ticker.add([sample(3, "r")], [Episode("3", "refcoco_val", box=Unparsed("no box"))])
@@ -69,7 +70,7 @@ def test_a_line_at_the_end_and_every_so_often(monkeypatch):
 
 def test_failures_are_counted_and_scored_as_nothing():
     out = io.StringIO()
-    with progress("refcoco_val", 2, scorer=cheap_scorer("refcoco_val", "exact"), out=out) as ticker:
+    with progress("refcoco_val", 2, scorer=live_scorer("refcoco_val", "exact"), out=out) as ticker:
         ticker.add([sample(1), sample(2)], [episode(1), Episode("2", "refcoco_val", error="\x1b[2Jboom")])
     assert "acc@0.5 100.0 % · boxes parsed 100.0% · 1 failed" in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -90,7 +91,7 @@ def test_quiet_says_nothing():
 
 
 def test_a_model_is_no_live_judge():
-    scorer = cheap_scorer("viscot_vsr", "openai:http://127.0.0.1:9#nobody")  # nobody listens there
+    scorer = live_scorer("viscot_vsr", "openai:http://127.0.0.1:9#nobody")  # nobody listens there
     asked = CoTSample("1", "viscot_vsr", "qa", "x", answers=("yes",))
     assert scorer([asked], {"1": Episode("1", "viscot_vsr")})["1"]["answer"].value is None
 
@@ -122,8 +123,9 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
     """SIGINT after three samples: they are on disk, the exit code is 3, and the same command goes on."""
     code = textwrap.dedent("""
         import os, signal, sys
-        from visrl import cli
-        from visrl.policies.protocol import FunctionPolicy, load
+        from visrl.cli import evaluate as cli
+        from visrl.policies import registry
+        from visrl.policies.protocol import FunctionPolicy
         from visrl.core.box_formats import FORMATS
         asked = []
         def answer(request):
@@ -132,7 +134,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
             return "[0, 0, 1, 1]"
         policy = FunctionPolicy("made", answer, FORMATS["padded_square_3dp"])
-        load.load_policy = lambda *_: policy
+        registry.load_policy = lambda *_: policy
         sys.exit(cli.main(sys.argv[1:]))
     """)
     rec = tmp_path / "data" / "rec"
@@ -149,7 +151,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert done.returncode == 3, done.stderr
-    assert f"stopped: 3 finished samples are in {out}; the same command goes on from there:" in done.stderr
+    assert f"stopped: 3 finished samples are in {out}; the same command resumes from there:" in done.stderr
     assert (
         f"visrl-eval run --model constant:x --tasks refcoco_val --batch-size 1 --data {tmp_path}/data -o '{out}'"
         in done.stderr

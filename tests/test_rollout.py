@@ -9,7 +9,8 @@ from visrl.core.prompts import P_BOX, P_DETAIL, P_RL, PROTOCOLS
 from visrl.core.types import CoTSample, Picture, Unparsed
 from visrl.errors import PictureError
 from visrl.policies.protocol import FunctionPolicy, Output
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 SIZE = (400, 200)
 PICTURE = Picture("p.png", lambda: Image.new("RGB", SIZE, "white"))
@@ -27,7 +28,7 @@ def run(protocol, samples, reply, focus="predicted", crop="tight", **policy):
         return reply(request) if callable(reply) else reply
 
     model = FunctionPolicy("f", answer, SQUARE, **policy)
-    return list(look_then_answer(model, samples, Look(PROTOCOLS[protocol], focus, crop))), asked
+    return list(look_then_answer(model, samples, RolloutConfig(PROTOCOLS[protocol], focus, crop))), asked
 
 
 def texts(request):
@@ -140,7 +141,11 @@ def test_a_picture_is_decoded_once_per_batch():
                     [p.open() for p in turn.pictures]
             return [Output(("[0, 0, 1, 1]",)) for _ in requests]
 
-    list(look_then_answer(Looks("l", None, SQUARE, needs_pictures=True), samples, Look(PROTOCOLS["visrl_train"])))
+    list(
+        look_then_answer(
+            Looks("l", None, SQUARE, needs_pictures=True), samples, RolloutConfig(PROTOCOLS["visrl_train"])
+        )
+    )
     assert len(opened) == 1
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_on_file_is_what_the_records_give():
-    assert main(["science", "--check", "--results", str(ROOT / "results"), "--docs", str(ROOT / "docs")]) == 0
+    assert main(["reproduction-page", "--check", "--results", str(ROOT / "results"), "--docs", str(ROOT / "docs")]) == 0
 
 
 def test_without_records_it_says_that_nothing_was_measured():
@@ -144,7 +144,7 @@ def test_what_is_known_of_a_failed_claim_is_told_once_and_only_then():
 
 def test_phases_of_the_small_world_stay_out_of_the_papers_tables(tmp_path):
     write_results(tmp_path / "r.json", pairs("full", 0, wp_lp=1.0, wp_ln=64.0, wn_lp=2.0, wn_ln=33.0))
-    assert "No record of ours belongs into this table" in generated(tmp_path)["datagen.md"]
+    assert "None of the given runs has a result for this table" in generated(tmp_path)["datagen.md"]
 
 
 def test_records_that_lack_a_warm_up_or_hold_a_seed_twice():
@@ -181,7 +181,7 @@ def test_the_readme_says_what_the_page_says():
     (longer,) = [
         line for line in page.splitlines() if line.startswith("| Reinforcement beats SFT continued on as much compute")
     ]
-    assert f"ends at {longer.split('|')[2].strip()} % of the boxes" in readme
+    assert f"more SFT gets {longer.split('|')[2].strip()} % of boxes right" in readme
     last = {
         metric: line.split("|")[3].strip()
         for line in page.splitlines()

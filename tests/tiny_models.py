@@ -1,7 +1,7 @@
 """Tiny random models of every native family, built from config without a hub: for tests, perf scripts and smoke runs.
 
 Two layers, width 32, 0.1 M parameters, a byte-level BPE trained on three sentences, the family's real processor and the
-chat template of its layout (families/layout.py). They answer nonsense, but they are the real classes.
+chat template of its layout (visrl/core/chat_format.py). They answer nonsense, but they are the real classes.
 """
 
 from __future__ import annotations

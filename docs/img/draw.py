@@ -101,7 +101,7 @@ _SHORT = {P_RL: "⟨P_RL⟩", P_BOX: " ⟨P_BOX⟩", P_BOX.strip(): "⟨P_BOX⟩
 
 
 def lanes() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(protocol, [(role, words)]) as prompts.py makes them, with the model's replies between."""
+    """(protocol, [(role, words)]) as visrl/core/prompts.py makes them, with the model's replies between."""
     sample = CoTSample("1", "t", "qa", "What does the sign say?", size=SIZE)
     picture, crop = Picture("p", _never), Picture("c", _never)
     box_text = FORMATS["padded_square_3dp"].write(BOX, SIZE)

@@ -8,7 +8,7 @@ A letter is read from the text in this order, first hit wins: the whole answer i
 <answer>…</answer>; after "answer is", "answer:", "option", "choice"; a letter that opens the text ("B. a dog", "B) …");
 the text of exactly one option, as whole words. Letters that name no option are not read.
 
-Departures: 1. lmms-eval asks an API up to 15 times and then picks at random (lmms-eval.md 2.4); here what cannot be read is
+Departures: 1. lmms-eval asks an API up to 15 times and then picks at random; here what cannot be read is
 wrong and counted, or a model judge decides. 2. options are matched as whole words ("nan" is not in "finance"), and "A" that
 is an article is no letter. 3. a question with a rotation missing or unscored has no circular score, and its rows are counted
 as unscored. n counts rows, n_clusters pictures or, where the data name none, questions.

@@ -3,7 +3,7 @@
 The answer is the text before the first '.', without commas; if the words No, not or no stand in it, it is "no", else "yes".
 With yes as the positive class: accuracy, precision TP/(TP+FP), recall TP/(TP+FN), f1 2TP/(2TP+FP+FN), yes_ratio.
 
-Departures from lmms-eval's pope (lmms-eval.md 2.3): 1. "No." and "Yes, there is" count. 2. every answer enters recall.
+Departures from the pope task of lmms-eval 0.7.3: 1. "No." and "Yes, there is" count. 2. every answer enters recall.
 3. yes_ratio is the answers', not the truth's. 4. groups average the splits' F1, they do not pool the questions.
 From LLaVA's: 5. precision of a model that never says yes is undefined, not a crash. 6. answers in which neither yes nor
 no stands are counted in a note: the rule makes them "yes", even an empty one.

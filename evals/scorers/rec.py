@@ -5,7 +5,7 @@ miou         mean IoU, in percent like the rest of the table
 acc@0.75     share with IoU > 0.75
 centre_acc   share whose centre lies inside the true box: pointing without the extent
 
-Unparsed output is wrong, IoU 0, and counted. Departures from lmms-eval's REC (lmms-eval.md 2.1): 1. ``>``, not ``>=``.
+Unparsed output is wrong, IoU 0, and counted. Departures from the REC tasks of lmms-eval 0.7.3: 1. ``>``, not ``>=``.
 2. an output without a box never scores, not even where the true box touches the corner (0, 0). 3. reversed boxes have area 0.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from visrl.core.records import TaskResult
 from visrl.core.types import CoTSample, Episode
-from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec
+from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec, has_mean
 from visrl.evals.judge import Judge
 from visrl.evals.scorers import mmbench, mme, pope, rec, viscot
 from visrl.evals.scorers.columns import SampleScores
@@ -25,8 +25,6 @@ SCORERS: dict[Benchmark, Scorer] = {
     "mme": mme.score,
     "mmbench": mmbench.score,
 }
-AVERAGED: tuple[Benchmark, ...] = ("viscot", "pope")
-"""Benchmarks whose groups have an average. The paper averages neither REC's splits nor anything across benchmarks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +62,8 @@ def score_group(name: str, tasks: Mapping[str, TaskScores]) -> list[Measured]:
     Raises KeyError for a name that is no group.
     """
     members = [tasks[member] for member in GROUPS[name] if member in tasks]
-    if len(members) < len(GROUPS[name]) or not members or members[0].spec.benchmark not in AVERAGED:
+    if len(members) < len(GROUPS[name]) or not has_mean(name):
         return []
-    if len({member.spec.benchmark for member in members}) > 1 or name == "pope_all":
-        return []  # nine splits of three sources: nobody publishes that mean
     n_expected = sum(member.spec.n for member in members)
     return [
         measured(_mean_of(whats), members[0].spec.unit, n_expected)

@@ -1,4 +1,4 @@
-"""Gates that neither cry wolf nor sleep: every way to pass, to fail and to refuse."""
+"""Gates that neither cry wolf nor sleep: every way to pass, to fail and to be inconclusive."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from visrl.regression import gates as suite_gates
 from visrl.regression.prompt_snapshots import data_folder, fixture, prompts_file, read_prompts, write_prompts
 from visrl.regression.reports import to_junit, to_markdown
 
-# --- G2's verdict
+# --- the paired gate's verdict
 
 
 def diff(delta, se, least=0.1, n=1000):
@@ -32,9 +32,9 @@ def diff(delta, se, least=0.1, n=1000):
         (-0.9, 0.4, 1.0, "pass"),  # beyond 2 se, above the floor
         (-1.0, 0.4, 1.0, "pass"),  # exactly the floor is no drop beyond it
         (-1.01, 0.4, 1.0, "fail"),
-        (-1.1, 0.6, 1.0, "refused"),  # 2 se = 1.2 > floor: neither a drop nor the lack of one can be told
+        (-1.1, 0.6, 1.0, "inconclusive"),  # 2 se = 1.2 > floor: neither a drop nor the lack of one can be told
         (-1.3, 0.6, 1.0, "fail"),  # beyond 2 se: told all the same
-        (+5.0, 0.6, 1.0, "refused"),
+        (+5.0, 0.6, 1.0, "inconclusive"),
         (0.0, 0.0, 1.0, "pass"),
     ],
 )
@@ -45,7 +45,7 @@ def test_verdict(delta, se, floor, status):
 def test_equal_answers_to_few_questions_do_not_pass():
     # five pictures: se 0, but one of them would be 20 points
     found = check_difference(diff(0.0, 0.0, least=20.0, n=5), floor=3.0)
-    assert found.status == "refused" and found.facts["n_needed"] == round(5 * (40 / 3) ** 2)
+    assert found.status == "inconclusive" and found.facts["n_needed"] == round(5 * (40 / 3) ** 2)
 
 
 def test_says_the_smallest_drop_it_could_have_seen():
@@ -57,7 +57,7 @@ def test_says_the_smallest_drop_it_could_have_seen():
 
 def test_no_value_and_no_standard_error():
     assert check_difference(replace(diff(0, 0.1), delta=None), 1.0).status == "fail"
-    assert check_difference(replace(diff(0, 0.1), se=None), 1.0).status == "refused"
+    assert check_difference(replace(diff(0, 0.1), se=None), 1.0).status == "inconclusive"
 
 
 def test_many_cells_need_more_than_two_standard_errors():
@@ -65,14 +65,14 @@ def test_many_cells_need_more_than_two_standard_errors():
 
 
 def test_exit_codes():
-    ok, bad, unsure = (Finding("G2 paired", "x", s, "") for s in ("pass", "fail", "refused"))
+    ok, bad, unsure = (Finding("paired", "x", s, "") for s in ("pass", "fail", "inconclusive"))
     assert [gates.exit_code(f) for f in ([ok], [ok, unsure], [ok, unsure, bad])] == [0, 3, 1]
-    assert gates.exit_code([Finding("G3 paper", "x", "info", "")]) == 0
+    assert gates.exit_code([Finding("paper", "x", "info", "")]) == 0
     with pytest.raises(UsageError, match="nothing was checked"):
         gates.exit_code([])
 
 
-# --- G0
+# --- prompt gate
 
 
 KEY = ("refcoco_val", "direct/v1", "turns")
@@ -124,7 +124,7 @@ def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, cap
         before = path.read_text()
         assert main(["accept", "--prompts", *more]) == code
         assert (path.read_text() == before) == (code == 1)
-    assert "+b1()" in capsys.readouterr().err  # the refused change is shown
+    assert "+b1()" in capsys.readouterr().err  # the change that was not accepted is shown
     assert main(["accept"]) == 2 and main(["accept", "--prompts", "--exact"]) == 2
 
 
@@ -140,7 +140,7 @@ def test_every_task_has_a_fixture_and_prompts_on_file():
     assert fixture("viscot_cub").box is not None
 
 
-# --- G1
+# --- replay gate
 
 
 def test_exact_to_1e_12_and_no_further():
@@ -199,12 +199,12 @@ def test_shared_replays(shared, tmp_path, monkeypatch):
     assert [f.status for f in suite_gates.check_replays("shared", tmp_path)] == ["pass", "pass"]
 
 
-def test_absent_data_are_refused_not_passed(tmp_path, monkeypatch):
+def test_absent_data_are_inconclusive_not_passed(tmp_path, monkeypatch):
     monkeypatch.setenv("VISRL_SHARED", str(tmp_path / "nowhere"))
-    assert {f.status for f in suite_gates.check_replays("shared", tmp_path)} == {"refused"}
+    assert {f.status for f in suite_gates.check_replays("shared", tmp_path)} == {"inconclusive"}
 
 
-# --- G2 from the command line, on the shipped documents
+# --- the paired gate from the command line, on the shipped documents
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_baseline_file_holds_no_nan_and_stays_in_its_folder(place):
     with pytest.raises(UsageError, match="not a file of baselines"):
         read_baseline(path, "b")
     path.write_text(text.replace("baselines/b.jsonl.gz", "../../etc/passwd"))
-    with pytest.raises(UsageError, match="leaves the folder"):
+    with pytest.raises(UsageError, match="is outside the folder"):
         read_baseline(path, "b")
 
 
@@ -412,7 +412,7 @@ def test_a_floor_is_a_positive_number(tmp_path, floor):
 
 
 def test_hostile_names_do_not_reach_terminal_xml_or_markdown():
-    evil = Finding("G2 paired", "\x1b[2J</testcase>|`x`", "fail", "<script>\x00", "```\n\x1b[31mred\u202e")
+    evil = Finding("paired", "\x1b[2J</testcase>|`x`", "fail", "<script>\x00", "```\n\x1b[31mred\u202e")
     xml = to_junit("s\x1b", [evil])
     assert ElementTree.fromstring(xml).find(".//failure") is not None and "\x1b" not in xml
     page = to_markdown("t", [evil])

@@ -1,7 +1,7 @@
 """The seeded faults: what is broken, by which edit, and the gate or test that has to notice.
 
 file: in the installed package, ``visrl/…``, ``evals/…`` or ``tasks/…`` as in the repository. before -> after: occurs exactly
-once there. catcher: ``G0``, ``G1``, ``G2`` (the world suite's, on the shipped model), or a pytest node. A fault whose text is gone is an error, not a pass: mend its entry.
+once there. catcher: ``prompt gate``, ``replay gate``, ``paired gate`` (the world suite's, on the shipped model), or a pytest node. A fault whose text is gone is an error, not a pass: mend its entry.
 """
 
 from dataclasses import dataclass
@@ -19,47 +19,47 @@ class Fault:
 T = "tests/"
 FAULTS = [
     # prompts and layouts
-    Fault("a byte of the box prompt", "visrl/core/prompts.py", '"Please answer the question based on', '"Please answer the Question based on', "G0"),
-    Fault("the blank before the box sentence lost", "visrl/core/prompts.py", 'P_BOX = " Please', 'P_BOX = "Please', "G0"),
-    Fault("the box turn's question not lower-cased", "visrl/core/prompts.py", "{sample.question.lower()}. {P_BOX", "{sample.question}. {P_BOX", "G0"),
-    Fault("the instruction asked where a box is asked for", "visrl/core/prompts.py", '{sample.question}{P_BOX}"', '{sample.question}{sample.instruction}{P_BOX}"', "G0"),
-    Fault("the box text missing from the conversation", "visrl/core/prompts.py", 'Turn("assistant", (box_text,)), Turn("user", follow_up)', 'Turn("assistant", ("",)), Turn("user", follow_up)', "G0"),
-    Fault("a blank of Vicuna's layout lost", "visrl/core/chat_format.py", 'user_end=" "', 'user_end=""', "G0"),
-    Fault("a swapped axis in one family (PaliGemma)", "visrl/core/box_syntax.py", '(1, 0, 3, 2) if self.order == "yxyx"', '(0, 1, 2, 3) if self.order == "yxyx"', "G0"),
-    Fault("width and height swapped in Qwen2.5-VL's frame", "visrl/core/boxes.py", "return wide, high", "return high, wide", "G0"),
-    Fault("Qwen3-VL's boxes counted to 999", "visrl/core/box_formats.py", 'BoxFormat("json_1000", JsonObject(), grid(1000))', 'BoxFormat("json_1000", JsonObject(), grid(999))', "G0"),
+    Fault("a byte of the box prompt", "visrl/core/prompts.py", '"Please answer the question based on', '"Please answer the Question based on', "prompt gate"),
+    Fault("the blank before the box sentence lost", "visrl/core/prompts.py", 'P_BOX = " Please', 'P_BOX = "Please', "prompt gate"),
+    Fault("the box turn's question not lower-cased", "visrl/core/prompts.py", "{sample.question.lower()}. {P_BOX", "{sample.question}. {P_BOX", "prompt gate"),
+    Fault("the instruction asked where a box is asked for", "visrl/core/prompts.py", '{sample.question}{P_BOX}"', '{sample.question}{sample.instruction}{P_BOX}"', "prompt gate"),
+    Fault("the box text missing from the conversation", "visrl/core/prompts.py", 'Turn("assistant", (box_text,)), Turn("user", follow_up)', 'Turn("assistant", ("",)), Turn("user", follow_up)', "prompt gate"),
+    Fault("a blank of Vicuna's layout lost", "visrl/core/chat_format.py", 'user_end=" "', 'user_end=""', "prompt gate"),
+    Fault("a swapped axis in one family (PaliGemma)", "visrl/core/box_syntax.py", '(1, 0, 3, 2) if self.order == "yxyx"', '(0, 1, 2, 3) if self.order == "yxyx"', "prompt gate"),
+    Fault("width and height swapped in Qwen2.5-VL's frame", "visrl/core/boxes.py", "return wide, high", "return high, wide", "prompt gate"),
+    Fault("Qwen3-VL's boxes counted to 999", "visrl/core/box_formats.py", 'BoxFormat("json_1000", JsonObject(), grid(1000))', 'BoxFormat("json_1000", JsonObject(), grid(999))', "prompt gate"),
     # frames, crops
-    Fault("the padded square's offset off by one", "visrl/core/boxes.py", "-float((side - size[1]) // 2)", "-float((side - size[1]) // 2 + 1)", "G1"),
-    Fault("IoU without subtracting the intersection", "visrl/core/boxes.py", "union = area(a) + area(b) - inter", "union = area(a) + area(b)", "G1"),
-    Fault("the evaluation crop larger by one pixel", "visrl/core/crops.py", "int(min(float(length), centre + half))", "int(min(float(length), centre + half + 1))", "G1"),
-    Fault("the tight crop rounded inwards", "visrl/core/crops.py", "math.ceil(x2), math.ceil(y2)", "math.floor(x2), math.floor(y2)", "G1"),
-    Fault("the compatible crop mended", "visrl/core/crops.py", "near.to(SQUARE, size).xyxy", "near.to(UNIT, size).xyxy", "G1"),
-    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{look.seed}:{item.sample.task}:{item.sample.id}"', '{look.seed}:{item.sample.task}"', "G1"),
-    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(item.episode.box, Box) else whole(item.size)", 'isinstance(item.episode.box, Box) else control_box("centre", None, item.size, random.Random(0))', "G1"),
+    Fault("the padded square's offset off by one", "visrl/core/boxes.py", "-float((side - size[1]) // 2)", "-float((side - size[1]) // 2 + 1)", "replay gate"),
+    Fault("IoU without subtracting the intersection", "visrl/core/boxes.py", "union = area(a) + area(b) - inter", "union = area(a) + area(b)", "replay gate"),
+    Fault("the evaluation crop larger by one pixel", "visrl/core/crops.py", "int(min(float(length), centre + half))", "int(min(float(length), centre + half + 1))", "replay gate"),
+    Fault("the tight crop rounded inwards", "visrl/core/crops.py", "math.ceil(x2), math.ceil(y2)", "math.floor(x2), math.floor(y2)", "replay gate"),
+    Fault("the compatible crop mended", "visrl/core/crops.py", "near.to(SQUARE, size).xyxy", "near.to(UNIT, size).xyxy", "replay gate"),
+    Fault("random boxes not drawn per sample", "visrl/rollout/rollout.py", '{config.seed}:{rollout.sample.task}:{rollout.sample.id}"', '{config.seed}:{rollout.sample.task}"', "replay gate"),
+    Fault("an unparsed box answered from the centre", "visrl/rollout/rollout.py", "isinstance(rollout.episode.box, Box) else whole(rollout.size)", 'isinstance(rollout.episode.box, Box) else control_box("centre", None, rollout.size, random.Random(0))', "replay gate"),
     # parsing
-    Fault("the reasoning's box wins over the answer's", "visrl/core/box_formats.py", "answer = final_answer(text)", "answer: str | Unparsed = text", "G1"),
-    Fault("strict reading takes the first box", "visrl/core/box_formats.py", "found[0] if self.mode == \"lenient\" else found[-1]", "found[0]", "G1"),
-    Fault("lists of three numbers read as boxes at zero", "visrl/core/box_syntax.py", "return Unparsed(_why_no_list(text))", "return [(0.0, 0.0, 1.0, 1.0)]", "G1"),
+    Fault("the reasoning's box wins over the answer's", "visrl/core/box_formats.py", "answer = final_answer(text)", "answer: str | Unparsed = text", "replay gate"),
+    Fault("strict reading takes the first box", "visrl/core/box_formats.py", "found[0] if self.mode == \"lenient\" else found[-1]", "found[0]", "replay gate"),
+    Fault("lists of three numbers read as boxes at zero", "visrl/core/box_syntax.py", "return Unparsed(_why_no_list(text))", "return [(0.0, 0.0, 1.0, 1.0)]", "replay gate"),
     # benchmarks' rules
-    Fault(">= for > at IoU 0.5", "evals/scorers/rec.py", "overlap > 0.5", "overlap >= 0.5", "G1"),
-    Fault("POPE: 'not' no longer means no", "evals/scorers/pope.py", 'frozenset({"No", "not", "no"})', 'frozenset({"No", "no"})', "G1"),
-    Fault("POPE: the whole answer instead of its first sentence", "evals/scorers/pope.py", 'text.split(".", 1)[0].replace', "text.replace", "G1"),
-    Fault("MME: pairs by consecutive lines", "evals/scorers/mme.py", "pictures.setdefault((scores.groups[row], scores.clusters[row]), [])", "pictures.setdefault((scores.groups[row], str(row // 2)), [])", "G1"),
-    Fault("MME: one right answer of a pair is enough", "evals/scorers/mme.py", "+ all(values))", "+ any(values))", "G1"),
-    Fault("MMBench without rotations", "evals/scorers/mmbench.py", "circular = ONE if all(score.value for score in own) else ZERO", "circular = ONE if own[0].value else ZERO", "G1"),
-    Fault("MMBench: a missing rotation is forgiven", "evals/scorers/mmbench.py", "complete = len(rows) >= rotations[group] and", "complete =", "G1"),
+    Fault(">= for > at IoU 0.5", "evals/scorers/rec.py", "overlap > 0.5", "overlap >= 0.5", "replay gate"),
+    Fault("POPE: 'not' no longer means no", "evals/scorers/pope.py", 'frozenset({"No", "not", "no"})', 'frozenset({"No", "no"})', "replay gate"),
+    Fault("POPE: the whole answer instead of its first sentence", "evals/scorers/pope.py", 'text.split(".", 1)[0].replace', "text.replace", "replay gate"),
+    Fault("MME: pairs by consecutive lines", "evals/scorers/mme.py", "pictures.setdefault((scores.groups[row], scores.clusters[row]), [])", "pictures.setdefault((scores.groups[row], str(row // 2)), [])", "replay gate"),
+    Fault("MME: one right answer of a pair is enough", "evals/scorers/mme.py", "+ all(values))", "+ any(values))", "replay gate"),
+    Fault("MMBench without rotations", "evals/scorers/mmbench.py", "circular = ONE if all(score.value for score in own) else ZERO", "circular = ONE if own[0].value else ZERO", "replay gate"),
+    Fault("MMBench: a missing rotation is forgiven", "evals/scorers/mmbench.py", "complete = len(rows) >= rotations[group] and", "complete =", "replay gate"),
     # unscored, uncertainty
-    Fault("a failed sample counts as zero", "evals/scorers/measure.py", "values = scores.column(metric)\n    rows = np.flatnonzero", "values = np.nan_to_num(scores.column(metric))\n    rows = np.flatnonzero", "G1"),
+    Fault("a failed sample counts as zero", "evals/scorers/measure.py", "values = scores.column(metric)\n    rows = np.flatnonzero", "values = np.nan_to_num(scores.column(metric))\n    rows = np.flatnonzero", "replay gate"),
     Fault("a failed judge counts as zero", "evals/judge.py", 'return Score(None, f"{NO_REPLY}: {type(error).__name__}")', "return Score(0.0)", T + "evals/test_judge.py::test_no_server_is_unscored_not_a_crash"),
-    Fault("the cluster key lost", "evals/scorers/columns.py", "self.clusters.append(self._once(sample.cluster) if sample.cluster else sample.id)", "self.clusters.append(sample.id)", "G1"),
-    Fault("no small-sample correction", "evals/stats.py", "math.sqrt(size / (size - 1) * float", "math.sqrt(1.0 * float", "G1"),
-    Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "G1"),
+    Fault("the cluster key lost", "evals/scorers/columns.py", "self.clusters.append(self._once(sample.cluster) if sample.cluster else sample.id)", "self.clusters.append(sample.id)", "replay gate"),
+    Fault("no small-sample correction", "evals/stats.py", "math.sqrt(size / (size - 1) * float", "math.sqrt(1.0 * float", "replay gate"),
+    Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "replay gate"),
     Fault("the error of two independent means for the paired one", "evals/compare.py", "return pair.after - pair.before", "return pair.after - pair.before.mean()", T + "evals/test_compare.py"),
     # the gates themselves
     Fault("the gate looks the wrong way", "evals/gates.py", "if found.delta < -limit:", "if found.delta > limit:", T + "evals/test_gates.py::test_verdict"),
     Fault("min for max of floor and noise", "evals/gates.py", "limit = max(floor, z * se)", "limit = min(floor, z * se)", T + "evals/test_gates.py::test_verdict"),
     Fault("too few samples pass", "evals/gates.py", "if z * se > floor:", "if False:", T + "evals/test_gates.py::test_verdict"),
-    Fault("a missing baseline passes", "visrl/regression/gates.py", 'yield from (Finding("G2 paired", name, "fail", f"{error.message}', 'yield from (Finding("G2 paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
+    Fault("a missing baseline passes", "visrl/regression/gates.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
     Fault("unparsed samples unlimited", "visrl/regression/gates.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
     Fault("any judge will do", "evals/baselines.py", '"crop", "judge",', '"crop",', T + "evals/test_gates.py::test_another_judge_fails"),
     # runs, training
@@ -83,11 +83,11 @@ FAULTS = [
     Fault("a phase is held against the base", "visrl/train/loop/run.py", "    return folder\n\n\ndef _score_request", "    return before or folder\n\n\ndef _score_request", T + "train/test_loop.py::test_each_phase_is_held_against_the_one_before_it"),
     Fault("weights changed on disk go unnoticed", "visrl/train/loop/phase_state.py", "if ended.get(name) != value]", "if name not in ended]", T + "train/test_loop.py::test_weights_or_pairs_or_data_that_changed_are_noticed"),
     Fault("a copied phase need not be the same", "visrl/train/loop/phase_state.py", '_read(other / "asked.json") != asked or ended is None', "ended is None", T + "train/test_loop.py::test_a_phase_of_equal_hashes_is_copied_from_another_loop"),
-    # planning
-    Fault("AdamW with one moment", "visrl/estimate/memory.py", "optimiser=2 * trained * shape.trained", "optimiser=trained * shape.trained", T + "plan/test_plan_commands.py::test_formulae_by_hand"),
-    Fault("the reference's pass is not planned", "visrl/estimate/training.py", "prefill=n * per_row if reference else 0", "prefill=0", T + "plan/test_plan_commands.py::test_a_recipe_is_planned_by_its_command"),
-    Fault("more GPUs save no time", "visrl/estimate/work.py", "return (computed + read) / gpus", "return computed + read", T + "plan/test_plan_commands.py::test_operations_and_hours_by_hand"),
-    Fault("the answer turn is planned without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "plan/test_plan_measured.py::test_evaluation"),
+    # estimates
+    Fault("AdamW with one moment", "visrl/estimate/memory.py", "optimiser=2 * trained * shape.trained", "optimiser=trained * shape.trained", T + "estimate/test_estimate_commands.py::test_formulae_by_hand"),
+    Fault("the reference's pass is not estimated", "visrl/estimate/training.py", "prefill=n * per_row if reference else 0", "prefill=0", T + "estimate/test_estimate_commands.py::test_a_recipe_is_estimated_by_its_command"),
+    Fault("more GPUs save no time", "visrl/estimate/work.py", "return (computed + read) / gpus", "return computed + read", T + "estimate/test_estimate_commands.py::test_operations_and_hours_by_hand"),
+    Fault("the answer turn is estimated without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "estimate/test_estimate_measured.py::test_evaluation"),
     # the command line, other policies, data
     Fault("--beside turned round", "visrl/cli/evaluate.py", "compare(of_run(second.folder), of_run(first.folder))", "compare(of_run(first.folder), of_run(second.folder))", T + "test_cli.py::test_what_looking_changed"),
     Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
@@ -95,9 +95,9 @@ FAULTS = [
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
     Fault("a picture of the shard's first row group", "visrl/train/data/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),
     # what only a model that looks can tell
-    Fault("the crop shown is the whole picture", "visrl/rollout/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "G2"),
-    Fault("the answer turn's positions begin anew", "visrl/policies/hf/decoding.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "G2"),
-    Fault("outputs in the order they were made", "visrl/policies/hf/policy.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "G2"),
+    Fault("the crop shown is the whole picture", "visrl/rollout/rollout.py", "return Picture(ref, lambda: self.image(picture).crop(region))", "return Picture(ref, lambda: self.image(picture))", "paired gate"),
+    Fault("the answer turn's positions begin anew", "visrl/policies/hf/decoding.py", "positions = [family.positions(chat)[..., n:] for chat, n in zip(chats, shared, strict=True)]", "positions = [family.positions(tail) for tail in tails]", "paired gate"),
+    Fault("outputs in the order they were made", "visrl/policies/hf/policy.py", "            outputs[job.index] = output\n", "            outputs[outputs.index(None)] = output\n", "paired gate"),
     Fault("SFT continued sees the warm-up's examples again", "visrl/train/loop/phases.py", 'recipe.seed + MORE_SEEDS if phase.what == "more"', 'recipe.seed if phase.what == "more"', T + "train/test_loop_faults.py::test_further_training_does_not_see_the_warm_ups_examples_again"),
     Fault("the hash of a critic forgets its adapter", "visrl/train/loop/phases.py", "return model if self.adapter is None else", "return model if True else", T + "train/test_loop_faults.py::test_with_an_adapter_the_two_critics_are_two"),
     Fault("a setting within a section replaces it", "visrl/train/loop/recipe.py", "dict(flat(found)) if isinstance(found, dict) else found", "found", T + "train/test_loop_faults.py::test_a_nested_setting_changes_one_value_and_not_a_section"),
@@ -107,4 +107,4 @@ FAULTS = [
     Fault("a record that is there twice counts twice", "visrl/tables/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
-"""Those that the default test run seeds: G1 alone, about two seconds each."""
+"""Those that the default test run seeds: the replay gate alone, about two seconds each."""

@@ -24,7 +24,11 @@ from faults import FAULTS, Fault
 ROOT = Path(__file__).parents[2]
 WORLD = yaml.safe_load((ROOT / "evals" / "suites" / "world.yaml").read_text(encoding="utf-8"))
 PACKAGE = {"visrl": "visrl", "evals": "visrl/evals", "tasks": "visrl/tasks"}
-SUITES = {"G0": {"prompts": True}, "G1": {"exact": ["shipped"]}, "G2": {"paired": WORLD["paired"]}}
+SUITES = {
+    "prompt gate": {"prompts": True},
+    "replay gate": {"exact": ["shipped"]},
+    "paired gate": {"paired": WORLD["paired"]},
+}
 """Each gate alone, as suites of their own."""
 BEGIN, END = "<!-- faults: written by tests/mutation/run.py -->", "<!-- end of faults -->"
 

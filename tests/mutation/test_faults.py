@@ -16,13 +16,13 @@ def pristine(tmp_path_factory):
 
 
 def test_the_unchanged_source_is_fine(pristine):
-    assert notice("G1", pristine) == ""
+    assert notice("replay gate", pristine) == ""
 
 
 @pytest.mark.parametrize("what", SMOKE)
 def test_a_seeded_fault_is_caught(pristine, what):
     (fault,) = [fault for fault in FAULTS if fault.what == what]
-    assert try_fault(fault, pristine).startswith("G1")
+    assert try_fault(fault, pristine).startswith("replay gate")
 
 
 def test_every_fault_still_applies():

@@ -72,7 +72,9 @@ def samples(n: int, per_picture: int = 1) -> list[CoTSample]:
 
 
 def box_request(sample: CoTSample) -> Request:
-    return Request(sample.id, "box", box_turns(PROTOCOLS["visrl_train"], sample, sample.picture), sample.size)
+    return Request(
+        sample.id, "box", box_turns(PROTOCOLS["visrl_train"], sample, sample.picture), sample.size, keep_cache=True
+    )
 
 
 def answer_request(sample: CoTSample, box_text: str) -> Request:

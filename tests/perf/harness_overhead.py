@@ -100,11 +100,11 @@ def policy():
 
 
 def ours_in_lmms() -> None:
-    from visrl.evaluation.evaluate import Options, make_look
+    from visrl.evaluation.evaluate import Options, config_of
     from visrl.lmms.model import run_upstream
 
     began = clocks()
-    found = run_upstream(["visrl_refcoco_val"], policy(), make_look(policy(), Options()), batch_size=64)
+    found = run_upstream(["visrl_refcoco_val"], policy(), config_of(policy(), Options()), batch_size=64)
     report(began, found["results"]["visrl_refcoco_val"]["miou,none"] / 100)
 
 

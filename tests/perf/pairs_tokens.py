@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from visrl.policies.protocol import Policy, Request, Sampling
+from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import load_policy
-from visrl.rollout.retry import Tokens, total
+from visrl.rollout.retry import total
 from visrl.train.common.conversations import answer_prompt, box_prompt, crop_of, opened
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.pairs.critics import Critic, Question, ScoreCritic, make_critic, without_repeats

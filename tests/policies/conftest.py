@@ -6,7 +6,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def policies(checkpoints):
 
     def policy(name: str, box_format: str = "native") -> HFPolicy:
         if name not in made:
-            made[name] = load_checkpoint(str(checkpoints(name)), dtype="float64")
+            made[name] = load_checkpoint(str(checkpoints(name)), CheckpointArguments(dtype="float64"))
         return HFPolicy(name, made[name], box_format=box_format)
 
     return policy

@@ -29,12 +29,10 @@ def test_both_kinds_of_task_on_a_checkpoint_from_disk(name, data, checkpoints, t
 
 def test_batch_size_is_the_rows_of_a_pass():
     from visrl.cli.evaluate import _batch_size
+    from visrl.core.box_formats import FORMATS
+    from visrl.policies.protocol import FunctionPolicy
 
-    class Policy:
-        rows = 8
-        batch_size = 32
-        needs_pictures = True
-
-    policy = Policy()
-    assert (_batch_size("auto", policy), policy.rows) == (32, 8)
+    policy = FunctionPolicy("made", lambda _: "", FORMATS["padded_square_3dp"], needs_pictures=True)
+    policy.rows = 8
+    assert (_batch_size("auto", policy), policy.rows) == (8, 8)  # the default of a policy that looks at pictures
     assert (_batch_size("64", policy), policy.rows) == (64, 64)

@@ -23,7 +23,8 @@ from visrl.errors import UsageError
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 BOXES = FORMATS["padded_square_3dp"]
 SIZES = [(90, 50), (40, 44), (30, 77), (120, 100), (64, 64)]
@@ -102,7 +103,7 @@ def samples(n=5):
 
 @pytest.mark.parametrize("protocol", ["visrl_train", "viscot_train"])
 def test_the_same_episodes_as_in_process(protocol, port, folder):
-    look = Look(PROTOCOLS[protocol], sampling=Sampling(max_tokens=8))
+    look = RolloutConfig(PROTOCOLS[protocol], sampling=Sampling(max_tokens=8))
     served = list(look_then_answer(endpoint(f"http://127.0.0.1:{port}/v1", folder), samples(), look, batch_size=5))
     local = list(look_then_answer(HFPolicy.load(str(folder), box_format="paper"), samples(), look, batch_size=5))
 
@@ -125,7 +126,7 @@ def test_the_same_episodes_as_in_process(protocol, port, folder):
 
 
 def test_with_thirty_percent_faults_nothing_is_lost_or_doubled_and_order_is_kept(port, folder):
-    look = Look(PROTOCOLS["visrl_train"], sampling=Sampling(max_tokens=8))
+    look = RolloutConfig(PROTOCOLS["visrl_train"], sampling=Sampling(max_tokens=8))
     clean = endpoint(f"http://127.0.0.1:{port}/v1", folder)
     expected = list(look_then_answer(clean, samples(12), look, batch_size=12))
     proxy = Proxy(port, share=0.3, seed=2)
@@ -172,7 +173,7 @@ class Spy(EndpointPolicy):
 def test_the_second_turn_starts_with_the_bytes_of_the_first(folder):
     for protocol, shared in (("viscot_train", 2), ("visrl_train", 1)):
         spy = Spy(Server("http://127.0.0.1:9/v1", "m"), BOXES)
-        list(look_then_answer(spy, list(samples(1)), Look(PROTOCOLS[protocol]), batch_size=1))
+        list(look_then_answer(spy, list(samples(1)), RolloutConfig(PROTOCOLS[protocol]), batch_size=1))
         first, second = (json.dumps(b["messages"][0]["content"])[:-1] for b in spy.bodies)
         if protocol == "viscot_train":  # the whole first turn is in the second conversation, unchanged
             assert first == second
@@ -221,7 +222,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
         ("localhost:8000#m", {}, "is not URL#NAME"),
         ("http://localhost:8000/v1", {}, "is not URL#NAME"),
         ("http://me:pw@localhost/v1#m", {}, "holds a password"),
-        ("http://localhost/v1#m", {}, "does not say how its model writes boxes"),
+        ("http://localhost/v1#m", {}, "the box format of a served model must be given"),
         ("http://localhost/v1#m", {"box_format": "json_100"}, "unknown box format"),
         ("http://localhost/v1#m", {"box_format": "json_1000", "pad": "122"}, "is not red/green/blue"),
     ],

@@ -14,7 +14,8 @@ from visrl.errors import PictureError, UsageError
 from visrl.policies.hf import decoding
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request, Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 SIZES = [(90, 50), (40, 44), (30, 77), (120, 100), (64, 64)]
 WORDS = ["what letter is on the red circle ? yes", "Answer", "blue green", "The answer is A B C D E. 0.123", "no"]
@@ -23,7 +24,8 @@ GREEDY = Sampling(max_tokens=10, stop=("]",))
 
 def box_requests():
     return [
-        Request(f"s{i}", "box", (Turn("user", (picture(*SIZES[i], i), "\n" + WORDS[i])),), SIZES[i]) for i in range(5)
+        Request(f"s{i}", "box", (Turn("user", (picture(*SIZES[i], i), "\n" + WORDS[i])),), SIZES[i], keep_cache=True)
+        for i in range(5)
     ]
 
 
@@ -149,8 +151,8 @@ def test_the_picture_matters(name, policies):
 
 def test_a_cache_under_the_same_key_but_of_another_picture_is_not_used(policies):
     policy = policies("llava")
-    first = Request("k", "box", (Turn("user", (picture(64, 64, 1), "\nAnswer")),))
-    second = Request("k", "answer", (Turn("user", (picture(64, 64, 2), "\nAnswer")),))
+    first = Request("k", "box", (Turn("user", (picture(64, 64, 1), "\nAnswer")),), keep_cache=True)
+    second = Request("k", "answer", (Turn("user", (picture(64, 64, 2), "\nAnswer")),), keep_cache=True)
     policy.generate([first], GREEDY)
     assert texts(policy.generate([second], GREEDY)) == texts(policies("llava").generate([second], GREEDY))
 
@@ -165,7 +167,7 @@ def test_every_protocol_with_rec_and_qa_in_one_batch(name, protocol, policies):
                 f"d{i}", "t", kind, "what letter is on the red circle ?", picture(*size, i), size, Box(5, 5, 20, 20)
             )
 
-    look = Look(PROTOCOLS[protocol], sampling=Sampling(max_tokens=6))
+    look = RolloutConfig(PROTOCOLS[protocol], sampling=Sampling(max_tokens=6))
     together = list(look_then_answer(policies(name), samples(), look, batch_size=5))
     apart = list(look_then_answer(policies(name), samples(), look, batch_size=1))
     assert together == apart
@@ -201,7 +203,10 @@ def test_many_questions_about_one_picture_look_once(policies, monkeypatch):
     original = type(policy.family).encode
     monkeypatch.setattr(type(policy.family), "encode", lambda s, m, p: encoded.extend(p) or original(s, m, p))
     shown = picture(80, 60, 3)
-    policy.generate([Request(f"q{i}", "box", (Turn("user", (shown, "\n" + w)),)) for i, w in enumerate(WORDS)], GREEDY)
+    policy.generate(
+        [Request(f"q{i}", "box", (Turn("user", (shown, "\n" + w)),), keep_cache=True) for i, w in enumerate(WORDS)],
+        GREEDY,
+    )
     assert len(encoded) == 1
 
 
@@ -209,7 +214,10 @@ def test_many_questions_about_one_picture_look_once(policies, monkeypatch):
 def test_many_questions_about_one_picture_read_it_once_and_answer_as_if_alone(name, policies, monkeypatch):
     monkeypatch.setattr("visrl.policies.hf.policy.WORTH_RESUMING", 1)
     shown = [picture(80, 60, 3), picture(40, 50, 4)]
-    first = [Request(f"q{i}", "box", (Turn("user", (shown[i == 2], "\n" + w)),)) for i, w in enumerate(WORDS)]
+    first = [
+        Request(f"q{i}", "box", (Turn("user", (shown[i == 2], "\n" + w)),), keep_cache=True)
+        for i, w in enumerate(WORDS)
+    ]
 
     def both_turns(policy, requests):
         boxes = policy.generate(requests, GREEDY)
@@ -339,8 +347,8 @@ def test_pickled_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"dtype": "int8"}, "dtype=int8 is not one of"),
-        ({"attn": "flash_attention_2"}, "attn=flash_attention_2 is not one of"),
+        ({"dtype": "int8"}, "dtype=int8: Input should be .auto., .float32."),
+        ({"attn": "flash_attention_2"}, "attn=flash_attention_2: Input should be"),
     ],
 )
 def test_arguments_that_make_no_sense(args, message, checkpoints):

@@ -14,7 +14,8 @@ from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request, Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 CODE = """
 import torch
@@ -57,7 +58,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_code_of_a_repository_runs_only_when_trusted(repository):
-    with pytest.raises(UsageError, match="runs code of its own repository") as caught:
+    with pytest.raises(UsageError, match="needs Python code from its own repository") as caught:
         HFPolicy.load(repository)
     assert "trust_remote_code=true" in caught.value.hint and "endpoint:" in caught.value.hint
 
@@ -65,7 +66,7 @@ def test_code_of_a_repository_runs_only_when_trusted(repository):
 def test_both_turns(repository):
     policy = HFPolicy.load(repository, trust_remote_code="true")
     sample = CoTSample("a", "t", "qa", "what is it?", picture(200, 100), (200, 100))
-    (episode,) = look_then_answer(policy, [sample], Look(PROTOCOLS["viscot_train"], crop="tight"))
+    (episode,) = look_then_answer(policy, [sample], RolloutConfig(PROTOCOLS["viscot_train"], crop="tight"))
     # 0..1000 over 200x100: x 250 -> 50, 750 -> 150; y 250 -> 25, 500 -> 50
     assert episode.box == Box(50, 25, 150, 50)
     assert episode.box_step.output == "<box>250 250 750 500</box>"  # cut behind the box

@@ -18,7 +18,8 @@ from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 BOXES = FORMATS["padded_square_3dp"]
 
@@ -139,7 +140,7 @@ def test_one_of_two_servers_killed_mid_run_loses_nothing_and_keeps_the_order(cap
 
     threading.Thread(target=killed, daemon=True).start()
     with caplog.at_level(logging.WARNING):
-        episodes = list(look_then_answer(both, samples(60), Look(PROTOCOLS["visrl_train"]), batch_size=20))
+        episodes = list(look_then_answer(both, samples(60), RolloutConfig(PROTOCOLS["visrl_train"]), batch_size=20))
     assert [e.sample_id for e in episodes] == [f"d{i}" for i in range(60)]
     assert [e.error for e in episodes] == [None] * 60
     assert [e.answer_step.output for e in episodes] == [f"{i:03d} " for i in range(60)], "each its own answer"
@@ -154,7 +155,9 @@ def test_one_of_two_servers_killed_mid_run_loses_nothing_and_keeps_the_order(cap
 def test_requests_are_balanced_and_both_turns_of_a_sample_meet_the_same_server():
     first, second = Fake(delay=0.01), Fake(delay=0.01)
     episodes = list(
-        look_then_answer(policy(first, second, in_flight=8), samples(40), Look(PROTOCOLS["visrl_train"]), batch_size=8)
+        look_then_answer(
+            policy(first, second, in_flight=8), samples(40), RolloutConfig(PROTOCOLS["visrl_train"]), batch_size=8
+        )
     )
     assert all(e.error is None for e in episodes)
     assert min(sum(first.asked.values()), sum(second.asked.values())) >= 24, "of 80, both take a third at least"
@@ -243,7 +246,7 @@ def test_an_adapter_is_loaded_on_every_server_under_the_name_that_is_asked_for()
     assert {body["model"] for server in (first, second) for body in server.bodies} == {"it3"}
     assert loaded.describe()["adapter"] == "/shared/it3"
     with pytest.raises(
-        UsageError, match="it3 is /shared/it3 on"
+        UsageError, match="it3 is taken by /shared/it3 on"
     ):  # another iteration under an old name would go unseen
         EndpointPolicy.load(target, box_format="json_1000", adapter="/shared/it4")
     first.kill(), second.kill()

@@ -148,7 +148,7 @@ def test_adapters_are_exchanged_between_iterations_without_a_new_engine(vllm, ch
     assert after["adapter"]["path"] == second
     assert after["adapter"]["weights_sha256"] != before["adapter"]["weights_sha256"]
     assert (after["kind"], after["family"], after["vllm"]) == ("vllm", "llava", "0.0-fake")
-    with pytest.raises(UsageError, match="has rank 64, vLLM was started for 8"):
+    with pytest.raises(UsageError, match="has rank 64, vLLM was started for rank 8"):
         policy.use_adapter(adapter(tmp_path / "large", 64))
     with pytest.raises(UsageError, match="no adapter_config"):
         policy.use_adapter(str(tmp_path))

@@ -23,7 +23,7 @@ from visrl.evals.benchmarks import GROUPS
 from visrl.evals.scorers.scoring import score_group
 from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.registry import load_policy
-from visrl.rollout.rollout import Look
+from visrl.rollout.config import RolloutConfig
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.run import RECIPE
@@ -50,7 +50,7 @@ def boxes_only(folder: Path, steps: int) -> str:
 
 def reading(policy: Policy) -> tuple[float, float]:
     """Percent of true crops answered rightly, and the standard error by picture: the mean over the splits, as on the cards."""
-    look = Look(PROTOCOLS["direct"], crop="tight", sampling=Sampling(max_tokens=6))
+    look = RolloutConfig(PROTOCOLS["direct"], crop="tight", sampling=Sampling(max_tokens=6))
     scores = {task: run(policy, task, look, crops=True) for task in VISCOT}
     (mean,) = [m for m in score_group("world_viscot", scores) if m.metric == "answer"]
     assert mean.value is not None and mean.se is not None

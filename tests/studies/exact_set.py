@@ -1,4 +1,4 @@
-"""Makes the documents and recorded outputs that G1 re-scores: evals/suites/data/exact. Run by hand, then `visrl-eval accept --exact`.
+"""Makes the documents and recorded outputs that the replay gate scores again: evals/suites/data/exact. Run by hand, then `visrl-eval accept --exact`.
 
     python tests/studies/exact_set.py [FOLDER]
 

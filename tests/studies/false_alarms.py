@@ -9,7 +9,7 @@ runs, a baseline and a rerun, and asks for the verdict.
 
 A model: ``k`` outputs of every sample are generated with k sampling seeds and scored; a run takes one of them for each sample
 (the rerun never the baseline's). That is a rerun with another seed, at 1/25 of the cost of 200 of them, because a sample's randomness
-hangs on (seed, sample, turn) alone (policies/generation.py): mixing seeds across samples is one more seed. ``whole runs`` does
+hangs on (seed, sample, turn) alone (policies/hf/decoding.py): mixing seeds across samples is one more seed. ``whole runs`` does
 without it: the k runs as they were generated, each held against each other one.
 
 Simulated: the small world's own documents and pictures; sample i is right with probability sigmoid(a + u + v), u normal
@@ -116,16 +116,17 @@ class Generated:
         from visrl.evals.scorers.scoring import score_task
         from visrl.policies.protocol import Sampling
         from visrl.policies.registry import load_policy
-        from visrl.rollout.rollout import Look, look_then_answer
+        from visrl.rollout.config import RolloutConfig
+        from visrl.rollout.rollout import look_then_answer
 
         policy = load_policy(model)
         protocol = PROTOCOLS[gate.protocol or policy.default_protocol]
-        crop = gate.crop or getattr(policy, "default_crop", "viscot_square112")
+        crop = gate.crop or policy.default_crop
         runs = [{} for _ in range(k)]
         for spec in resolve([gate.tasks]):
             samples = list(load(spec.name, None, with_pictures=True, limit=gate.limit))
             for seed in range(k):
-                look = Look(protocol, "predicted", crop, Sampling(temperature=temperature, seed=seed), seed)
+                look = RolloutConfig(protocol, "predicted", crop, Sampling(temperature=temperature, seed=seed), seed)
                 episodes = {e.sample_id: e for e in look_then_answer(policy, samples, look, batch_size=gate.batch_size)}
                 scores = score_task(spec, samples, episodes, make_judge(gate.judge)).samples
                 runs[seed][spec.name] = {
@@ -196,7 +197,7 @@ def study(source, gate, reps, points, seed, baselines):
     spread = [f.facts["delta"] for f in first]
     out["true standard deviation"] = round(math.sqrt(sum(d * d for d in spread) / reps), 3)
     out["false alarms"] = rate(alarms)
-    out["refused"] = rate([any(f.status == "refused" for f in found) for found in flat])
+    out["inconclusive"] = rate([any(f.status == "inconclusive" for f in found) for found in flat])
     out[f"a drop of {points:g}, per sample, caught"] = rate(dropped)
     out[f"a drop of {points:g}, per picture, caught"] = rate(by_picture)
     if isinstance(source, Generated):
@@ -214,7 +215,7 @@ def whole_runs(runs, gate):
         "runs": len(runs),
         "pairs": len(found),
         "false alarms": sum(any(f.status == "fail" for f in pair) for pair in found),
-        "refused": sum(any(f.status == "refused" for f in pair) for pair in found),
+        "inconclusive": sum(any(f.status == "inconclusive" for f in pair) for pair in found),
         "true standard deviation": round(math.sqrt(sum(d * d for d in spread) / len(spread)), 3),
     }
 

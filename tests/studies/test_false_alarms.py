@@ -25,11 +25,11 @@ def runs(k, n, p, seed=0):
 
 def test_a_deterministic_model_never_alarms_and_a_clear_drop_is_always_seen():
     out = fa.study(runs(3, 900, 1.0), GATE, reps=20, points=20.0, seed=1, baselines=2)
-    assert out["false alarms"].startswith("0.0%") and out["refused"].startswith("0.0%")
+    assert out["false alarms"].startswith("0.0%") and out["inconclusive"].startswith("0.0%")
     assert out["true standard deviation"] == 0.0 and out["accuracy"] == 100.0
     assert out["a drop of 20, per sample, caught"].startswith("100.0%")
     assert out["whole runs"] == {
-        "runs": 3, "pairs": 6, "false alarms": 0, "refused": 0, "true standard deviation": 0.0
+        "runs": 3, "pairs": 6, "false alarms": 0, "inconclusive": 0, "true standard deviation": 0.0
     }  # fmt: skip
     assert out["false alarms, one baseline each"] == {"mean": 0.0, "each": [0.0, 0.0]}
 

@@ -11,16 +11,18 @@ from visrl.core.boxes import Box, iou
 from visrl.core.prompts import PROTOCOLS
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Sampling
-from visrl.policies.registry import SHIPPED, load_policy
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.policies.registry import load_policy
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.train.data.questions import QuestionSection, load_questions
+from visrl.world import CHECKPOINTS
 
-LOOK = Look(PROTOCOLS["visrl_train"], "predicted", "tight", Sampling(max_tokens=8))
+LOOK = RolloutConfig(PROTOCOLS["visrl_train"], "predicted", "tight", Sampling(max_tokens=8))
 
 
 def measure(model, samples):
     """Percent of boxes with IoU > 0.5, of right answers, and of boxes that could be read."""
-    policy = load_policy(model if model in SHIPPED else f"hf:{model}", {"dtype": "float32"})
+    policy = load_policy(model if model in CHECKPOINTS else f"hf:{model}", {"dtype": "float32"})
     episodes = list(look_then_answer(policy, samples, LOOK, batch_size=64))
     read = [isinstance(e.box, Box) for e in episodes]
     right = [r and iou(e.box, s.box) > 0.5 for r, e, s in zip(read, episodes, samples, strict=True)]

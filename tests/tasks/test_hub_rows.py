@@ -56,7 +56,7 @@ def test_refcoco_objects_become_sentences(tmp_path, monkeypatch):
 
 
 def test_a_dataset_without_pictures_needs_a_folder_of_them(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="no pictures in them") as caught:
+    with pytest.raises(UsageError, match="do not contain their pictures") as caught:
         load("refcoco_testA", None, with_pictures=True)
     assert IMAGES_VARIABLE in caught.value.hint
     monkeypatch.setenv(IMAGES_VARIABLE, str(tmp_path))
@@ -122,5 +122,5 @@ def test_an_unreachable_hub_is_a_usage_error(tmp_path, monkeypatch):
 
 
 def test_lmms_labs_refcoco_val_is_used_by_no_task():
-    """Its val is UNC's and Google's together: 23,962 sentences, not 10,834 (lmms-eval.md 2.1)."""
+    """Its val is UNC's and Google's together: 23,962 sentences, not 10,834."""
     assert not [name for name, source in SOURCES.items() if "lmms-lab/RefCOCO" in str(source.hub)]

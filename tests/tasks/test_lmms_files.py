@@ -74,20 +74,20 @@ def test_an_episode_survives_the_wire():
         Episode("1", "t", Step("p", "none"), Unparsed("empty output")),
         Episode("1", "t", error="picture: gone"),
     ):
-        assert lmms.from_wire(sample, lmms.to_wire(episode)) == episode
+        assert lmms.deserialize_episode(sample, lmms.serialize_episode(episode)) == episode
 
 
 def test_rec_scores_are_percent_and_failed_samples_have_none(shared):
     ((doc, sample),) = _first("refcoco_val")
-    right = lmms.to_wire(Episode(sample.id, sample.task, Step("", ""), sample.box))
+    right = lmms.serialize_episode(Episode(sample.id, sample.task, Step("", ""), sample.box))
     found = lmms.results_refcoco_val(doc, [right])
     assert found == pytest.approx(
         {"acc@0.5": 100, "miou": 100, "acc@0.75": 100, "centre_acc": 100, "unscored": 0, "unparsed": 0}
     )
-    unparsed = lmms.to_wire(Episode(sample.id, sample.task, Step("", ""), Unparsed("no list")))
+    unparsed = lmms.serialize_episode(Episode(sample.id, sample.task, Step("", ""), Unparsed("no list")))
     assert lmms.results_refcoco_val(doc, [unparsed])["acc@0.5"] == 0
     assert lmms.results_refcoco_val(doc, [unparsed])["unparsed"] == 100
-    failed = lmms.to_wire(Episode(sample.id, sample.task, error="picture: gone"))
+    failed = lmms.serialize_episode(Episode(sample.id, sample.task, error="picture: gone"))
     assert lmms.results_refcoco_val(doc, [failed]) == {"unscored": 100, "unparsed": 0}
 
 
@@ -122,7 +122,7 @@ def test_mme_totals_need_all_subtasks_and_say_so_with_nan(shared):
 def test_viscot_answers_are_judged_and_boxes_scored(shared):
     ((doc, sample),) = _first("viscot_gqa")
     episode = Episode(sample.id, sample.task, Step("", ""), sample.box, None, Step("", "Window."))
-    assert lmms.results_viscot_gqa(doc, [lmms.to_wire(episode)]) == {
+    assert lmms.results_viscot_gqa(doc, [lmms.serialize_episode(episode)]) == {
         "answer": 1.0,
         "box_acc": 1.0,
         "unscored": 0,

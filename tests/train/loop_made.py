@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from visrl.core.records import dump_json, write_atomically
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
+from visrl.train.loop import run as loop
 
 SFT = "kind: sft\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: %s}\n"
 PAIRS = (
@@ -59,8 +59,8 @@ def world(tmp_path, monkeypatch):
         made = f"rl{stage}({said(recipe.model.path)}; {recipe.data.file.read_text()})"
         weights(recipe.output / f"stage{stage}" / "final", made)
 
-    for kind, fake in (("sft", sft), ("pairs", pairs), ("stages", rl)):
-        monkeypatch.setattr(f"visrl.train.{kind}.run", fake)
+    for module, fake in (("sft.sft", sft), ("pairs.run", pairs), ("dpo.stages", rl)):
+        monkeypatch.setattr(f"visrl.train.{module}.run", fake)
     monkeypatch.setattr(loop, "score_phase", score)
     monkeypatch.setattr(loop, "free", lambda: None)  # collecting torch's garbage takes a second each time
     return tmp_path, ran

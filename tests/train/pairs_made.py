@@ -8,7 +8,7 @@ import re
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box, iou
 from visrl.core.types import CoTSample, Picture
-from visrl.policies.protocol import Output
+from visrl.policies.protocol import Output, Policy
 from visrl.train.pairs.run import RECIPE
 
 SIZE = (400, 300)
@@ -53,7 +53,7 @@ def recipe(output, **more):
     return RECIPE.model_validate(tree)
 
 
-class Asked:
+class Asked(Policy):
     """Counts requests, and says what a request looked at."""
 
     needs_pictures = False

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from visrl.errors import UsageError
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
 from visrl.train.loop import ablations
+from visrl.train.loop import run as loop
 
 TEXT = (
     "kind: ablations\noutput: %s/abl\nseed: 3\nrecipe: loop.yaml\nseeds: 2\nset: {iterations: 1}\n"

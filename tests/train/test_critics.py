@@ -8,7 +8,7 @@ from pairs_made import SIZE, FakeCritic, FakePolicy, question
 from visrl.core.boxes import Box, iou
 from visrl.core.types import Picture
 from visrl.errors import UsageError
-from visrl.policies.protocol import Output
+from visrl.policies.protocol import LogLikelihood, Output
 from visrl.train.pairs.critics import (
     P_ANSWER_CRITIC,
     P_BOX_CRITIC,
@@ -20,7 +20,6 @@ from visrl.train.pairs.critics import (
     read_score,
     without_repeats,
 )
-from visrl.train.pairs.likelihood import LogLikelihood
 
 
 @pytest.mark.parametrize(
@@ -101,8 +100,8 @@ def test_the_answer_critic_sees_the_whole_picture_and_what_differs_comes_last():
     judged = ScoreCritic(critic).answers([about(0, "A"), about(1, "B"), about(0, "C")])
     assert [j.score.value for j in judged] == [0.8] * 3
     assert [request.key for request, _ in critic.asked] == ["q0", "q1", "q0"]
-    # one answer of each question goes ahead, as the step whose cache policies keep; the others can go on from it
-    assert [request.step for request, _ in critic.asked] == ["box", "box", "answer"]
+    # one answer of each question goes ahead, and its cache is kept; the others can go on from it
+    assert [request.keep_cache for request, _ in critic.asked] == [True, True, False]
     texts = [request.turns[0].text() for request, _ in critic.asked]
     assert texts[0].removesuffix("A") == texts[2].removesuffix("C") and "answer: B" in texts[1]
 
@@ -114,6 +113,8 @@ def test_prompts_keep_braces_of_questions():
 
 
 class Scorer(FakePolicy):
+    scores_texts = True
+
     def __init__(self, values):
         super().__init__("org", [])
         self.values, self.asked = values, []
@@ -139,7 +140,7 @@ def test_the_likelihood_critic_asks_the_question_of_the_crop_and_scores_the_stan
 
 def test_agreement_is_the_evaluation_s_own_rule():
     right = question(0).answers[0]
-    critic = LikelihoodCritic(Scorer([]), Scorer([]))
+    critic = LikelihoodCritic(Scorer([]))
     scores = [judged.score.value for judged in critic.answers([about(0, f"{right.lower()}."), about(0, "Z")])]
     assert scores == [1.0, 0.0]
 
@@ -167,3 +168,11 @@ def test_a_critic_that_needs_a_model_says_so():
     with pytest.raises(UsageError, match="unknown judge"):
         make_critic("oracle", None, "exactly")
     assert SIZE == (400, 300)
+
+
+def test_a_blind_critic_scores_texts_and_a_policy_that_only_generates_is_refused():
+    from visrl.policies.registry import load_policy
+
+    assert make_critic("likelihood", load_policy("blind:base"), "exact").name == "likelihood:blind:base"
+    with pytest.raises(UsageError, match="does not report log-probabilities of texts"):
+        make_critic("likelihood", load_policy("constant:A"), "exact")

@@ -17,8 +17,8 @@ from loop_made import recipe, weights
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.evals.sample_scores import Row
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
+from visrl.train.loop import run as loop
 from visrl.train.loop.ablations import jobs
 from visrl.train.loop.phase_state import changes, examine
 from visrl.train.loop.phases import Weights, phase_recipe, phases
@@ -175,9 +175,9 @@ def test_phase_recipes_are_checked_before_anything_runs(world):
     folder, ran = world
     with pytest.raises(UsageError, match=r"unknown key 'step.beta_bx'"):
         loop.run(recipe(folder, "rl.set={step.beta_bx: 1}"))
-    with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is of kind dpo"):
+    with pytest.raises(UsageError, match=r"pairs: .*rl.yaml is a recipe of kind dpo"):
         loop.run(recipe(folder, "pairs.recipe=rl.yaml"))
-    with pytest.raises(UsageError, match="fresh questions"):
+    with pytest.raises(UsageError, match=r"several iterations need data\.limit"):
         loop.run(recipe(folder, "pairs.set={data.limit: null}"))
     assert ran == []
 

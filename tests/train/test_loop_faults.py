@@ -12,9 +12,9 @@ from loop_made import recipe, weights
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import EXIT_INCOMPLETE, UsageError
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
 from visrl.train.loop import ablations
+from visrl.train.loop import run as loop
 from visrl.train.loop.phase_state import config_of, data_hash
 from visrl.train.loop.phases import Weights, critic_of, phase_recipe, phases
 from visrl.train.small_model.pretext_tasks import Teacher
@@ -145,10 +145,10 @@ def test_a_folder_without_weights_is_no_model_and_a_hub_id_is_known_by_its_commi
 
 def test_a_launch_that_leaves_nothing_is_no_finished_phase(world):
     folder, _ = world
-    with pytest.raises(UsageError, match="sft: no weights came out"):
+    with pytest.raises(UsageError, match="sft: training left no weights"):
         loop.run(recipe(folder, "launch='true'"))
     assert not (folder / "run/sft/phase.json").exists()
-    with pytest.raises(UsageError, match=r"recipe\.launch: no-such-command: No such file"):
+    with pytest.raises(UsageError, match=r"launch: no-such-command: No such file"):
         loop.run(recipe(folder, "launch=no-such-command --x"))
 
 
@@ -209,7 +209,7 @@ def test_what_is_copied_is_what_its_loop_says_it_left_and_what_is_being_scored_i
 
 
 def some_fail(monkeypatch, failed):
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     real = pairs.run
 
@@ -245,7 +245,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
         f"kind: ablations\noutput: {folder}/abl\nseed: 3\nrecipe: loop.yaml\nseeds: 2\nset: {{iterations: 1}}\n"
         "variants: {full: {}, bad: {pairs.set: {diversity: none}}, own-crop: {rl.set: {step.context: own_crop}}}\n"
     )
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     real = pairs.run
 
@@ -259,7 +259,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
         ablations.run(load_recipe(folder / "ablations.yaml").recipe)
     assert caught.value.code == EXIT_INCOMPLETE
     said = capsys.readouterr().err
-    assert "error: iter1/pairs: no pairs came out" in said
+    assert "error: iter1/pairs: no question gave a pair" in said
     assert "2 of 6 jobs failed: bad, seed 3; bad, seed 4" in said
     assert "own-crop" in (folder / "abl/summary.md").read_text()
     assert (folder / "abl/own-crop/seed4/iter1/rl2/metrics.json").is_file()
@@ -308,7 +308,7 @@ def test_a_broken_file_and_impossible_stages_are_named(world):
     folder, _ = world
     loop.run(recipe(folder))
     (folder / "run/sft/phase.json").write_text('{"weights')
-    with pytest.raises(UsageError, match=r"sft/phase.json is no JSON"):
+    with pytest.raises(UsageError, match=r"sft/phase.json is not JSON"):
         loop.run(recipe(folder))
     for stages in ("[1,1]", "[2,1]", "[]"):
         with pytest.raises(UsageError, match=r"stages are \[1\], \[2\] or \[1, 2\]"):

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_models import save
 
 from visrl.core.records import dump_json, read_records, write_atomically
-from visrl.train import loop
 from visrl.train.config.recipe import load_recipe
 from visrl.train.data.rows import Chain, ChainRow, PairRow, write_rows
+from visrl.train.loop import run as loop
 
 ONE_EPOCH = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-3}\n"
 MODEL = "model: {path: elsewhere, dtype: float32}\n"

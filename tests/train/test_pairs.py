@@ -233,14 +233,14 @@ def test_questions_from_a_file(tmp_path, capsys):
     assert [s.id for s in load_questions(QuestionSection(path=path, pictures=tmp_path, skip=1, limit=5))] == ["b"]
     with pytest.raises(UsageError, match="no questions") as caught:
         load_questions(QuestionSection(path=path, pictures=tmp_path / "elsewhere"))
-    assert f"pictures are looked for below {tmp_path / 'elsewhere'}" in caught.value.hint
+    assert f"are the pictures below {tmp_path / 'elsewhere'}?" in caught.value.hint
     path.write_text(path.read_text() + json.dumps(rows[1]) + "\n")
     with pytest.raises(UsageError, match="'a' occurs twice"):
         load_questions(QuestionSection(path=path, pictures=tmp_path))
 
 
 def test_the_command_ends_with_3_where_questions_failed(tmp_path, monkeypatch):
-    from visrl.train import pairs
+    from visrl.train.pairs import run as pairs
 
     funnel = {"pairs": 1, "questions": {"asked": 2}, "failed": {"picture: gone": 1}}
     monkeypatch.setattr(pairs, "evolve", lambda _: {"funnel": funnel})

@@ -16,12 +16,11 @@ from train_made import picture
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Turn
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
 from visrl.train.pairs.critics import LikelihoodCritic, ScoreCritic
-from visrl.train.pairs.likelihood import HFTextScorer
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import Evolution
 
@@ -37,7 +36,7 @@ def loaded(tmp_path_factory):
 
     def load(name):
         if name not in made:
-            made[name] = load_checkpoint(str(tiny.save(name, root / name)), dtype="float64")
+            made[name] = load_checkpoint(str(tiny.save(name, root / name)), CheckpointArguments(dtype="float64"))
         return made[name]
 
     return load
@@ -52,7 +51,7 @@ def asked(i):
 def test_a_likelihood_is_the_sum_over_the_reply_and_its_end(name, loaded):
     policy = HFPolicy(name, loaded(name))
     texts = ["A", "blue square", "yes", "the red circle"]
-    found = HFTextScorer(policy).loglikelihood([asked(i) for i in range(4)], texts)
+    found = policy.loglikelihood([asked(i) for i in range(4)], texts)
     for i, (text, one) in enumerate(zip(texts, found, strict=True)):
         turns = asked(i).turns
         family = policy.family
@@ -101,7 +100,7 @@ def test_batches_change_no_byte_of_a_real_model_s_pairs(name, loaded, tmp_path):
     for size in (1, 7):
         policy = HFPolicy(name, loaded(name), rows=4)
         policy.box_format = AnyText()
-        critic = LikelihoodCritic(policy, HFTextScorer(policy))
+        critic = LikelihoodCritic(policy)
         plan = {"sampling": {"max_tokens": 4}, "batch_size": size, "exhaustive": True}
         asked_for = recipe(tmp_path / str(size), **plan)
         manifest = make_pairs(Evolution(policy, critic, plan_of(asked_for, policy)), list(questions(9)), asked_for)

@@ -67,7 +67,7 @@ def test_one_id_twice_is_an_error(tmp_path):
 
 
 def test_chains_are_no_pairs():
-    with pytest.raises(UsageError, match="holds pairs, not chains"):
+    with pytest.raises(UsageError, match="holds preference pairs, not demonstrations"):
         load_demonstrations(DataSection(format="official"))
 
 

@@ -58,9 +58,7 @@ def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_d
     from visrl.train.common.models import load_trainee
 
     asked = recipe(tmp_path, lora=lora)
-    t = load_trainee(
-        asked.model, lora
-    )  # from_pretrained: TRL would reload this path as its reference (training.md, trap 1)
+    t = load_trainee(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
     on_disk = box_log_probabilities(t)
     first = run_stage(asked, 1, t, PAIRS)
     after_stage_one = box_log_probabilities(t)
@@ -91,7 +89,7 @@ def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
 
 
 def test_a_reference_of_other_weights_is_noticed_at_the_first_step(tmp_path, monkeypatch):
-    from visrl.train import dpo
+    from visrl.train.dpo import trainer as dpo
 
     wrong = {"box": torch.tensor([[-100.0, -300.0]] * 4)}
     monkeypatch.setattr(dpo, "compute_reference", lambda *a, **k: wrong)
@@ -113,7 +111,7 @@ def test_a_stored_reference_of_other_weights_is_not_read_again(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_sample(tmp_path, monkeypatch):
-    from visrl.train import dpo
+    from visrl.train.dpo import trainer as dpo
 
     real = dpo.compute_reference
 
@@ -186,12 +184,12 @@ def test_a_model_that_trains_nothing_is_refused():
     model, _ = build("llava")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(UsageError, match="nothing in this model is trainable"):
+    with pytest.raises(UsageError, match="no parameter of this model is trainable"):
         require_something_to_train(model)
 
 
 def test_training_gives_the_model_its_own_forward_back(tmp_path):
-    """A copy of a model whose forward TRL has patched would compute with the original's weights (training.md, trap 2)."""
+    """A copy of a model whose forward TRL has patched would compute with the original's weights."""
     import copy
 
     t = tiny("llava")

@@ -66,6 +66,14 @@ def test_what_is_wrong_is_named_with_the_nearest_key(tmp_path, text, message, hi
     assert hint in caught.value.hint
 
 
+def test_small_model_is_the_newer_name_of_base(tmp_path):
+    """Finished phases are known by hashes that hold the older name: both words must give one recipe."""
+    settings = ["output=o"]
+    new = load_recipe(RECIPES / "world-sft.yaml", settings)
+    older = write(tmp_path, (RECIPES / "world-sft.yaml").read_text().replace("kind: small_model", "kind: base"))
+    assert new.recipe == load_recipe(older, settings).recipe and new.recipe.kind == "base"
+
+
 def test_an_unknown_kind_lists_the_kinds(tmp_path):
     with pytest.raises(UsageError, match="unknown kind 'dop'") as caught:
         load_recipe(write(tmp_path, "kind: dop\n"))

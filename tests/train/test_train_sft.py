@@ -57,7 +57,7 @@ def test_referring_expressions_train_the_box_alone_and_direct_the_answer_alone()
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_trained_token_never_sees_what_comes_after_it(name):
-    """Change the last trained token of a row: no earlier trained token's prediction moves (PaliGemma's trap, training.md 6)."""
+    """Change the last trained token of a row: no earlier trained token's prediction moves (TRL's collator shifts PaliGemma's mask)."""
     trainee = tiny(name)
     chats = collated(trainee, [demonstration(0), demonstration(1)])["chats"]
     for chat in chats:

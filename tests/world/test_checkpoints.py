@@ -12,7 +12,8 @@ from visrl.core.types import Picture, Unparsed
 from visrl.errors import UsageError
 from visrl.policies.protocol import Sampling
 from visrl.policies.registry import load_policy
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.world import CHECKPOINTS, checkpoint_path
 from visrl.world.samples import samples
 
@@ -37,7 +38,7 @@ def right(policy, asked, look):
 
 
 def looking(focus):
-    return Look(PROTOCOLS["visrl_train"], focus, "tight", SHORT)
+    return RolloutConfig(PROTOCOLS["visrl_train"], focus, "tight", SHORT)
 
 
 def cropped(sample):
@@ -81,7 +82,7 @@ def test_an_unknown_name_has_a_hint():
 def test_the_base_reads_true_crops_points_nowhere_and_cannot_read_the_whole_picture(load):
     """Signs from the crop .98, .08 without (12 signs: chance is .083). On 64, 20 points are 4 standard errors."""
     base, asked = load("base"), list(samples("general", "val", N))
-    direct = Look(PROTOCOLS["direct"], crop="tight", sampling=SHORT)
+    direct = RolloutConfig(PROTOCOLS["direct"], crop="tight", sampling=SHORT)
     assert right(base, [cropped(sample) for sample in asked], direct) > 0.85
     assert right(base, asked, looking("gold")) > 0.85
     assert right(base, asked, direct) < 0.3
@@ -92,7 +93,7 @@ def test_looking_helps_and_the_box_matters(load):
     """On 64 questions the standard error is 6 points: 25 points apart is four of them."""
     tiny, asked = load("tiny"), list(samples("general", "val", N))
     gold, predicted, random = (right(tiny, asked, looking(focus)) for focus in ("gold", "predicted", "random"))
-    direct = right(tiny, asked, Look(PROTOCOLS["direct"], crop="tight", sampling=SHORT))
+    direct = right(tiny, asked, RolloutConfig(PROTOCOLS["direct"], crop="tight", sampling=SHORT))
     assert gold >= predicted - 0.05 and predicted > max(random, direct) + 0.25
 
 

@@ -3,7 +3,8 @@
 import re
 
 from visrl.world import general_questions, questions
-from visrl.world.expressions import descriptions, held_out, is_held_out, vocabulary, with_article
+from visrl.world.expressions import descriptions, held_out, is_held_out, with_article
+from visrl.world.general_questions import vocabulary
 from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing
 from visrl.world.splits import picture

@@ -11,7 +11,8 @@ from visrl.core.types import Picture
 from visrl.policies.families import family_for
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.train.small_model.inputs import jittered, patches_in, view
 from visrl.train.small_model.pretext_tasks import PRETEXT, Teacher
 from visrl.train.small_model.run import save
@@ -40,7 +41,7 @@ def test_a_saved_model_is_an_ordinary_policy_of_its_family(policy):
     assert (policy.default_protocol, policy.default_crop, policy.box_format) == ("visrl_train", "tight", BOX_FORMAT)
     assert sum(weight.numel() for weight in policy.model.parameters()) < 1_320_000
     asked = list(samples("general", "val", 3))
-    look = Look(PROTOCOLS["visrl_train"], "gold", "tight", Sampling(max_tokens=2))
+    look = RolloutConfig(PROTOCOLS["visrl_train"], "gold", "tight", Sampling(max_tokens=2))
     assert [episode.error for episode in look_then_answer(policy, asked, look)] == [None] * 3
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visrl.cli.estimate import plan
+from visrl.cli.estimate import estimate
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from visrl.evals.compare import Difference
     from visrl.evals.gates import Finding
 
@@ -25,8 +27,10 @@ BaselineOption = Annotated[Path, typer.Option("--baseline", help="the file of ac
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``visrl-eval``."""
-    for command in (compare, check, accept, science, plan):
+    for command in (compare, check, accept, reproduction_page, estimate):
         app.command()(command)
+    app.command("science", hidden=True)(reproduction_page)  # its older name
+    app.command("plan", hidden=True)(estimate)  # its older name
 
 
 def compare(
@@ -35,7 +39,7 @@ def compare(
     json_: JsonOption = False,
     format_: FormatOption = "rich",
 ) -> None:
-    """Paired differences B - A, per task and metric, with the worst flips."""
+    """Compare runs sample by sample (paired)."""
     from visrl.core.records import dump_json
     from visrl.evals.compare import compare as compare_rows
     from visrl.evals.sample_scores import of_run
@@ -47,7 +51,7 @@ def compare(
     for other in others:
         differences = compare_rows(rows, of_run(other))
         if not differences:
-            raise UsageError(f"{first} and {other} share no scored sample", "compare runs of the same tasks")
+            raise UsageError(f"{first} and {other} have no scored sample in common", "compare runs of the same tasks")
         notes = _unlike(first, other)
         if json_:
             item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
@@ -71,7 +75,17 @@ def _unlike(first: Path, other: Path) -> list[str]:
     sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
     expected = {"model", "model_info", "data_folder", "tasks", "data"}
     names = [n for n in {**sides[0], **sides[1]} if n not in expected and sides[0].get(n) != sides[1].get(n)]
-    return [f"not alike: {name} {sides[0].get(name)} and {sides[1].get(name)}" for name in names]
+    return [
+        f"warning: settings differ: {name} ({_setting(sides[0], name)} / {_setting(sides[1], name)})" for name in names
+    ]
+
+
+def _setting(side: Mapping[str, Any], name: str) -> str:
+    """A setting in words: a box format by its name and, where they are needed, the frame and the parser's mode."""
+    value = side.get(name)
+    if name == "box_format" and isinstance(value, dict):
+        return " ".join(str(value[key]) for key in ("name", "frame", "mode") if value.get(key))
+    return str(value)
 
 
 def print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
@@ -87,18 +101,24 @@ def print_comparison(title: str, differences: list[Difference], notes: list[str]
     show(table, Console(highlight=False))
 
 
-def science(
+def reproduction_page(
     check: Annotated[bool, typer.Option("--check", help="exit 1 when the page is not what the records give")] = False,
     results: Annotated[Path, typer.Option(help="the folder of records/")] = Path("results"),
     docs: Annotated[Path, typer.Option(help="where science.md and its figure are written")] = Path("docs"),
 ) -> None:
-    """Write docs/science.md from the records: what of the paper's claims reproduced on the small world, and what did not."""
+    """Write docs/science.md from the records.
+
+    It says which of the paper's claims were reproduced on the small world, and which were not.
+    """
     from visrl.tables.reproduction_page import is_stale, write
 
     if not check:
         print(write(results, docs))
     elif is_stale(results, docs):
-        print(f"{docs / 'science.md'} is not what {results / 'records'} gives: visrl-eval science", file=sys.stderr)
+        print(
+            f"{docs / 'science.md'} is not what {results / 'records'} gives: visrl-eval reproduction-page",
+            file=sys.stderr,
+        )
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
@@ -109,14 +129,17 @@ def check(
         list[Path] | None,
         typer.Option("--run", help="a finished run for a paired gate, in the suite's order; default: run it now"),
     ] = None,
-    records: Annotated[Path, typer.Option(help="our records, for the paper gate")] = Path("results/records"),
+    records: Annotated[Path, typer.Option(help="folder of our records, for the paper gate")] = Path("results/records"),
     save: Annotated[
         Path | None, typer.Option(help="folder for check.json, check.xml (JUnit), check.md and the runs made")
     ] = None,
     json_: JsonOption = False,
     format_: FormatOption = "rich",
 ) -> None:
-    """Check that prompts, scores and the model did not get worse. Exit code 0, 1 (a gate failed) or 3 (could not tell)."""
+    """Check prompts, scores and a model for regressions.
+
+    Exit code 0, 1 (a gate failed) or 3 (inconclusive).
+    """
     from visrl.evals.gates import exit_code
     from visrl.evals.suite import load_suite
     from visrl.regression.gates import Request, run_suite
@@ -129,8 +152,8 @@ def check(
         findings: list[Finding] = []
         for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records)):
             findings.append(finding)
-            if finding.status in ("fail", "refused"):
-                print(f"{finding.status}: {finding.gate} {finding.name}: {finding.reason}", file=sys.stderr)
+            if finding.status in ("fail", "inconclusive"):
+                print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
     code = exit_code(findings)
     _publish(Path(suite).stem, findings, save, json_, format_)
     raise typer.Exit(code)
@@ -156,21 +179,23 @@ def _publish(suite: str, findings: list[Finding], save: Path | None, json_: bool
 
 
 def accept(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="a finished run to be the baseline of later ones")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="the finished run to accept as a baseline")] = None,
     name: Annotated[str | None, typer.Option(help="the baseline's name in the suite")] = None,
     baseline: BaselineOption = BASELINES,
-    prompts: Annotated[bool, typer.Option("--prompts", help="put today's prompt texts on file")] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="record today's numbers of the replays")] = False,
+    prompts: Annotated[bool, typer.Option("--prompts", help="accept the current prompt texts")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="accept the current scores of the replays")] = False,
     anyway: Annotated[
         bool,
         typer.Option(
-            "--anyway", help="with --prompts: also texts that changed under an old version; say why in the commit"
+            "--anyway",
+            help="with --prompts: also accept texts that changed without a new version; say why in the commit",
         ),
     ] = False,
 ) -> None:
-    """Accept a run, prompts or numbers as what later checks compare with: a diff to review."""
+    """Make a run, prompts or scores the new baseline.
+
+    Later checks compare with it. It is written to files, as a diff to review.
+    """
     if (run is not None) + prompts + exact != 1:
         raise UsageError("accept takes a RUN, or --prompts, or --exact", "visrl-eval accept RUN --name NAME")
     if prompts:
@@ -194,10 +219,10 @@ def _accept_prompts(anyway: bool) -> None:
     from visrl.regression.prompt_snapshots import prompts_file, read_prompts, render_all, write_prompts
 
     path, rendered = prompts_file(), render_all()
-    refused = unbumped(read_prompts(path), rendered) if path.exists() else []
-    for finding in refused:
+    unaccepted = unbumped(read_prompts(path), rendered) if path.exists() else []
+    for finding in unaccepted:
         print(f"{finding.name}: {finding.reason}\n{finding.detail}", file=sys.stderr)
-    if refused and not anyway:
+    if unaccepted and not anyway:
         print(
             "error: prompts changed under an old version\n\nhint: bump the task's or the protocol's version, or --anyway",
             file=sys.stderr,

@@ -17,7 +17,7 @@ import typer
 from visrl.cli import check as check_commands
 from visrl.cli.ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
-from visrl.runs.distributed import leave, rank, say
+from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +65,10 @@ ProtocolOption = Annotated[
 BesideOption = Annotated[
     str | None,
     typer.Option(
-        help="a second protocol, run on the same questions and compared; for the group world: direct, or none"
+        help="a second protocol, run on the same questions and compared, or none; the group world runs direct beside"
     ),
 ]
-FocusOption = Annotated[str, typer.Option(help="whose box is looked at: predicted | gold | random | centre | full")]
+FocusOption = Annotated[str, typer.Option(help="which box is cropped: predicted | gold | random | centre | full")]
 CropOption = Annotated[
     str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
 ]
@@ -77,10 +77,10 @@ OutputOption = Annotated[
 ]
 FailOption = Annotated[
     float,
-    typer.Option(min=0, help="how many samples may fail, a number or a fraction below 1, before the exit code is 3"),
+    typer.Option(min=0, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
 ]
 RayOption = Annotated[
-    int | None, typer.Option(min=1, help="so many workers on a Ray cluster, or on this machine (docs/scaling.md)")
+    int | None, typer.Option(min=1, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)")
 ]
 
 
@@ -97,24 +97,24 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
     batch_size: Annotated[str, typer.Option(help="samples per batch, or auto")] = "auto",
     judge: JudgeOption = "exact",
-    seed: Annotated[int, typer.Option(help="of sampling and of random boxes")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of sampling and of random boxes")] = 0,
     output: OutputOption = None,
     fail_on_error: FailOption = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="longest output of a turn")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
-    """Evaluate a model. The same command again finishes what is missing."""
+    """Evaluate a model; the same command resumes a run."""
     from visrl.evaluation.evaluate import Options, check_before, evaluate
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
-    from visrl.runs.distributed import join
+    from visrl.runs.distributed import init
 
-    processes = join()
+    processes = init()
     upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
     if ray and upstream:
-        raise UsageError("--ray does not run tasks of lmms-eval", "torchrun does (docs/scaling.md)")
+        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
     if own := [name.strip() for name in tasks.split(",") if name.strip() not in upstream]:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
@@ -122,7 +122,7 @@ def run(
         data=data,
         protocol=protocol,
         focus=focus,
-        crop=crop or str(getattr(policy, "default_crop", "viscot_square112")),
+        crop=crop,
         limit=limit,
         batch_size=_batch_size(batch_size, policy),
         judge=judge,
@@ -137,24 +137,33 @@ def run(
         failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
-        second = beside or ("direct" if tasks.strip() == "world" and protocol is None else "none")
+        second = beside or _protocol_beside(own, protocol)
         beside_it = replace(options, protocol=second, output=outcome.folder / second)
         changes = [] if second == "none" else _run_beside(policy, own, beside_it, engine, outcome, json_)
-        if processes.first:
+        if processes.is_main:
             _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
-    if upstream and failed > fail_on_error and processes.first:
+    if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _batch_size(text: str, policy: object) -> int:
+def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
+    """What a task group asks to have run beside it, where the user chose no protocol; said, because it takes its time."""
+    from visrl.evals.benchmarks import RUN_BESIDE
+
+    second = RUN_BESIDE.get(tasks[0], "none") if len(tasks) == 1 and protocol is None else "none"
+    if second != "none" and rank() == 0:
+        print(f"{tasks[0]} also runs under protocol {second}, to compare (--beside none: not)", file=sys.stderr)
+    return second
+
+
+def _batch_size(text: str, policy: Policy) -> int:
     if text == "auto":
-        return int(getattr(policy, "batch_size", 8) if getattr(policy, "needs_pictures", True) else 512)
+        return policy.batch_size
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
-    if hasattr(policy, "rows"):  # conversations per forward pass
-        policy.rows = int(text)
-    return int(text)
+    policy.rows = int(text)
+    return policy.rows
 
 
 def _run_beside(
@@ -166,10 +175,13 @@ def _run_beside(
     from visrl.evals.sample_scores import of_run
     from visrl.evaluation.evaluate import evaluate
 
-    asked = [spec.name for spec in resolve(tasks) if spec.benchmark != "rec"]  # an expression has no answer but its box
+    asked = [
+        spec.name for spec in resolve(tasks) if not spec.box_is_the_answer
+    ]  # an expression has no answer but its box
     if not asked:
         raise UsageError(
-            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer", "leave it away"
+            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer",
+            "leave out --beside, or add a task with questions",
         )
     second = evaluate(policy, asked, options, engine)
     first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
@@ -229,10 +241,10 @@ def _print_results(results: list[TaskResult], json_: bool) -> None:
 @app.command()
 def score(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
-    judge: Annotated[str | None, typer.Option(help="another judge than the run's own")] = None,
+    judge: Annotated[str | None, typer.Option(help="a judge other than the run's own")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Score a run again without generating."""
+    """Score a run again, without generating."""
     from visrl.evaluation.rescore import score as score_folder
     from visrl.evaluation.rescore import unjudged
 
@@ -249,7 +261,7 @@ def score(
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOption = False) -> None:
-    """What a run asked and what came out."""
+    """Print a run's settings and results."""
     from visrl.core.records import read_records
     from visrl.runs.store import read_meta
 
@@ -263,16 +275,15 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOpti
 @app.command()
 def view(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
-    other: Annotated[
-        Path | None, typer.Argument(metavar="[RUN2]", help="a second run: what did it fix or break?")
-    ] = None,
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="a second run to compare with")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the page; default RUN/report.html", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="file of the page; default RUN/report.html", show_default=False),
     ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="all pictures, large, from a server on this machine")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="of the server; 0: any that is free")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="serve the page with all pictures in full size")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
 ) -> None:
-    """See a run: pictures, boxes, crops, both turns and scores on one page; two runs side by side."""
+    """Write an HTML page of one run or of two."""
     from visrl.report import serve_page, write_report
 
     folders = [folder] if other is None else [folder, other]
@@ -307,7 +318,7 @@ def tables(
         "results"
     ),
 ) -> None:
-    """The paper's table with our results beside it, and a verdict per cell; a loop's phases, as a table or a figure."""
+    """Print a table of the paper with our results."""
     if check or write:
         check_commands.tables_on_file(results, write)
         return
@@ -328,7 +339,7 @@ def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
     from visrl.tables.phase_tables import draw_iterations, longest, runs
 
     if figure != "iterations":
-        raise UsageError(f"no figure {figure!r}", "--figure iterations")
+        raise UsageError(f"unknown figure {figure!r}", "use --figure iterations")
     run_ = longest(found)
     draw_iterations(found, run_, output)
     if len(others := runs(found)) > 1:
@@ -357,7 +368,7 @@ def _command(args: list[str]) -> str:
 def _stopped(saved: str, args: list[str]) -> int:
     if rank():
         return EXIT_INCOMPLETE
-    print(f"\nstopped: {printable(saved)}; the same command goes on from there:", file=sys.stderr)
+    print(f"\nstopped: {printable(saved)}; the same command resumes from there:", file=sys.stderr)
     print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
     return EXIT_INCOMPLETE
 
@@ -383,4 +394,4 @@ def main(argv: list[str] | None = None) -> int:
         return _stopped("finished samples are kept", args)
     if code == _INTERRUPTED:
         return _stopped("finished samples are kept", args)
-    return leave(code if isinstance(code, int) else EXIT_DONE)
+    return shutdown(code if isinstance(code, int) else EXIT_DONE)

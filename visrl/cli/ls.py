@@ -17,7 +17,7 @@ def ls(
     what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
     path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
 ) -> None:
-    """Tasks with their size and version, and kinds of models."""
+    """List tasks and models."""
     if path:
         from visrl.lmms.plugin import task_folder
 
@@ -40,7 +40,10 @@ def world(
     columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
     skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
 ) -> None:
-    """A contact sheet of the small world: pictures, questions, true boxes, and what a model sees of them."""
+    """Draw a contact sheet of the small world.
+
+    It shows pictures, questions, true boxes, and what the model sees.
+    """
     from visrl.world.contact_sheet import write_sheet
 
     write_sheet(sheet, split, columns, skip)
@@ -53,8 +56,8 @@ MODELS = """models
   endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
   vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
   replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
-  constant:TEXT           always says TEXT: the baseline every score should beat
-  blind:MODEL             any of these, shown grey pictures: what can be had from words alone"""
+  constant:TEXT           always answers TEXT: a chance-level baseline
+  blind:MODEL             any of these, shown grey pictures: what the text alone gives away"""
 
 
 def _task_table() -> Table:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import EXIT_DONE, UsageError
-from visrl.runs.distributed import check_launch, leave, rank, say
+from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
-        epilog="`visrl-train plan RECIPE.yaml --gpus N` says what it will take. "
+        epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
         "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
@@ -28,31 +28,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check and print the resolved recipe, and of a loop what would run or be redone and why; then stop",
+        help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
     return parser
 
 
 def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
     if len(words) > 2:
-        raise UsageError(f"one recipe at a time, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
+        raise UsageError(f"expected one recipe, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
     return Path(words[-1]), words[0] if len(words) == 2 else None
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command line ``arguments``. Raises UsageError."""
-    if arguments[:1] == ["plan"]:
-        from visrl.estimate.cli import plan_recipe
+    if arguments[:1] in (["estimate"], ["plan"]):  # "plan" is its older name
+        from visrl.estimate.cli import estimate_recipe
 
-        plan_recipe(arguments[1:])
+        estimate_recipe(arguments[1:])
         return
     args = _parser().parse_args(arguments)
     path, kind = _recipe_path(args.words)
     check_launch()
-    from visrl.train.config.recipe import load_recipe
+    from visrl.train.config.recipe import KINDS, load_recipe
 
     resolved = load_recipe(path, args.set)
-    if kind is not None and kind != resolved.recipe.kind:
+    if kind is not None and KINDS.get(kind) != KINDS[resolved.recipe.kind]:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
     if rank() == 0:
         print("\n".join(resolved.lines()), file=sys.stderr)
@@ -68,4 +68,4 @@ def main() -> None:
         run(sys.argv[1:])
     except UsageError as error:
         raise SystemExit(say(error)) from error
-    raise SystemExit(leave(EXIT_DONE))
+    raise SystemExit(shutdown(EXIT_DONE))

@@ -105,7 +105,7 @@ def read_results(path: Path) -> list[TaskResult]:
         return [TaskResult.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise UsageError(
-            f"{path}: not a record: {error}", "`visrl-eval score RUN` writes a run's records anew"
+            f"{path}: not a record: {error}", "`visrl-eval score RUN` writes the records of a run again"
         ) from error
 
 

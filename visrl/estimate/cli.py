@@ -1,4 +1,4 @@
-"""``visrl-train plan RECIPE`` and ``visrl-eval plan``: what they plan, from words."""
+"""``visrl-train estimate RECIPE`` and ``visrl-eval estimate``: their command lines."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.errors import UsageError
-from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.phase import EstimateRequest, Phase
 from visrl.estimate.work import GPUS, gpu_of
 
 
-def plan_recipe(arguments: Sequence[str]) -> None:
-    """``visrl-train plan RECIPE.yaml [--set a.b=c] --gpus N``. Raises UsageError."""
+def estimate_recipe(arguments: Sequence[str]) -> None:
+    """``visrl-train estimate RECIPE.yaml [--set a.b=c] --gpus N``. Raises UsageError."""
     args = _parser().parse_args(arguments)
     from visrl.estimate.launch import for_loop
     from visrl.estimate.memory import SHARDED
     from visrl.estimate.phases import recipe_phases
-    from visrl.estimate.show import print_plan
+    from visrl.estimate.show import print_estimate
     from visrl.train.config.recipe import load_recipe
 
     if args.sharding not in SHARDED:
         raise UsageError(f"--sharding: unknown {args.sharding!r}", f"one of {', '.join(SHARDED)}")
     gpu = gpu_of(args.gpu, args.tflops, args.bandwidth)
-    asked = Asked(gpu, args.gpus, args.sharding, args.samples, args.answer)
+    request = EstimateRequest(gpu, args.gpus, args.sharding, args.samples, args.answer)
     recipe = load_recipe(args.recipe, args.set).recipe
     words = ["visrl-train", str(args.recipe), *(word for setting in args.set for word in ("--set", setting))]
     loop = recipe.kind == "loop"
     if loop:
         words += for_loop(args.gpus, args.sharding)
-    found = recipe_phases(recipe, asked)
-    print_plan(found, words, asked, trains=recipe.kind != "pairs", json_=args.json, starts_itself=loop)
+    found = recipe_phases(recipe, request)
+    print_estimate(found, words, request, trains=recipe.kind != "pairs", json_=args.json, starts_itself=loop)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="visrl-train plan",
+        prog="visrl-train estimate",
         description="Memory, tokens, hours and disk of a recipe, and the commands that start it.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
-    parser.add_argument("--gpus", type=_several, default=1, metavar="N")
+    parser.add_argument("--gpus", type=_several, default=1, metavar="N", help="number of GPUs")
     parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))
     parser.add_argument("--sharding", default="ddp", help="ddp | zero2 | zero3 | fsdp")
     parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of a GPU, instead of the assumption")
-    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, likewise")
-    parser.add_argument("--samples", type=_several, metavar="N", help="rows, where the data are not there yet")
-    parser.add_argument("--answer", type=_several, default=8, metavar="N", help="tokens of an answer")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, instead of the assumption")
+    parser.add_argument("--samples", type=_several, metavar="N", help="number of rows, where there are no data yet")
+    parser.add_argument("--answer", type=_several, default=8, metavar="N", help="assumed tokens per answer")
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
     return parser
 
 
@@ -57,8 +57,13 @@ def _several(text: str) -> int:
     return int(text)
 
 
-def plan_evaluation(
-    model: str, args: dict[str, str], tasks: Sequence[str], asked: Asked, data: Path | None, limit: int | None
+def estimate_evaluation(
+    model: str,
+    args: dict[str, str],
+    tasks: Sequence[str],
+    request: EstimateRequest,
+    data: Path | None,
+    limit: int | None,
 ) -> list[Phase]:
     """A phase per task. Raises UsageError for a model that has no config here (an endpoint, recorded answers)."""
     from visrl.estimate.generating import evaluation_phase, task_samples
@@ -67,7 +72,7 @@ def plan_evaluation(
 
     kind, separator, rest = model.partition(":")
     if separator and kind not in ("hf", "vllm", "blind"):
-        raise UsageError(f"{model} has no config to plan with", "hf:ID_OR_PATH, vllm:ID_OR_PATH or a shipped name")
+        raise UsageError(f"{model} has no config to estimate from", "hf:ID_OR_PATH, vllm:ID_OR_PATH or a shipped name")
     described = describe_model(rest if separator else model, revision=args.get("revision") or None)
     phases = []
     for spec in resolve(list(tasks)):
@@ -78,7 +83,7 @@ def plan_evaluation(
             "dtype": "bfloat16" if dtype == "auto" else dtype,
             "rows": int(args.get("rows") or 0),
         }
-        phase = evaluation_phase(spec.name, described, samples, min(n, limit or n), asked, **how)
+        phase = evaluation_phase(spec.name, described, samples, min(n, limit or n), request, **how)
         phase.notes.extend(notes)
         phases.append(phase)
     return phases

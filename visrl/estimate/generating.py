@@ -1,4 +1,4 @@
-"""Plans of phases that only generate: evaluation, and preference pairs."""
+"""Estimates of phases that only generate: evaluation, and preference pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.estimate.lengths import ANSWER, Lengths, lengths_of, spread, typical
 from visrl.estimate.memory import Memory, Turns, generation_memory
-from visrl.estimate.phase import LINE, LOOKED_AT, ROWS, Asked, Phase, speaker_of
+from visrl.estimate.phase import LINE, LOOKED_AT, ROWS, EstimateRequest, Phase, speaker_of
 from visrl.estimate.shape import BYTES, Described, describe_model
 from visrl.estimate.work import Work, seconds
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_phase(
-    name: str, model: Described, samples: Sequence[CoTSample], n: int, asked: Asked, **how: Any
+    name: str, model: Described, samples: Sequence[CoTSample], n: int, request: EstimateRequest, **how: Any
 ) -> Phase:
     """Two turns of ``n`` samples, of which ``samples`` are looked at. how: box_format, protocol, crop, dtype, rows,
     max_tokens."""
@@ -30,17 +30,15 @@ def evaluation_phase(
     protocol: Any = how.get("protocol") or family.default_protocol
     crop: Any = how.get("crop") or family.default_crop
     limit = how.get("max_tokens", 128)
-    found = [lengths_of(speaker, s, protocol, crop, answer=asked.answer, max_tokens=limit) for s in samples]
+    found = [lengths_of(speaker, s, protocol, crop, answer=request.answer, max_tokens=limit) for s in samples]
     rows, size = how.get("rows") or ROWS, BYTES[how.get("dtype", "bfloat16")]
     requests = min(how.get("requests") or 4 * rows, n)
     memory = generation_memory(
         model.shape, turns_of(found), rows=min(rows, n), requests=requests, size=size, keeps=family.keeps_prefix
     )
     work = generating(found, n, rows)
-    time = seconds(
-        model.shape, work, asked.gpu, gpus=asked.gpus, size=size, cache=memory.cache, full=False, checkpointing=False
-    )
-    return Phase(name, n, work, memory, time, LINE["episode"] * n, [f"an answer of {asked.answer} tokens is assumed"])
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, cache=memory.cache)
+    return Phase(name, n, work, memory, time, LINE["episode"] * n, [f"an answer of {request.answer} tokens is assumed"])
 
 
 def turns_of(found: Sequence[Lengths]) -> Turns:
@@ -104,12 +102,12 @@ def task_samples(task: str, data: Path | None) -> tuple[list[CoTSample], int, li
     try:
         return list(islice(load(task, data, with_pictures=False), LOOKED_AT)), n, []
     except UsageError as error:
-        kind = "rec" if TASKS[task].benchmark == "rec" else "qa"
+        kind = "rec" if TASKS[task].box_is_the_answer else "qa"
         made = [type(s)(s.id, task, kind, s.question, size=s.size) for s in typical()]  # type: ignore[arg-type]
         return made, n, [f"{task}: typical questions and pictures of 640 x 480 ({error.message})"]
 
 
-def pairs_phases(recipe: Any, asked: Asked) -> list[Phase]:
+def pairs_phases(recipe: Any, request: EstimateRequest) -> list[Phase]:
     """``kind: pairs``: chains of the policy, and its critic, taken to be of the policy's size where it is another."""
     from visrl.train.data.questions import load_questions
 
@@ -120,14 +118,16 @@ def pairs_phases(recipe: Any, asked: Asked) -> list[Phase]:
         questions = load_questions(recipe.data)
         n = len(questions)
     except UsageError as error:
-        if asked.samples is None:
-            raise UsageError(error.message, "--samples N plans without the data, with a typical question") from error
-        questions, n = typical(1), asked.samples
+        if request.samples is None:
+            raise UsageError(
+                error.message, "--samples N estimates without the data, from a typical question"
+            ) from error
+        questions, n = typical(1), request.samples
         notes.append(f"one typical question and a picture of 640 x 480 ({error.message})")
     args = recipe.policy.args
     speaker = speaker_of(model, args.get("box_format"))
     limit, rows = recipe.sampling.max_tokens, int(args.get("rows", ROWS))
-    how: dict[str, Any] = {"answer": min(asked.answer, limit), "max_tokens": limit, "critics": True}
+    how: dict[str, Any] = {"answer": min(request.answer, limit), "max_tokens": limit, "critics": True}
     protocol: Any = recipe.protocol or model.family.default_protocol
     found = [lengths_of(speaker, q, protocol, recipe.crop, **how) for q in spread(questions, LOOKED_AT)]
     work = pairs_work(
@@ -151,7 +151,5 @@ def pairs_phases(recipe: Any, asked: Asked) -> list[Phase]:
             features=memory.features,
         )
         notes.append(f"the critic {recipe.critic.model} is taken to be as large as the policy")
-    time = seconds(
-        model.shape, work, asked.gpu, gpus=asked.gpus, size=size, cache=memory.cache, full=False, checkpointing=False
-    )
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, cache=memory.cache)
     return [Phase("pairs", n, work, memory, time, LINE["question"] * n, notes)]

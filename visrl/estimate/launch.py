@@ -1,4 +1,4 @@
-"""The commands that start a plan: here, by accelerate, by torchrun, and as a SLURM script. Printed, never run."""
+"""The commands that start a run: here, by accelerate, by torchrun, and as a SLURM script. Printed, never run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def commands(words: Sequence[str], gpus: int, sharding: str | None) -> list[str]
 def for_loop(gpus: int, sharding: str) -> list[str]:
     """What a loop is told so that its training phases have all GPUs. Raises UsageError for more than one machine's."""
     if gpus > A_NODE:
-        raise UsageError(f"a loop runs on one machine, of {A_NODE} GPUs", "its phases' own recipes run on several")
+        raise UsageError(
+            f"--gpus {gpus}: a recipe of kind loop runs on one machine, of {A_NODE} GPUs",
+            "recipes of its phases (sft, pairs, dpo) run on several",
+        )
     if gpus == 1:
         return []
     config = f"recipes/accelerate/{CONFIGS[sharding]}.yaml"
@@ -37,7 +40,7 @@ def for_loop(gpus: int, sharding: str) -> list[str]:
 def slurm(
     words: Sequence[str], gpus: int, sharding: str | None, hours: float, name: str, *, starts_itself: bool = False
 ) -> str:
-    """A batch script: a task a node, ``A_NODE`` GPUs a node, twice the planned time. Runs resume, so too short a limit loses
+    """A batch script: a task a node, ``A_NODE`` GPUs a node, twice the estimated time. Runs resume, so too short a limit loses
     nothing that was finished. starts_itself: one process, which starts others where it needs them.
     """
     nodes, on_each = -(-gpus // A_NODE), min(gpus, A_NODE)

@@ -57,8 +57,8 @@ class Lengths:
 
 
 def typical(n: int = 1) -> list[CoTSample]:
-    """Questions where no data are at hand."""
-    return [CoTSample(f"typical{i}", "plan", "qa", QUESTION, size=TYPICAL, answers=("stop",)) for i in range(n)]
+    """Typical questions, where there are no data yet."""
+    return [CoTSample(f"typical{i}", "estimate", "qa", QUESTION, size=TYPICAL, answers=("stop",)) for i in range(n)]
 
 
 def spread(rows: Sequence[Any], n: int) -> list[Any]:
@@ -90,7 +90,7 @@ def lengths_of(
         first = speaker.chat(box_prompt(item)) if asks else None
         second = speaker.chat(answer_prompt(item, chain, crop, speaker.box_format)) if shows else None
     except LayoutError as error:
-        raise UsageError(f"{speaker.family.name}: {error}", "another protocol or model") from error
+        raise UsageError(f"{speaker.family.name}: {error}", "choose another protocol or model") from error
     said = 0
     shared = 0
     if first is not None:
@@ -170,7 +170,7 @@ class Batches:
 
 
 def blank_preference(sample: CoTSample) -> Preference:
-    """A pair for planning where no data are at hand."""
+    """A typical pair, where there are no data yet."""
     size = sample.size or TYPICAL
     box = _looked_at(sample.box, size)
     other = Box(0, 0, size[0] / 3, size[1] / 3)

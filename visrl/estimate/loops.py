@@ -1,7 +1,7 @@
 """The phases of a loop, and the scoring of each one's end.
 
 Every model of a loop is as large as its base, and none but the base is there yet: sizes are the base's throughout. Training
-runs on all GPUs (``launch``), pairs on as many as ``ray`` says, scoring on one: a loop is one process.
+runs on all GPUs (``launch``), pairs on as many as ``ray`` says, scoring on one GPU: a loop runs in one process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from visrl.errors import UsageError
 from visrl.estimate.generating import evaluation_phase, pairs_phases, task_samples
-from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.phase import EstimateRequest, Phase
 from visrl.estimate.shape import describe_model
 from visrl.estimate.work import Work
 from visrl.train.loop.phases import Phase as LoopPhase
@@ -24,43 +24,47 @@ PAIRED = 0.55
 """Of the questions: what the small world's warm-up gives (docs/pairs.md)."""
 
 
-def loop_phases(recipe: LoopRecipe, asked: Asked, plan: Any) -> list[Phase]:
-    """All of them, in order. plan: of one recipe (phases.py). Raises UsageError."""
+def loop_phases(recipe: LoopRecipe, request: EstimateRequest, estimate: Any) -> list[Phase]:
+    """All of them, in order. estimate: of one recipe (``recipe_phases``). Raises UsageError."""
     base = Weights(recipe.base)
     state = State(base, base, base, pairs=Path("pairs.jsonl"))
-    scoring = _scoring(recipe, replace(asked, gpus=1))
+    scoring = _scoring(recipe, replace(request, gpus=1))
     found: list[Phase] = []
     for phase in phases(recipe):
         if phase.what != "ready":
-            found += _work(recipe, phase, state, asked, found, plan)
+            found += _work(recipe, phase, state, request, found, estimate)
         if phase.what != "pairs":
             small = phase.what != "ready" and found[-1].name != phase.name
             notes = [
                 *scoring.notes,
-                *([f"training {phase.name} (kind base) is left out: minutes on a core"] if small else []),
+                *(
+                    [f"training {phase.name} (kind small_model) is left out: it takes minutes on one CPU core"]
+                    if small
+                    else []
+                ),
             ]
             found.append(replace(scoring, name=f"{phase.name}: scoring", notes=notes))
     return found
 
 
 def _work(
-    recipe: LoopRecipe, phase: LoopPhase, state: State, asked: Asked, before: Sequence[Phase], plan: Any
+    recipe: LoopRecipe, phase: LoopPhase, state: State, request: EstimateRequest, before: Sequence[Phase], estimate: Any
 ) -> list[Phase]:
     own: Any = phase_recipe(recipe, phase, state)[0].recipe
     if own.kind == "base":  # the small world's: a minute or two on a core, and no GPU
         return []
     if phase.what == "pairs":
-        made = pairs_phases(own, replace(asked, gpus=own.ray or 1, samples=own.data.limit or asked.samples))
+        made = pairs_phases(own, replace(request, gpus=own.ray or 1, samples=own.data.limit or request.samples))
     elif phase.what == "rl":
         asks = next(p.samples for p in reversed(before) if p.name.endswith("/pairs"))
-        made = plan(own, replace(asked, samples=own.data.limit or round(PAIRED * asks)))
+        made = estimate(own, replace(request, samples=own.data.limit or round(PAIRED * asks)))
         made = [replace(p, notes=[f"{PAIRED:.0%} of the questions are taken to give a pair", *p.notes]) for p in made]
     else:
-        made = plan(own, replace(asked, samples=own.data.limit or asked.samples))
+        made = estimate(own, replace(request, samples=own.data.limit or request.samples))
     return [replace(p, name=phase.name) for p in made]
 
 
-def _scoring(recipe: LoopRecipe, asked: Asked) -> Phase:
+def _scoring(recipe: LoopRecipe, request: EstimateRequest) -> Phase:
     """All tasks of the recipe's suite as one phase."""
     from visrl.evals.benchmarks import resolve
 
@@ -75,11 +79,11 @@ def _scoring(recipe: LoopRecipe, asked: Asked) -> Phase:
     }
     for spec in resolve([section.tasks]):
         samples, n, notes = task_samples(spec.name, section.data)
-        part = evaluation_phase(spec.name, model, samples, min(n, section.limit or n), asked, **how)
+        part = evaluation_phase(spec.name, model, samples, min(n, section.limit or n), request, **how)
         part.notes.extend(notes)
         parts.append(part)
     if not parts:
-        raise UsageError("the loop scores nothing", "score.tasks")
+        raise UsageError("score.tasks names no task to score", "for example score.tasks: world")
     return Phase(
         "scoring",
         sum(p.samples for p in parts),

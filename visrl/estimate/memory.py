@@ -1,4 +1,4 @@
-"""Bytes a GPU needs for training and for generating: the formulae of docs/planning.md, one function each.
+"""Bytes a GPU needs for training and for generating: the formulae of docs/estimating.md, one function each.
 
 T tokens of a row, R rows at once, s bytes of a value (weights' dtype); d, a, f, h, V, L as in shape.Shape.
 

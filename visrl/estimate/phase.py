@@ -1,4 +1,4 @@
-"""What a plan is asked for and what it says of one phase."""
+"""What an estimate is asked for, and what it says of one phase."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 LOOKED_AT = 64
 """Rows whose tokens are counted; the rest is taken to be like them."""
 LINE = {"episode": 2000, "question": 4000}  # bytes on disk of a finished sample, and of a question with its chains
-ROWS = 32  # hf.HFPolicy's conversations per forward pass on a GPU
+ROWS = 32  # HFPolicy's conversations per forward pass on a GPU
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a plan is for. samples: how many rows, where the data are not there yet. answer: tokens of an answer."""
+class EstimateRequest:
+    """What to estimate for. samples: how many rows, where the data are not there yet. answer: tokens of an answer."""
 
     gpu: GPU
     gpus: int = 1

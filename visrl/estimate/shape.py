@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
 from visrl.train.config.recipe import LoraSection
@@ -68,21 +67,13 @@ def describe_model(
     not there; no weights are read.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    from visrl.train.common.models import _config_of, shipped
+    from visrl.policies.hf.loading import load_config
+    from visrl.train.common.models import shipped
     from visrl.train.common.vision_cache import freeze_vision
 
-    folder = shipped(path)
-    try:
-        family_class(_config_of(folder, revision))  # registers classes of our own before the config is read
-        config = AutoConfig.from_pretrained(folder, revision=revision)
-        processor = AutoProcessor.from_pretrained(folder, revision=revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot read {path}: {first}", "a plan needs config.json and the processor's files"
-        ) from error
+    config, processor = load_config(shipped(path), {"revision": revision} if revision else {})
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()  # placing parameters on meta undid it

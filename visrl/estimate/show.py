@@ -1,4 +1,4 @@
-"""A plan as a table, or as JSON."""
+"""An estimate as a table, or as JSON."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 
 from visrl.estimate.launch import commands, slurm
 from visrl.estimate.memory import RESERVE, SHARDED
-from visrl.estimate.phase import Asked, Phase
+from visrl.estimate.phase import EstimateRequest, Phase
 
 GIGA = 1e9
-FULL = 0.9  # of a GPU's memory, beyond which a plan says that it will not fit
+FULL = 0.9  # of a GPU's memory, beyond which an estimate says that it will not fit
 
 
-def print_plan(
+def print_estimate(
     phases: Sequence[Phase],
     words: Sequence[str],
-    asked: Asked,
+    request: EstimateRequest,
     *,
     trains: bool,
     json_: bool,
     starts_itself: bool = False,
 ) -> None:
     """To stdout: phases, what is assumed, whether it fits, and how to start it. starts_itself: ``words`` are one process."""
-    sharding = asked.sharding if trains else None
+    sharding = request.sharding if trains else None
     hours = sum(phase.seconds for phase in phases) / 3600
-    script = slurm(words, asked.gpus, sharding, hours, words[0], starts_itself=starts_itself)
-    lines = commands(words, 1 if starts_itself else asked.gpus, sharding)
+    script = slurm(words, request.gpus, sharding, hours, words[0], starts_itself=starts_itself)
+    lines = commands(words, 1 if starts_itself else request.gpus, sharding)
     if json_:
         from visrl.core.records import dump_json
 
-        plan = {"phases": [_json(phase) for phase in phases], "gpu": asdict(asked.gpu), "gpus": asked.gpus}
-        sys.stdout.write(dump_json({**plan, "commands": lines, "slurm": script}))
+        estimate = {"phases": [_json(phase) for phase in phases], "gpu": asdict(request.gpu), "gpus": request.gpus}
+        sys.stdout.write(dump_json({**estimate, "commands": lines, "slurm": script}))
         return
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(phases, asked))
-    for line in _remarks(phases, asked):
+    console.print(_table(phases, request))
+    for line in _remarks(phases, request):
         console.print(line, markup=False)
     print("\nstart it:", *(f"  {line}" for line in lines), sep="\n")
     print("\nSLURM:", *(f"  {line}" for line in script.splitlines()), sep="\n")
@@ -49,7 +49,7 @@ def _json(phase: Phase) -> dict[str, Any]:
     return {**asdict(phase), "tokens": phase.work.tokens, "memory_total": phase.memory.total + RESERVE}
 
 
-def _table(phases: Sequence[Phase], asked: Asked) -> Any:
+def _table(phases: Sequence[Phase], request: EstimateRequest) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -67,11 +67,11 @@ def _table(phases: Sequence[Phase], asked: Asked) -> Any:
     return table
 
 
-def _remarks(phases: Sequence[Phase], asked: Asked) -> list[str]:
-    gpu = asked.gpu
+def _remarks(phases: Sequence[Phase], request: EstimateRequest) -> list[str]:
+    gpu = request.gpu
     lines = [
-        f"{asked.gpus} x {gpu.name}: {gpu.flops / 1e12:.0f} TFLOP/s and {gpu.bytes / 1e9:.0f} GB/s sustained are assumed, not"
-        " measured (--tflops, --bandwidth; docs/planning.md)"
+        f"{request.gpus} x {gpu.name}: {gpu.flops / 1e12:.0f} TFLOP/s and {gpu.bytes / 1e9:.0f} GB/s sustained are assumed, not"
+        " measured (--tflops, --bandwidth; docs/estimating.md)"
     ]
     for phase in phases:
         parts = {k: v / GIGA for k, v in asdict(phase.memory).items() if v / GIGA >= 0.05}
@@ -80,6 +80,6 @@ def _remarks(phases: Sequence[Phase], asked: Asked) -> list[str]:
         )
         lines += [f"  {note}" for note in dict.fromkeys(phase.notes)]
         if phase.memory.total + RESERVE > FULL * gpu.gb * GIGA:
-            ways = ", ".join(way for way in SHARDED if way not in ("ddp", asked.sharding))
+            ways = ", ".join(way for way in SHARDED if way not in ("ddp", request.sharding))
             lines.append(f"  does not fit {gpu.gb:.0f} GB: smaller batches, checkpointing, lora, or --sharding {ways}")
     return lines

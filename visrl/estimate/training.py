@@ -1,4 +1,4 @@
-"""Plans of phases that train: SFT, and the stages of step-level DPO."""
+"""Estimates of phases that train: SFT, and the stages of step-level DPO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from visrl.errors import UsageError
 from visrl.estimate.lengths import Batches, blank_preference, spread, typical
 from visrl.estimate.memory import Memory, training_memory
-from visrl.estimate.phase import LOOKED_AT, Asked, Phase, speaker_of
+from visrl.estimate.phase import LOOKED_AT, EstimateRequest, Phase, speaker_of
 from visrl.estimate.shape import BYTES, Described
 from visrl.estimate.work import Work, seconds
 
@@ -30,7 +30,14 @@ def batches_of(rows: Sequence[tuple[int, int, int, int]], size: int) -> Batches:
 
 
 def training_phase(
-    name: str, model: Described, batches: Sequence[Batches], n: int, asked: Asked, *, recipe: Any, reference: bool
+    name: str,
+    model: Described,
+    batches: Sequence[Batches],
+    n: int,
+    request: EstimateRequest,
+    *,
+    recipe: Any,
+    reference: bool,
 ) -> Phase:
     """One phase of training on ``n`` rows; ``batches``: one for each term of its loss. reference: log-probabilities first."""
     trainer, size = recipe.trainer, BYTES[recipe.model.dtype]
@@ -56,17 +63,15 @@ def training_phase(
         context=fmean(b.tokens for b in batches) / 2,
     )
     full = model.shape.adapters == 0
-    time = seconds(
-        model.shape, work, asked.gpu, gpus=asked.gpus, size=size, cache=0, full=full, checkpointing=checkpointing
-    )
-    steps = epochs * n / (batch * accumulate * asked.gpus)
+    time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, checkpointing=checkpointing)
+    steps = epochs * n / (batch * accumulate * request.gpus)
     notes = (
         []
         if (full and recipe.model.freeze_vision) or not full
         else ["activations of the trained vision tower are not counted"]
     )
     disk = _disk(model, trainer, size, steps) + (8 * n * len(batches) if reference else 0)
-    return Phase(name, n, work, memory.sharded(asked.sharding, asked.gpus), time, disk, notes)
+    return Phase(name, n, work, memory.sharded(request.sharding, request.gpus), time, disk, notes)
 
 
 def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
@@ -79,14 +84,14 @@ def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
     return weights + kept * (weights + moments)
 
 
-def sft_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
+def sft_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[Phase]:
     """``kind: sft``: one phase over the conversations of the chains."""
     from visrl.train.common.conversations import count
     from visrl.train.common.encoding import ChainCollator
     from visrl.train.data.load import load_demonstrations
     from visrl.train.data.rows import Demonstration
 
-    found, n, notes = _rows(recipe, load_demonstrations, asked)
+    found, n, notes = _rows(recipe, load_demonstrations, request)
     if not found:
         found = [Demonstration(p.sample, p.protocol, p.win) for p in map(blank_preference, typical(1))]
     joined = model.family.keeps_prefix
@@ -98,22 +103,22 @@ def sft_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
         rows.append((0, len(chat.ids), sum(len(p.ids) for p in chat.pictures), 0))
     batches = batches_of(rows, int(recipe.trainer["per_device_train_batch_size"]))
     total = round(n * len(talks) / len(found))
-    phase = training_phase("sft", model, [batches], total, asked, recipe=recipe, reference=False)
+    phase = training_phase("sft", model, [batches], total, request, recipe=recipe, reference=False)
     phase.notes.extend(notes)
     return [phase]
 
 
-def dpo_phases(recipe: Any, model: Described, asked: Asked) -> list[Phase]:
+def dpo_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[Phase]:
     """``kind: dpo``: a phase for every stage."""
     from visrl.train.data.load import load_preferences
 
-    found, n, notes = _rows(recipe, load_preferences, asked)
+    found, n, notes = _rows(recipe, load_preferences, request)
     found = found or [blank_preference(sample) for sample in typical(1)]
     phases = []
     for stage in recipe.step.stages:
         terms = tuple(term.name for term in recipe.step.terms(stage))
         batches = preference_batches(recipe, model, found, terms)
-        phase = training_phase(f"dpo stage {stage}", model, batches, n, asked, recipe=recipe, reference=True)
+        phase = training_phase(f"dpo stage {stage}", model, batches, n, request, recipe=recipe, reference=True)
         phase.notes.extend(notes)
         phases.append(phase)
     return phases
@@ -157,12 +162,14 @@ def _two_rows(batches: Batches, *, one: bool) -> Batches:
     )
 
 
-def _rows(recipe: Any, load: Any, asked: Asked) -> tuple[list[Any], int, list[str]]:
+def _rows(recipe: Any, load: Any, request: EstimateRequest) -> tuple[list[Any], int, list[str]]:
     """Some rows of a recipe's data and their number; none, and ``--samples``, where the data are not there yet."""
     try:
         rows = load(recipe.data)
     except UsageError as error:
-        if asked.samples is None:
-            raise UsageError(error.message, "--samples N plans without the data, with a typical question") from error
-        return [], asked.samples, [f"one typical question and a picture of 640 x 480 ({error.message})"]
-    return spread(rows, LOOKED_AT), asked.samples or len(rows), []
+        if request.samples is None:
+            raise UsageError(
+                error.message, "--samples N estimates without the data, from a typical question"
+            ) from error
+        return [], request.samples, [f"one typical question and a picture of 640 x 480 ({error.message})"]
+    return spread(rows, LOOKED_AT), request.samples or len(rows), []

@@ -1,4 +1,4 @@
-"""Tokens, operations and hours: the formulae of docs/planning.md, and what they assume of a GPU.
+"""Tokens, operations and hours: the formulae of docs/estimating.md, and what they assume of a GPU.
 
 Data sheets' peaks are never reached: ``BUSY`` of the arithmetic and ``READING`` of the bandwidth are assumed, round numbers that
 were not measured here (no GPU). ``--tflops`` and ``--bandwidth`` put your own sustained figures in their place.
@@ -67,20 +67,20 @@ class Work:
         return self.prefill + self.decode + self.trained
 
 
-def operations(shape: Shape, work: Work, *, full: bool, checkpointing: bool) -> float:
+def operations(shape: Shape, work: Work, *, checkpointing: bool = False) -> float:
     """Floating-point operations: 2 per parameter and token forward, 4 a token of attention and looked-back token and width.
 
     Backward costs twice the forward where all weights are trained, once where only adapters are; checkpointing a forward more.
     """
     a_token = 2 * shape.language + 4 * shape.layers * shape.width * work.context
-    passes = (3 if full else 2) + (1 if checkpointing else 0)
+    passes = (2 if shape.adapters else 3) + (1 if checkpointing else 0)
     return a_token * (work.prefill + work.decode + passes * work.trained) + 2 * shape.vision * work.patches
 
 
 def seconds(
-    shape: Shape, work: Work, gpu: GPU, *, gpus: int, size: int, cache: float, full: bool, checkpointing: bool
+    shape: Shape, work: Work, gpu: GPU, *, gpus: int, size: int, cache: float = 0, checkpointing: bool = False
 ) -> float:
     """Time on ``gpus`` that share the samples. Each step of decoding reads all weights and the batch's cache (bytes)."""
-    computed = operations(shape, work, full=full, checkpointing=checkpointing) / gpu.flops
+    computed = operations(shape, work, checkpointing=checkpointing) / gpu.flops
     read = work.steps * (size * (shape.language + shape.hidden) + cache) / gpu.bytes
     return (computed + read) / gpus

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from visrl.core.box_formats import BoxFormat
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import UsageError
-from visrl.evaluation.evaluate import Asked, Engine, Options, here, make_look, missing_batches, samples_of, write_down
+from visrl.evaluation.evaluate import (
+    Engine,
+    Options,
+    TaskSamples,
+    config_of,
+    evaluation_job,
+    here,
+    samples_of,
+    unfinished,
+)
+from visrl.evaluation.live_score import live_scorer
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
-from visrl.rollout.rollout import Look, batches, look_then_answer
-from visrl.runs.distributed import join
-from visrl.runs.progress import cheap_scorer, progress
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
+from visrl.runs.distributed import init
+from visrl.runs.job import batches
+from visrl.runs.progress import progress
 from visrl.runs.ray_pool import REMOTE, Pool, Stage, connect
 from visrl.runs.store import Finished, Run, episode_from_json, episode_to_json
 
@@ -23,26 +34,26 @@ Key = tuple[str, int]
 """(task, number of a batch)"""
 
 
-@dataclass(slots=True)
-class Described:
-    """A policy that only the workers hold: all that the process which asked must know of it."""
+class DescribedPolicy(Policy):
+    """A policy that only the workers hold: all that the process which asked must know of it. Plain data, to be sent."""
 
-    name: str
-    box_format: BoxFormat
-    needs_pictures: bool
-    default_protocol: str
-    about: Mapping[str, Any]
-    default_crop: str = "viscot_square112"
-    batch_size: int = 8
-    rows: int = 0
+    def __init__(self, about: Mapping[str, Any], batch_size: int) -> None:
+        self._about, self._batch_size = about, batch_size
 
     @classmethod
-    def of(cls, policy: Policy) -> Described:
-        known = [field.name for field in fields(cls) if hasattr(policy, field.name) and field.name != "about"]
-        return cls(about=dict(policy.describe()), **{name: getattr(policy, name) for name in known})
+    def of(cls, policy: Policy) -> DescribedPolicy:
+        described = cls(dict(policy.describe()), policy.batch_size)
+        described.name, described.box_format, described.rows = policy.name, policy.box_format, policy.rows
+        described.default_protocol, described.default_crop = policy.default_protocol, policy.default_crop
+        described.needs_pictures, described.recorded = policy.needs_pictures, policy.recorded
+        return described
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
 
     def describe(self) -> Mapping[str, Any]:
-        return self.about
+        return self._about
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
         """Not done here."""
@@ -50,7 +61,7 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Far:
+class RayEngine:
     """An engine (evaluate.py) and the model it is made of."""
 
     model: str
@@ -62,10 +73,16 @@ class Far:
         model, args = self.model, self.args
         if not uses_gpu(model):
             return load_policy(model, args)
-        return self.pool.ask(lambda: Described.of(load_policy(model, args)))
+        return self.pool.ask(lambda: DescribedPolicy.of(load_policy(model, args)))
 
     def __call__(
-        self, policy: Policy, tasks: Iterable[Asked], look: Look, run: Run, finished: Finished, options: Options
+        self,
+        policy: Policy,
+        tasks: Iterable[TaskSamples],
+        config: RolloutConfig,
+        run: Run,
+        finished: Finished,
+        options: Options,
     ) -> int:
         """Episodes for all tasks by one pool; returns how many failed."""
         todo: dict[Key, list[CoTSample]] = {}
@@ -73,16 +90,17 @@ class Far:
         names: list[str] = []
         for samples in tasks:
             names.append(samples.task)
-            for number, batch, ids in missing_batches(samples, options.batch_size, finished):
-                todo[samples.task, number] = [] if options.quiet else batch  # which the running score needs
-                wanted += len(ids)
+            for batch in unfinished(samples, options.batch_size, finished):
+                # the running score needs the samples
+                todo[samples.task, batch.number] = [] if options.quiet else batch.items
+                wanted += len(batch.missing)
             total += samples.n
-        scorer = cheap_scorer(names[0], options.judge) if len(names) == 1 else None
+        scorer = live_scorer(names[0], options.judge) if len(names) == 1 else None
         label = f"{names[0] if len(names) == 1 else f'{len(names)} tasks'}, {self.pool.workers} workers"
         with progress(label, total, scorer=scorer, quiet=options.quiet) as ticker:
             ticker.skip(total - wanted)
-            stage = _stage(self.model, self.args, getattr(policy, "rows", 0), options)
-            return write_down(self._made(stage, todo, finished), wanted, run, ticker) if todo else 0
+            stage = _stage(self.model, self.args, policy.rows, options)
+            return evaluation_job(run).finish(self._made(stage, todo, finished), wanted, ticker) if todo else 0
 
     def _made(
         self, stage: Stage, todo: dict[Key, list[CoTSample]], finished: Finished
@@ -97,10 +115,12 @@ def policy_and_engine(model: str, args: Mapping[str, str], workers: int | None) 
     """The model, and what makes its episodes: this process, or ``workers`` on Ray. Raises UsageError as they do."""
     if workers is None:
         return load_policy(model, args), here
-    if join().world > 1:
-        raise UsageError("a launcher, and --ray", "with --ray one process starts the workers")
-    far = Far(model, args, connect(workers, uses_gpu=uses_gpu(model), whole_gpus="device_map" in args))
-    return far.policy(), far
+    if init().world_size > 1:
+        raise UsageError(
+            "--ray was given to one of several launched processes", "start one process: --ray starts the workers itself"
+        )
+    engine = RayEngine(model, args, connect(workers, uses_gpu=uses_gpu(model), whole_gpus="device_map" in args))
+    return engine.policy(), engine
 
 
 def uses_gpu(model: str) -> bool:
@@ -112,8 +132,8 @@ def _stage(model: str, args: Mapping[str, str], rows: int, options: Options) -> 
     def start() -> Any:
         policy = load_policy(model, args)
         if rows:
-            policy.rows = rows  # type: ignore[attr-defined]  # what --batch-size set
-        look = make_look(policy, options)
+            policy.rows = rows  # what --batch-size set
+        config = config_of(policy, options)
         parts: dict[str, list[list[CoTSample]]] = {}  # of one task: recorded outputs are bound to one at a time
 
         def work(item: str) -> str:
@@ -122,7 +142,7 @@ def _stage(model: str, args: Mapping[str, str], rows: int, options: Options) -> 
                 parts.clear()
                 parts[task] = list(batches(samples_of(policy, task, options), options.batch_size))
             batch = parts[task][number]
-            episodes = look_then_answer(policy, batch, look, batch_size=len(batch))
+            episodes = look_then_answer(policy, batch, config, batch_size=len(batch))
             return json.dumps([task, number, [episode_to_json(e) for e in episodes]])
 
         return work

@@ -79,12 +79,12 @@ def _refuse_silence(folder: Path, results: Sequence[TaskResult], judge: Judge) -
     if unjudged(judged) and not any(result.n for result in judged) and any((folder / "records").glob("*.json")):
         raise UsageError(
             f"the judge {judge.name} could not be reached: nothing was scored",
-            f"{folder} is as it was; the same command tries again",
+            f"{folder} is unchanged; run the same command to try again",
         )
 
 
 def _rows(task: str, scores: SampleScores) -> Iterator[dict[str, Any]]:
-    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data (compare.py)."""
+    """A task's lines of scores.jsonl. Picture and group: what pairing two runs needs, so that it needs no data."""
     for row in scores.rows():
         found = scores.of_row(row)
         yield {
@@ -119,7 +119,8 @@ def _documents(spec: TaskSpec, request: Mapping[str, Any]) -> Iterator[CoTSample
     folder = Path(request["data_folder"]) if request["data_folder"] else None
     if fingerprint(spec.name, folder) != request["data"][spec.name]:
         raise UsageError(
-            f"the documents of {spec.name} in {folder} have changed since the run", "score with the data it was made on"
+            f"the documents of {spec.name} in {folder} have changed since the run",
+            "score with the data that the run used",
         )
     return load(spec.name, folder, with_pictures=False, limit=request["limit"])
 

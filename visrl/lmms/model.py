@@ -1,8 +1,9 @@
 """The lmms-eval side of visrl: our model class, and running lmms-eval's own tasks from visrl-eval.
 
 ``lmms-eval --model visrl --model_args policy=hf:PATH,protocol=visrl_train,crop=tight --tasks visrl_refcoco_val,mme``: any
-policy (policies/load.py) looks, then answers, inside ``generate_until``, through rollout.py as everywhere. One request per
-document. On our tasks the whole episode is returned to our scorer (tasks/lmms.py); on any other task the answer's text is.
+policy (policies/registry.py) looks, then answers, inside ``generate_until``, through rollout/rollout.py as everywhere. One
+request per document. On our tasks the whole episode is returned to our scorer (tasks/lmms.py); on any other task the
+answer's text is.
 
 Known limits: 1. documents with one picture and one user turn; others fail, each with its reason. 2. an upstream task's answer
 length also bounds the box turn, so fewer than 128 new tokens are raised to 128. 3. a failed sample of an upstream task goes
@@ -29,13 +30,14 @@ from lmms_eval.api.model import lmms
 
 from visrl.core.types import CoTSample, Episode, Picture, Step
 from visrl.errors import PictureError, UsageError, nearest
-from visrl.evaluation.evaluate import Options, make_look
+from visrl.evaluation.evaluate import Options, config_of
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
-from visrl.rollout.rollout import Look, look_then_answer
-from visrl.runs.distributed import join
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
+from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
-from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, to_wire
+from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, serialize_episode
 from visrl.tasks.pictures import decoded
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-_LOOK_OPTIONS = ("protocol", "focus", "crop", "seed")
+_CONFIG_OPTIONS = ("protocol", "focus", "crop", "seed")
 _SHOWN = 5  # failures printed per task; all of them are in ``failures``
 
 
@@ -53,16 +55,16 @@ class LookThenAnswer(lmms):
     is_simple = False
 
     def __init__(
-        self, policy: str | Policy, look: Look | None = None, batch_size: int | str = 8, **arguments: Any
+        self, policy: str | Policy, config: RolloutConfig | None = None, batch_size: int | str = 8, **arguments: Any
     ) -> None:
         """From ``--model_args policy=SPEC,…``: protocol, focus, crop and seed say how to look, the rest is the policy's."""
         super().__init__()
-        how = {name: arguments.pop(name) for name in _LOOK_OPTIONS if name in arguments}
+        how = {name: arguments.pop(name) for name in _CONFIG_OPTIONS if name in arguments}
         arguments.pop("max_batch_size", None)
         if isinstance(policy, str):
             policy = load_policy(policy, {name: str(value) for name, value in arguments.items()})
         self.policy = policy
-        self.look = look or make_look(policy, Options(**how))
+        self.config = config or config_of(policy, Options(**how))
         self.batch_size = max(1, int(batch_size))
         self.failures: dict[str, dict[str, str]] = defaultdict(dict)
 
@@ -91,17 +93,19 @@ class LookThenAnswer(lmms):
     def _run(self, requests: Sequence[Instance]) -> Iterator[GenerationResult]:
         """The answers of requests of one task with one way of decoding."""
         task, options = requests[0].args[4], requests[0].args[2]
-        look = _decoding(self.look, options)
+        config = _decoding(self.config, options)
         if is_ours(task):
             samples: Any = self._our_samples(task, requests)
-        elif hasattr(self.policy, "bind"):
-            raise UsageError(f"{self.policy.name} has no predictions for {task}", f"replay goes with {PREFIX}… tasks")
+        elif self.policy.recorded:
+            raise UsageError(
+                f"{self.policy.name} has no predictions for {task}", f"recorded outputs need tasks named {PREFIX}…"
+            )
         else:
             samples = (_upstream_sample(request, partial(self._document, request)) for request in requests)
-        for episode in look_then_answer(self.policy, samples, look, batch_size=self.batch_size):
+        for episode in look_then_answer(self.policy, samples, config, batch_size=self.batch_size):
             if episode.error is not None:
                 self.failures[task][episode.sample_id] = episode.error
-            yield _result(episode, to_wire(episode) if is_ours(task) else _answer(episode, options))
+            yield _result(episode, serialize_episode(episode) if is_ours(task) else _answer(episode, options))
 
     def _document(self, request: Instance) -> Mapping[str, Any]:
         _, _, _, number, task, split = request.args
@@ -112,9 +116,10 @@ class LookThenAnswer(lmms):
         if self.policy.needs_pictures:
             SOURCES[name].require_pictures(data_folder())
         known = samples_of(name)
-        bind = getattr(self.policy, "bind", None)
-        if bind is not None:  # all of them, whatever --limit says; documents without a prediction then fail: unscored
-            bind(list(known.values()), name)
+        if (
+            self.policy.recorded
+        ):  # all of them, whatever --limit says; documents without a prediction then fail: unscored
+            self.policy.match_samples(list(known.values()), name)
         return [known[self._document(request)["id"]] for request in requests]
 
     def _report(self) -> None:
@@ -132,14 +137,14 @@ class LookThenAnswer(lmms):
         raise NotImplementedError("visrl generates; loglikelihood tasks are not supported")
 
     def clean(self) -> None:
-        """Nothing: lmms-eval would delete the weights after the first of several tasks (lmms-eval.md 6.2)."""
+        """Nothing: lmms-eval would delete the weights after the first of several tasks."""
 
 
-def _decoding(look: Look, options: Mapping[str, Any]) -> Look:
-    """The look with the request's decoding options: length, and temperature where the task samples."""
+def _decoding(config: RolloutConfig, options: Mapping[str, Any]) -> RolloutConfig:
+    """The config with the request's decoding options: length, and temperature where the task samples."""
     length = max(128, int(options.get("max_new_tokens") or 128))
     temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
-    return replace(look, sampling=replace(look.sampling, max_tokens=length, temperature=temperature))
+    return replace(config, sampling=replace(config.sampling, max_tokens=length, temperature=temperature))
 
 
 def _result(episode: Episode, text: str) -> GenerationResult:
@@ -220,7 +225,7 @@ def _failing(name: str, reason: str) -> Picture:
 
 
 def run_upstream(
-    tasks: Sequence[str], policy: Policy, look: Look, *, limit: int | None = None, batch_size: int = 8
+    tasks: Sequence[str], policy: Policy, config: RolloutConfig, *, limit: int | None = None, batch_size: int = 8
 ) -> dict[str, Any]:
     """Run tasks of lmms-eval, ours or its own, and return its results as plain data, with our ``failures``. Of several processes
     only the first has results, and each the failures of its share.
@@ -230,7 +235,7 @@ def run_upstream(
     from lmms_eval.evaluator import simple_evaluate
     from tenacity import RetryError
 
-    model = LookThenAnswer(policy, look, batch_size)
+    model = LookThenAnswer(policy, config, batch_size)
     try:
         found = simple_evaluate(
             model=model,
@@ -238,8 +243,8 @@ def run_upstream(
             task_manager=_task_manager(tasks),
             limit=limit,
             distributed_executor_backend="torchrun"
-            if join().world > 1
-            else "accelerate",  # by gloo, which join() set up
+            if init().world_size > 1
+            else "accelerate",  # by gloo, which init() set up
         )
     except RetryError as error:  # what a data set that cannot be loaded looks like after five times
         raise error.last_attempt.exception() or error from error
@@ -306,10 +311,10 @@ def print_upstream(tasks: Sequence[str], policy: Policy, options: Options) -> in
 
     if options.data is not None:
         os.environ[DATA_VARIABLE] = str(options.data)  # our own task files read it
-    found = run_upstream(tasks, policy, make_look(policy, options), limit=options.limit, batch_size=options.batch_size)
-    processes = join()
-    if processes.first:
+    found = run_upstream(tasks, policy, config_of(policy, options), limit=options.limit, batch_size=options.batch_size)
+    processes = init()
+    if processes.is_main:
         print(make_table(found))
-    if processes.first and "groups" in found:
+    if processes.is_main and "groups" in found:
         print(make_table(found, "groups"))
     return processes.total(sum(map(len, found["failures"].values())))

@@ -1,11 +1,11 @@
 """Entry point of ``lmms_eval.models``: with visrl installed, plain ``lmms-eval --model visrl --tasks visrl_refcoco_val`` works.
 
 lmms-eval 0.7 finds models by entry point, but has none for tasks. So the entry point also wraps one method,
-``TaskManager.initialize_tasks``, to look into our folder as well (lmms-eval.md 1.3). VISRL_NO_LMMS_HOOK=1 turns that off;
+``TaskManager.initialize_tasks``, to look into our folder as well. VISRL_NO_LMMS_HOOK=1 turns that off;
 ``--include_path "$(visrl-eval ls --path)"`` does the same by hand. tests/test_plugin.py holds the contract per version.
 
 This module is imported while ``lmms_eval.models`` is half imported, and whatever it raises drops every plugin with one
-warning: nothing of lmms_eval, and nothing heavy, may be imported at its top (lmms-eval.md 1.4).
+warning: nothing of lmms_eval, and nothing heavy, may be imported at its top.
 """
 
 from __future__ import annotations

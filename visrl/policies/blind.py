@@ -1,4 +1,4 @@
-"""A policy that is shown grey pictures: what can be had from words alone. ``blind:MODEL``, for any model but a replayed one."""
+"""A policy that is shown grey pictures: what can be had from words alone. ``blind:MODEL``, for any model but a recorded one."""
 
 from __future__ import annotations
 
@@ -10,34 +10,58 @@ from PIL import Image
 
 from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
-from visrl.policies.protocol import Output, Policy, Request, Sampling
-from visrl.policies.registry import load_policy
+from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling
 
 GREY = (127, 127, 127)
 
 
-class Blind:
-    """``policy`` with every picture, whole or crop, replaced by a grey one of its size."""
+class Blind(Policy):
+    """``policy`` with every picture, whole or crop, replaced by a grey one of its size; all else is the policy's own.
 
-    needs_pictures = True
+    Raises UsageError for a policy that looks at no picture: nothing would change.
+    """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.name = policy, f"blind:{policy.name}"
-        self.box_format, self.default_protocol = policy.box_format, policy.default_protocol
-
-    @classmethod
-    def load(cls, spec: str, args: Mapping[str, str] | None = None) -> Blind:
-        """The policy of ``spec``, blinded. Raises UsageError for one that looks at no picture: nothing would change."""
-        policy = load_policy(spec, args)
         if not policy.needs_pictures:
-            raise UsageError(f"blind:{spec}: {policy.name} never looks at a picture", "name a model that does")
-        return cls(policy)
+            raise UsageError(f"blind: {policy.name} does not use pictures", "name a model that does")
+        self.policy, self.name, self.box_format = policy, f"blind:{policy.name}", policy.box_format
+        self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop
+        self.scores_texts = policy.scores_texts
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]  # the policy's own
+        return self.policy.rows
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self.policy.rows = rows
+
+    @property
+    def batch_size(self) -> int:
+        return self.policy.batch_size
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
-        return self.policy.generate([replace(r, turns=tuple(map(_blanked, r.turns))) for r in requests], sampling)
+        return self.policy.generate(_blinded(requests), sampling)
+
+    def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
+        return self.policy.loglikelihood(_blinded(requests), completions)
+
+    def rename(self, name: str) -> None:
+        self.policy.rename(name)
+        self.name = f"blind:{name}"
+
+    def use_adapter(self, folder: str) -> None:
+        self.policy.use_adapter(folder)
+
+    def close(self) -> None:
+        self.policy.close()
 
     def describe(self) -> Mapping[str, Any]:
         return {**self.policy.describe(), "pictures": "blank"}
+
+
+def _blinded(requests: Sequence[Request]) -> list[Request]:
+    return [replace(request, turns=tuple(map(_blanked, request.turns))) for request in requests]
 
 
 def _blanked(turn: Turn) -> Turn:

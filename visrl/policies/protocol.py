@@ -1,17 +1,21 @@
-"""A policy answers conversations. transformers (hf.py), servers (endpoint.py) and recorded outputs (replay.py) look alike.
+"""The contract between visrl and a model: everything a caller may ask of a policy is declared here, with its default.
 
-Only hf.py and families/ may import torch.
+A policy answers conversations. transformers in this process (hf/), servers (servers/) and recorded outputs (recorded/) look
+alike; a caller never asks what kind a policy is, only what it declares. Only hf/ and families/ may import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.boxes import Size
-from visrl.core.types import Turn
+from visrl.core.crops import CropName
+from visrl.core.types import CoTSample, Turn
+from visrl.errors import UsageError
 
 StepName = Literal["box", "answer"]
 
@@ -37,11 +41,12 @@ class Sampling:
 class Request:
     """One conversation to continue.
 
-    key: the sample's id. A policy may keep what it computed for a key at the box turn (the picture's features, the
-    key-value cache of the shared prefix) for the answer turn of the same batch; outputs must not depend on that.
+    key: the sample's id. step: which turn of the protocol this is; recorded outputs are looked up by it.
     size: of the original picture (width, height).
     stream: tells apart requests of one key and step that must draw independently (the chains of one question): randomness
     hangs on (seed, key, step, stream, index) and on nothing else.
+    keep_cache: requests of the next call begin like this one. A policy may then keep what it computed for this key (the
+    picture's features, the key-value cache of the shared prefix); outputs must not depend on that.
     """
 
     key: str
@@ -49,12 +54,15 @@ class Request:
     turns: tuple[Turn, ...]
     size: Size | None = None
     stream: str = ""
+    keep_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came back for a request: ``n`` texts, or the reason why not (the sample fails, the rest goes on).
+    """What came back for a request: ``n`` texts, or the reason why there is none (the sample fails, the others continue).
 
+    retry: asking again may help. False for what is decided (a picture that does not open, a refused request) and for a policy
+    that has already tried patiently.
     prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
     prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.
     output_tokens: of all n texts together.
@@ -66,36 +74,123 @@ class Output:
     output_tokens: int | None = None
     prompt: str = ""
     cached_tokens: int = 0
+    retry: bool = True
 
 
-@runtime_checkable
-class Policy(Protocol):
-    """Anything that can look and answer.
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a model computed: ``prompt`` tokens of all prompts, ``cached`` of them taken from a cache, ``output`` tokens."""
 
-    name: as records print it. box_format: how it writes boxes, and in which frame. needs_pictures: False for replay.
-    default_protocol: the protocol it was made with, used when the user names none.
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+    @classmethod
+    def of(cls, output: Output) -> Tokens | None:
+        """None where the policy does not count."""
+        if output.prompt_tokens is None or output.output_tokens is None:
+            return None
+        return cls(output.prompt_tokens, output.cached_tokens, output.output_tokens)
+
+    @property
+    def computed(self) -> int:
+        """Prefill and decode: the tokens a model really ran on."""
+        return self.prompt - self.cached + self.output
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.cached + other.cached, self.output + other.output)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLikelihood:
+    """Natural logarithm of a text's probability, end of reply included; or ``error``: why there is none."""
+
+    value: float = 0.0
+    error: str = ""
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Recorded outputs that no document of the run took: ``duplicates`` are those whose document another output had."""
+
+    unused: int = 0
+    duplicates: int = 0
+    examples: tuple[str, ...] = ()
+
+
+class Policy(ABC):
+    """Anything that can look and answer. Subclasses set ``name`` and ``box_format`` and override what they can do.
+
+    name: as records print it. box_format: how it writes boxes, and in which frame.
+    needs_pictures: whether it looks at pixels; False for recorded outputs and constants.
+    default_protocol, default_crop: what it was made with, used where the user names none (rollout/config.py).
+    recorded: its outputs exist already; only documents that :meth:`match_samples` gives can be asked about.
+    scores_texts: whether :meth:`loglikelihood` is there.
+    rows: conversations per forward pass (or requests in flight) where the policy has such a thing; callers may set it.
     """
 
     name: str
     box_format: BoxFormat
-    needs_pictures: bool
-    default_protocol: str
+    needs_pictures: bool = True
+    default_protocol: str = "visrl_train"
+    default_crop: CropName = "viscot_square112"
+    recorded: bool = False
+    scores_texts: bool = False
+    rows: int = 0
 
+    @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
         """One Output per request, in order. Failures of single requests are Outputs with ``error``, not exceptions."""
-        ...
 
+    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
         """What a record must say of this policy: path or id, revision, weights hash, dtype, family; JSON values, no secrets."""
-        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many requests a caller had best pass at once."""
+        return 8 if self.needs_pictures else 512
+
+    def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
+        """How probable each completion is as the reply to its request, in order; what goes wrong with one is its ``error``.
+
+        Raises UsageError where the policy only generates (``scores_texts`` False).
+        """
+        raise UsageError(
+            f"{self.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+        )
+
+    def match_samples(self, samples: Iterable[CoTSample], task: str) -> Iterable[CoTSample]:
+        """The documents of ``task`` that can be asked about: all of them, unless outputs are ``recorded``."""
+        return samples
+
+    def unmatched(self) -> Unmatched:
+        """Recorded outputs that no matched task took; call when all tasks of the run have been matched."""
+        return Unmatched()
+
+    def rename(self, name: str) -> None:
+        """What records call this model, in the place of where its files lie: that must not be said where the place is a run's
+        own or this machine's, and must not decide whether two runs are the same. Hashes of its files stay.
+
+        Raises UsageError where the policy has no files.
+        """
+        raise UsageError(f"{self.name} cannot be given another name", "leave out policy.name and critic.name")
+
+    def use_adapter(self, folder: str) -> None:
+        """From now on answer with the LoRA of ``folder`` (PEFT). Raises UsageError where adapters cannot be exchanged."""
+        raise UsageError(f"{self.name} cannot change its adapter", "load it anew with adapter=")
+
+    def close(self) -> None:  # noqa: B027 - most policies hold nothing that outlives them
+        """Let go of servers, connections and memory. Nothing may be asked afterwards."""
 
 
-@dataclass(slots=True)
-class FunctionPolicy:
+@dataclass
+class FunctionPolicy(Policy):
     """A policy from a plain function ``(request) -> text``: for tests, baselines and overhead measurements."""
 
     name: str
-    answer: Any
+    answer: Callable[[Request], str]
     box_format: BoxFormat
     needs_pictures: bool = False
     default_protocol: str = "direct"

@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from visrl.core.box_formats import FORMATS
 from visrl.errors import UsageError, nearest
+from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import FunctionPolicy, Policy
-
-SHIPPED = ("tiny", "sft", "base")
-"""Checkpoints of the small world that ship with the package (visrl/world/checkpoints)."""
+from visrl.world import CHECKPOINTS
 
 
 def parse_model_args(text: str) -> dict[str, str]:
@@ -31,23 +30,18 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in (*_KINDS, "blind"):
-        if spec in SHIPPED:
+        if spec in CHECKPOINTS:
             kind, rest = "shipped", spec
         elif Path(spec).exists() or _is_hub_id(spec):
             kind, rest = "hf", spec
         else:
-            known = [*SHIPPED, *(f"{name}:" for name in (*_KINDS, "blind"))]
+            known = [*CHECKPOINTS, *(f"{name}:" for name in (*_KINDS, "blind"))]
             raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
     if kind == "blind":
         from visrl.policies.blind import Blind
 
-        return Blind.load(rest, args)
-    loader = _KINDS[kind]()
-    accepted = [name for name, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in args or {}:
-        if name not in accepted:
-            raise UsageError(f"--model-args: {kind} takes no {name!r}", f"it takes {', '.join(accepted) or 'none'}")
-    return loader(rest, **(args or {}))
+        return Blind(load_policy(rest, args))
+    return _KINDS[kind]()(rest, **(args or {}))
 
 
 def _is_hub_id(spec: str) -> bool:
@@ -82,9 +76,17 @@ def _shipped() -> Callable[..., Policy]:
     from visrl.policies.hf.policy import HFPolicy
     from visrl.world import checkpoint_path
 
-    def load(name: str, *, dtype: str = "float32", rows: str = "64", adapter: str = "") -> Policy:
-        policy = HFPolicy.load(str(checkpoint_path(name)), dtype=dtype, rows=rows, adapter=adapter)
-        assert isinstance(policy, HFPolicy), "shipped checkpoints need no code of their own"
+    class ShippedArguments(ModelArguments):
+        """Of HFArguments what makes sense for a small model that is at hand."""
+
+        kind = "a shipped model"
+
+        dtype: str = "float32"
+        rows: int = 64
+        adapter: str = ""
+
+    def load(name: str, **arguments: Any) -> Policy:
+        policy = HFPolicy.load(str(checkpoint_path(name)), **ShippedArguments.read(arguments).model_dump())
         policy.rename(name)
         return policy
 
@@ -92,12 +94,17 @@ def _shipped() -> Callable[..., Policy]:
 
 
 def _constant() -> Callable[..., Policy]:
-    def load(text: str, *, box_format: str = "padded_square_3dp") -> Policy:
-        if box_format not in FORMATS:
-            raise UsageError(f"unknown box format {box_format!r}", nearest(box_format, FORMATS))
-        return FunctionPolicy(
-            f"constant:{text}", lambda _: text, FORMATS[box_format], about={"kind": "constant", "text": text}
-        )
+    class ConstantArguments(ModelArguments):
+        kind = "constant"
+
+        box_format: str = "padded_square_3dp"
+
+    def load(text: str, **arguments: Any) -> Policy:
+        name = ConstantArguments.read(arguments).box_format
+        if name not in FORMATS:
+            raise UsageError(f"unknown box format {name!r}", nearest(name, FORMATS))
+        about = {"kind": "constant", "text": text}
+        return FunctionPolicy(f"constant:{text}", lambda _: text, FORMATS[name], about=about)
 
     return load
 

@@ -1,7 +1,8 @@
 """``visrl-eval check``: runs what a suite's gates judge (evals/gates.py) and collects their findings.
 
-G1's replays go the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. G2's run is
-always a fresh one, in a folder of its own: a finished run found again would prove nothing about today's code.
+The replay gate goes the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. The
+paired gate's run is always a fresh one, in a folder of its own: a finished run that is found again would prove nothing about
+today's code.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def run_suite(request: Request) -> Iterator[Finding]:
     """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, not for what a gate finds."""
     suite = request.suite
     if request.runs and len(request.runs) != len(suite.paired):
-        raise UsageError(f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "--run once for each gate")
+        raise UsageError(
+            f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "give --run once for each paired gate"
+        )
     if suite.prompts:
         yield from gates.check_prompts(read_prompts(prompts_file()), render_all())
     for origin in suite.exact:
@@ -64,7 +67,7 @@ def run_suite(request: Request) -> Iterator[Finding]:
         yield from check_paper(table, request.records)
 
 
-# --- G1
+# --- replay gate
 
 
 class Replay(BaseModel):
@@ -104,14 +107,14 @@ def recorded_file() -> Path:
 
 
 def check_replays(origin: str, scratch: Path) -> Iterator[Finding]:
-    """A finding per replay of ``shipped`` or ``shared``; refused where the data are absent."""
+    """A finding per replay of ``shipped`` or ``shared``; inconclusive where the data are absent."""
     folder = replay_folder(origin)
     path = recorded_file()
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for replay in replays(origin):
         if folder is None:
             reason = "the published predictions are not here: set VISRL_SHARED"
-            yield Finding("G1 exact", replay.name, "refused", reason)
+            yield Finding("replay", replay.name, "inconclusive", reason)
             continue
         fresh = replay_numbers(replay, folder, scratch, whole=origin == "shipped")
         yield gates.check_exact(replay.name, recorded.get(f"{origin}/{replay.name}", {}), fresh)
@@ -206,7 +209,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-# --- G2
+# --- paired gate
 
 
 def check_paired(gate: Paired, request: Request, finished: Path | None = None) -> Iterator[Finding]:
@@ -215,7 +218,7 @@ def check_paired(gate: Paired, request: Request, finished: Path | None = None) -
     try:
         baseline = read_baseline(request.baselines, gate.baseline)
     except UsageError as error:
-        yield from (Finding("G2 paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
+        yield from (Finding("paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
         return
     folder = finished or _run(gate, fresh_folder(request.scratch, gate.baseline))
     yield from judge_run(gate, baseline, read_records(folder), of_run(folder))
@@ -226,9 +229,8 @@ def _run(gate: Paired, folder: Path) -> Path:
     from visrl.policies.registry import load_policy
 
     policy = load_policy(gate.model, gate.model_args)
-    crop = gate.crop or str(getattr(policy, "default_crop", "viscot_square112"))
-    given = gate.model_dump(include={"protocol", "focus", "limit", "judge", "seed", "batch_size"})
-    return evaluate(policy, gate.tasks.split(","), Options(**given, crop=crop, output=folder, quiet=True)).folder
+    given = gate.model_dump(include={"protocol", "focus", "crop", "limit", "judge", "seed", "batch_size"})
+    return evaluate(policy, gate.tasks.split(","), Options(**given, output=folder, quiet=True)).folder
 
 
 def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:
@@ -277,7 +279,7 @@ def _why_not(
             yield f"{count} of {total} samples {word}, {most:.1%} allowed{': ' + reason if reason else ''}"
 
 
-# --- G3
+# --- paper gate
 
 
 def check_paper(table: str, records: Path) -> Iterator[Finding]:
@@ -287,12 +289,12 @@ def check_paper(table: str, records: Path) -> Iterator[Finding]:
     results = read_records(records) if records.exists() else []
     ours = [row for row in build(table, results).tidy if row["source"] == "visrl"]
     if not ours:
-        yield Finding("G3 paper", table, "info", f"no record in {records} belongs into this table")
+        yield Finding("paper", table, "info", f"no record in {records} is of a column of this table")
     for row in ours:
         reason = row["reason"] or row["verdict"] or "nothing published"
         shown = "—" if row["value"] is None else f"{row['value']:.2f}"
         reason = f"{shown}: {reason}"
-        yield Finding("G3 paper", f"{table} {row['column']} · {row['row']}", "info", reason, facts=dict(row))
+        yield Finding("paper", f"{table} {row['column']} · {row['row']}", "info", reason, facts=dict(row))
 
 
 def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
@@ -304,10 +306,11 @@ def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
     before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
     entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])
     return [
-        f"{n.task} {n.metric}: {_shown(before.get((n.task, n.metric)))} → {_shown(n.value)} (n {n.n})"
-        for n in entry.numbers
+        f"{n.task} {n.metric}: {_change(before.get((n.task, n.metric)), n.value)}, n = {n.n}" for n in entry.numbers
     ]
 
 
-def _shown(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4g}"
+def _change(old: float | None, new: float | None) -> str:
+    """``new baseline: 1.000``, or ``0.984 → 1.000``."""
+    shown = "no value" if new is None else f"{new:.4g}"
+    return f"new baseline: {shown}" if old is None else f"{old:.4g} → {shown}"

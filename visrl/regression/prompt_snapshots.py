@@ -1,4 +1,4 @@
-"""G0's side that renders: every task x protocol x family, from fixture documents, as exact text.
+"""The prompt gate's rendering: every task x protocol x family, from fixture documents, as exact text.
 
 A fixture document goes the way of any document: adapter, rollout, turns, the family's layout. The policy here only writes
 down what it is asked and answers the box turn with the true box in the family's own format, so that the texts also hold
@@ -25,7 +25,8 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
 from visrl.evals.gates import Prompt, Prompts, text_hash
 from visrl.policies.protocol import FunctionPolicy, Request
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 
 TURNS = "turns"
 _QWEN_EYES = SimpleNamespace(
@@ -112,7 +113,7 @@ def _conversations(sample: CoTSample, protocol: Protocol, box_format: BoxFormat)
         return box_format.write(box, size) if request.step == "box" else _ANSWER
 
     policy = FunctionPolicy("recorder", answer, box_format)
-    list(look_then_answer(policy, [sample], Look(protocol)))
+    list(look_then_answer(policy, [sample], RolloutConfig(protocol)))
     return asked
 
 

@@ -1,6 +1,6 @@
 """Comparisons and findings as people and machines read them: terminal, Markdown, JSON, JUnit XML.
 
-Names and texts come from models and files: control and format characters never reach a terminal, a page or XML (render.plain).
+Names and texts come from models and files: control and format characters never reach a terminal, a page or XML (``plain``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from visrl.tables.formats import Cell, Row, Table, plain
 
 FORMATS = ("rich", "md")
 _DIGITS = {"percent": 1, "points": 1, "fraction": 3}
-_STYLES = {"pass": "green", "fail": "bold red", "refused": "yellow", "info": "dim"}
-_MARKS = {"pass": "✅", "fail": "❌", "refused": "⚠️", "info": "·"}
+_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "info": "dim"}
+_MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "info": "·"}
 _COLLAPSE = 8
 
 
@@ -47,7 +47,7 @@ def comparison_table(title: str, differences: Sequence[Difference], notes: Seque
         flips = f"{d.fixed}/{d.broken}" + (f" ({d.unpaired} unpaired)" if d.unpaired else "")
         texts = (change(d.before, d.after, d.delta, d.se, d.unit), _p(d.p), str(d.n), flips)
         rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), tuple(Cell((text,)) for text in texts)))
-    columns = (("change ± SE", "change"), ("p", "p"), ("n", "n"), ("fixed/broken", "fix/brk"))
+    columns = (("change ± SE", "change"), ("p", "p"), ("n", "n"), ("fixed/broken", "fixed/broken"))
     return Table(title, "task and metric", columns, tuple(rows), (*notes, *_worst(differences)))
 
 
@@ -162,13 +162,13 @@ def to_json(suite: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def to_junit(suite: str, findings: Sequence[Finding]) -> str:
-    """JUnit XML: a failed finding is a failure, a refused one an error, information is skipped."""
+    """JUnit XML: a failed finding is a failure, an inconclusive one an error, information is skipped."""
     statuses = [f.status for f in findings]
-    counts = {"tests": len(findings), "failures": statuses.count("fail"), "errors": statuses.count("refused")}
+    counts = {"tests": len(findings), "failures": statuses.count("fail"), "errors": statuses.count("inconclusive")}
     attributes = {name: str(count) for name, count in {**counts, "skipped": statuses.count("info")}.items()}
     root = ElementTree.Element("testsuites")
     group = ElementTree.SubElement(root, "testsuite", {"name": f"visrl-eval check {plain(suite)}", **attributes})
-    tags = {"fail": "failure", "refused": "error", "info": "skipped"}
+    tags = {"fail": "failure", "inconclusive": "error", "info": "skipped"}
     for finding in findings:
         case = ElementTree.SubElement(group, "testcase", classname=finding.gate, name=plain(finding.name, 200))
         if finding.status in tags:

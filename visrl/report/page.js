@@ -259,7 +259,7 @@
     if (!rows.length) return null;
     const body = rows.map(([name, value, reason]) =>
       el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "num" }, value === null ? "unscored" : number(value, value > 1 ? 1 : 3)), el("td", {}, reason || "")));
-    const head = el("thead", {}, el("tr", {}, ...["metric", "score", "why not"].map((t) => el("th", { scope: "col" }, t))));
+    const head = el("thead", {}, el("tr", {}, ...["metric", "score", "reason"].map((t) => el("th", { scope: "col" }, t))));
     return el("table", {}, head, el("tbody", {}, ...body));
   }
 
@@ -273,8 +273,8 @@
       const frame = el("div", { class: "big" }, crop(i, run.looked[i]));
       parts.push(el("div", { class: "crop" }, frame, el("p", { class: "caption" }, `looked at ${corners(run.looked[i])} px`)));
     }
-    parts.push(...turn(detail.reply ? "1 · look" : "the one turn", detail.look, parsed(run, detail, i)));
-    parts.push(...turn(detail.look ? "2 · answer" : "the one turn", detail.reply, ""));
+    parts.push(...turn(detail.reply ? "1 · look" : "single turn", detail.look, parsed(run, detail, i)));
+    parts.push(...turn(detail.look ? "2 · answer" : "single turn", detail.reply, ""));
     if (detail.scores.length) parts.push(el("h3", {}, "scores"), scoreTable(detail.scores));
     return el("div", {}, ...parts);
   }
@@ -305,7 +305,7 @@
       el("p", { class: "caption" }, el("bdi", {}, [size ? `${size[0]} × ${size[1]} px` : "", detail.cluster, missing].filter(Boolean).join(" · "))),
       document.querySelector(".legend").cloneNode(true));
     const truth = el("div", {},
-      el("p", { class: "question", dir: "auto" }, detail.question || "(the question is not at hand)"),
+      el("p", { class: "question", dir: "auto" }, detail.question || "question not available"),
       detail.answers.length ? el("p", { dir: "auto" }, `true answer: ${detail.answers.join(" | ")}`) : null,
       shared.box[i] ? el("p", { class: "caption" }, `true box ${corners(shared.box[i])} px`) : null);
     if (two) truth.append(summary(i));

@@ -166,7 +166,9 @@ class RunView:
 
         data = Path(self.request["data_folder"]) if self.request["data_folder"] else None
         if fingerprint(task, data) != self.request["data"][task]:
-            raise UsageError(f"the documents in {data} have changed since the run")
+            raise UsageError(
+                f"the documents in {data} have changed since the run", "view it with the data that the run used"
+            )
         try:
             found: Iterator[CoTSample] = load(task, data, with_pictures=True, limit=self.request["limit"])
         except UsageError as error:
@@ -176,4 +178,4 @@ class RunView:
 
 
 def _is_rec(task: str) -> bool:
-    return task in TASKS and TASKS[task].benchmark == "rec"
+    return task in TASKS and TASKS[task].box_is_the_answer

@@ -1,4 +1,4 @@
-"""A training folder as a page: curves, the phases' settings, what pair generation threw away, and win and lose boxes.
+"""A training folder as a page: curves, the phases' settings, what pair generation threw away, and chosen and rejected boxes.
 
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
 ``metrics.json`` (how a phase of a loop was scored), ``history.json`` (a list of logged steps), ``training.json`` (the same under
@@ -68,17 +68,17 @@ class PhasePage:
 
 @dataclass(frozen=True, slots=True)
 class PairCard:
-    """A preference pair. win, lose: x, y, width, height in pixels, or None; picture: a data URI or ""."""
+    """A preference pair. chosen, rejected: x, y, width, height in pixels, or None; picture: a data URI or ""."""
 
     question: str
     size: tuple[int, int] | None
     picture: str
-    win: tuple[float, float, float, float] | None
-    lose: tuple[float, float, float, float] | None
-    win_answer: str
-    lose_answer: str
-    win_scores: str
-    lose_scores: str
+    chosen: tuple[float, float, float, float] | None
+    rejected: tuple[float, float, float, float] | None
+    chosen_answer: str
+    rejected_answer: str
+    chosen_scores: str
+    rejected_scores: str
 
 
 def is_training(folder: Path) -> bool:
@@ -96,7 +96,7 @@ def write_training_page(folder: Path, out: Path) -> None:
 
 
 def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
-    """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop_score.py)."""
+    """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop/scoring.py)."""
     found = [*folder.glob("*/metrics.json"), *folder.glob("*/*/metrics.json")]
     files = {str(file.parent.relative_to(folder)): file for file in found if file.parent.parent.name != "old"}
     names = sorted(files, key=lambda name: (order(name), name))
@@ -142,7 +142,7 @@ def _json(path: Path, default: Any) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{path}: damaged: {error}", "the phase that wrote it can be run again") from error
+        raise UsageError(f"{path}: damaged: {error}", "delete it and run the phase that wrote it again") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
@@ -158,7 +158,7 @@ def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
 
 
 def _boxes(tree: Any) -> tuple[tuple[str, str], ...]:
-    """Right (P) and wrong (N) boxes of win (W) and lose (L), per cent of the pairs: the poster's table 4."""
+    """Right (P) and wrong (N) boxes of the chosen (W) and the rejected (L) chain, per cent of the pairs: the poster's table 4."""
     found = tree.items() if isinstance(tree, Mapping) else ()
     return tuple(
         (line(name.upper().replace("_", "-"), 20), f"{row['percent']:.1f} ± {row['se']:.1f} %")
@@ -208,7 +208,7 @@ def _kind(name: str) -> str:
             return kind
     if name in ("learning_rate", "grad_norm"):
         return name.replace("_", " ")
-    # what a small model is watched by (train/watch.py): accuracies 0..1
+    # what a small model is watched by (train/small_model/probes.py): accuracies 0..1
     return "accuracy" if name in ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy") else ""
 
 

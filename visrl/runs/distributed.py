@@ -1,7 +1,7 @@
 """One run on several processes, as ``torchrun``, ``accelerate launch`` or a SLURM script start them.
 
 Every process reads the same documents and takes every W-th batch of those that are missing; batches and draws depend on no
-process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (runs.py). What
+process, so that who does what changes no result. Each writes a file of its own, which process 0 gathers (store.py). What
 is finished survives the death of any of them. The processes meet over gloo, with and without GPUs, and send each other nothing
 but numbers to add. torch is imported only where there are several.
 """
@@ -22,7 +22,7 @@ from visrl.errors import EXIT_INCOMPLETE, EXIT_USAGE, UsageError
 
 ASKED = "VISRL_PROCESSES"
 """Environment variable: how many processes a script meant to start."""
-PATIENCE = timedelta(days=1)
+BARRIER_TIMEOUT = timedelta(days=1)
 """How long one process waits for another: the slowest share of a long run, as in lmms-eval."""
 Item = TypeVar("Item")
 
@@ -36,15 +36,15 @@ class Processes:
     """Which of how many this process is. Process 0 writes what all of them found, and alone speaks."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, items: Iterable[Item]) -> Iterator[Item]:
         """This process's part of what all of them see in the same order."""
-        return islice(items, self.rank, None, self.world)
+        return islice(items, self.rank, None, self.world_size)
 
     def wait(self) -> None:
         """Until every process is here. Raises LostProcess where one is gone."""
@@ -52,39 +52,39 @@ class Processes:
 
     def total(self, number: int) -> int:
         """The sum of every process's ``number``; waits for all of them. Raises LostProcess where one is gone."""
-        return number if self.world == 1 else _sum(number)
+        return number if self.world_size == 1 else _sum(number)
 
     def __str__(self) -> str:
-        return f"process {self.rank + 1} of {self.world}"
+        return f"process {self.rank + 1} of {self.world_size}"
 
 
 ALONE = Processes()
 
 
 @functools.cache
-def join() -> Processes:
+def init() -> Processes:
     """Meet the other processes of this run, once; process 0 says on stderr how many really work. Raises UsageError as
     :func:`check_launch` does.
     """
     check_launch()
     if "RANK" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _MPI):
-        raise UsageError("mpirun's processes do not meet here", _HOW)
-    here = Processes(rank(), _world())
-    if here.world > 1:
+        raise UsageError("processes started by mpirun cannot be used", _HOW)
+    here = Processes(rank(), _world_size())
+    if here.world_size > 1:
         _meet()
         here = Processes(here.rank, here.total(1))
-        if here.first:
-            print(f"{here.world} processes (gloo)", file=sys.stderr)
+        if here.is_main:
+            print(f"{here.world_size} processes (gloo)", file=sys.stderr)
     return here
 
 
-def leave(code: int) -> int:
+def shutdown(code: int) -> int:
     """The end of a command that came to its end; one of several processes does not return.
 
     It skips the interpreter's own end, where threads of gloo that are still there abort the process now and then ("terminate
     called without an active exception"), after which a launcher calls the whole run failed. Everything is on disk by then.
     """
-    if _world() > 1:
+    if _world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -107,7 +107,7 @@ def say(error: UsageError) -> int:
     return EXIT_INCOMPLETE if isinstance(error, LostProcess) else EXIT_USAGE
 
 
-def _world() -> int:
+def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -116,8 +116,8 @@ def check_launch() -> None:
     --cpu --num_processes 2`` does without a word, or as ``VISRL_PROCESSES`` says.
     """
     asked = os.environ.get(ASKED, "")
-    if asked and asked != str(_world()):
-        raise UsageError(f"{ASKED}={asked}, but the launcher started {_world()}", _HOW)
+    if asked and asked != str(_world_size()):
+        raise UsageError(f"{ASKED}={asked}, but the launcher started {_world_size()}", _HOW)
     # accelerate names a meeting point where several processes were asked for, and a precision to every process it starts
     known = os.environ.keys()
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= known and not {"RANK", *_MPI} & known:
@@ -135,7 +135,7 @@ def _meet() -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
 
 
 def _sum(number: int) -> int:

@@ -140,8 +140,8 @@ class Ticker:
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
 
-    def add(self, samples: Sequence[CoTSample], episodes: Sequence[Episode]) -> None:
-        """Finished episodes, and the samples they (and maybe others) are of."""
+    def add(self, samples: Sequence[Any], episodes: Sequence[Any]) -> None:
+        """Finished results, and the items they (and maybe others) are of."""
         self.counts.add(episodes)
         if self.out is not None and self.scorer is not None:
             self.counts.score(samples, self.scorer(samples, {e.sample_id: e for e in episodes}))
@@ -235,15 +235,3 @@ def _logs_above() -> Iterator[None]:
         for handler, stream in zip(handlers, before, strict=True):
             if stream is not None:
                 handler.setStream(stream)
-
-
-def cheap_scorer(task: str, judge_spec: str) -> Scorer:
-    """The task's own scorer; without its judge where that is a model and would cost a call per sample."""
-    from visrl.evals.benchmarks import TASKS
-    from visrl.evals.judge import make_judge
-    from visrl.evals.scorers.scoring import SCORERS
-
-    judge, spec = make_judge(judge_spec), TASKS[task]
-    rule = judge if judge.kind == "rule" else None
-    score = SCORERS[spec.benchmark]
-    return lambda samples, episodes: score(spec, samples, episodes, rule)[0]

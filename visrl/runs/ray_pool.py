@@ -1,9 +1,9 @@
 """A Ray cluster as a place where batches are made: Ray Data pipes them through pools of actors that hold the models.
 
 Ray starts actors, hands out batches, and gives those of an actor or a machine that died to another one; whoever made a batch,
-it comes out the same (rollout.py, train/evolve.py). The process that asked writes what comes back, in whatever order: there is
-one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and pictures
-themselves, from folders that all machines share. Only this module imports Ray.
+it comes out the same (rollout/rollout.py, train/pairs/sampling.py). The process that asked writes what comes back, in whatever
+order: there is one writer, and a run resumes as on one process. Batches and results travel as text: workers read documents and
+pictures themselves, from folders that all machines share. Only this module imports Ray.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
                 ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise UsageError(
-                f"no Ray cluster: {error}", "RAY_ADDRESS names one; without it this machine is used"
+                f"cannot reach the Ray cluster: {error}", "unset RAY_ADDRESS to use this machine alone"
             ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False  # one progress line, ours
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -148,5 +148,7 @@ def _gpus(share: float, whole: bool) -> float:
     if not whole:
         return min(1.0, share)
     if 0 < share < 1:
-        raise UsageError("device_map, and less than a GPU per worker", "fewer workers")
+        raise UsageError(
+            "device_map needs at least one whole GPU for each worker", "start fewer workers, or leave out device_map"
+        )
     return float(int(share))

@@ -30,10 +30,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from visrl.core.boxes import Box
-from visrl.errors import UsageError
-from visrl.runs.distributed import ALONE, Processes
 from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import Episode, Step, Unparsed
+from visrl.errors import UsageError
+from visrl.runs.distributed import ALONE, Processes
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
@@ -124,7 +124,7 @@ def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, 
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {error}",
-                    "delete that line to run its sample again, or start a new --output",
+                    "delete that line to run its sample again, or choose a new --output",
                 ) from error
             place += len(line)
 
@@ -185,12 +185,12 @@ class Run:
 
     def __enter__(self) -> Run:
         try:
-            if self.processes.first:
+            if self.processes.is_main:
                 self._open()
             self.processes.wait()
-            if not self.processes.first:
+            if not self.processes.is_main:
                 self._check_visible()
-            self._file = self._whole if self.processes.world == 1 else _locked(self._part(self.processes.rank))
+            self._file = self._whole if self.processes.world_size == 1 else _locked(self._part(self.processes.rank))
         except OSError as error:
             raise UsageError(
                 f"{self.folder}: cannot write the run: {error}", "choose another place with --output"
@@ -207,7 +207,9 @@ class Run:
 
     def _check_visible(self) -> None:
         if not (self.folder / "run.json").exists():
-            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+            raise UsageError(
+                f"{self.folder}: not every process sees this folder", "choose a folder that all machines share"
+            )
         self._check_request()
 
     def _part(self, rank: int | str) -> Path:
@@ -219,13 +221,15 @@ class Run:
         Raises UsageError where a process wrote to a folder that the first does not see.
         """
         self.sync()
-        if self.processes.world == 1:
+        if self.processes.world_size == 1:
             return
         assert self._file is not None, "a Run is gathered inside its with-block"
         self._file.close()
         written, self._written = self.processes.total(self._written), 0
-        if self.processes.first and self._take_in() < written:
-            raise UsageError(f"{self.folder}: not seen by every process", "choose a folder that all machines share")
+        if self.processes.is_main and self._take_in() < written:
+            raise UsageError(
+                f"{self.folder}: not every process sees this folder", "choose a folder that all machines share"
+            )
         self.processes.wait()
         self._file = _locked(self._part(self.processes.rank))
 
@@ -297,7 +301,8 @@ class Run:
                 self.sync()
         except OSError as error:
             raise UsageError(
-                f"{self.episodes_path}: {error}", "finished samples are kept; make room and run the same command again"
+                f"{self.episodes_path}: {error}",
+                "finished samples are kept; free disk space and run the same command again",
             ) from error
 
     def sync(self) -> None:
@@ -307,7 +312,7 @@ class Run:
 
     def write_meta(self, **facts: Any) -> None:
         """Update run.json: the request and its hash, and what must stay out of records (times, durations, argv)."""
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         self._meta.update(facts, request=dict(self.request), request_hash=request_hash(self.request))
         write_atomically(self.folder / "run.json", dump_json(self._meta))
@@ -320,7 +325,7 @@ class Run:
             if file is not None:
                 file.close()
         part = self._part(self.processes.rank)
-        if self.processes.world > 1 and part.exists() and not part.stat().st_size:
+        if self.processes.world_size > 1 and part.exists() and not part.stat().st_size:
             part.unlink()
 
 

@@ -1,6 +1,6 @@
 """Ablations as tables: what each variant of a loop is worth beside the method itself, over seeds.
 
-Read by the queue that makes them (train/ablations.py) and by docs/science.md, which has only records.
+Read by the queue that makes them (train/loop/ablations.py) and by docs/science.md, which has only records.
 """
 
 from __future__ import annotations

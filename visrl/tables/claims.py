@@ -1,7 +1,7 @@
 """The paper's claims as comparisons of a loop's records, decided by one rule: beyond two standard errors over seeds.
 
 A claim is two numbers per seed, before and after, and the direction it should go. Numbers come from records alone
-(train/loop_score.py writes them); a claim whose runs are not among the records has no seeds in common and says nothing.
+(train/loop/scoring.py writes them); a claim whose runs are not among the records has no seeds in common and says nothing.
 """
 
 from __future__ import annotations

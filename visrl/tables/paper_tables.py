@@ -106,7 +106,7 @@ def build(name: str, results: Sequence[TaskResult], against: str | None = None) 
 
 def _legend(target: paper.Row, any_ours: bool) -> list[str]:
     if not any_ours:
-        return ["No record of ours belongs into this table."]
+        return ["None of the given runs has a result for this table."]
     return [
         f"Verdicts are against {target.name}: match within {_WITHIN:g} of our standard errors (±), above or below beyond;"
         " n/c is not comparable. Published numbers come without standard errors. ? marks a suspect published value."
@@ -238,22 +238,25 @@ def results_table(results: Sequence[TaskResult]) -> Table:
         ("value ± SE", "value"),
         ("95 % interval", "95 % CI"),
         ("n", "n"),
-        *((name, name[:5] + ".") for name in flags),
+        *((name, name) for name in flags),
     ]
     return Table("", "task and metric", tuple(columns), cleaned(rows), _made_by(results))
 
 
 def _made_by(results: Sequence[TaskResult]) -> tuple[str, ...]:
-    """A line per model, protocol and focus, with who judged what is free text there."""
+    """A line per model, protocol and focus, with the judges of its free answers."""
     judges: dict[str, dict[str, None]] = {}
     for result in results:
         of_one = judges.setdefault(f"{result.model} · {result.protocol} · focus {result.focus}", {})
         if result.judge:
             of_one[result.judge] = None
     return tuple(
-        plain(f"{how} · free answers judged by {', '.join(names)}" if names else how, 200)
-        for how, names in judges.items()
+        plain(f"{how} · judge: {', '.join(map(_judge, names))}" if names else how, 200) for how, names in judges.items()
     )
+
+
+def _judge(name: str) -> str:
+    return "exact match" if name == "exact" else name
 
 
 def _digits(result: TaskResult) -> int:
@@ -284,12 +287,12 @@ def print_results(results: Sequence[TaskResult]) -> None:
 def print_paper_table(
     name: str, results: Sequence[TaskResult], format_: str = "rich", against: str | None = None
 ) -> None:
-    """The paper's table with our results, on stdout, in one of render.FORMATS. Raises UsageError for unknown names."""
+    """The paper's table with our results, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
     print_table(build(name, results, against), format_)
 
 
 def print_table(table: Table, format_: str) -> None:
-    """A table on stdout, in one of render.FORMATS."""
+    """A table on stdout, in one of formats.FORMATS."""
     if format_ != "rich":
         sys.stdout.write(render(table, format_))
         return

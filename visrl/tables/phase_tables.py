@@ -1,7 +1,7 @@
 """A loop's phases as tables and as the figure "VisRL over multiple iterations", from their records alone.
 
-A record of a loop says in ``model_info.phase`` which run, phase, iteration and seed it is of (train/loop_score.py). Rows are the
-phases in the order of the loop, as in the poster's table 2: base, SFT, SFT+RL1, SFT+RL1+RL2, then iteration by iteration. Of
+A record of a loop says in ``model_info.phase`` which run, phase, iteration and seed it is of (train/loop/scoring.py). Rows are
+the phases in the order of the loop, as in the poster's table 2: base, SFT, SFT+RL1, SFT+RL1+RL2, then iteration by iteration. Of
 several seeds a cell holds the mean over seeds and its standard error; of one, the record's own value and error.
 """
 
@@ -64,7 +64,10 @@ def longest(results: Sequence[TaskResult]) -> str:
     """The run of the most iterations. Raises UsageError where no record is a loop's."""
     names = runs(results)
     if not names:
-        raise UsageError("no record here is of a loop", "visrl-train recipes/world-iterations.yaml makes some")
+        raise UsageError(
+            "none of these records is from a recipe of kind loop",
+            "for example visrl-train recipes/world-iterations.yaml writes some",
+        )
     return max(names, key=lambda name: len(phase_ends(results, name)))
 
 
@@ -108,7 +111,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     found = points(results, run)
     if not found:
         raise UsageError(
-            f"no phase of a loop {run!r} among these records", f"runs: {', '.join(runs(results)) or 'none'}"
+            f"these records hold no phase of a loop named {run!r}", f"runs: {', '.join(runs(results)) or 'none'}"
         )
     whats = list(dict.fromkeys(what for row in found.values() for what in row))
     whats.sort(key=lambda what: (list(METRICS).index(what[1]), what[0] in GROUPS))
@@ -118,7 +121,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     small = any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run)
     notes = (
         f"Percent; {how}.",
-        *(["Drawn in the small world: not comparable with published numbers."] if small else []),
+        *(["Measured on the synthetic small world: not comparable with published numbers."] if small else []),
     )
     columns = tuple(2 * (f"{short(task)} {METRICS[metric]}",) for task, metric in whats)
     tidy = tuple(_tidy(run, label, what, point) for label, row in found.items() for what, point in row.items())
@@ -192,7 +195,8 @@ def draw_iterations(results: Sequence[TaskResult], run: str, path: Path) -> None
     found = series(results, run)
     if not found or max(len(line) for line in found.values()) < 2:
         raise UsageError(
-            f"{run}: no iterations among these records", "visrl-train recipes/world-iterations.yaml makes some"
+            f"{run}: these records hold no second iteration",
+            "for example visrl-train recipes/world-iterations.yaml writes some",
         )
     matplotlib.rcParams["svg.hashsalt"] = "visrl"  # else an SVG's ids are drawn at random
     figure, axis = pyplot.subplots(figsize=(5.2, 3.6))

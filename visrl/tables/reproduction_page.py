@@ -1,7 +1,7 @@
 """docs/science.md: what of the paper's claims reproduced on the small world, written from results/records alone.
 
-    visrl-eval science            writes it, and its figure
-    visrl-eval science --check    exit code 1 where the file is not what the records give
+    visrl-eval reproduction-page          writes it, and its figure
+    visrl-eval reproduction-page --check    exit code 1 where the file is not what the records give
 
 No number is typed by hand and none is kept that the records do not have: where nothing was measured, the page says so. Claims are
 decided by one rule, said on the page: beyond two standard errors, over seeds.
@@ -45,7 +45,7 @@ YES_OR_NO = (
     " hardly one gives a pair (docs/pairs.md): nothing holds their answers while those of the others are trained."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
-_HEAD = """<!-- Generated from results/records by `visrl-eval science`; `visrl-eval science --check` compares. -->
+_HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`; with --check it compares. -->
 
 # What reproduced, and what did not
 
@@ -54,6 +54,7 @@ reproduced where the difference is beyond two standard errors over seeds in its 
 in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
 the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
 stands just beyond them is weak evidence, and of some 25 claims one or two may get there by chance.
+Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
 _LIMITS = """## Limits
 

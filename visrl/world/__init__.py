@@ -3,8 +3,9 @@
 Everything here is a function of (split, index): no file is downloaded and every machine draws the same pixels. Numbers
 measured on it are numbers of the small world, never to be set beside a published one.
 
-dice -> scenes, papers (what is where) -> drawing (pixels); language, general (words) -> documents (rows) -> samples;
-vision, model: the small LLaVA; checkpoints/: trained ones (recipes/world-*.yaml; visrl/train/small_model/run.py)
+rng -> scenes, forms_and_charts (what is where) -> rendering (pixels); expressions, general_questions (words) -> questions
+(rows) -> samples; vision_tower, model: the small LLaVA; checkpoints/: trained ones (recipes/world-*.yaml;
+visrl/train/small_model/run.py)
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from visrl.errors import UsageError, nearest
 
 CHECKPOINTS = ("tiny", "sft", "base")
 VERSION = "1"
-"""Of drawing and language: changing a pixel or a question needs a new one (tests/world/test_same_everywhere.py)."""
+"""Of pictures and questions: changing a pixel or a word needs a new one (tests/world/test_scenes.py)."""
 
 
 def checkpoint_path(name: str) -> Path:
     """The folder of a shipped checkpoint. Raises UsageError for another name, and for one that is not there."""
     if name not in CHECKPOINTS:
-        raise UsageError(f"no shipped model {name!r}", nearest(name, CHECKPOINTS))
+        raise UsageError(f"unknown shipped model {name!r}", nearest(name, CHECKPOINTS))
     folder = Path(__file__).parent / "checkpoints" / name
     if not folder.is_dir():
-        raise UsageError(f"{name} has not been trained yet", f"visrl-train recipes/world-{name}.yaml makes it")
+        raise UsageError(
+            f"the shipped model {name!r} is not installed: {folder} is missing",
+            f"train it: visrl-train recipes/world-{name}.yaml",
+        )
     return folder

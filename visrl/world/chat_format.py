@@ -1,4 +1,4 @@
-"""How the small models converse and write boxes: shared by their tokenizer, their family adapter and their lessons."""
+"""How the small models converse and write boxes: shared by their tokenizer, their family adapter and their pretext tasks."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ LAYOUT = Layout(
     assistant="<|assistant|>",
     assistant_end="</s>",
     cue="<|assistant|>",
-    place="last",  # words before pictures: only then can picture tokens see the question (training.md, point 1)
+    place="last",  # words before pictures: only then can picture tokens attend to the question
 )

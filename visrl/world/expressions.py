@@ -5,12 +5,10 @@ A description is *unique by construction*: :func:`descriptions` checks it agains
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visrl.world.glyphs import SIGNS
 from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, related
 
@@ -146,29 +144,3 @@ def ask(description: Description, dice: Dice, kind: str) -> str:
     """A question whose answer is the sign on the described thing."""
     templates = {"form": READ_FIELD, "chart": READ_BAR}.get(kind, READ)
     return dice.one(templates).format(it=description.words)
-
-
-def vocabulary() -> list[str]:
-    """Every word and mark the templates can produce, for the tokenizer."""
-    from visrl.world import general_questions
-
-    sentences = [*READ, *READ_FIELD, *READ_BAR, *VERIFY, *EXPRESSION, THERE_IS, *general_questions.SENTENCES]
-    words = re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", " ", " ".join(sentences)))
-    names = [
-        *COLOURS,
-        *SHAPES,
-        "bar",
-        "shape",
-        "small",
-        "large",
-        "tallest",
-        "shortest",
-        "the",
-        "a",
-        "an",
-        "yes",
-        "no",
-        *SIGNS,
-    ]
-    places = [word for phrase in (*SIDES_OF_PICTURE, *RELATIONS) for word in phrase.split()]
-    return sorted({*words, *names, *places})

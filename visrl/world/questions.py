@@ -13,9 +13,10 @@ from typing import Any
 from visrl.core.boxes import Box
 from visrl.world import general_questions
 from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
+from visrl.world.general_questions import GeneralQuestion
 from visrl.world.glyphs import SIGNS
 from visrl.world.rng import Dice
-from visrl.world.scenes import Kind, Scene, Thing
+from visrl.world.scenes import Kind, Scene
 from visrl.world.splits import SPLITS, indices, picture
 
 Document = dict[str, Any]
@@ -37,7 +38,7 @@ def rec(split: str, index: int, turn: int = 0) -> Document | None:
     if chosen is None:
         return None
     question = dice.one(EXPRESSION).format(it=chosen.words)
-    return _row(f"rec:{index}:{turn}", split, scene, question, "", chosen.thing, chosen.sort)
+    return _row(f"rec:{index}:{turn}", split, scene, GeneralQuestion(question, "", chosen.thing), chosen.sort)
 
 
 def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | None:
@@ -48,7 +49,8 @@ def viscot(split: str, index: int, domain: str, turn: int = 0) -> Document | Non
     question, answer = ask(chosen, dice, scene.kind), chosen.thing.sign
     if domain == "fine":
         question, answer = _verify(scene, chosen, dice)
-    return _row(f"{domain}:{index}:{turn}", split, scene, question, answer, chosen.thing, chosen.sort, group=domain)
+    asked = GeneralQuestion(question, answer, chosen.thing, domain)
+    return _row(f"{domain}:{index}:{turn}", split, scene, asked, chosen.sort)
 
 
 def _viscot_choice(split: str, index: int, domain: str, turn: int) -> tuple[Scene, Dice, Description | None]:
@@ -86,28 +88,26 @@ def choose(scene: Scene, split: str, dice: Dice, sorts: tuple[str, ...]) -> Desc
     return dice.one([d for d in allowed if d.sort == sort])
 
 
-def _row(
-    name: str, split: str, scene: Scene, question: str, answer: str, thing: Thing | None, sort: str, group: str = ""
-) -> Document:
+def _row(name: str, split: str, scene: Scene, asked: GeneralQuestion, sort: str) -> Document:
+    """A document. asked: the question, its answer, and the thing to look at, whose box is the true one."""
     row: Document = {
         "id": f"{split}:{name}",
         "picture": scene.key,
         "size": list(scene.size),
-        "question": question,
-        "answer": answer,
+        "question": asked.question,
+        "answer": asked.answer,
         "cluster": scene.key,
-        "group": group,
+        "group": asked.group,
         "sort": sort,
         "things": len(scene.things),
     }
     if SPLITS[split].labelled:
-        row["box"] = list(thing.box) if thing else [0, 0, *scene.size]
+        row["box"] = list(asked.thing.box) if asked.thing else [0, 0, *scene.size]
     return row
 
 
-def _asked(name: str, split: str, scene: Scene, asked: general_questions.Asked) -> Document:
-    row = _row(name, split, scene, asked.question, asked.answer, asked.thing, asked.group, asked.group)
-    return {**row, **asked.extra}
+def _general_row(name: str, split: str, scene: Scene, question: GeneralQuestion) -> Document:
+    return {**_row(name, split, scene, question, sort=question.group), **question.extra}
 
 
 def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
@@ -115,7 +115,7 @@ def pope(split: str, index: int, variant: str | None = None) -> list[Document]:
     scene = picture(split, index)
     variant = variant or general_questions.VARIANTS[(index // 6) % len(general_questions.VARIANTS)]
     rows = general_questions.presence(scene, variant, Dice("pope", variant, scene.key))
-    return [_asked(f"pope:{variant}:{index}:{i}", split, scene, asked) for i, asked in enumerate(rows)]
+    return [_general_row(f"pope:{variant}:{index}:{i}", split, scene, question) for i, question in enumerate(rows)]
 
 
 def mme(split: str, index: int) -> list[Document]:
@@ -123,21 +123,21 @@ def mme(split: str, index: int) -> list[Document]:
     scene = picture(split, index)
     subtask = general_questions.SUBTASKS[(index // 6) % len(general_questions.SUBTASKS)]
     pair = general_questions.pair(scene, subtask, Dice("mme", scene.key))
-    return [_asked(f"mme:{index}:{i}", split, scene, asked) for i, asked in enumerate(pair or ())]
+    return [_general_row(f"mme:{index}:{i}", split, scene, question) for i, question in enumerate(pair or ())]
 
 
 def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
     """One question with four options, asked ``rotations`` times with the options turned by one each time."""
     scene = picture(split, index)
     kind = general_questions.CHOICES[(index // 6) % len(general_questions.CHOICES)]
-    asked = general_questions.choice(scene, kind, Dice("mmbench", scene.key))
-    if asked is None:
+    question = general_questions.choice(scene, kind, Dice("mmbench", scene.key))
+    if question is None:
         return []
     rows = []
     for turn in range(rotations):
-        options = asked.extra["options"][turn:] + asked.extra["options"][:turn]
-        row = _asked(f"mmbench:{index}:{turn}", split, scene, asked)
-        letter = "ABCD"[options.index(asked.answer)]
+        options = question.extra["options"][turn:] + question.extra["options"][:turn]
+        row = _general_row(f"mmbench:{index}:{turn}", split, scene, question)
+        letter = "ABCD"[options.index(question.answer)]
         rows.append({**row, "options": options, "answer": letter, "group": str(index), "turn": turn})
     return rows
 

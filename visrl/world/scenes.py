@@ -1,4 +1,4 @@
-"""What is where: things on a canvas, no two touching. Knows nothing of pixels (drawing.py) or words (language.py)."""
+"""What is where: things on a canvas, no two touching. Knows nothing of pixels (rendering.py) or words (expressions.py)."""
 
 from __future__ import annotations
 

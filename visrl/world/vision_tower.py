@@ -1,7 +1,7 @@
 """A vision tower for pictures of 64 pixels: a convolutional stem, then a few transformer blocks.
 
-Overlapping 3x3 convolutions see edges that an 8x8 patch embedding learns slowly (training.md, "A small model that learns to
-look", point 5). Registered with AutoConfig and AutoModel, so that LLaVA's own from_pretrained finds it.
+Overlapping 3x3 convolutions see edges that an 8x8 patch embedding learns slowly. Registered with
+AutoConfig and AutoModel, so that LLaVA's own from_pretrained finds it.
 """
 
 from __future__ import annotations

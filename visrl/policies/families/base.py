@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.chat_format import Layout, LayoutError, Rendered, render
+from visrl.core.crops import CropName
 from visrl.core.types import Turn
 from visrl.errors import UsageError, nearest
 
@@ -80,7 +81,7 @@ class Family:
     keeps_prefix: ClassVar[bool] = True
     why_not: ClassVar[str] = ""
     default_protocol: ClassVar[str] = "visrl_train"
-    default_crop: ClassVar[str] = "viscot_square112"
+    default_crop: ClassVar[CropName] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
@@ -102,7 +103,7 @@ class Family:
         """``native``, ``paper``, or the name of a format that needs no model. Raises UsageError for anything else."""
         formats = {"native": self.native, "paper": PAPER_FORMAT, self.native.name: self.native, **FORMATS}
         if which not in formats:
-            raise UsageError(f"no box format {which!r} for {self.name}", nearest(which, formats))
+            raise UsageError(f"unknown box format {which!r} for {self.name}", nearest(which, formats))
         return formats[which]
 
     # -- pictures

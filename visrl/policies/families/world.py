@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import visrl.world.vision_tower  # noqa: F401 - registers the vision tower, without which the config cannot be read
 from visrl.core.box_formats import BoxFormat
+from visrl.core.crops import CropName
 from visrl.policies.families.base import Family
 from visrl.world.chat_format import BOX_FORMAT, LAYOUT
 
@@ -16,7 +17,7 @@ class World(Family):
     name: ClassVar[str] = "world"
     model_types: ClassVar[tuple[str, ...]] = ("world",)
     default_protocol: ClassVar[str] = "visrl_train"
-    default_crop: ClassVar[str] = "tight"
+    default_crop: ClassVar[CropName] = "tight"
     layout = LAYOUT
 
     @property

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from visrl.core.box_formats import BoxFormat
+from visrl.core.boxes import Box
 from visrl.policies.families.base import Chat, Family, Features, padded
 from visrl.policies.protocol import Sampling
 
@@ -320,3 +322,31 @@ def shared_length(chat: Chat, known: Signature) -> int:
         if start < length < start + len(seen.ids):
             length = start
     return length
+
+
+class OutputText:
+    """Token ids -> text: without the tokens that structure a chat, but with those a box is written in, special or not."""
+
+    def __init__(self, family: Family, box_format: BoxFormat) -> None:
+        self.tokenizer = family.tokenizer
+        self.ends = family.end_texts
+        written = box_format.write(Box(1, 2, 3, 4), (8, 8))
+        keep = set(self.tokenizer(written, add_special_tokens=False)["input_ids"])
+        self.dropped = (set(self.tokenizer.all_special_ids) | {family.image_token_id}) - keep
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([i for i in ids if i not in self.dropped], skip_special_tokens=False))
+
+    def ender(self, stops: Sequence[str]) -> Any:
+        """A test whether a text is over: one of ``stops`` or of the family's end texts is in its last tokens."""
+        wanted = (*stops, *self.ends)
+        tail = max(map(len, wanted), default=0) + 1
+        return lambda ids: bool(wanted) and any(stop in self.text(ids[-tail:]) for stop in wanted)
+
+    def final(self, ids: Sequence[int], stops: Sequence[str]) -> str:
+        """The text, cut behind the first stop and before the first end text."""
+        text = self.text(ids)
+        for end in self.ends:
+            text = text.partition(end)[0]
+        cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
+        return text[: min(cuts)] if cuts else text

@@ -5,22 +5,50 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import BeforeValidator
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from visrl.errors import UsageError
+from visrl.policies.arguments import ModelArguments
 from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
 from visrl.runs.distributed import rank
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-ATTENTIONS = ("", "sdpa", "eager")
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter"}
+"""What lmms-eval, lm-evaluation-harness and transformers call an argument -> its name here."""
+
+
+class CheckpointArguments(ModelArguments):
+    """How a checkpoint is loaded. Evaluation refuses flash attention: branches of one row need a mask that it cannot take."""
+
+    kind: ClassVar[str] = "hf"
+    other_names: ClassVar[Mapping[str, str]] = NAMES_ELSEWHERE
+
+    dtype: Annotated[Dtype, BeforeValidator(lambda word: _SHORT.get(word, word))] = "auto"
+    device: str = ""
+    device_map: str = ""
+    attn: Literal["", "sdpa", "eager"] = ""
+    revision: str = ""
+    adapter: str = ""
+    trust_remote_code: bool = False
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` is told."""
+        revision = {"revision": self.revision} if self.revision else {}
+        return {"trust_remote_code": self.trust_remote_code, **revision}
+
+
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"}
 
 
 def model_type(path: str, revision: str) -> str | None:
@@ -42,80 +70,83 @@ class Loaded:
     about: dict[str, Any]
 
 
-def load_checkpoint(
-    path: str,
-    *,
-    dtype: str = "auto",
-    device: str = "",
-    device_map: str = "",
-    attn: str = "",
-    revision: str = "",
-    adapter: str = "",
-    trust_remote_code: bool = False,
-) -> Loaded:
+def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loaded:
     """Load ``path`` (a folder or a hub id), with a PEFT ``adapter`` folder merged into it if one is named.
 
     Raises UsageError for anything a user can mend: no such checkpoint, no safetensors, no adapter for its family.
     """
-    _check_words(path, dtype, attn)
-    if device_map:
+    args = args or CheckpointArguments()
+    if args.device_map:
         _one_process_per_machine()
     if rank():
         disable_progress_bar()
-    where: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
-    try:
-        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
-        if "model_type" not in raw:
-            raise OSError("it has no config.json with a model_type")
-        family_class(_Raw(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn or None,
-            use_safetensors=True,
-            **where,
-            **({"device_map": device_map} if device_map else {}),
-        )
-    except (OSError, ImportError) as error:
-        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
-    if model.config._attn_implementation not in ATTENTIONS:
-        raise UsageError(f"{path} wants attention {model.config._attn_implementation}", "pass attn=sdpa or attn=eager")
-    if adapter:
-        model = _with_adapter(model, adapter)
-    if not device_map:
-        model = model.to(device or own_device())
+    device_map = {"device_map": args.device_map} if args.device_map else {}
+    config, processor, model = load_parts(path, args.where, args.dtype, args.attn or None, **device_map)
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        asked = model.config._attn_implementation
+        raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
+    if args.adapter:
+        model = _with_adapter(model, args.adapter)
+    if not args.device_map:
+        model = model.to(args.device or own_device())
     model.eval()
     family = family_for(config, processor)
     about = {
         "family": family.name,
         "path": path,
-        "revision": getattr(config, "_commit_hash", None) or revision or None,
-        "weights_sha256": weights_hash(folder_of(path, revision)),
+        "revision": commit_of(config) or args.revision or None,
+        "weights_sha256": weights_hash(folder_of(path, args.revision)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn": model.config._attn_implementation,
         "image_processor": type(processor.image_processor).__name__,
-        "trust_remote_code": trust_remote_code,
-        "adapter": {"path": adapter, "weights_sha256": weights_hash(Path(adapter))} if adapter else None,
+        "trust_remote_code": args.trust_remote_code,
+        "adapter": {"path": args.adapter, "weights_sha256": weights_hash(Path(args.adapter))} if args.adapter else None,
     }
     return Loaded(model, processor, family, about)
 
 
-def _check_words(path: str, dtype: str, attn: str) -> None:
-    """What can be known before anything is read; a path to nothing must not be asked of the hub."""
-    _one_of("dtype", dtype, DTYPES)
-    _one_of("attn", attn, ATTENTIONS)  # branches of one row need a mask that flash attention cannot take
-    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+def load_config(path: str, where: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Config and processor of a folder or hub id; no weights are read. where: revision and trust_remote_code.
+
+    Raises UsageError where transformers cannot load them.
+    """
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():  # must not be asked of the hub
         raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id")
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
+        if "model_type" not in raw:
+            raise OSError("it has no config.json with a model_type")
+        family_class(RawConfig.of(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
+        return AutoConfig.from_pretrained(path, **where), AutoProcessor.from_pretrained(path, **where)
+    except (OSError, ImportError, ValueError) as error:
+        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
+
+
+def load_parts(path: str, where: Mapping[str, Any], dtype: Any, attn: str | None, **more: Any) -> tuple[Any, Any, Any]:
+    """Config, processor and model of a checkpoint, as its files have them: what evaluation and training load alike.
+
+    Raises UsageError as :func:`load_config` does, and where there are no safetensors.
+    """
+    config, processor = load_config(path, where)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attn, use_safetensors=True, **where, **more
+        )
+    except (OSError, ImportError, ValueError) as error:
+        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
+    return config, processor, model
+
+
+def commit_of(config: Any) -> str | None:
+    """The hub's commit a config came from; transformers sets it on what it downloads, and on nothing else."""
+    return vars(config).get("_commit_hash")
 
 
 def _one_process_per_machine() -> None:
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "device_map spreads one model over all GPUs, and several processes would share them",
-            "one process per machine, or --ray N, whose workers have GPUs of their own",
+            "device_map spreads one model over all GPUs, but several processes were started on this machine",
+            "start one process per machine, or use --ray N, which gives each worker its own GPUs",
         )
 
 
@@ -126,22 +157,22 @@ def own_device() -> str:
     place = int(os.environ.get("LOCAL_RANK", "0"))
     if place >= torch.cuda.device_count():
         raise UsageError(
-            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs", "as many processes as GPUs"
+            f"{place + 1} processes on a machine with {torch.cuda.device_count()} GPUs",
+            "start at most one process per GPU",
         )
     return f"cuda:{place}"
 
 
-class _Raw:
+@dataclass(frozen=True, slots=True)
+class RawConfig:
     """The two fields of a config.json that choose a family, before any class of it is known."""
 
-    def __init__(self, raw: dict[str, Any]) -> None:
-        self.model_type = raw.get("model_type")
-        self.visrl_family = raw.get("visrl_family")
+    model_type: str | None = None
+    visrl_family: str | None = None
 
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"--model-args: {name}={value} is not one of {', '.join(allowed)}")
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> RawConfig:
+        return cls(raw.get("model_type"), raw.get("visrl_family"))
 
 
 def _first_line(error: BaseException) -> str:
@@ -162,7 +193,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     if not list(Path(adapter).glob("adapter_model.safetensors")):
-        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder that PEFT saved")
+        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder saved by PEFT")
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 

@@ -2,7 +2,7 @@
 
 One call takes many requests. Each picture goes through the processor and the vision tower once per pair of calls (box turn,
 answer turn), whatever number of prompts show it. Prompts are sorted by length, prefilled in batches and branched into k samples
-(generation.py); the cache of a box turn is kept for the next call, whose prompts go on from the part they share. None of this
+(decoding.py); the cache of a box turn is kept for the next call, whose prompts go on from the part they share. None of this
 may change an output: everything kept is found by content (tokens and picture bytes), never by name.
 """
 
@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.chat_format import LayoutError
 from visrl.errors import PictureError
-from visrl.policies.families.base import Chat, Family, Features, Seen
-from visrl.policies.hf.decoding import Branch, Prefix, branch, prefill, resume, shared_length, stems
-from visrl.policies.hf.loading import Loaded, load_checkpoint, model_type
+from visrl.policies.families.base import Chat, Features, Seen
+from visrl.policies.hf.decoding import Branch, OutputText, Prefix, branch, prefill, resume, shared_length, stems
+from visrl.policies.hf.loading import CheckpointArguments, Loaded, load_checkpoint, model_type
 from visrl.policies.hf.remote_code import CHAT_TYPES, RemoteChatPolicy
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.hf.text_scoring import TextScorer
+from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +42,21 @@ class _Job:
     shared: int = 0
 
 
-class HFPolicy:
-    """A loaded model behind the Policy protocol.
+class HFArguments(CheckpointArguments):
+    """How a checkpoint is loaded and answers. rows: conversations per forward pass; 0: 32 on a GPU, 8 elsewhere."""
+
+    box_format: str = "native"
+    rows: int = Field(default=0, ge=0)
+
+
+class HFPolicy(Policy):
+    """A loaded model behind the policy contract.
 
     rows: conversations per forward pass; halved for good when memory runs out. batch_size: requests a caller had best pass
     at once, several times ``rows`` so that sorting by length pays.
     """
 
-    needs_pictures = True
+    scores_texts = True
 
     def __init__(self, name: str, loaded: Loaded, *, box_format: str = "native", rows: int = 0) -> None:
         self.name = name
@@ -57,7 +66,7 @@ class HFPolicy:
         self.default_protocol = self.family.default_protocol
         self.default_crop = self.family.default_crop
         self.rows = rows or (32 if self.model.device.type == "cuda" else 8)
-        self._text = _Text(self.family, self.box_format)
+        self._text = OutputText(self.family, self.box_format)
         self._seen: dict[str, Seen] = {}  # by digest, of this call and the one before
         self._features: dict[str, Features] = {}
         self._kept: list[
@@ -65,45 +74,17 @@ class HFPolicy:
         ] = []  # the caches of the last box turn, and whose rows they hold
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        device: str = "",
-        device_map: str = "",
-        attn: str = "",
-        revision: str = "",
-        adapter: str = "",
-        trust_remote_code: str = "false",
-        box_format: str = "native",
-        rows: str = "",
-    ) -> HFPolicy | RemoteChatPolicy:
-        """``--model hf:PATH --model-args …``. Raises UsageError for what a user can mend.
+    def load(cls, path: str, **arguments: Any) -> HFPolicy | RemoteChatPolicy:
+        """``--model hf:PATH --model-args …`` (HFArguments). Raises UsageError for what a user can mend.
 
-        A model that only its own repository's code can run (MiniCPM-o) comes as another policy, see remote_chat.py.
+        A model that only its own repository's code can run (MiniCPM-o) comes as another policy, see remote_code.py.
         """
-        trusted = trust_remote_code.lower() in ("true", "1", "yes")
-        if model_type(path, revision) in CHAT_TYPES:
-            return RemoteChatPolicy.load(
-                path, dtype=dtype, device=device, revision=revision, trust_remote_code=trusted, box_format=box_format
-            )
-        loaded = load_checkpoint(
-            path,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn=attn,
-            revision=revision,
-            adapter=adapter,
-            trust_remote_code=trusted,
-        )
-        return cls(path, loaded, box_format=box_format, rows=int(rows or 0))
+        args = HFArguments.read(arguments)
+        if model_type(path, args.revision) in CHAT_TYPES:
+            return RemoteChatPolicy.load(path, args, args.box_format)
+        return cls(path, load_checkpoint(path, args), box_format=args.box_format, rows=args.rows)
 
     def rename(self, name: str) -> None:
-        """What records call this model, in the place of where its files lie: that must not be said where the place is a run's own
-        or this machine's, and must not decide whether two runs are the same. The hashes of its files stay.
-        """
         about = self.loaded.about
         self.name = about["path"] = name
         if about["adapter"] is not None:
@@ -129,12 +110,15 @@ class HFPolicy:
             try:
                 jobs.append(_Job(index, request, self._chat(request, looked)))
             except (PictureError, LayoutError) as error:
-                outputs[index] = Output(error=f"{type(error).__name__}: {error}")
+                outputs[index] = Output(error=f"{type(error).__name__}: {error}", retry=False)
         self._seen = looked
         self._features = {d: f for d, f in self._features.items() if d in looked}
         for job, output in self._all(jobs, earlier, sampling):
             outputs[job.index] = output
         return [output if output is not None else Output(error="nothing was generated") for output in outputs]
+
+    def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
+        return TextScorer(self.model, self.family, self.rows).loglikelihood(requests, completions)
 
     def _chat(self, request: Request, looked: dict[str, Seen]) -> Chat:
         rendered = self.family.render(request.turns)
@@ -213,7 +197,7 @@ class HFPolicy:
         keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
         ended = self._text.ender(sampling.stop)
         texts = branch(self.model, self.family, chats, read, sampling, keys, ended)
-        if jobs[0].request.step == "box" and self.family.keeps_prefix:
+        if jobs[0].request.keep_cache and self.family.keeps_prefix:
             self._kept.append((read, tuple(job.request.key for job in jobs)))
         return [self._output(job, row, sampling) for job, row in zip(jobs, texts, strict=True)]
 
@@ -246,33 +230,3 @@ class HFPolicy:
         texts = tuple(self._text.final(b.ids, sampling.stop) for b in branches)
         written = sum(len(b.ids) for b in branches)
         return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=written, cached_tokens=job.shared)
-
-
-class _Text:
-    """Token ids -> text: without the tokens that structure a chat, but with those a box is written in, special or not."""
-
-    def __init__(self, family: Family, box_format: BoxFormat) -> None:
-        from visrl.core.boxes import Box
-
-        self.tokenizer = family.tokenizer
-        self.ends = family.end_texts
-        written = box_format.write(Box(1, 2, 3, 4), (8, 8))
-        keep = set(self.tokenizer(written, add_special_tokens=False)["input_ids"])
-        self.dropped = (set(self.tokenizer.all_special_ids) | {family.image_token_id}) - keep
-
-    def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode([i for i in ids if i not in self.dropped], skip_special_tokens=False))
-
-    def ender(self, stops: Sequence[str]) -> Any:
-        """A test whether a text is over: one of ``stops`` or of the family's end texts is in its last tokens."""
-        wanted = (*stops, *self.ends)
-        tail = max(map(len, wanted), default=0) + 1
-        return lambda ids: bool(wanted) and any(stop in self.text(ids[-tail:]) for stop in wanted)
-
-    def final(self, ids: Sequence[int], stops: Sequence[str]) -> str:
-        """The text, cut behind the first stop and before the first end text."""
-        text = self.text(ids)
-        for end in self.ends:
-            text = text.partition(end)[0]
-        cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
-        return text[: min(cuts)] if cuts else text

@@ -1,7 +1,8 @@
 """Models whose code lies in their repository and that are spoken to by ``model.chat(msgs=…, tokenizer=…)``: MiniCPM-o and -V.
 
 transformers has no class for MiniCPM-o-2.6. Where the user trusts the repository's code and has a transformers it runs on (its
-authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it and use endpoint.py.
+authors name 4.44), this policy calls it, one conversation after another; elsewhere, serve it
+and use policies/servers/endpoint.py.
 
 Tested with a stand-in repository of that interface (tests/policies/test_remote_chat.py). The real model was never loaded here.
 """
@@ -18,54 +19,48 @@ from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.families.base import PAPER_FORMAT
-from visrl.policies.hf.loading import folder_of, own_device, weights_hash
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.hf.loading import CheckpointArguments, commit_of, folder_of, own_device, weights_hash
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 CHAT_TYPES = ("minicpmo", "minicpmv")
 NATIVE = FORMATS["box_tag_1000"]
 
 
-class RemoteChatPolicy:
-    """A ``model.chat`` behind the Policy protocol. No batches and no caches: the repository's code has its own way."""
-
-    needs_pictures = True
-    default_protocol = "visrl_train"
-    batch_size = 8
+class RemoteChatPolicy(Policy):
+    """A ``model.chat`` behind the policy contract. No batches and no caches: the repository's code has its own way."""
 
     def __init__(self, path: str, model: Any, tokenizer: Any, box_format: BoxFormat, about: Mapping[str, Any]) -> None:
         self.name, self.model, self.tokenizer, self.box_format = path, model, tokenizer, box_format
         self._about = dict(about)
 
     @classmethod
-    def load(
-        cls, path: str, *, dtype: str, device: str, revision: str, trust_remote_code: bool, box_format: str
-    ) -> RemoteChatPolicy:
+    def load(cls, path: str, args: CheckpointArguments, box_format: str) -> RemoteChatPolicy:
         """Raises UsageError unless the user trusts the code, and where it does not run on this transformers."""
         from transformers import AutoModel, AutoTokenizer
 
         served = "serve it (vLLM has it) and use --model endpoint:URL#NAME --model-args box_format=box_tag_1000"
-        if not trust_remote_code:
+        if not args.trust_remote_code:
             raise UsageError(
-                f"{path} runs code of its own repository", f"trust_remote_code=true if you trust it, or {served}"
+                f"{path} needs Python code from its own repository",
+                f"set trust_remote_code=true if you trust that code, or {served}",
             )
         formats = {"native": NATIVE, "paper": PAPER_FORMAT, **FORMATS}
         if box_format not in formats:
-            raise UsageError(f"no box format {box_format!r}", f"one of {', '.join(formats)}")
-        where = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
+            raise UsageError(f"unknown box format {box_format!r}", f"one of {', '.join(formats)}")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
-            model = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
+            tokenizer = AutoTokenizer.from_pretrained(path, **args.where)
+            model = AutoModel.from_pretrained(path, dtype=args.dtype, use_safetensors=True, **args.where)
         except Exception as error:
             raise UsageError(
                 f"the code of {path} does not run here: {type(error).__name__}: {error}", served
             ) from error
-        model = model.to(device or own_device()).eval()
+        model = model.to(args.device or own_device()).eval()
         about = {
             "kind": "hf",
             "family": "minicpmo",
             "path": path,
-            "revision": getattr(model.config, "_commit_hash", None) or revision or None,
-            "weights_sha256": weights_hash(folder_of(path, revision)),
+            "revision": commit_of(model.config) or args.revision or None,
+            "weights_sha256": weights_hash(folder_of(path, args.revision)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "trust_remote_code": True,
         }
@@ -83,7 +78,7 @@ class RemoteChatPolicy:
         try:
             messages = [_message(turn) for turn in request.turns]
         except PictureError as error:
-            return Output(error=f"PictureError: {error}")
+            return Output(error=f"PictureError: {error}", retry=False)
         # its greedy default is three beams and a repetition penalty: both would change scores unseen
         how: dict[str, Any] = {"sampling": False, "num_beams": 1, "repetition_penalty": 1.0}
         if sampling.temperature > 0:

@@ -123,7 +123,8 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
             predictions.append(reader(row, f"{source}:{line}", lookup))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
-                f"{source}:{line}: not a {kind} row: {_say(error)}", "see visrl/policies/recorded/replay.py"
+                f"{source}:{line}: not a {kind} row: {_say(error)}",
+                "docs/data.md lists the layouts of prediction files",
             ) from error
     protocol, box_format = _run_facts(source) if kind == "episodes" else (None, None)
     return PredictionFile(kind, predictions, digest, protocol, box_format)
@@ -253,7 +254,9 @@ def _question_file(path: Path) -> dict[str, tuple[str, str]]:
     try:
         return {str(row["question_id"]): (str(row["image"]), str(row["text"])) for _, row in rows}
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path}: a question file has question_id, image and text: {error}", "") from error
+        raise UsageError(
+            f"{path}: not a question file: {error}", "a question file has question_id, image and text in each row"
+        ) from error
 
 
 def _run_facts(episodes: Path) -> tuple[str | None, str | None]:
@@ -290,8 +293,8 @@ def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
             fields = line.split("\t")
             if len(fields) != 4:
                 raise UsageError(
-                    f"{file}:{number}: {len(fields)} fields, not picture, question, truth, answer",
-                    "tabs separate the fields",
+                    f"{file}:{number}: {len(fields)} fields instead of 4 (picture, question, truth, answer)",
+                    "fields are separated by tabs",
                 )
             key = ("group+picture+question", subtask, picture_key(fields[0]), question_key(fields[1]))
             yield Prediction(f"{file}:{number}", (key,), fields[3], prompt=fields[1])
@@ -301,7 +304,8 @@ def _mmbench_rows(file: Path, rows: Iterator[Row]) -> Iterator[Prediction]:
     for number, row in enumerate(rows, 2):  # line 1 is the header
         if "index" not in row or "prediction" not in row:
             raise UsageError(
-                f"{file}: columns {sorted(map(str, row))[:8]}", "MMBench predictions have index and prediction"
+                f"{file}: no columns index and prediction, but {sorted(map(str, row))[:8]}",
+                "MMBench predictions have both",
             )
         yield Prediction(f"{file}:{number}", (("index", str(row["index"])),), str(row["prediction"] or ""))
 

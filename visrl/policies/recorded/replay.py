@@ -21,29 +21,38 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from visrl.core.box_formats import BoxFormat, format_named, parser_named
+from visrl.core.box_formats import BoxFormat, Mode, format_named
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.arguments import ModelArguments
+from visrl.policies.protocol import Output, Policy, Request, Sampling, Unmatched
 from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 
 
-@dataclass(frozen=True, slots=True)
-class Leftovers:
-    """Rows no task of the run took: ``duplicates`` are those whose document another row had."""
+class ReplayArguments(ModelArguments):
+    """How recorded outputs are read. questions: a question file. parser, box_format: how boxes are (core/box_formats.py).
 
-    unused: int
-    duplicates: int
-    examples: tuple[str, ...]
+    min_pixels, max_pixels, or resized (``1400x700``): for boxes in pixels of the resized picture, ``box_format=json_resized``.
+    """
+
+    kind: ClassVar[str] = "replay"
+
+    questions: str = ""
+    parser: Mode = "lenient"
+    box_format: str = ""
+    min_pixels: str = ""
+    max_pixels: str = ""
+    resized: str = ""
+    name: str = ""
 
 
-@dataclass(slots=True)
-class ReplayPolicy:
-    """Recorded outputs. ``bind`` first: it finds each document's row; ``generate`` then only looks up."""
+@dataclass
+class ReplayPolicy(Policy):
+    """Recorded outputs. ``match_samples`` first: it finds each document's row; ``generate`` then only looks up."""
 
     source: Path
     file: PredictionFile
@@ -51,36 +60,31 @@ class ReplayPolicy:
     name: str
     needs_pictures: bool = False
     default_protocol: str = "direct"
-    _bound: dict[str, tuple[Prediction, CoTSample]] = field(default_factory=dict, repr=False)
+    recorded: bool = True
+    _matched: dict[str, tuple[Prediction, CoTSample]] = field(default_factory=dict, repr=False)
     _taken: set[int] = field(default_factory=set, repr=False)
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        questions: str | None = None,
-        parser: str = "lenient",
-        box_format: str | None = None,
-        name: str | None = None,
-        min_pixels: str = "",
-        max_pixels: str = "",
-        resized: str = "",
-    ) -> ReplayPolicy:
-        """Read predictions. parser, box_format: core/box_formats.py; min_pixels, max_pixels or resized (``1400x700``) for boxes in
-        the resized picture. Raises UsageError naming file and line.
-        """
+    def load(cls, path: str, **arguments: Any) -> ReplayPolicy:
+        """Read predictions (ReplayArguments). Raises UsageError naming file and line."""
+        args = ReplayArguments.read(arguments)
         source = Path(path)
-        file = read_predictions(source, Path(questions) if questions else None)
-        format_name = box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
-        declared = format_named(format_name, min_pixels=min_pixels, max_pixels=max_pixels, resized_to=resized)
+        file = read_predictions(source, Path(args.questions) if args.questions else None)
+        format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
+        declared = format_named(
+            format_name, min_pixels=args.min_pixels, max_pixels=args.max_pixels, resized_to=args.resized
+        )
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
         return cls(
-            source, file, declared.with_mode(parser_named(parser)), name or _stem(source), default_protocol=protocol
+            source,
+            file,
+            declared.with_mode(args.parser),
+            args.name or _stem(source),
+            default_protocol=protocol,
         )
 
-    def bind(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
+    def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.
 
         Rows alike in every key (RefCOCO holds some sentences twice) go to the documents alike, one each.
@@ -91,19 +95,19 @@ class ReplayPolicy:
             if row.task in (None, task):
                 for key in row.keys:
                     index[key].append(position)
-        self._bound, taken = {}, set[int]()
+        self._matched, taken = {}, set[int]()
         for sample in samples:
             number = self._first_free(sample, index, taken)
             if number is not None:
                 taken.add(number)
-                self._bound[sample.id] = self.file.rows[number], sample
+                self._matched[sample.id] = self.file.rows[number], sample
         if not taken:
             raise UsageError(
                 f"no prediction in {self.source} belongs to a document of {task}",
-                "a file for another split, or one that needs its question file: --model-args questions=FILE",
+                "is it a file for another split? Or does it need its question file: --model-args questions=FILE",
             )
         self._taken |= taken
-        return [sample for _, sample in self._bound.values()]
+        return [sample for _, sample in self._matched.values()]
 
     def _first_free(self, sample: CoTSample, index: Mapping[Key, list[int]], taken: set[int]) -> int | None:
         for key in sample_keys(sample):
@@ -112,28 +116,27 @@ class ReplayPolicy:
                     return number
         return None
 
-    def leftovers(self) -> Leftovers:
-        """Rows that no bound task took; call when all tasks of the run are bound."""
+    def unmatched(self) -> Unmatched:
         rows = self.file.rows
         taken_keys = {key for number in self._taken for key in rows[number].keys}
         unused = [row for number, row in enumerate(rows) if number not in self._taken]
         duplicates = sum(any(key in taken_keys for key in row.keys) for row in unused)
-        return Leftovers(len(unused) - duplicates, duplicates, tuple(row.where for row in unused[:3]))
+        return Unmatched(len(unused) - duplicates, duplicates, tuple(row.where for row in unused[:3]))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
         return [self._output(request) for request in requests]
 
     def _output(self, request: Request) -> Output:
-        if request.key not in self._bound:
-            return Output(error="no prediction for this sample")
-        row, sample = self._bound[request.key]
+        if request.key not in self._matched:
+            return Output(error="no prediction for this sample", retry=False)
+        row, sample = self._matched[request.key]
         if row.error is not None:
-            return Output(error=row.error)
+            return Output(error=row.error, retry=False)
         text, prompt = row.text, row.prompt
         if request.step == "box" and (row.box_text is not None or sample.kind == "qa"):
             text, prompt = row.box_text, row.box_prompt  # a REC row without box_text has the box in its text
         if text is None:
-            return Output(error=f"{row.where}: no {request.step} text recorded")
+            return Output(error=f"{row.where}: no {request.step} text recorded", retry=False)
         return Output(texts=(text,), prompt=prompt)
 
     def describe(self) -> Mapping[str, Any]:

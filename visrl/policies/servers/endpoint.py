@@ -2,13 +2,13 @@
 
 Requests of a call run at once, at most ``in_flight`` of them; answers come back in the order of the requests. Timeouts, 429,
 5xx, connections that break, streams that end early and bodies that are not JSON are tried again, with growing pauses; other
-refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (servers.py): one that
+refusals (400, 401, 404) are the sample's error at once. Several servers of one model share the requests (replicas.py): one that
 dies is taken out and its requests are tried elsewhere.
 
 A turn's parts go out in our order, pictures as PNG data URLs made once per call: the answer turn of a conversation starts with
 the bytes of its box turn, which is what a server's prefix cache matches on. How they become a prompt is the server's chat
-template's business, and so is what its processor does to pictures: unlike hf.py we cannot see it, and ``box_format`` must be
-named by the user, because a server does not say how its model writes boxes.
+template's business, and so is what its processor does to pictures: unlike models in this process it cannot be seen, and
+``box_format`` must be named by the user, because a server does not say how its model writes boxes.
 
 Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
 closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.
@@ -26,13 +26,16 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.arguments import ModelArguments
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ class ServerFailed(Exception):
 class Server:
     """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one.
 
-    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see servers.py.
+    url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see replicas.py.
     """
 
     url: str
@@ -68,15 +71,28 @@ class Server:
         return self.url.split(",")
 
 
-class EndpointPolicy:
+class EndpointArguments(ModelArguments):
+    """How a server is asked. timeout: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``."""
+
+    kind: ClassVar[str] = "endpoint"
+
+    box_format: str = ""
+    key_env: str = "OPENAI_API_KEY"
+    in_flight: int = Field(default=16, ge=1)
+    timeout: float = Field(default=120.0, gt=0)
+    tries: int = Field(default=8, ge=1)
+    pad: str = ""
+    adapter: str = ""
+    min_pixels: int = Field(default=56 * 56, ge=1)
+    max_pixels: int = Field(default=14 * 14 * 4 * 16384, ge=1)
+
+
+class EndpointPolicy(Policy):
     """A model behind ``POST URL/chat/completions``.
 
     pad: colour with which pictures are padded to a square before they are sent, for servers of LLaVA-1.5, whose processor would
     cut the square out of the middle instead.
     """
-
-    needs_pictures = True
-    default_protocol = "visrl_train"
 
     def __init__(self, server: Server, box_format: BoxFormat, pad: tuple[int, int, int] | None = None) -> None:
         self.server, self.box_format, self.pad = server, box_format, pad
@@ -86,34 +102,20 @@ class EndpointPolicy:
         self._key = os.environ.get(server.key_env, "")
 
     @classmethod
-    def load(
-        cls,
-        target: str,
-        *,
-        box_format: str = "",
-        key_env: str = "OPENAI_API_KEY",
-        in_flight: str = "16",
-        timeout: str = "120",
-        tries: str = "8",
-        pad: str = "",
-        adapter: str = "",
-        min_pixels: str = "",
-        max_pixels: str = "",
-    ) -> EndpointPolicy:
+    def load(cls, target: str, **arguments: Any) -> EndpointPolicy:
         """``--model endpoint:URL[,URL…]#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
+        args = EndpointArguments.read(arguments)
         urls, separator, model = target.partition("#")
         if not separator or not model:
             raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
         for url in urls.split(","):
             _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
-            raise UsageError(f"{urls} names a server twice", "each URL once")
-        colour = tuple(int(v) for v in pad.split("/")) if pad else None
-        if colour is not None and len(colour) != 3:
-            raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
-        server = Server(urls, model, key_env, int(in_flight), float(timeout), int(tries), adapter=adapter)
-        policy = cls(server, _box_format(box_format, min_pixels, max_pixels), colour)
-        if adapter:
+            raise UsageError(f"{urls} names one server twice", "list each URL once")
+        colour = _colour(args.pad)
+        server = Server(urls, model, args.key_env, args.in_flight, args.timeout, args.tries, adapter=args.adapter)
+        policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
+        if args.adapter:
             asyncio.run(policy.load_adapter())
         return policy
 
@@ -169,7 +171,7 @@ class EndpointPolicy:
                 log.debug("%s: %s", replica.url, self._discreet(str(error)))
                 replica.failed(silent=True)
         if all(replica.out for replica in self.replicas.all):
-            raise UsageError(f"{self.server.url} does not answer", "is it up?")
+            raise UsageError(f"{self.server.url} does not answer", "is the server running, and the URL right?")
 
     async def _one(
         self,
@@ -187,7 +189,7 @@ class EndpointPolicy:
             tries = (self._patiently(clients, free, request.key, body, sampling.stop) for body in bodies)
             texts = await asyncio.gather(*tries)
         except (PictureError, openai.OpenAIError, ServerFailed) as error:
-            return Output(error=self._discreet(f"{type(error).__name__}: {error}"))
+            return Output(error=self._discreet(f"{type(error).__name__}: {error}"), retry=False)
         return Output(tuple(texts))
 
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
@@ -244,8 +246,8 @@ class EndpointPolicy:
         text, ended = "", False
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
-                if getattr(chunk, "error", None):
-                    raise ServerFailed(f"the server broke off: {chunk.error}")
+                if (chunk.model_extra or {}).get("error"):
+                    raise ServerFailed(f"the server broke off: {(chunk.model_extra or {})['error']}")
                 for choice in chunk.choices:
                     text += choice.delta.content or ""
                     ended = ended or choice.finish_reason is not None
@@ -332,11 +334,23 @@ def _as_broken(error: Exception, attempts: int) -> Exception:
     return ServerFailed(f"given up after {attempts} tries: {reason}")
 
 
-def _box_format(name: str, min_pixels: str, max_pixels: str) -> BoxFormat:
+def _colour(pad: str) -> tuple[int, int, int] | None:
+    """``122/116/104`` as numbers. Raises UsageError for anything else."""
+    if not pad:
+        return None
+    parts = pad.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+        raise UsageError(f"pad={pad} is not red/green/blue", "for LLaVA-1.5: pad=122/116/104")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
     """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
     if not name:
         raise UsageError(
-            "a server does not say how its model writes boxes",
+            "the box format of a served model must be given: a server does not tell it",
             f"--model-args box_format=NAME, one of {', '.join([*FORMATS, RESIZED])}; docs/families.md names each family's",
         )
-    return format_named(name, min_pixels=min_pixels, max_pixels=max_pixels)
+    if name != RESIZED:
+        return format_named(name)
+    return format_named(name, min_pixels=str(min_pixels), max_pixels=str(max_pixels))

@@ -1,7 +1,7 @@
 """Several servers of one model: who gets the next request, who is taken out, and when one is tried again.
 
 A request goes to its key's own server (both turns of a sample meet the same prefix cache) unless that one is out or has its
-share of work; then to the least busy. A server that nobody answers at is taken out at once, one that fails in other ways after
+share of work; then to the least busy. An unreachable server is dropped immediately, one that fails in other ways after
 ``PATIENCE`` failures in a row. It is asked for its models (``GET URL/models``) after a pause that doubles up to ``LONGEST``, and
 gets requests again when it answers. With every server out, requests go on trying, each counted among its tries.
 
@@ -137,11 +137,12 @@ class Replicas:
         if not self.adapter:
             return
         if self.model in served:
-            root = getattr(served[self.model], "root", None)
+            root = (served[self.model].model_extra or {}).get("root")
             if root in (None, self.adapter):
                 return
             raise UsageError(
-                f"{self.model} is {root} on {client.base_url}", "give each adapter a name of its own: URL#NAME"
+                f"the name {self.model} is taken by {root} on {client.base_url}",
+                "give each adapter a name of its own: URL#NAME",
             )
         body = {"lora_name": self.model, "lora_path": self.adapter}
         try:
@@ -149,5 +150,5 @@ class Replicas:
         except openai.APIStatusError as error:
             raise UsageError(
                 f"{client.base_url} does not load {self.adapter}: {error.status_code} {error.message[:200]}",
-                "vLLM wants --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and the folder where the server runs",
+                "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; the folder must be on the server",
             ) from error

@@ -1,7 +1,7 @@
 """vLLM in this process: ``--model vllm:ID`` (``pip install visrl[vllm]``, a GPU). As thin as its documented ``LLM.chat`` allows.
 
 vLLM batches, schedules and caches (prefixes by content, pictures included), so a call hands it every conversation at once.
-What is ours: pictures are prepared as the family does, tokens become text exactly as in hf.py (box tokens are kept), draws
+What is ours: pictures are prepared as the family does, tokens become text exactly as in-process (box tokens are kept), draws
 are seeded per request, and adapters are exchanged between calls (:meth:`VLLMPolicy.use_adapter`).
 
 Never run on a GPU here: tested against a module with vLLM's documented signatures (tests/policies/test_vllm.py). The chat
@@ -15,26 +15,42 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
+from visrl.policies.arguments import ModelArguments
 from visrl.policies.families.base import Family
-from visrl.policies.protocol import Output, Request, Sampling
+from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 PICTURES = 2  # of a conversation: the picture and the crop
 
 
-class VLLMPolicy:
-    """A ``vllm.LLM`` behind the Policy protocol. ``rank``: the largest LoRA rank it was started for, 0: none."""
+class VLLMArguments(ModelArguments):
+    """What vLLM is started with."""
 
-    needs_pictures = True
-    batch_size = 512
+    kind: ClassVar[str] = "vllm"
+    other_names: ClassVar[Mapping[str, str]] = {"torch_dtype": "dtype", "peft": "adapter", "lora": "adapter"}
+
+    dtype: str = "auto"
+    revision: str = ""
+    box_format: str = "native"
+    adapter: str = ""
+    trust_remote_code: bool = False
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+
+
+class VLLMPolicy(Policy):
+    """A ``vllm.LLM`` behind the policy contract. ``rank``: the largest LoRA rank it was started for, 0: none."""
 
     def __init__(
         self, name: str, engine: Any, family: Family, about: Mapping[str, Any], *, box_format: str, rank: int
     ) -> None:
-        from visrl.policies.hf.policy import _Text
+        from visrl.policies.hf.decoding import OutputText
 
         self.name, self.engine, self.family, self.rank = name, engine, family, rank
         self.box_format = family.box_format(box_format)
@@ -42,41 +58,29 @@ class VLLMPolicy:
         self._about = dict(about)
         self._adapter: Any = None
         self._loaded = 0
-        self._text = _Text(family, self.box_format)
+        self._text = OutputText(family, self.box_format)
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        revision: str = "",
-        box_format: str = "native",
-        adapter: str = "",
-        trust_remote_code: str = "false",
-        tensor_parallel_size: str = "1",
-        gpu_memory_utilization: str = "0.9",
-        max_model_len: str = "",
-    ) -> VLLMPolicy:
+    def load(cls, path: str, **arguments: Any) -> VLLMPolicy:
         """``--model vllm:ID --model-args …``. Raises UsageError without vLLM, and for a model it or visrl does not know."""
+        args = VLLMArguments.read(arguments)
         try:
             import vllm
         except ImportError as error:
             raise UsageError(
                 "vllm is not installed", "pip install 'visrl[vllm]' on a machine with a GPU, or --model hf:ID"
             ) from error
-        trusted = trust_remote_code.lower() in ("true", "1", "yes")
-        family, about = _family(path, revision, trusted)
-        rank = _rank(adapter) if adapter else 0
+        family, about = _family(path, args)
+        rank = _rank(args.adapter) if args.adapter else 0
         try:
             engine = vllm.LLM(
                 model=path,
-                dtype=dtype,
-                revision=revision or None,
-                trust_remote_code=trusted,
-                tensor_parallel_size=int(tensor_parallel_size),
-                gpu_memory_utilization=float(gpu_memory_utilization),
-                max_model_len=int(max_model_len) if max_model_len else None,
+                dtype=args.dtype,
+                revision=args.revision or None,
+                trust_remote_code=args.trust_remote_code,
+                tensor_parallel_size=args.tensor_parallel_size,
+                gpu_memory_utilization=args.gpu_memory_utilization,
+                max_model_len=args.max_model_len,
                 enable_prefix_caching=True,
                 limit_mm_per_prompt={"image": PICTURES},
                 generation_config="vllm",  # not the checkpoint's: its penalties would change scores unseen
@@ -85,13 +89,17 @@ class VLLMPolicy:
         except (ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
             raise UsageError(
-                f"vLLM cannot load {path}: {first}", "--model hf:ID runs what transformers runs"
+                f"vLLM cannot load {path}: {first}", "try --model hf:ID, which loads it with transformers"
             ) from error
-        facts = {**about, "dtype": dtype, "vllm": str(getattr(vllm, "__version__", "unknown"))}
-        policy = cls(f"vllm:{path}", engine, family, facts, box_format=box_format, rank=rank)
-        if adapter:
-            policy.use_adapter(adapter)
+        facts = {**about, "dtype": args.dtype, "vllm": vllm.__version__}
+        policy = cls(f"vllm:{path}", engine, family, facts, box_format=args.box_format, rank=rank)
+        if args.adapter:
+            policy.use_adapter(args.adapter)
         return policy
+
+    @property
+    def batch_size(self) -> int:
+        return 512
 
     def use_adapter(self, folder: str) -> None:
         """From now on answer with the LoRA of ``folder`` (PEFT), without loading the base again: a trainer's next iteration.
@@ -104,7 +112,8 @@ class VLLMPolicy:
 
         if _rank(folder) > self.rank:
             raise UsageError(
-                f"{folder} has rank {_rank(folder)}, vLLM was started for {self.rank}", "start it with adapter="
+                f"{folder} has rank {_rank(folder)}, vLLM was started for rank {self.rank}",
+                "load this adapter at the start: --model-args adapter=FOLDER",
             )
         self._loaded += 1  # vLLM tells adapters apart by this number: a new one for new weights, whatever the folder
         self._adapter = LoRARequest(f"{Path(folder).name}-{self._loaded}", self._loaded, folder)
@@ -122,7 +131,7 @@ class VLLMPolicy:
             try:
                 asked.append((index, [self._message(turn) for turn in request.turns]))
             except PictureError as error:
-                outputs[index] = Output(error=f"PictureError: {error}")
+                outputs[index] = Output(error=f"PictureError: {error}", retry=False)
         how = [self._sampling(requests[index], sampling) for index, _ in asked]
         conversations = [messages for _, messages in asked]
         found = (
@@ -161,7 +170,7 @@ class VLLMPolicy:
     def _output(self, result: Any, sampling: Sampling) -> Output:
         ids = [list(one.token_ids) for one in result.outputs]
         texts = tuple(self._text.final(tokens, sampling.stop) for tokens in ids)
-        cached = getattr(result, "num_cached_tokens", None) or 0
+        cached = result.num_cached_tokens or 0
         return Output(
             texts,
             prompt_tokens=len(result.prompt_token_ids),
@@ -170,26 +179,19 @@ class VLLMPolicy:
         )
 
 
-def _family(path: str, revision: str, trusted: bool) -> tuple[Family, dict[str, Any]]:
-    from transformers import AutoConfig, AutoProcessor
-
+def _family(path: str, args: VLLMArguments) -> tuple[Family, dict[str, Any]]:
     from visrl.policies.families import family_for
-    from visrl.policies.hf.loading import folder_of, weights_hash
+    from visrl.policies.hf.loading import commit_of, folder_of, load_config, weights_hash
 
-    where: dict[str, Any] = {"trust_remote_code": trusted, **({"revision": revision} if revision else {})}
-    try:
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UsageError(f"cannot load {path}: {first}", "a folder or a hub id that this machine can reach") from error
+    revision = {"revision": args.revision} if args.revision else {}
+    config, processor = load_config(path, {"trust_remote_code": args.trust_remote_code, **revision})
     family = family_for(config, processor)
     about = {
         "family": family.name,
         "path": path,
-        "revision": getattr(config, "_commit_hash", None) or revision or None,
-        "weights_sha256": weights_hash(folder_of(path, revision)),
-        "trust_remote_code": trusted,
+        "revision": commit_of(config) or args.revision or None,
+        "weights_sha256": weights_hash(folder_of(path, args.revision)),
+        "trust_remote_code": args.trust_remote_code,
     }
     return family, about
 
@@ -200,5 +202,5 @@ def _rank(folder: str) -> int:
         return int(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder PEFT saved"
+            f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder saved by PEFT"
         ) from error

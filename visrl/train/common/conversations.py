@@ -8,20 +8,20 @@ one, so that a chain becomes two (docs/method.md a3). Nothing but box and answer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.boxes import Box, Size
-from visrl.core.crops import CROPS, CropName
+from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName, answer_turns, box_turns
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import PictureError, UsageError
+from visrl.rollout.steps import PictureCache, crop_picture, open_picture, region_of
 from visrl.train.data.rows import Chain
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,10 @@ def opened(sample: CoTSample, protocol: ProtocolName) -> Opened:
     if sample.picture is None:
         raise UsageError(f"sample {sample.id} has no picture", "training needs pictures")
     try:
-        image: Image = sample.picture.open()
+        picture, size = open_picture(sample, PictureCache())
     except PictureError as error:
-        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or mend the picture") from error
-    if sample.size is not None and tuple(sample.size) != image.size:
-        found = f"{sample.picture.ref} is {image.size}, the row says {tuple(sample.size)}"
-        raise UsageError(f"sample {sample.id}: {found}", "boxes in pixels need the picture they were drawn on")
-    return Opened(sample, protocol, Picture(sample.picture.ref, lambda: image), image.size)
+        raise UsageError(f"sample {sample.id}: picture: {error}", "remove the row or repair the picture") from error
+    return Opened(sample, protocol, picture, size)
 
 
 def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) -> str:
@@ -57,15 +54,13 @@ def box_text(box_format: BoxFormat, chain: Chain, size: Size, sample_id: str) ->
 
 def _box(chain: Chain, sample_id: str) -> Box:
     if chain.box is None:
-        raise UsageError(f"sample {sample_id} has no box", "only the protocol `direct` does without")
+        raise UsageError(f"sample {sample_id} has no box", "every protocol but `direct` needs one")
     return Box(*chain.box)
 
 
 def crop_of(item: Opened, chain: Chain, crop: CropName) -> Picture:
     """The second picture: where ``chain`` looked."""
-    region = CROPS[crop](_box(chain, item.sample.id), item.size)
-    load: Callable[[], Image] = item.picture.open
-    return Picture(f"{item.picture.ref}#xyxy={','.join(map(str, region))}", lambda: load().crop(region))
+    return crop_picture(item.picture, region_of(_box(chain, item.sample.id), item.size, crop))
 
 
 def box_prompt(item: Opened) -> tuple[Turn, ...]:
@@ -74,8 +69,8 @@ def box_prompt(item: Opened) -> tuple[Turn, ...]:
 
 
 def answer_prompt(item: Opened, chain: Chain, crop: CropName, box_format: BoxFormat) -> tuple[Turn, ...]:
-    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the win chain,
-    docs/method.md 0.5).
+    """The conversation that asks for the answer after looking where ``chain`` looked (stage 2: the chosen chain,
+    docs/method.md 0, point 4).
     """
     protocol = PROTOCOLS[item.protocol]
     if not protocol.looks:

@@ -177,7 +177,7 @@ class ChainCollator:
     """Rows ``{"row": i}`` of SFT conversations -> right-padded batches with labels on the replies only; ``chats`` and
     ``index`` beside.
 
-    Rows are conversations, not demonstrations: a chain of a protocol with two conversations is two rows (chains.py).
+    Rows are conversations, not demonstrations: a chain of a protocol with two conversations is two rows (conversations.py).
     """
 
     rows: Sequence[tuple[Demonstration, int]]

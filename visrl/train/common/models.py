@@ -57,28 +57,12 @@ def load_trainee(section: ModelSection, lora: LoraSection | None) -> Trainee:
     nothing.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    path = shipped(section.path)
-    try:
-        # registers classes of ours (Yi-VL, the small world) before the config is read
-        family_class(_config_of(path, section.revision))
-        config = AutoConfig.from_pretrained(path, **where)
-        processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attn,
-            use_safetensors=True,
-            **where,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"cannot load {section.path}: {first}", "a folder or hub id with safetensors weights"
-        ) from error
+    from visrl.policies.hf.loading import CheckpointArguments, load_parts
+
+    args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
+    _, processor, model = load_parts(shipped(section.path), args.where, dtype, section.attn)
     return trainee(model, processor, section, lora)
 
 
@@ -90,18 +74,6 @@ def shipped(path: str) -> str:
     from visrl.world import CHECKPOINTS, checkpoint_path
 
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
-
-
-def _config_of(path: str, revision: str | None) -> Any:
-    """The raw config as an object with attributes, without needing its class."""
-    from types import SimpleNamespace
-
-    from transformers import PretrainedConfig
-
-    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    return SimpleNamespace(
-        **{"model_type": None, **{k: v for k, v in found.items() if k in ("model_type", "visrl_family")}}
-    )
 
 
 def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> Trainee:
@@ -119,8 +91,8 @@ def trainee(model: Any, processor: Any, section: ModelSection, lora: LoraSection
 
 
 def lora_target(model: nn.Module) -> str:
-    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower too
-    (training.md, trap 4).
+    """A regex of the language model's linear layers. Bare names like ``q_proj`` would hit the vision tower
+    too.
     """
     import torch
 
@@ -145,12 +117,14 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UsageError(f"lora.target: {error}", "a regex that matches whole module names") from error
+        raise UsageError(
+            f"lora.target: {error}", "give a regular expression that matches whole module names"
+        ) from error
 
 
 def continue_adapter(model: Any, folder: str) -> Any:
     """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say
-    so (trap 3).
+    so.
     """
     from peft import PeftModel
 
@@ -161,7 +135,8 @@ def require_something_to_train(model: nn.Module) -> None:
     """Raises UsageError where nothing requires a gradient."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
-            "nothing in this model is trainable", "lora, or an adapter loaded for training, or freeze_vision: false"
+            "no parameter of this model is trainable",
+            "set lora, load an adapter for training, or set freeze_vision: false",
         )
 
 
@@ -182,7 +157,7 @@ def why_not_shared(model: Any) -> str | None:
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
     """Give the model its forward back afterwards: TRL patches it in place, and a copy would stay bound to the
-    original (trap 2).
+    original.
     """
     base = bare(model)
     before = base.__dict__.get("forward")

@@ -113,7 +113,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)
             raise UsageError(
-                f"{folder} was made with {key} = {was!r}, not {now!r}", "another output folder, or delete this one"
+                f"{folder} was made with {key} = {was!r}, not {now!r}",
+                "choose another output folder, or delete this one",
             )
 
 

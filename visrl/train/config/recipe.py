@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
     "base": "visrl.train.small_model.run",
+    "small_model": "visrl.train.small_model.run",
     "pairs": "visrl.train.pairs.run",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",
@@ -92,7 +93,7 @@ class DataSection(Section):
     def file(self) -> Path:
         """The file. Raises UsageError where the recipe names none."""
         if self.path is None:
-            raise UsageError("data.path is missing", "the file to train on")
+            raise UsageError("data.path is missing", "name the file to train on")
         return self.path
 
 
@@ -138,11 +139,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "recipes/ has examples") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", "the folder recipes/ has examples") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: {error}", "recipes are YAML mappings") from error
     if not isinstance(tree, dict):
-        raise UsageError(f"{path} is not a mapping", "a recipe begins with `kind: sft` or `kind: dpo`")
+        raise UsageError(f"{path} is not a mapping", "recipes are YAML mappings with a `kind`, for example `kind: sft`")
+    if tree.get("kind") == "small_model":
+        tree["kind"] = "base"  # its older name, which the hashes of finished phases hold
     return tree
 
 
@@ -171,7 +174,7 @@ def override(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
 def module_of(kind: Any) -> ModuleType:
     """The module that runs a kind. Raises UsageError for one that is unknown, or not in this installation."""
     if kind is None:
-        raise UsageError("the recipe has no kind", f"it begins with `kind: …`, one of {', '.join(KINDS)}")
+        raise UsageError("the recipe has no kind", f"add `kind: …`, one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}", nearest(str(kind), KINDS))
     try:

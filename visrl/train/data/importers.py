@@ -54,7 +54,9 @@ def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             else [json.loads(x) for x in text.splitlines() if x.strip()]
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "a JSON list or one object a line, gzipped or not") from error
+        raise UsageError(
+            f"cannot read {path}: {error}", "it must be a JSON list or one object a line, gzipped or not"
+        ) from error
     for number, item in enumerate(many, start=1):
         if not isinstance(item, dict):
             raise UsageError(f"{path}: item {number} is not an object", "a JSON list or one object a line")

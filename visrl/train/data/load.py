@@ -34,7 +34,9 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
         rows, tally = import_chains(section.file, section.format)
         left_out = tally.left_out
     else:
-        raise UsageError(f"data.format {section.format} holds pairs, not chains", "visrl, viscot or cot")
+        raise UsageError(
+            f"data.format {section.format} holds preference pairs, not demonstrations", "SFT reads visrl, viscot or cot"
+        )
     return demonstrations(_usable(section, rows, left_out), _pictures(section))
 
 
@@ -52,7 +54,10 @@ def load_preferences(section: DataSection) -> list[Preference]:
         rows, tally = import_pairs(section.file, section.pictures)
         left_out = tally.left_out
     else:
-        raise UsageError(f"data.format {section.format} holds chains, not pairs", "visrl, official or world_oracle")
+        raise UsageError(
+            f"data.format {section.format} holds demonstrations, not preference pairs",
+            "DPO reads visrl, official or world_oracle",
+        )
     return preferences(_usable(section, rows, left_out), _pictures(section))
 
 
@@ -71,7 +76,7 @@ def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, in
         print(f"{section.path}: left out: {said}{first}", file=sys.stderr)
     kept = list(islice((row for row in rows if row.id not in missing), section.limit))
     if not kept:
-        raise UsageError(f"{section.path} has nothing to train on", f"pictures are looked for below {section.pictures}")
+        raise UsageError(f"{section.path} has no usable row", f"are the pictures below {section.pictures}?")
     _unique(section, kept)
     return kept
 
@@ -80,5 +85,8 @@ def _unique(section: DataSection, rows: Sequence[Row]) -> None:
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            raise UsageError(f"{section.path}: id {row.id!r} occurs twice", "ids name samples in errors and records")
+            raise UsageError(
+                f"{section.path}: id {row.id!r} occurs twice",
+                "ids must be unique: errors and records name samples by them",
+            )
         seen.add(row.id)

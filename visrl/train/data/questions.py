@@ -52,14 +52,14 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     if missing:
         print(f"{section.path}: left out: {len(missing)} picture missing (first: {missing[0]})", file=sys.stderr)
     if not samples:
-        pictures = f"; pictures are looked for below {section.pictures}" if missing else ""
-        hint = f"data.path, data.skip and data.limit{pictures}"
+        pictures = f"; are the pictures below {section.pictures}?" if missing else ""
+        hint = f"check data.path, data.skip and data.limit{pictures}"
         raise UsageError(f"no questions in {section.path or section.format}", hint)
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
             raise UsageError(
-                f"{section.path}: id {sample.id!r} occurs twice", "ids name questions, and seed what is drawn"
+                f"{section.path}: id {sample.id!r} occurs twice", "ids must be unique: they seed the sampling"
             )
         seen.add(sample.id)
     return samples
@@ -127,4 +127,4 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
 
 def _one_of(name: str, known: Iterable[str]) -> None:
     if name not in known:
-        raise UsageError(f"the small world has no {name!r}", f"one of {', '.join(known)}")
+        raise UsageError(f"the small world has no split or task {name!r}", f"one of {', '.join(known)}")

@@ -41,7 +41,8 @@ def shards_of(path: Path) -> list[Path]:
         found = [path] if path.is_file() else []
     if not found:
         raise UsageError(
-            f"no shards in {path}", "data.path: a .parquet or .tar, a pattern like shards/*.tar, or their folder"
+            f"no shards in {path}",
+            "set data.path to a .parquet or .tar file, a pattern like shards/*.tar, or their folder",
         )
     return found
 
@@ -132,7 +133,7 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                     yield member
     except (OSError, tarfile.TarError) as error:
         raise UsageError(
-            f"{shard}: not a tar that can be read: {error}", "plain .tar, complete, not compressed"
+            f"{shard}: not a readable tar: {error}", "shards are uncompressed .tar files; is the download complete?"
         ) from error
 
 
@@ -173,7 +174,7 @@ def _tar_rows(shard: Path) -> Iterator[Numbered]:
 
 def _tar_row(shard: Path, key: str, row: dict[str, Any], picture: str) -> Numbered:
     if not picture:
-        raise UsageError(f"{shard}: {key} has no picture", f"{key}.jpg beside {key}.json ({', '.join(PICTURES)})")
+        raise UsageError(f"{shard}: {key} has no picture", f"put {key}.jpg beside {key}.json ({', '.join(PICTURES)})")
     return f"{shard}: {key}.json", {"id": f"{shard.stem}/{key}", **row, "picture": f"{shard.name}/{picture}"}
 
 

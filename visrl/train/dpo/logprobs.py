@@ -3,7 +3,7 @@
 TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1].
 :class:`PairScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
 that every loss and metric of TRL works on it unchanged; the real forward runs in the layout the batch was collated in
-(layout.py).
+(prefix_sharing.py).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PairScorer:
     """A model, a collated batch and its family: call it as TRL calls a model with a fused head.
 
     model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
-    Batch (R rows of n branches, see layout.py and collate.stack): ``prompt_ids``, ``prompt_mask`` [R, P],
+    Batch (R rows of n branches, see prefix_sharing.py and encoding.stack): ``prompt_ids``, ``prompt_mask`` [R, P],
     ``positions`` [R, P] or [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...],
     ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need.
     """

@@ -1,4 +1,4 @@
-"""The poster's equations of step-level DPO (visrl-poster.md, Step-level DPO; docs/method.md e).
+"""The poster's equations of step-level DPO (arXiv 2503.07523, Step-level DPO; docs/method.md e).
 
     P_B = log sigma( beta_1 log pi(B_win|x)/pi_ref(B_win|x) - beta_1 log pi(B_lose|x)/pi_ref(B_lose|x) )
     P_R = the same with beta_2, R and x^ = (picture, crop of the *win* box, prompt)

@@ -1,8 +1,8 @@
 """Reference log-probabilities: the policy as it was when its phase began, computed once, kept in memory and on disk.
 
 The reference is never loaded from a path. Every phase asks the model in memory, before its first step, for the
-log-probabilities of all completions (TRL would reload the weights on disk, that is, from before the phase before:
-training.md, trap 1). A phase that is resumed reads them from ``reference.safetensors``, whose metadata name the data
+log-probabilities of all completions (TRL would reload the weights on disk, that is, those from before the
+phase before). A phase that is resumed reads them from ``reference.safetensors``, whose metadata name the data
 and the weights they belong to.
 """
 
@@ -57,7 +57,7 @@ def read_reference(folder: Path, data: str, weights: str | None) -> Table | None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except SafetensorError as error:
         raise UsageError(
-            f"{path} is damaged: {error}", "delete it and the phase's checkpoints, and run again"
+            f"{path} is damaged: {error}", "delete it and the checkpoints of the phase, then run again"
         ) from error
 
 

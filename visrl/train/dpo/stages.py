@@ -2,7 +2,7 @@
 ``stage2/``).
 
 Stage 2 goes on with the model in memory, and its reference is that model: the end of stage 1 (docs/method.md e:
-"refreshed at every stage"). The same command finishes what is missing.
+"refreshed at every stage"). The same command resumes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
     for pair in pairs:
         if not pair.win.answer or (pair.sample.kind == "rec" and not pair.lose.answer):
             raise UsageError(
-                f"pair {pair.sample.id} has no answers", "stage 2 trains answers; step.stages: [1] trains boxes alone"
+                f"pair {pair.sample.id} has no answers", "stage 2 needs answers; step.stages: [1] trains on boxes alone"
             )
     if silent := sum(not pair.lose.answer for pair in pairs):
         print(

@@ -2,7 +2,8 @@
 
 The trainer keeps TRL's losses, metrics, PEFT, checkpointing and distribution. Ours is what the method adds: a batch
 has a part per term (box, answer), each with its own lambda and beta; the forward pass computes picture and question
-once for win and lose (layout.py); the reference is the policy at the start of the phase, computed once (reference.py).
+once for chosen and rejected (prefix_sharing.py); the reference is the policy at the start of the phase, computed once
+(reference_logprobs.py).
 
 Departures from the official code (docs/method.md g): 1. crops are in the frame of the boxes. 2. every family, not
 one. 3. rows are never cut at a length. 4. pictures are not shrunk to 512 x 512 first.
@@ -51,7 +52,9 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         **more: Any,
     ) -> None:
         if args.ld_alpha is not None:
-            raise UsageError("trainer.ld_alpha is not supported", "it needs the reference per token; leave it out")
+            raise UsageError(
+                "trainer.ld_alpha is not supported", "leave it out: it needs per-token reference log-probabilities"
+            )
         self.trainee, self.collator, self.terms, self.folder = trainee, collator, tuple(terms), folder
         args.precompute_ref_log_probs = True  # TRL then keeps no reference model; the numbers come from our table
         args.remove_unused_columns = False
@@ -65,7 +68,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             **more,
         )
         if "ref" in getattr(self.model, "peft_config", {}):
-            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint (training.md, trap 4)
+            # TRL's copy of a continued adapter: memory, and a folder in every checkpoint
             self.model.delete_adapter("ref")
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -87,8 +90,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         table = broadcast_object_list(found)[0]
         if table is None and not fresh:
             raise UsageError(
-                f"{self.folder} has a checkpoint, but no reference for this data",
-                "the data changed: delete the folder, or restore it",
+                f"{self.folder} has a checkpoint, but no reference log-probabilities of this data",
+                "the data has changed: restore it, or delete the folder",
             )
         if table is None:
             table = self._compute_reference()
@@ -155,7 +158,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
             raise UsageError(
                 f"{term.name} loss is {loss.item()}: samples {names}",
-                "the newest checkpoint is from before; look at them",
+                "look at these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
             (win, lose), (ref_win, ref_lose) = said.unbind(1), reference.unbind(1)

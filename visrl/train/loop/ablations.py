@@ -2,9 +2,9 @@
 
     visrl-train recipes/world-ablations.yaml
 
-A job is a loop's folder, ``<variant>/seed<k>``; a finished one is skipped by its hashes (loop_plan.py), and phases that a variant
-shares with the full method of the same seed are copied. Several processes may run the same command: each takes the jobs that
-nobody is running. ``summary.md`` and ``summary.json``: mean and standard error over the seeds, and the difference to the full
+A job is a loop's folder, ``<variant>/seed<k>``; a finished one is skipped by its hashes (phase_state.py), and phases that a
+variant shares with the full method of the same seed are copied. Several processes may run the same command: each takes unclaimed
+jobs. ``summary.md`` and ``summary.json``: mean and standard error over the seeds, and the difference to the full
 method, paired by seed (evals/stats.py; a seed is a cluster of one).
 """
 
@@ -94,7 +94,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def over(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """``changed`` with what the loop's own file already sets of a phase (``pairs.set``), so that no constant stands twice."""
+    """``changed`` with what the loop's own file already sets of a phase (``pairs.set``), so that each setting is stated once."""
     found = {}
     for key, value in changed.items():
         section, _, last = key.partition(".")

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.policies.registry import SHIPPED
 from visrl.train.config.recipe import Recipe, flat
 from visrl.train.data.shards import is_sharded, shards_of
 from visrl.train.loop.phases import State, Weights, Wires
+from visrl.world import CHECKPOINTS
 
 Stand = Literal["done", "new", "resume", "stale"]
 NAMED = 3  # differences said of a stale phase
@@ -66,7 +66,7 @@ def config_of(found: Recipe, wires: Wires, state: State, critic: Weights) -> dic
 def _on_disk(critic: Mapping[str, Any]) -> Weights | None:
     """A critic that the recipe names, where its weights are files here: a server has none to hash."""
     spec = (critic.get("model") or "").removeprefix("hf:")
-    here = spec in SHIPPED or (spec and Path(spec).is_dir())
+    here = spec in CHECKPOINTS or (spec and Path(spec).is_dir())
     return Weights(spec, critic["args"].get("adapter")) if here else None
 
 
@@ -131,9 +131,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is no JSON: {error}", f"delete {path.parent}: the phase is then done again"
-        ) from error
+        raise UsageError(f"{path} is not JSON: {error}", f"delete {path.parent} to run that phase again") from error
     return found
 
 

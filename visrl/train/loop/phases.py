@@ -1,7 +1,7 @@
 """The phases of a loop in order, and each one's recipe with the phases before it wired in (docs/method.md d, e).
 
 Policy of iteration k: the end of iteration k - 1 (of the warm-up for the first). Critic: always M_org. Reference: the model a
-stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out the k - 1 lots before.
+stage starts from, so that stage 2's is the end of stage 1. Questions: iteration k leaves out those of the iterations before.
 
 Departures: 1. each phase loads what the phase before wrote, rather than going on in memory: a resumed loop and an uninterrupted
 one then do the same. 2. one LoRA adapter goes through all phases; officially it is merged and a fresh one begins each time.
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from visrl.errors import UsageError
 from visrl.train.config.recipe import Recipe, Resolved, flat, load_recipe, read_yaml
 from visrl.train.loop.recipe import LoopRecipe, PhaseSection, settings
+from visrl.world import CHECKPOINTS
 
 What = Literal["ready", "warm-up", "more", "pairs", "rl"]
 MORE_SEEDS = 1000
@@ -54,9 +55,8 @@ class Weights:
     @property
     def spec(self) -> str:
         """As ``--model`` takes it."""
-        from visrl.policies.registry import SHIPPED
 
-        return self.model if self.model in SHIPPED else f"hf:{self.model}"
+        return self.model if self.model in CHECKPOINTS else f"hf:{self.model}"
 
     def sha256(self) -> str:
         """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
@@ -73,7 +73,8 @@ class Weights:
                 model = f"{self.model}@{folder_of(self.model, '').name}"
             except OSError as error:
                 raise UsageError(
-                    f"no weights at {self.model}", "a shipped name, a folder, or a hub id that this machine can reach"
+                    f"no weights at {self.model}",
+                    "give a shipped name, a folder, or a hub id that this machine can reach",
                 ) from error
         return model if self.adapter is None else f"{model}+{_hash_of(Path(self.adapter))}"
 
@@ -82,7 +83,7 @@ def _hash_of(folder: Path) -> str:
     from visrl.policies.hf.loading import weights_hash
 
     if not any(folder.glob("*.safetensors")):
-        raise UsageError(f"no weights at {folder}", "a folder with *.safetensors")
+        raise UsageError(f"no weights at {folder}", "give a folder with *.safetensors")
     return weights_hash(folder)
 
 
@@ -164,7 +165,9 @@ def _kind(phase: Phase, section: PhaseSection) -> str:
     kind = str(read_yaml(section.recipe).get("kind"))
     wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "base"))
     if kind not in wanted:
-        raise UsageError(f"{phase.name}: {section.recipe} is of kind {kind}", f"kind {' or '.join(wanted)}")
+        raise UsageError(
+            f"{phase.name}: {section.recipe} is a recipe of kind {kind}", f"this phase takes kind {' or '.join(wanted)}"
+        )
     return kind
 
 
@@ -191,7 +194,10 @@ def _pairs_wires(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseS
         wires |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
     data = own.data  # type: ignore[attr-defined]
     if phase.iteration > 1 and data.limit is None:
-        raise UsageError("fresh questions for each iteration need pairs: data.limit", "how many an iteration asks")
+        raise UsageError(
+            "several iterations need data.limit in the recipe of pairs",
+            "it says how many new questions each iteration takes",
+        )
     wires["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
     return wires
 

@@ -1,6 +1,6 @@
 """The recipe of ``kind: loop``: phases that are recipes themselves, and what is wired between them.
 
-A phase names a recipe file, relative to the loop's own, and may ``set`` values of it by their dotted keys: no constant stands
+A phase names a recipe file, relative to the loop's own, and may ``set`` values of it by their dotted keys: each setting is
 twice. Wired by the loop, whatever those files say: output, seed, weights to start from, policy, critic, pairs and stage.
 """
 
@@ -65,7 +65,7 @@ class WarmUpSection(Section):
     def phase(self) -> PhaseSection:
         """The recipe to train by. Raises UsageError where the model is ready."""
         if self.recipe is None:
-            raise UsageError(f"sft.model {self.model} is ready: nothing trains it")
+            raise UsageError(f"sft.model {self.model} is given, so there is no recipe to train it")
         return PhaseSection(recipe=self.recipe, set=self.set)
 
 

@@ -3,11 +3,11 @@
     visrl-train recipes/world.yaml
 
 ``base/ sft/ iter1/pairs/ iter1/rl1/ iter1/rl2/ iter2/…``  a folder per phase: its recipe, what decided it (asked.json), what it
-left (phase.json), its scoring (score/, metrics.json); see loop_plan.py and loop_score.py
+left (phase.json), its scoring (score/, metrics.json); see phase_state.py and scoring.py
 ``records/``                                             TaskResults of every phase, for ``visrl-eval tables``
 ``old/``                                                 phases that a changed recipe made stale
 
-The same command finishes what is missing. What is finished stays while its hashes hold; what a changed recipe makes
+The same command resumes. What is finished stays while its hashes hold; what a changed recipe makes
 stale is named, and redone only with ``--set redo=true``.
 """
 
@@ -67,7 +67,8 @@ def run(recipe: LoopRecipe) -> None:
     """Everything that is missing. Raises UsageError, before anything runs where a changed recipe would redo something."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "a loop is one process", "launch: `accelerate launch … --no_python` starts its training phases"
+            "a recipe of kind loop runs in one process, and a launcher started several",
+            "start it without one; `launch: accelerate launch … --no_python` in the recipe starts its training phases",
         )
     _same_arithmetic()
     _check_scoring(recipe)
@@ -171,7 +172,9 @@ def _work(recipe: LoopRecipe, ready: Ready, folder: Path) -> dict[str, Any]:
         resolved.module.run(resolved.recipe)
         free()
     if ready.phase.what != "pairs" and not any(final_of(ready.phase, folder, resolved.recipe).glob("*.safetensors")):
-        raise UsageError(f"{ready.phase.name}: no weights came out", f"recipe.launch: did `{recipe.launch}` run it?")
+        raise UsageError(
+            f"{ready.phase.name}: training left no weights", f"did the launcher run it? launch: `{recipe.launch}`"
+        )
     return left_by(ready.phase, folder, resolved)
 
 
@@ -181,9 +184,11 @@ def _launch(launch: str, phase: Phase, recipe: Path) -> None:
     try:
         code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
     except OSError as error:
-        raise UsageError(f"recipe.launch: {command[0]}: {error.strerror}", "a command on this machine") from error
+        raise UsageError(f"launch: {command[0]}: {error.strerror}", "launch names a command of this machine") from error
     if code:
-        raise UsageError(f"{phase.name}: `{shlex.join(command)}` ended with {code}", "the same command goes on")
+        raise UsageError(
+            f"{phase.name}: `{shlex.join(command)}` ended with exit code {code}", "the same command resumes"
+        )
 
 
 def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
@@ -201,7 +206,9 @@ def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
         hint = "the same command tries them again; max_failed says how many the loop may go on without"
         raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
     if not (folder / "pairs.jsonl").read_bytes():
-        raise UsageError(f"{phase.name}: no pairs came out", "more questions, or other thresholds (docs/pairs.md)")
+        raise UsageError(
+            f"{phase.name}: no question gave a pair", "use more questions or other thresholds (docs/pairs.md)"
+        )
 
 
 def _funnel(folder: Path) -> dict[str, Any]:
@@ -341,7 +348,7 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _same_arithmetic() -> None:
-    """kind base sets these for its process (training.md); a loop that is resumed after it must add up in the same order."""
+    """kind base sets these for its process; a loop that is resumed after it must add up in the same order."""
     import torch
 
     if not torch.cuda.is_available():

@@ -32,7 +32,7 @@ ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 
 
 def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
-    """Run what is missing of the phase's scoring. Raises UsageError where samples failed for good."""
+    """Run the remaining samples of the phase's scoring. Raises UsageError where samples failed for good."""
     from visrl.policies.registry import load_policy
 
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
@@ -41,7 +41,7 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
     options = Options(
         data=section.data,
         protocol=section.protocol,
-        crop=section.crop or policy.default_crop,
+        crop=section.crop,
         limit=section.limit,
         batch_size=section.batch_size,
         judge=section.judge,
@@ -53,7 +53,7 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
     free()
     if outcome.n_failed or outcome.problems:
         said = "; ".join([f"{outcome.n_failed} of {outcome.n_samples} samples failed", *outcome.problems])
-        raise UsageError(f"{folder}: {said}", "the same command tries them again")
+        raise UsageError(f"{folder}: {said}", "run the same command to try them again")
     return outcome.results
 
 

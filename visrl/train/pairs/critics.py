@@ -27,9 +27,8 @@ from visrl.core.prompts import PROTOCOLS, answer_turns
 from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.policies.protocol import Policy, Request, Sampling
-from visrl.rollout.retry import Tokens, ask
-from visrl.train.pairs.likelihood import TextScorer, scorer_of
+from visrl.policies.protocol import Policy, Request, Sampling, Tokens
+from visrl.rollout.retry import ask
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (
@@ -161,7 +160,7 @@ class ScoreCritic:
         return self._judged(asked)
 
     def answers(self, questions: Sequence[Question]) -> list[Judged]:
-        """A question's first answer goes ahead as a "box" step: policies keep its cache, and all else of it is shared."""
+        """A question's first answer goes ahead and its cache is kept: all else of the question is shared."""
         seen: set[str] = set()
         first = [q.sample.id not in seen and not seen.add(q.sample.id) for q in questions]  # type: ignore[func-returns-value]
         asked = [
@@ -190,7 +189,7 @@ def _wording(prompt: str, question: Question) -> str:
 
 def _request(question: Question, parts: tuple[str | Picture, ...], *, first: bool) -> Request:
     sample = question.sample
-    return Request(sample.id, "box" if first else "answer", (Turn("user", parts),), sample.size)
+    return Request(sample.id, "answer", (Turn("user", parts),), sample.size, keep_cache=first)
 
 
 def _about(policy: Policy) -> dict[str, Any]:
@@ -202,7 +201,6 @@ class LikelihoodCritic:
     """A model that reads crops. Its s^r asks no model at all."""
 
     policy: Policy
-    scorer: TextScorer
     judge: str = "exact"
 
     @property
@@ -223,7 +221,7 @@ class LikelihoodCritic:
             )
             for q in questions
         ]
-        found = self.scorer.loglikelihood(requests, [q.sample.answers[0] for q in questions])
+        found = self.policy.loglikelihood(requests, [q.sample.answers[0] for q in questions])
         return [
             Judged(error=one.error)
             if one.error
@@ -271,15 +269,21 @@ def agreement(questions: Sequence[Question], judge: str) -> list[Judged]:
 def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
     """The critic of a recipe. Raises UsageError where it needs a model it was not given, or one that cannot score texts."""
     if judge.startswith("openai:"):
-        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "exact, contains or anls")
+        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "use exact, contains or anls")
     make_judge(judge)
     if kind == "oracle":
         return OracleCritic(judge)
     if policy is None:
         raise UsageError(
-            f"critic.kind {kind} needs critic.model", "M_org: the model before the warm-up, for example base"
+            f"critic.kind {kind} needs critic.model", "name the model before the warm-up (M_org), for example base"
         )
-    return ScoreCritic(policy) if kind == "score" else LikelihoodCritic(policy, scorer_of(policy), judge)
+    if kind == "score":
+        return ScoreCritic(policy)
+    if not policy.scores_texts:
+        raise UsageError(
+            f"{policy.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+        )
+    return LikelihoodCritic(policy, judge)
 
 
 def without_repeats(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:

@@ -12,7 +12,7 @@ from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evaluation.on_ray import uses_gpu
 from visrl.policies.registry import load_policy
-from visrl.runs.distributed import join
+from visrl.runs.distributed import init
 from visrl.runs.ray_pool import Pool, Stage, connect
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.critics import make_critic
@@ -23,8 +23,11 @@ from visrl.train.pairs.sampling import Evolution, Plan, Work, from_json, to_json
 
 def evolve_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
     """The recipe's pairs, by ``recipe.ray`` workers per model. Returns the manifest. Raises UsageError."""
-    if join().world > 1:
-        raise UsageError("a launcher, and ray", "with ray one process starts the workers")
+    if init().world_size > 1:
+        raise UsageError(
+            "`ray:` was set, and a launcher started several processes",
+            "start one process: Ray starts the workers itself",
+        )
     pool = _pool(recipe)
     request, plan = pool.ask(lambda: _described(recipe))
 

@@ -6,7 +6,7 @@
 ``manifest.json``  seeds, models, funnel, cost } whatever the batch size and however often the run was interrupted
 ``records/``       WP-LP, WP-LN, WN-LP and WN-LN for ``visrl-eval tables --paper datagen``, where true boxes are known
 
-The same command finishes what is missing. A question that fails is recorded with its reason, tried twice more at the end and
+The same command resumes. A question that fails is recorded with its reason, tried twice more at the end and
 again by the next run; it never stops the others. Of several processes (visrl/runs/distributed.py) each makes its share.
 """
 
@@ -19,17 +19,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from visrl import __version__
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
-from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
+from visrl.errors import EXIT_INCOMPLETE, UsageError
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
-from visrl.rollout.rollout import batches
-from visrl.runs.distributed import join
+from visrl.rollout.config import rollout_config
+from visrl.runs.distributed import init
+from visrl.runs.job import Job, missing_batches
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, read_lines, request_hash
 from visrl.train.data.questions import load_questions
@@ -42,18 +43,9 @@ from visrl.train.pairs.statistics import cost, funnel, outcomes, pair_rows, pair
 
 PASSES = 3
 """How often a run goes over the questions that failed: servers come back."""
-HOPELESS = 50
-"""So many failures with nothing else before them: a server that is down should not cost a night."""
 
 
 RECIPE = PairsRecipe
-
-
-@runtime_checkable
-class HasPlace(Protocol):
-    """A policy whose files lie somewhere: records may call it by another name."""
-
-    def rename(self, name: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -81,7 +73,7 @@ class PairCounts(Counts):
 
 def run(recipe: PairsRecipe) -> None:
     """The command: make what is missing and say what came out. Raises UsageError; exits with 3 where questions failed."""
-    first = join().first
+    first = init().is_main
     manifest = evolve(recipe)
     if not first:
         return
@@ -112,22 +104,21 @@ def load_evolution(recipe: PairsRecipe) -> Evolution:
 
 def _called(policy: Policy, name: str | None) -> Policy:
     if name is not None:
-        if not isinstance(policy, HasPlace):
-            raise UsageError(f"{policy.name} takes no other name", "leave policy.name and critic.name out")
         policy.rename(name)
     return policy
 
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> Plan:
     """The recipe's plan, with the policy's own protocol where none is named. Raises UsageError where that does not look."""
-    name = recipe.protocol or policy.default_protocol
-    if name not in PROTOCOLS or not PROTOCOLS[name].looks:
+    protocol = rollout_config(policy, protocol=recipe.protocol, crop=recipe.crop).protocol
+    if not protocol.looks:
         raise UsageError(
-            f"{policy.name} was made with protocol {name}, which does not look", "name a protocol that does"
+            f"{policy.name} has the protocol {protocol.name}, which asks for no box",
+            "choose one that does, for example viscot_train",
         )
     drawn = recipe.sampling
     return Plan(
-        protocol=PROTOCOLS[name].name,
+        protocol=protocol.name,
         crop=recipe.crop,
         attempts=drawn.attempts,
         spares=drawn.spares if recipe.diversity == "resample" else 0,
@@ -161,7 +152,7 @@ def make_pairs_by(
 ) -> dict[str, Any]:
     """:func:`make_pairs` by another engine. request: what :func:`describe` says of it."""
     known = {sample.id: sample for sample in samples}
-    with Run(recipe.output, request, "chains.jsonl", join()) as run_:
+    with Run(recipe.output, request, "chains.jsonl", init()) as run_:
         done = finished(run_.episodes_path, known)
         for number in range(PASSES):
             failed = [s for s in samples if s.id in done and done[s.id].error is not None]
@@ -169,9 +160,9 @@ def make_pairs_by(
             if number == 0 or failed:
                 _one_pass(engine, todo, run_, done, recipe, plan.rule, again=number > 0)
                 run_.gather()
-                if run_.processes.world > 1:
+                if run_.processes.world_size > 1:
                     done = finished(run_.episodes_path, known)
-        if not run_.processes.first:
+        if not run_.processes.is_main:
             return {}
         manifest = conclude(recipe.output, [done[sample.id] for sample in samples], request, plan)
         run_.write_meta(finished=now())
@@ -198,42 +189,30 @@ def _one_pass(
     again: bool,
 ) -> None:
     """This process's share of the batches with something left to do."""
-    fresh = failures = 0
     processes = run_.processes
-    mine = list(processes.share(_missing(samples, recipe.batch_size, done, again)))
-    wanted = {sample.id: sample for batch, ids in mine for sample in batch if sample.id in ids}
+    batches = missing_batches(
+        samples, recipe.batch_size, lambda s: s.id, lambda i: again or i not in done or done[i].error is not None
+    )
+    mine = list(processes.share(batches))
+    wanted = {sample.id: sample for batch in mine for sample in batch.items if sample.id in batch.missing}
     label, total = "failed ones again" if again else "pairs", len(samples)
-    if processes.world > 1:
+    if processes.world_size > 1:
         label, total = f"{label}, {processes}", len(wanted)
-    with progress(label, total, quiet=not processes.first) as ticker:
+
+    def works() -> Iterator[tuple[list[CoTSample], list[Work]]]:
+        for made in engine([batch.items for batch in mine]):
+            # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
+            found = [from_json(line, wanted[line["id"]]) for line in made if line["id"] in wanted]
+            done.update((work.sample.id, work) for work in found)
+            yield [], found
+
+    with progress(label, total, quiet=not processes.is_main) as ticker:
         ticker.counts = counts = PairCounts(rule=rule)
         ticker.skip(total - len(wanted))
         if not again:
             counts.know([work for work in done.values() if work.error is None])
-        for made in engine([batch for batch, _ in mine]):
-            lines = [line for line in made if line["id"] in wanted]
-            run_.append_lines(lines)
-            # as a later run would read them: no decoded picture stays, and both runs derive the same from the same
-            works = [from_json(line, wanted[line["id"]]) for line in lines]
-            done.update((work.sample.id, work) for work in works)
-            ticker.add([], works)  # type: ignore[arg-type]  # PairCounts counts these
-            fresh += len(works)
-            failures += sum(work.error is not None for work in works)
-            if failures == fresh >= HOPELESS and fresh < len(wanted):
-                raise UsageError(
-                    f"the first {failures} questions all failed: {printable(works[-1].error or '')}",
-                    "finished questions are kept; the same command goes on",
-                )
-
-
-def _missing(
-    samples: Sequence[CoTSample], batch_size: int, done: Mapping[str, Work], again: bool
-) -> Iterator[tuple[list[CoTSample], set[str]]]:
-    """Batches with something left to do, whole, so that a resumed run asks the model the same batches; and what is left."""
-    for batch in batches(samples, batch_size):
-        ids = {s.id for s in batch if again or s.id not in done or done[s.id].error is not None}
-        if ids:
-            yield batch, ids
+        job: Job[CoTSample, Work] = Job(run_, "questions", to_json, lambda work: work.error)
+        job.finish(works(), len(wanted), ticker)
 
 
 def describe(evolution: Evolution, samples: Sequence[CoTSample], recipe: PairsRecipe) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.core.types import CoTSample, Picture, Score, Turn, Unparsed
 from visrl.errors import UsageError
-from visrl.policies.protocol import Output, Policy, Request, Sampling
-from visrl.rollout.retry import Tokens, ask, total
-from visrl.rollout.rollout import parse_box
+from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
+from visrl.rollout.retry import ask, total
+from visrl.rollout.steps import ask_where, parse_box
 from visrl.train.common.conversations import Opened, answer_prompt, box_prompt, crop_of, opened
 from visrl.train.data.rows import Chain
 from visrl.train.pairs.critics import Critic, Judged, Question, without_repeats
@@ -56,8 +56,8 @@ class Plan:
     def boxes(self) -> int:
         return 2 * self.attempts + self.spares
 
-    def sampling(self, n: int, *stop: str) -> Sampling:
-        return Sampling(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed, stop)
+    def sampling(self, n: int) -> Sampling:
+        return Sampling(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
 
 
 @dataclass(slots=True)
@@ -142,13 +142,14 @@ class Evolution:
         if self.policy.needs_pictures or self.critic.needs_pictures:
             return opened(sample, self.plan.protocol)
         if sample.size is None:
-            raise UsageError(f"sample {sample.id}: the picture's size is unknown")
+            raise UsageError(
+                f"sample {sample.id}: the picture's size is unknown", "give the row its size, or its picture"
+            )
         return Opened(sample, self.plan.protocol, sample.picture or Picture("", _no_picture), sample.size)
 
     def _boxes(self, work: Sequence[Work]) -> None:
-        stop = (self.policy.box_format.syntax.stop,) if self.policy.box_format.syntax.stop else ()
         asked = [(w, _request(w, "box", box_prompt(_item(w)))) for w in work]
-        for w, output in self._ask(asked, self.plan.sampling(self.plan.boxes, *stop)):
+        for w, output in self._ask(ask_where, asked, self.plan.sampling(self.plan.boxes)):
             w.spend("boxes", Tokens.of(output))
             size = _item(w).size
             looks: list[Look | Unparsed] = []
@@ -162,7 +163,7 @@ class Evolution:
     def _answers(self, work: Sequence[Work]) -> None:
         asked = [(w, trial) for w in work for trial in w.trials]
         requests = [(w, _request(w, "answer", self._answer_prompt(w, t), f":{t.attempt}.{t.role}")) for w, t in asked]
-        done = self._ask(requests, self.plan.sampling(1), keep_failed=True)
+        done = self._ask(ask, requests, self.plan.sampling(1), keep_failed=True)
         for (w, trial), (_, output) in zip(asked, done, strict=True):
             if output.error is None:
                 w.spend("answers", Tokens.of(output))
@@ -174,10 +175,15 @@ class Evolution:
         return answer_prompt(_item(work), trial.chain, self.plan.crop, self.policy.box_format)
 
     def _ask(
-        self, asked: Sequence[tuple[Work, Request]], sampling: Sampling, *, keep_failed: bool = False
+        self,
+        how: Callable[[Policy, Sequence[Request], Sampling], list[Output]],
+        asked: Sequence[tuple[Work, Request]],
+        sampling: Sampling,
+        *,
+        keep_failed: bool = False,
     ) -> list[tuple[Work, Output]]:
         """Outputs with their question. A failed request fails its question; its output is left out unless kept."""
-        outputs = ask(self.policy, [request for _, request in asked], sampling)
+        outputs = how(self.policy, [request for _, request in asked], sampling)
         for (w, _), output in zip(asked, outputs, strict=True):
             if output.error is not None and w.error is None:
                 w.error = output.error

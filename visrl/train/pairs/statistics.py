@@ -15,7 +15,8 @@ from visrl.core.records import TaskResult
 from visrl.core.types import Score
 from visrl.evals.scorers.measure import commonest
 from visrl.evals.stats import mean
-from visrl.rollout.retry import Tokens, total
+from visrl.policies.protocol import Tokens
+from visrl.rollout.retry import total
 from visrl.train.data.rows import Chain, PairRow
 from visrl.train.pairs.sampling import Stage, Trial, Work
 from visrl.train.pairs.selection import Rule

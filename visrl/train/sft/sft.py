@@ -2,8 +2,7 @@
 and answer only.
 
 Departure from TRL's own path for pictures: conversations are laid out and masked by the family adapter, which has a
-layout for every family and the right token types for PaliGemma (TRL's collator trains it with a mask that is shifted:
-training.md, trap 6).
+layout for every family and the right token types for PaliGemma (TRL's collator trains it with a mask that is shifted).
 """
 
 from __future__ import annotations

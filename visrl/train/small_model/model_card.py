@@ -24,7 +24,8 @@ from visrl.evals.judge import make_judge
 from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 from visrl.policies.blind import Blind
 from visrl.policies.protocol import FunctionPolicy, Policy, Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.tasks import load
 from visrl.world import CHECKPOINTS, checkpoint_path
 from visrl.world.chat_format import BOX_FORMAT
@@ -61,7 +62,7 @@ def cropped(sample: CoTSample) -> CoTSample:
     )
 
 
-def run(policy: Policy, task: str, look: Look, *, crops: bool = False) -> TaskScores:
+def run(policy: Policy, task: str, look: RolloutConfig, *, crops: bool = False) -> TaskScores:
     """One task under one condition, scored. Raises RuntimeError if a sample fails: nothing here may."""
     samples = list(load(task, None, with_pictures=True))
     asked = [cropped(sample) for sample in samples] if crops else samples
@@ -75,8 +76,8 @@ def run(policy: Policy, task: str, look: Look, *, crops: bool = False) -> TaskSc
 def measure(policy: Policy, *, short: bool = False) -> Iterator[Row]:
     """Every row of the table, as it is known; ``short``: without the controls, the general tasks and most held-out ones."""
     tokens = Sampling(max_tokens=6)
-    looks = {focus: Look(LOOKING, focus, "tight", tokens) for focus in FOCUSES}
-    direct = Look(PROTOCOLS["direct"], crop="tight", sampling=tokens)
+    looks = {focus: RolloutConfig(LOOKING, focus, "tight", tokens) for focus in FOCUSES}
+    direct = RolloutConfig(PROTOCOLS["direct"], crop="tight", sampling=tokens)
     yield from _rows("world_rec", "predicted", [run(policy, "world_rec", looks["predicted"])])
     yield from _group("world_viscot", "direct", policy, direct)
     for focus in FOCUSES[:3]:
@@ -97,7 +98,7 @@ def measure(policy: Policy, *, short: bool = False) -> Iterator[Row]:
         yield from _rows(task, "predicted", [run(policy, task, looks["predicted"])])
 
 
-def _group(group: str, condition: str, policy: Policy, look: Look, *, crops: bool = False) -> Iterator[Row]:
+def _group(group: str, condition: str, policy: Policy, look: RolloutConfig, *, crops: bool = False) -> Iterator[Row]:
     yield from _rows(group, condition, [run(policy, t, look, crops=crops) for t in GROUPS.get(group, (group,))])
 
 

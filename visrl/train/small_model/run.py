@@ -4,7 +4,7 @@
 
 The base is this package's stand-in for a pre-trained model, so it may use what no VisRL phase uses: targets on picture tokens
 ("a few patches of the asked thing: here, as many elsewhere: away"), which bind words to regions without a box in sight.
-Muon for the hidden matrices and AdamW for the rest (training.md, point 3). Same recipe, same seed: same data, by its hash.
+Muon for the hidden matrices and AdamW for the rest. Same recipe, same seed: same data, by its hash.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _before(start: Path | None) -> dict[str, Any] | None:
 
 def run(recipe: BaseRecipe) -> None:
     """Train, and leave in ``output``: checkpoint, training.json (recipe, data hash, log, what came before), training.png."""
-    torch.set_num_threads(1)  # two threads are slower here, and pathological on a shared machine (training.md)
+    torch.set_num_threads(1)  # two threads are slower here, and much slower on a shared machine
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
     model, processor = beginning(recipe)
     log, shown = train(recipe, model, processor)

@@ -1,15 +1,17 @@
-"""What is exact in a plan, its formulae by hand, and the commands around it."""
+"""What is exact in an estimate, its formulae by hand, and the commands around it."""
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 import tiny_models as tiny
 import torch
 import yaml
 
+from visrl.cli.train import run as train_command
 from visrl.errors import UsageError
-from visrl.estimate.cli import plan_recipe
+from visrl.estimate.cli import estimate_recipe
 from visrl.estimate.generating import pairs_work
 from visrl.estimate.launch import commands, slurm
 from visrl.estimate.lengths import Lengths
@@ -24,10 +26,10 @@ SHAPE = Shape(1000, 600, 0, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, h
 
 def test_adapters_are_counted_as_peft_makes_them(tmp_path):
     folder = str(tiny.save("qwen2_5_vl", tmp_path / "m"))
-    planned = describe_model(folder, lora=LoraSection(r=4)).shape
+    estimated = describe_model(folder, lora=LoraSection(r=4)).shape
     model = add_lora(tiny.build("qwen2_5_vl")[0], LoraSection(r=4))
-    assert planned.adapters == planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert planned.total == sum(p.numel() for p in model.parameters())
+    assert estimated.adapters == estimated.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert estimated.total == sum(p.numel() for p in model.parameters())
 
 
 def test_a_shipped_model_by_its_bare_name():
@@ -45,14 +47,14 @@ def test_formulae_by_hand():
     assert block_bytes(SHAPE, tokens=5, size=4) == 200 + 136 + 256
     assert cache_bytes(SHAPE, rows=3, slots=7, size=2) == 2 * 2 * 3 * 7 * 1 * 4 * 2
     how = {"rows": 1, "tokens": 5, "kept": 2, "size": 2, "checkpointing": False}
-    plan = training_memory(SHAPE, **how, accumulates=True)
-    assert (plan.weights, plan.gradients, plan.optimiser) == (2000, 1200, 2400)
+    estimate = training_memory(SHAPE, **how, accumulates=True)
+    assert (estimate.weights, estimate.gradients, estimate.optimiser) == (2000, 1200, 2400)
     assert training_memory(SHAPE, **how, accumulates=False).gradients == 0, "gone before the activations come"
     saved = training_memory(SHAPE, **{**how, "checkpointing": True}, accumulates=True).activations
-    assert saved - plan.activations == 5 * (2 * 2 * 8 + block_bytes(SHAPE, 5, 2)) - 5 * 2 * block_bytes(SHAPE, 5, 2)
+    assert saved - estimate.activations == 5 * (2 * 2 * 8 + block_bytes(SHAPE, 5, 2)) - 5 * 2 * block_bytes(SHAPE, 5, 2)
     adapted = Shape(1050, 50, 50, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
-    plan = training_memory(adapted, **how, accumulates=True)
-    assert (plan.weights, plan.optimiser) == (2 * 1000 + 4 * 50, 8 * 50), "adapters are float32"
+    estimate = training_memory(adapted, **how, accumulates=True)
+    assert (estimate.weights, estimate.optimiser) == (2 * 1000 + 4 * 50, 8 * 50), "adapters are float32"
 
 
 def test_what_is_spread_over_gpus():
@@ -65,11 +67,11 @@ def test_what_is_spread_over_gpus():
 def test_operations_and_hours_by_hand():
     work = Work(prefill=100, decode=10, steps=5, trained=20, patches=3, context=4)
     a_token = 2 * 500 + 4 * 2 * 8 * 4
-    assert operations(SHAPE, work, full=True, checkpointing=False) == a_token * (110 + 3 * 20) + 2 * 400 * 3
-    assert operations(SHAPE, work, full=False, checkpointing=True) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    assert operations(SHAPE, work) == a_token * (110 + 3 * 20) + 2 * 400 * 3
+    assert operations(replace(SHAPE, adapters=1), work, checkpointing=True) == a_token * (110 + 3 * 20) + 2 * 400 * 3
     mine = gpu_of("a100", tflops=1e-9, bandwidth=1e-6)  # 1,000 operations and 1,000 bytes a second
-    took = seconds(SHAPE, work, mine, gpus=2, size=2, cache=0, full=True, checkpointing=False)
-    assert took == (operations(SHAPE, work, full=True, checkpointing=False) / 1000 + 5 * 2 * 508 / 1000) / 2
+    took = seconds(SHAPE, work, mine, gpus=2, size=2)
+    assert took == (operations(SHAPE, work) / 1000 + 5 * 2 * 508 / 1000) / 2
 
 
 def test_pairs_by_hand():
@@ -97,39 +99,39 @@ def test_commands_and_script_are_what_a_shell_takes():
 
 
 def recipe(folder, **more):
-    asked = {
+    request = {
         "kind": "dpo", "output": str(folder / "out"), "model": {"path": "base", "dtype": "float32"},
         "data": {"format": "world_oracle", "limit": 6}, "trainer": {"per_device_train_batch_size": 2},
     }  # fmt: skip
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**asked, **more}))
+    path.write_text(yaml.safe_dump({**request, **more}))
     return str(path)
 
 
-def test_a_recipe_is_planned_by_its_command(tmp_path, capsys):
-    plan_recipe([recipe(tmp_path), "--gpus", "2", "--gpu", "a100", "--json"])
-    plan = json.loads(capsys.readouterr().out)
-    first, second = plan["phases"]
+def test_a_recipe_is_estimated_by_its_command(tmp_path, capsys):
+    estimate_recipe([recipe(tmp_path), "--gpus", "2", "--gpu", "a100", "--json"])
+    estimate = json.loads(capsys.readouterr().out)
+    first, second = estimate["phases"]
     assert (first["name"], second["name"], first["samples"]) == ("dpo stage 1", "dpo stage 2", 6)
     assert second["work"]["trained"] > 1.5 * first["work"]["trained"], "a second term, with a second picture"
     assert first["work"]["trained"] == 5 * first["work"]["prefill"], "five epochs, one reference"
-    assert "recipes/accelerate/ddp.yaml" in plan["commands"][0]
-    plan_recipe([recipe(tmp_path), "--gpus", "1"])
+    assert "recipes/accelerate/ddp.yaml" in estimate["commands"][0]
+    train_command(["plan", recipe(tmp_path), "--gpus", "1"])  # the older name
     said = capsys.readouterr().out
     assert "assumed, not measured" in said and "start it:" in said and "#SBATCH" in said
 
 
-def test_a_plan_before_the_data_are_there(tmp_path, capsys):
+def test_an_estimate_before_the_data_are_there(tmp_path, capsys):
     path = recipe(tmp_path, data={"path": str(tmp_path / "pairs.jsonl")})
     with pytest.raises(UsageError, match="cannot read") as caught:
-        plan_recipe([path])
+        estimate_recipe([path])
     assert "--samples" in caught.value.hint
-    plan_recipe([path, "--samples", "180000", "--json"])
+    estimate_recipe([path, "--samples", "180000", "--json"])
     first = json.loads(capsys.readouterr().out)["phases"][0]
     assert first["samples"] == 180_000 and "one typical question" in first["notes"][0]
 
 
-def test_pairs_and_sft_have_plans(tmp_path, capsys):
+def test_pairs_and_sft_have_estimates(tmp_path, capsys):
     pairs = {
         "kind": "pairs", "output": "o", "policy": {"model": "base", "args": {"dtype": "float32"}},
         "critic": {"kind": "likelihood", "model": "base"}, "data": {"format": "world", "limit": 5},
@@ -137,22 +139,22 @@ def test_pairs_and_sft_have_plans(tmp_path, capsys):
     }  # fmt: skip
     path = tmp_path / "pairs.yaml"
     path.write_text(yaml.safe_dump(pairs))
-    plan_recipe([str(path), "--json"])
+    estimate_recipe([str(path), "--json"])
     (phase,) = json.loads(capsys.readouterr().out)["phases"]
     assert phase["samples"] == 5 and phase["work"]["prefill"] > 0 and phase["memory"]["cache"] > 0
-    plan_recipe([recipe(tmp_path, kind="sft", data={"path": "none.jsonl"}), "--samples", "10", "--json"])
+    estimate_recipe([recipe(tmp_path, kind="sft", data={"path": "none.jsonl"}), "--samples", "10", "--json"])
     (phase,) = json.loads(capsys.readouterr().out)["phases"]
     assert phase["samples"] == 20, "two conversations a chain"
 
 
-def test_an_evaluation_is_planned_by_its_command(capsys):
+def test_an_evaluation_is_estimated_by_its_command(capsys):
     from visrl.cli.evaluate import main
 
-    assert main(["plan", "--model", "base", "--tasks", "world_rec", "--gpus", "4", "--limit", "50", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["phases"][0]["samples"] == 50 and "--num_processes 4" in plan["commands"][0]
-    assert main(["plan", "--model", "endpoint:http://x/v1#m", "--tasks", "world_rec"]) == 2
-    assert "has no config to plan with" in capsys.readouterr().err
+    assert main(["estimate", "--model", "base", "--tasks", "world_rec", "--gpus", "4", "--limit", "50", "--json"]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["phases"][0]["samples"] == 50 and "--num_processes 4" in estimate["commands"][0]
+    assert main(["plan", "--model", "endpoint:http://x/v1#m", "--tasks", "world_rec"]) == 2, "the older name"
+    assert "has no config to estimate from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_an_evaluation_is_planned_by_its_command(capsys):
 )
 def test_wrong_use(words, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        plan_recipe([recipe(tmp_path), *words])
+        estimate_recipe([recipe(tmp_path), *words])
     assert "h100" in GPUS
 
 
@@ -169,24 +171,37 @@ def test_a_loop_has_its_phases_and_the_scoring_of_their_ends(tmp_path, capsys):
     from pathlib import Path
 
     recipe = Path(__file__).parents[2] / "recipes/world.yaml"
-    asked = ["--json", "--gpus", "4", "--set", f"output={tmp_path}", "--set", "iterations=2", "--set", "score.limit=10"]
-    plan_recipe([str(recipe), *asked])
-    plan = json.loads(capsys.readouterr().out)
+    request = [
+        "--json",
+        "--gpus",
+        "4",
+        "--set",
+        f"output={tmp_path}",
+        "--set",
+        "iterations=2",
+        "--set",
+        "score.limit=10",
+    ]
+    estimate_recipe([str(recipe), *request])
+    estimate = json.loads(capsys.readouterr().out)
     names = ["base: scoring", "sft: scoring"]
     for k in (1, 2):
         names += [f"iter{k}/pairs", *(n for s in (1, 2) for n in (f"iter{k}/rl{s}", f"iter{k}/rl{s}: scoring"))]
-    found = {p["name"]: p for p in plan["phases"]}
+    found = {p["name"]: p for p in estimate["phases"]}
     assert list(found) == names
     assert [found[name]["samples"] for name in names[1:4]] == [50, 1500, 825]
-    assert "training sft (kind base) is left out: minutes on a core" in found["sft: scoring"]["notes"]
-    (command,) = plan["commands"]
+    assert (
+        "training sft (kind small_model) is left out: it takes minutes on one CPU core"
+        in found["sft: scoring"]["notes"]
+    )
+    (command,) = estimate["commands"]
     assert command.startswith(f"visrl-train {recipe}")
     assert "launch=accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 --no_python" in command
-    assert "accelerate launch --num_machines" not in plan["slurm"] and "VISRL_PROCESSES" not in plan["slurm"]
+    assert "accelerate launch --num_machines" not in estimate["slurm"] and "VISRL_PROCESSES" not in estimate["slurm"]
     capsys.readouterr()
-    plan_recipe([str(recipe), *asked[:1], *asked[3:]])
+    estimate_recipe([str(recipe), *request[:1], *request[3:]])
     alone = {p["name"]: p for p in json.loads(capsys.readouterr().out)["phases"]}
     assert alone["iter1/rl1"]["seconds"] == pytest.approx(4 * found["iter1/rl1"]["seconds"])
     assert alone["iter1/pairs"]["seconds"] == found["iter1/pairs"]["seconds"]
-    with pytest.raises(UsageError, match="a loop runs on one machine"):
-        plan_recipe([str(recipe), "--gpus", "16"])
+    with pytest.raises(UsageError, match="runs on one machine"):
+        estimate_recipe([str(recipe), "--gpus", "16"])

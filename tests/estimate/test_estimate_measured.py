@@ -1,6 +1,6 @@
-"""Plans against runs: tokens and bytes predicted from config and a few questions, counted while three tiny families really run.
+"""Estimates against runs: tokens and bytes predicted from config and a few questions, counted while three tiny families really run.
 
-A prediction builds no weights (shape.py) and sees a third of the rows at most; a measurement counts ids that enter the model and the
+A prediction builds no weights (visrl/estimate/shape.py) and sees a third of the rows at most; a measurement counts ids that enter the model and the
 storages that live (peak.py). Every figure within 20 %.
 """
 
@@ -16,14 +16,15 @@ from visrl.core.types import CoTSample, Picture
 from visrl.estimate import training
 from visrl.estimate.generating import evaluation_phase
 from visrl.estimate.memory import Memory
-from visrl.estimate.phase import Asked
+from visrl.estimate.phase import EstimateRequest
 from visrl.estimate.shape import describe_model
 from visrl.estimate.training import dpo_phases
 from visrl.estimate.work import GPUS
-from visrl.policies.hf.loading import load_checkpoint
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Sampling
-from visrl.rollout.rollout import Look, look_then_answer
+from visrl.rollout.config import RolloutConfig
+from visrl.rollout.rollout import look_then_answer
 from visrl.train.common.models import load_trainee
 from visrl.train.data.rows import Chain, PairRow, write_rows
 from visrl.train.dpo.stages import DPORecipe, run_stage
@@ -38,7 +39,7 @@ within = pytest.approx
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("planned")
+    root = tmp_path_factory.mktemp("estimated")
 
     def saved(name):
         return str(root / name if (root / name).exists() else tiny.save(name, root / name))
@@ -62,17 +63,17 @@ def spent(memory: Memory, but=("weights",)):
     return memory.total - sum(getattr(memory, name) for name in but)
 
 
-def said(name, phase, plan, first, second, planned, bytes_):
-    """The row of docs/planning.md; seen with pytest -s."""
-    other = plan.work.trained or plan.work.decode
+def said(name, phase, estimate, first, second, estimated, bytes_):
+    """The row of docs/estimating.md; seen with pytest -s."""
+    other = estimate.work.trained or estimate.work.decode
     print(
-        f"| {name} | {phase} | {plan.work.prefill:.0f} / {first} | {other:.0f} / {second} | {planned / 1e6:.2f} / {bytes_ / 1e6:.2f} ({planned / bytes_ - 1:+.0%}) |"
+        f"| {name} | {phase} | {estimate.work.prefill:.0f} / {first} | {other:.0f} / {second} | {estimated / 1e6:.2f} / {bytes_ / 1e6:.2f} ({estimated / bytes_ - 1:+.0%}) |"
     )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_evaluation(name, folder):
-    many, asked = samples(20), Asked(GPUS["h100"], answer=MAX_TOKENS)
+    many, request = samples(20), EstimateRequest(GPUS["h100"], answer=MAX_TOKENS)
     how = {
         "protocol": "visrl_train",
         "crop": "tight",
@@ -81,9 +82,13 @@ def test_evaluation(name, folder):
         "requests": 16,
         "max_tokens": MAX_TOKENS,
     }
-    plan = evaluation_phase("t", describe_model(folder(name)), many[:6], len(many), asked, box_format="paper", **how)
+    estimate = evaluation_phase(
+        "t", describe_model(folder(name)), many[:6], len(many), request, box_format="paper", **how
+    )
 
-    policy = HFPolicy(name, load_checkpoint(folder(name), dtype="float32"), box_format="paper", rows=4)
+    policy = HFPolicy(
+        name, load_checkpoint(folder(name), CheckpointArguments(dtype="float32")), box_format="paper", rows=4
+    )
     counted = {"computed": 0, "written": 0}
     inner = policy.generate
 
@@ -94,23 +99,23 @@ def test_evaluation(name, folder):
         return outputs
 
     policy.generate = generate
-    look = Look(PROTOCOLS["visrl_train"], crop="tight", sampling=Sampling(max_tokens=MAX_TOKENS))
+    look = RolloutConfig(PROTOCOLS["visrl_train"], crop="tight", sampling=Sampling(max_tokens=MAX_TOKENS))
     with Peak(policy.model.parameters()) as peak:
         episodes = list(look_then_answer(policy, many, look, batch_size=16))
     assert all(e.error is None for e in episodes)
     said(
         name,
         "evaluation",
-        plan,
+        estimate,
         counted["computed"],
         counted["written"],
-        spent(plan.memory) + plan.memory.host,
+        spent(estimate.memory) + estimate.memory.host,
         peak.bytes,
     )
-    assert plan.work.prefill == within(counted["computed"], rel=0.2)
-    assert plan.work.decode == within(counted["written"], rel=0.2)
-    assert plan.memory.weights == sum(p.numel() * 4 for p in policy.model.parameters())
-    assert spent(plan.memory) + plan.memory.host == within(peak.bytes, rel=0.2)  # here one memory is both
+    assert estimate.work.prefill == within(counted["computed"], rel=0.2)
+    assert estimate.work.decode == within(counted["written"], rel=0.2)
+    assert estimate.memory.weights == sum(p.numel() * 4 for p in policy.model.parameters())
+    assert spent(estimate.memory) + estimate.memory.host == within(peak.bytes, rel=0.2)  # here one memory is both
 
 
 def write_pairs(where, n):
@@ -124,7 +129,7 @@ def write_pairs(where, n):
 
 def recipe_of(name, folder, where, **more):
     attention = {"attn": "eager"} if name == "paligemma2" else {}  # Gemma2 has no other
-    asked = {
+    request = {
         "kind": "dpo", "output": where / "out", "model": {"path": folder(name), "dtype": "float32", "box_format": "paper", **attention},
         "data": {"path": where / "pairs.jsonl", "pictures": where}, "step": {"stages": [1]},
         "trainer": {
@@ -132,7 +137,7 @@ def recipe_of(name, folder, where, **more):
             "gradient_checkpointing": False,
         },
     }  # fmt: skip
-    return DPORecipe.model_validate({**asked, **more})
+    return DPORecipe.model_validate({**request, **more})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,7 +145,7 @@ def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
     write_pairs(tmp_path, 12)
     recipe = recipe_of(name, folder, tmp_path)
     monkeypatch.setattr(training, "LOOKED_AT", 4)  # two in three rows are never looked at
-    (plan,) = dpo_phases(recipe, describe_model(folder(name)), Asked(GPUS["h100"]))
+    (estimate,) = dpo_phases(recipe, describe_model(folder(name)), EstimateRequest(GPUS["h100"]))
 
     from visrl.train.data.load import load_preferences
 
@@ -154,9 +159,9 @@ def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
     before = [p.numel() * 4 for p in trainee.model.parameters()]
     with Peak(trainee.model.parameters()) as peak:
         run_stage(recipe, 1, trainee, load_preferences(recipe.data))
-    said(name, "dpo stage 1", plan, fed[False], fed[True], spent(plan.memory), peak.bytes)
-    assert plan.work.prefill == within(fed[False], rel=0.2), "the reference"
-    assert plan.work.trained == within(fed[True], rel=0.2)
-    assert plan.memory.weights == sum(before)
-    assert plan.memory.optimiser == 2 * 4 * sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
-    assert spent(plan.memory) == within(peak.bytes, rel=0.2)
+    said(name, "dpo stage 1", estimate, fed[False], fed[True], spent(estimate.memory), peak.bytes)
+    assert estimate.work.prefill == within(fed[False], rel=0.2), "the reference"
+    assert estimate.work.trained == within(fed[True], rel=0.2)
+    assert estimate.memory.weights == sum(before)
+    assert estimate.memory.optimiser == 2 * 4 * sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
+    assert spent(estimate.memory) == within(peak.bytes, rel=0.2)

@@ -1,61 +1,26 @@
-"""How probable a text is after a conversation: what the likelihood critic asks of a model.
-
-A policy may have ``loglikelihood`` itself (:class:`TextScorer`); transformers models get it here.
-"""
+"""How probable a text is after a conversation: one forward pass per batch, left-padded so that replies end together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import Any
 
-from visrl.errors import PictureError, UsageError
-from visrl.policies.protocol import Policy, Request
-from visrl.rollout.retry import Tokens
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from visrl.policies.families.base import Chat, Features
-    from visrl.policies.hf.policy import HFPolicy
+from visrl.core.chat_format import LayoutError
+from visrl.errors import PictureError
+from visrl.policies.families.base import Chat, Family, Features, padded
+from visrl.policies.protocol import LogLikelihood, Request, Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class LogLikelihood:
-    """Natural logarithm of a text's probability, end of reply included; or ``error``: why there is none."""
+class TextScorer:
+    """Log-likelihoods under a loaded model, ``rows`` conversations per forward pass."""
 
-    value: float = 0.0
-    error: str = ""
-    tokens: Tokens | None = None
-
-
-@runtime_checkable
-class TextScorer(Protocol):
-    """Anything that can say how probable a text is."""
+    def __init__(self, model: Any, family: Family, rows: int) -> None:
+        self.model, self.family, self.rows = model, family, rows
 
     def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
-        """One per request, in order; what goes wrong with one is its ``error``."""
-        ...
-
-
-def scorer_of(policy: Policy) -> TextScorer:
-    """The policy itself, or a transformers model's scorer. Raises UsageError for policies that only generate."""
-    if isinstance(policy, TextScorer):
-        return policy
-    if policy.describe().get("kind") == "hf":  # without importing torch to find out
-        return HFTextScorer(cast("HFPolicy", policy))
-    raise UsageError(f"{policy.name} cannot say how probable a text is", "critic.kind: score asks it in words")
-
-
-class HFTextScorer:
-    """Log-likelihoods by one forward pass per batch of conversations, left-padded so that replies end together."""
-
-    def __init__(self, policy: HFPolicy) -> None:
-        self.policy, self.model, self.family = policy, policy.model, policy.family
-
-    def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
-        from visrl.core.chat_format import LayoutError
-
         found: list[LogLikelihood] = [LogLikelihood(error="not scored")] * len(requests)
         chats: list[tuple[int, Chat]] = []
         for index, (request, text) in enumerate(zip(requests, completions, strict=True)):
@@ -64,8 +29,8 @@ class HFTextScorer:
             except (PictureError, LayoutError) as error:
                 found[index] = LogLikelihood(error=f"{type(error).__name__}: {error}")
         chats.sort(key=lambda item: (len(item[1].ids), item[0]), reverse=True)
-        for at in range(0, len(chats), self.policy.rows):
-            batch = chats[at : at + self.policy.rows]
+        for at in range(0, len(chats), self.rows):
+            batch = chats[at : at + self.rows]
             values = self._batch([chat for _, chat in batch])
             for (index, chat), value in zip(batch, values, strict=True):
                 found[index] = LogLikelihood(value, tokens=Tokens(prompt=len(chat.ids)))
@@ -78,8 +43,6 @@ class HFTextScorer:
         return prompt.continued((*ids, *self.family.end_of_reply()))
 
     def _batch(self, chats: Sequence[Chat]) -> list[float]:
-        import torch
-
         with torch.inference_mode():
             replies = [sum(chat.trained) for chat in chats]
             kept = max(replies) + 1
@@ -103,10 +66,6 @@ class HFTextScorer:
 
     def _forward(self, chats: Sequence[Chat], features: list[list[Features]], kept: int) -> Tensor:
         """Logits of the last ``kept`` places, [B, kept, V]."""
-        import torch
-
-        from visrl.policies.families.base import padded
-
         width = max(len(chat.ids) for chat in chats)
         device = self.model.device
         pad = self.family.tokenizer.pad_token_id or 0

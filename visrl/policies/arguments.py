@@ -1,0 +1,51 @@
+"""``--model-args``: what a kind of model takes, as data. Texts become numbers and booleans, and every number has a range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from visrl.errors import UsageError, nearest
+
+
+class ModelArguments(BaseModel):
+    """The arguments of a kind of model; subclasses declare them as fields, with their defaults.
+
+    kind: as ``--model`` names it. other_names: what other tools call an argument -> its name here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str]
+    other_names: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The arguments given, checked; an empty text is as good as none. Raises UsageError naming the argument."""
+        found: dict[str, Any] = {}
+        for word, value in given.items():
+            name = cls.other_names.get(word, word)
+            if name not in cls.model_fields:
+                known = list(cls.model_fields)
+                raise UsageError(f"--model-args: {cls.kind} has no argument {word!r}", _hint(word, known))
+            if name in found:
+                raise UsageError(f"--model-args: {name} is given twice", f"{word} is another word for it")
+            if value not in ("", None):
+                found[name] = value
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"--model-args: {name}={first['input']}: {first['msg']}",
+                f"docs/families.md lists what {cls.kind} takes",
+            ) from error
+
+
+def _hint(word: str, known: list[str]) -> str:
+    close = nearest(word, known)
+    listed = f"it has {', '.join(known) or 'none'}"
+    return f"{close}; {listed}" if close.startswith("did you mean") else listed

@@ -17,7 +17,6 @@ generic jsonl               ``{"id", "text"}`` or ``{"id", "box_text", "text"}``
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Unmatched
-from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
+from visrl.policies.recorded.matching import leftovers, match
+from visrl.policies.recorded.prediction_files import Prediction, PredictionFile, read_predictions
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 
@@ -87,20 +87,11 @@ class ReplayPolicy(Policy):
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.
 
-        Rows alike in every key (RefCOCO holds some sentences twice) go to the documents alike, one each.
         Raises UsageError when not one row fits: a file for another split.
         """
-        index: dict[Key, list[int]] = defaultdict(list)
-        for position, row in enumerate(self.file.rows):
-            if row.task in (None, task):
-                for key in row.keys:
-                    index[key].append(position)
-        self._matched, taken = {}, set[int]()
-        for sample in samples:
-            number = self._first_free(sample, index, taken)
-            if number is not None:
-                taken.add(number)
-                self._matched[sample.id] = self.file.rows[number], sample
+        found = match(self.file.rows, samples, task)
+        self._matched = {sample.id: (self.file.rows[number], sample) for number, sample in found}
+        taken = {number for number, _ in found}
         if not taken:
             raise UsageError(
                 f"no prediction in {self.source} belongs to a document of {task}",
@@ -109,19 +100,10 @@ class ReplayPolicy(Policy):
         self._taken |= taken
         return [sample for _, sample in self._matched.values()]
 
-    def _first_free(self, sample: CoTSample, index: Mapping[Key, list[int]], taken: set[int]) -> int | None:
-        for key in sample_keys(sample):
-            for number in index.get(key, ()):
-                if number not in taken and self.file.rows[number].fits(sample):
-                    return number
-        return None
-
     def unmatched(self) -> Unmatched:
-        rows = self.file.rows
-        taken_keys = {key for number in self._taken for key in rows[number].keys}
-        unused = [row for number, row in enumerate(rows) if number not in self._taken]
-        duplicates = sum(any(key in taken_keys for key in row.keys) for row in unused)
-        return Unmatched(len(unused) - duplicates, duplicates, tuple(row.where for row in unused[:3]))
+        without, doubled = leftovers(self.file.rows, self._taken)
+        examples = tuple(row.where for row in [*without, *doubled][:3])
+        return Unmatched(len(without), len(doubled), examples)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
         return [self._output(request) for request in requests]

@@ -11,6 +11,7 @@ import base64
 import binascii
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,7 +102,7 @@ def _record_at(handle: BinaryIO, start: int, end: int) -> list[str]:
 def sample(row: Row, task: str) -> CoTSample:
     """The sample of one rotation. Raises KeyError, TypeError or ValueError for a malformed row."""
     index = int(row["index"])
-    options = {letter: str(row[letter]) for letter in LETTERS if not is_absent(row.get(letter))}
+    options = {letter: str(row[letter]) for letter in LETTERS if not _is_empty(row.get(letter))}
     answer = str(row["answer"]).strip()
     if answer not in options:
         raise ValueError(f"the true answer {answer!r:.40} is not among the options {', '.join(options)}")
@@ -117,15 +118,51 @@ def sample(row: Row, task: str) -> CoTSample:
         instruction=INSTRUCTION,
         cluster=str(row.get("picture_id") or base),
         group=base,
-        meta={"index": index, "options": options, "raw_question": asked, "category": str(row.get("category", ""))},
+        meta={
+            "index": index,
+            "options": options,
+            "raw_question": asked,
+            "category": str(row.get("category", "")),
+            "rotations": row.get("rotations", 0),  # 0: not known
+        },
     )
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether a cell is empty. The texts "None" and "nan" are options like others."""
+    return value is None or value != value or not str(value).strip()
+
+
 def is_absent(value: Any) -> bool:
-    """Whether an option or hint is missing: empty, None, or what pandas makes of an empty cell."""
-    return value is None or value != value or str(value).strip().lower() in ("", "nan", "none")
+    """Whether a hint is missing: an empty cell, or what pandas makes of one. No hint says "None"."""
+    return _is_empty(value) or str(value).strip().lower() in ("nan", "none")
 
 
 def from_hub(row: Row) -> Iterator[Row]:
-    """A row of lmms-lab/MMBench (config en): the TSV's columns, with ``L2-category`` capitalised."""
-    yield {**row, "l2-category": row.get("L2-category")}
+    """A row of lmms-lab/MMBench (config en): the TSV's columns, with ``L2-category`` capitalised, and "nan" for an empty cell.
+
+    An option can only be missing where all after it are: "nan" before another option is a text.
+    """
+    cells = dict(row)
+    for letter in reversed(LETTERS):
+        value = cells.get(letter)
+        if not _is_empty(value) and str(value).strip() != "nan":
+            break
+        cells[letter] = ""
+    yield {**cells, "l2-category": row.get("L2-category")}
+
+
+def with_rotations(documents: Iterator[Document]) -> Iterator[Document]:
+    """Rows with ``rotations``: how many rows the split holds of a question. Not all hold one per option: the release of July 2023
+    has 53 questions of four options and three rotations, where one option stays in its place.
+    """
+    kept = list(documents)
+    held = Counter(int(document.row["index"]) % ROTATIONS for document in kept if _is_number(document.row["index"]))
+    for document in kept:
+        index = document.row["index"]
+        rotations = held[int(index) % ROTATIONS] if _is_number(index) else 0
+        yield Document(document.where, {**document.row, "rotations": rotations}, document.picture)
+
+
+def _is_number(index: Any) -> bool:
+    return str(index).strip().isdecimal()

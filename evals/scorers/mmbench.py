@@ -92,7 +92,7 @@ def score(
         if decides is not None:
             _decide(decides, mine, scores)
         for row, sample, _ in items:
-            rotations.setdefault(scores.groups[row], len(sample.meta["options"]))
+            rotations.setdefault(scores.groups[row], sample.meta.get("rotations") or len(sample.meta["options"]))
             pictures.append(scores.clusters[row] if sample.cluster else f"question {sample.group}")
     _score_circles(scores, rotations)
     unparsed, name = (0, decides.name) if decides is not None else (len(unread), None)

@@ -30,7 +30,7 @@ def _row(index: int, answer: str = "A", image: str = "", **changes: str) -> dict
         "A": "a cat",
         "B": "a dog",
         "C": "",
-        "D": "nan",
+        "D": "",
     }
     return {**row, "answer": answer, "category": "c", "image": image, "l2-category": "l", "split": "dev", **changes}
 

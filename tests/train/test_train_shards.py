@@ -110,7 +110,7 @@ def test_a_picture_name_cannot_leave_the_folder_of_the_shards(tmp_path):
 
 def test_what_is_damaged_names_the_shard(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 99)
-    with pytest.raises(UsageError, match="not a tar that can be read"):
+    with pytest.raises(UsageError, match="not a readable tar"):
         list(read_rows(tmp_path / "a.tar", QuestionRow))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(UsageError, match="not a parquet file"):

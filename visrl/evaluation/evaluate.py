@@ -6,6 +6,7 @@ all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (lmm
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import Interrupted, UsageError
 from visrl.evals.benchmarks import TaskSpec, resolve
+from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
@@ -28,6 +30,9 @@ from visrl.runs.store import Finished, Run, episode_to_json, request_hash, slug
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,8 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     _check_unmatched(policy, outcome)
     if run.processes.is_main:
         outcome.results = score(outcome.folder, options.judge)
+        for task, hint in run_hints(outcome.folder, policy.box_format, [spec.name for spec in specs], options.data):
+            log.warning("%s: %s", task, hint)
         if lost := unjudged(outcome.results):
             outcome.n_failed += lost
             outcome.problems.append(f"{lost} answers are unscored: the judge could not be reached")

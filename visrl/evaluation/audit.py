@@ -7,7 +7,7 @@ chooses: a frame that fits far better than the declared one is named, and the us
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ FAR_BETTER = 20.0
 """Percentage points of acc@0.5 by which another frame must be ahead to be named at the end of a run."""
 LOOKED_AT = 1000
 """So many outputs of a run are read for that."""
+_USUAL_LIMIT = "1003520"  # 1,280 tokens of 28 x 28: what Qwen's model cards advise
 _READ_BY_US: tuple[Mode, ...] = ("lenient", "strict")
 _WORDS = {
     "pixel": "pixels of the picture",
@@ -110,7 +111,8 @@ def _of_episode(sample: CoTSample, episode: Episode) -> Looked | None:
 
 def _formats(declared: BoxFormat) -> list[BoxFormat]:
     """The declared format and all others that have a name."""
-    known = [*FORMATS.values(), format_named(RESIZED)]
+    limited = format_named(RESIZED, max_pixels=_USUAL_LIMIT)
+    known = [*FORMATS.values(), format_named(RESIZED), replace(limited, name=f"{RESIZED},max_pixels={_USUAL_LIMIT}")]
     return [declared, *(form for form in known if form.name != declared.name)]
 
 
@@ -122,7 +124,9 @@ def _hint(looked: Sequence[Looked], declared: BoxFormat) -> str | None:
     mode: Mode = "lenient" if declared.mode in UNCOMPARABLE else declared.mode
     own = _hits(looked, declared.with_mode(mode))
     hits = {form: _hits(looked, form.with_mode(mode)) for form in _formats(declared)[1:]}
-    best = max(hits, key=lambda form: hits[form] - (len(looked) / 100 if form.name == RESIZED else 0), default=None)
+    best = max(
+        hits, key=lambda form: hits[form] - (len(looked) / 100 if form.name.startswith(RESIZED) else 0), default=None
+    )
     ahead = 0 if best is None else hits[best] - own
     if best is None or ahead < 2 or ahead * 100.0 < FAR_BETTER * len(looked):
         return None

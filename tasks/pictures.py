@@ -110,8 +110,8 @@ def _strictly() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded. Not EPS, which runs Ghostscript, nor what no benchmark uses."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded; a camera's MPO is a JPEG. Not EPS, which runs Ghostscript, nor what no benchmark uses."""
 MAX_PIXELS = 100_000_000
 """Width times height of the largest picture that is decoded: 300 MB as RGB."""
 

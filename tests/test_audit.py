@@ -33,9 +33,9 @@ def written(form, samples):
     [  # Qwen3-VL, Qwen2.5-VL, PaliGemma and Gemini, each declared as another family writes
         ("json_1000", "json_pixel", "your boxes look like 0..1000: 100.0 there, 0.0 as pixels of the picture"),
         (
-            "json_resized",
+            "json_resized,max_pixels=1003520",
             "json_1000",
-            "your boxes look like pixels of the resized picture: 100.0 there, 0.0 as 0..1000",
+            "your boxes look like pixels of the resized picture: 100.0 there, 33.3 as 0..1000",
         ),
         ("loc_1024", "json_1000", "your boxes look like 0..1024: 100.0 there, 0.0 as 0..1000"),
         (
@@ -47,7 +47,8 @@ def written(form, samples):
 )
 def test_the_right_frame_is_named_where_a_wrong_one_is_declared(truly, declared, said):
     samples = list(documents())
-    form = format_named(truly)
+    name, _, limit = truly.partition(",max_pixels=")
+    form = format_named(name, max_pixels=limit)
     hint = frame_hint(samples, written(form, samples), format_named(declared))
     assert hint == f"{said}; declare `box_format={truly}`"
     assert frame_hint(samples, written(form, samples), form) is None  # rightly declared: not a word

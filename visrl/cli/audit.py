@@ -57,4 +57,4 @@ def _print(found: Audit) -> None:
 
 
 def _line(first: str, name: str, what: str, parser: str, accuracy: float, own: float) -> str:
-    return f"{first:9}{name:21}{what:33}{parser:11}{accuracy:6.2f}  {accuracy - own:+7.2f}".rstrip()
+    return f"{first:9}{name:32}{what:33}{parser:11}{accuracy:6.2f}  {accuracy - own:+7.2f}".rstrip()

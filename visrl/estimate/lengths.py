@@ -87,8 +87,10 @@ def lengths_of(
     chain = Chain(box=_looked_at(sample.box, item.size).xyxy)
     try:
         asks, shows = PROTOCOLS[protocol].looks or sample.kind == "rec", sample.kind != "rec"
-        first = speaker.chat(box_prompt(item)) if asks else None
-        second = speaker.chat(answer_prompt(item, chain, crop, speaker.box_format)) if shows else None
+        first = speaker.chat(box_prompt(item), sample=item.sample.id) if asks else None
+        second = (
+            speaker.chat(answer_prompt(item, chain, crop, speaker.box_format), sample=item.sample.id) if shows else None
+        )
     except LayoutError as error:
         raise UsageError(f"{speaker.family.name}: {error}", "choose another protocol or model") from error
     said = 0
@@ -119,8 +121,10 @@ def _with_critics(base: Lengths, speaker: Speaker, item: Any, chain: Chain, crop
     from visrl.train.pairs.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
 
     words = {"question": item.sample.question, "standard": (item.sample.answers or ("yes",))[0], "answer": "yes"}
-    judge = speaker.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),))
-    about = speaker.chat((Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),))
+    judge = speaker.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),), sample=item.sample.id)
+    about = speaker.chat(
+        (Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),), sample=item.sample.id
+    )
     return replace(base, judge=len(judge.ids), crop=len(about.ids))
 
 

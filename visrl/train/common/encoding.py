@@ -15,7 +15,7 @@ import torch
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.crops import CropName
-from visrl.core.types import Turn
+from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
 from visrl.policies.families.base import Chat, Family, Seen, padded
 from visrl.train.common.conversations import answer_prompt, box_prompt, box_text, conversations, opened
@@ -34,12 +34,22 @@ class Speaker:
     family: Family
     box_format: BoxFormat
 
-    def chat(self, turns: Sequence[Turn], *, cue: bool = True) -> Chat:
+    def chat(self, turns: Sequence[Turn], *, sample: str, cue: bool = True) -> Chat:
         """The tokens of a conversation; with ``cue`` up to where the model goes on, else with its replies marked as
-        trained.
+        trained. Raises UsageError naming ``sample`` for a picture or crop that the image processor does not take.
         """
         rendered = self.family.render(turns, cue=cue)
-        return self.family.chat(rendered, [self.family.see(picture.open()) for picture in rendered.pictures])
+        return self.family.chat(rendered, [self._seen(picture, sample) for picture in rendered.pictures])
+
+    def _seen(self, picture: Picture, sample: str) -> Seen:
+        image = picture.open()
+        try:
+            return self.family.see(image)
+        except Exception as error:
+            raise UsageError(
+                f"sample {sample}: {picture.ref}, {image.width} x {image.height} pixels: the image processor says: {error}",
+                "remove the row, or widen its box: what is cut out there is a picture of its own",
+            ) from error
 
     def reply(self, turns: Sequence[Turn], prompt: Chat, text: str) -> Tensor:
         """[C] ids of ``text`` as the reply to ``prompt``, with the token that ends a turn.
@@ -124,7 +134,7 @@ class PairCollator:
         else:
             turns = [answer_prompt(item, chain, self.crop, speaker.box_format) for chain in self._contexts(pair)]
             win, lose = pair.win.answer, pair.lose.answer
-        prompts = tuple(speaker.chat(conversation) for conversation in turns)
+        prompts = tuple(speaker.chat(conversation, sample=pair.sample.id) for conversation in turns)
         choice = Choice(prompts, speaker.reply(turns[0], prompts[0], win), speaker.reply(turns[-1], prompts[-1], lose))
         check_length(choice.longest, self.max_tokens, pair.sample.id)
         return choice
@@ -207,7 +217,7 @@ class ChainCollator:
         item = opened(demonstration.sample, demonstration.protocol)
         joined = self.speaker.family.keeps_prefix
         talks = conversations(item, demonstration.chain, self.crop, self.speaker.box_format, joined=joined)
-        chat = self.speaker.chat(talks[number].turns, cue=False)
+        chat = self.speaker.chat(talks[number].turns, sample=demonstration.sample.id, cue=False)
         chat = chat if talks[number].every_reply else last_reply_only(chat)
         check_length(len(chat.ids), self.max_tokens, demonstration.sample.id)
         self._memo[index] = without_pixels(chat)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from visrl.core.spreadsheets import table_rows
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
 from visrl.tasks.common import Document, Row, opened
@@ -29,6 +30,9 @@ _REFERENCE = 64  # an image field shorter than this names another row
 
 def documents(file: Path) -> Iterator[Document]:
     """Rows of the TSV without the pictures' text; ``picture_id`` tells rows that share a picture."""
+    if file.suffix == ".xlsx":
+        yield from _of_workbook(file)
+        return
     csv.field_size_limit(_LARGEST_FIELD)
     places: dict[str, tuple[int, int]] = {}
     ids: dict[str, str] = {}
@@ -50,6 +54,13 @@ def documents(file: Path) -> Iterator[Document]:
         owner = index if index in places else image
         picture = _reader(file, header, *places[owner]) if owner in places else None
         yield Document(where, {**row, "picture_id": ids.get(owner)}, picture)
+
+
+def _of_workbook(file: Path) -> Iterator[Document]:
+    """Rows of an xlsx of predictions that holds questions, options and answers: no pictures."""
+    for line, row in enumerate(table_rows(file.read_bytes(), file), 2):
+        _checked_header(list(row), f"{file}:{line}")
+        yield Document(f"{file}:{line}", row)
 
 
 def _records(file: Path) -> Iterator[tuple[int, int, int, list[str]]]:

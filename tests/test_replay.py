@@ -308,3 +308,21 @@ def test_u2028_and_a_byte_order_mark_end_no_line(tmp_path):
         "\ufeff".encode() + json.dumps({"id": 1, "text": "a\u2028b"}, ensure_ascii=False).encode()
     )
     assert ReplayPolicy.load(str(tmp_path / "g.jsonl")).file.rows[0].text == "a\u2028b"
+
+
+def test_a_table_that_carries_its_questions_needs_no_second_file(tmp_path):
+    from visrl.evaluation.evaluate import Options, evaluate
+
+    book = openpyxl.Workbook()
+    book.active.append(["index", "question", "A", "B", "C", "answer", "prediction"])
+    # two options and one that stays empty; question 5 right in both rotations, 6 in one of two: 3 of 4 rows, 1 of 2 questions
+    for index, right, said in ((5, "A", "A"), (1_000_005, "B", "B"), (6, "A", "A"), (1_000_006, "B", "A")):
+        book.active.append(
+            [index, f"Which of {index % 10}?", "a cat" if right == "A" else "a dog", "x", None, right, said]
+        )
+    book.save(tmp_path / "p.xlsx")
+    outcome = evaluate(
+        ReplayPolicy.load(str(tmp_path / "p.xlsx")), ["mmbench"], Options(output=tmp_path / "run", quiet=True)
+    )
+    found = {result.metric: result.value for result in outcome.results}
+    assert (found["accuracy"], found["circular"]) == (75.0, 50.0) and outcome.n_failed == 0

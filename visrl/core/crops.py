@@ -80,7 +80,8 @@ def tight(box: Box, size: Size) -> Region:
 
 def compat_visrl(box: Box, size: Size) -> Region:
     """The official crop in the wrong frame (docs/method.md g1): int(b * W), int(b * H) on padded-square numbers."""
-    near = Box(*(min(max(value, -_FAR), _FAR) for value in box.xyxy))
+    x1, y1, x2, y2 = (min(max(value, -_FAR), _FAR) for value in box.xyxy)
+    near = Box(x1, y1, x2, y2)
     u1, v1, u2, v2 = near.to(SQUARE, size).xyxy
     region = Box(int(u1 * size[0]), int(v1 * size[1]), int(u2 * size[0]), int(v2 * size[1])).clipped(size)
     return _at_least_a_pixel((int(region.x1), int(region.y1), int(region.x2), int(region.y2)), size)

@@ -10,7 +10,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
+from visrl.policies.recorded.replay import own_documents
 from visrl.rollout.config import RolloutConfig, check_names, rollout_config
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
@@ -156,6 +157,8 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     """
     check_before(tasks, judge=options.judge)
     specs = resolve(tasks)
+    if options.data is None and policy.recorded:
+        options = replace(options, data=own_documents(policy))
     config = config_of(policy, options)
     request = describe_request(policy, specs, config, options)
     outcome = Outcome(options.output or default_folder(request), [])

@@ -43,9 +43,9 @@ def match(rows: Sequence[Prediction], samples: Iterable[CoTSample], task: str) -
         _drop_ambiguous(rows, samples, index)
     taken: dict[int, CoTSample] = {}
     for sample in samples:
-        number = next((n for n in _candidates(sample, index) if n not in taken and rows[n].fits(sample)), None)
-        if number is not None:
-            taken[number] = sample
+        found = next((n for n in _candidates(sample, index) if n not in taken and rows[n].fits(sample)), None)
+        if found is not None:
+            taken[found] = sample
     return list(taken.items())
 
 

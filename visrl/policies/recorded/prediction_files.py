@@ -13,9 +13,9 @@ from typing import Any
 
 from visrl.core.boxes import Box
 from visrl.core.outputs import ending_of, joined_content
+from visrl.core.spreadsheets import options_of, say_what_was_cut, table_rows
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.policies.recorded.spreadsheets import options_of, say_what_was_cut, table_rows
 
 Key = tuple[str, ...]
 QUESTION_AND_BOX = "question+box"
@@ -74,13 +74,17 @@ def _texts(options: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class PredictionFile:
-    """All rows of a file or folder; protocol and box format where the layout records them."""
+    """All rows of a file or folder; protocol and box format where the layout records them.
+
+    documents: the file holds the questions too, with options and answers: no data folder is needed.
+    """
 
     kind: str
     rows: list[Prediction]
     sha256: str
     protocol: str | None = None
     box_format: str | None = None
+    documents: bool = False
 
 
 def question_key(text: str) -> str:
@@ -110,7 +114,9 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
     data = _read_bytes(source)
     digest = hashlib.sha256(data).hexdigest()
     if source.suffix == ".xlsx" or ".tsv" in source.suffixes:
-        return PredictionFile("mmbench", list(_mmbench_rows(source, list(table_rows(data, source)))), digest)
+        table = list(table_rows(data, source))
+        whole = bool(table) and all({"question", "answer", "A", "B"} <= row.keys() for row in table)
+        return PredictionFile("mmbench", list(_mmbench_rows(source, table)), digest, documents=whole)
     text = _decode(data, source)
     rows = list(_json_rows(text, source))
     kind, reader = _layout(rows[0][1], source)

@@ -126,5 +126,10 @@ class ReplayPolicy(Policy):
         return facts if self.file.protocol else {**facts, "prompts": "the recording's own, not visrl's"}
 
 
+def own_documents(policy: Policy) -> Path | None:
+    """The file of a policy's recorded outputs where it holds the questions too, and stands for a data folder."""
+    return policy.source if isinstance(policy, ReplayPolicy) and policy.file.documents else None
+
+
 def _stem(path: Path) -> str:
     return path.name.split(".")[0] or path.resolve().name

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from visrl.core.spreadsheets import table_rows
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
+from visrl.evals.mmbench_tables import table_rows
 from visrl.tasks.common import Document, Row, opened
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."

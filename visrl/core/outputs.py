@@ -34,7 +34,7 @@ _BROKEN = frozenset(
 )
 CLIENT_ERRORS = (
     "Failed to obtain answer via API",  # VLMEvalKit: FAIL_MSG, and the fail_msg of its clients
-    "[LMMS_EVAL_REQUEST_FAILED after",  # lmms-eval: models/chat/openai.py, async_openai.py, gemini.py
+    "[LMMS_EVAL_REQUEST_FAILED after",  # lmms-eval 0.7.3: its clients of OpenAI and Gemini
 )
 """How clients begin a prediction that is none: the request failed, and its error was recorded in the answer's place."""
 

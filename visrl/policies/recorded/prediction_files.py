@@ -13,9 +13,9 @@ from typing import Any
 
 from visrl.core.boxes import Box
 from visrl.core.outputs import ending_of, joined_content
-from visrl.core.spreadsheets import options_of, say_what_was_cut, table_rows
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
+from visrl.evals.mmbench_tables import options_of, say_what_was_cut, table_rows
 
 Key = tuple[str, ...]
 QUESTION_AND_BOX = "question+box"

@@ -181,3 +181,18 @@ def test_training_boxes_of_another_frame_are_an_error(tmp_path, boxes, said):
 def test_importers_read_a_byte_order_mark_and_u2028(tmp_path):
     rows, _ = import_chains(cot(tmp_path, [[1, 1, 9, 9]] * 3, mark=b"\xef\xbb\xbf"), "cot")
     assert [row.chain.answer for row in rows] == ["x\u2028y"] * 3
+
+
+def test_a_picture_that_the_image_processor_does_not_take_names_its_sample():
+    from types import SimpleNamespace
+
+    from visrl.core.types import Picture, Turn
+    from visrl.train.common.encoding import Speaker
+
+    def see(image):
+        raise ValueError(f"absolute aspect ratio must be smaller than 200, got {image.width / image.height}")
+
+    thin = Picture("wide.png", lambda: Image.new("RGB", (640, 1)))
+    family = SimpleNamespace(render=lambda turns, cue: SimpleNamespace(pictures=[thin]), see=see)
+    with pytest.raises(UsageError, match=r"sample thin: wide\.png, 640 x 1 pixels: .* got 640\.0"):
+        Speaker(family, FORMATS["json_1000"]).chat([Turn("user", (thin,))], sample="thin")

@@ -193,6 +193,6 @@ def test_a_picture_that_the_image_processor_does_not_take_names_its_sample():
         raise ValueError(f"absolute aspect ratio must be smaller than 200, got {image.width / image.height}")
 
     thin = Picture("wide.png", lambda: Image.new("RGB", (640, 1)))
-    family = SimpleNamespace(render=lambda turns, cue: SimpleNamespace(pictures=[thin]), see=see)
+    family = SimpleNamespace(render=lambda turns, cue: SimpleNamespace(pictures=[thin]), see=see, chat=None)
     with pytest.raises(UsageError, match=r"sample thin: wide\.png, 640 x 1 pixels: .* got 640\.0"):
         Speaker(family, FORMATS["json_1000"]).chat([Turn("user", (thin,))], sample="thin")

@@ -33,10 +33,22 @@ def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None
         source.files_in(data)
     if with_pictures:
         source.require_pictures(data)
-    return (
-        adapt(source, name, document, data, with_pictures=with_pictures)
+    return _unique(
+        (document.where, adapt(source, name, document, data, with_pictures=with_pictures))
         for document in islice(documents(name, data), limit)
     )
+
+
+def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:
+    """The samples. Raises UsageError for an id that occurs twice: ids say what is finished, and pair runs."""
+    places: dict[str, str] = {}
+    for where, sample in placed:
+        first = places.setdefault(sample.id, where)
+        if first != where:
+            raise UsageError(
+                f"{where}: id {sample.id!r} stands in {first} too", "every document needs an id of its own"
+            )
+        yield sample
 
 
 def documents(name: str, data: Path | None) -> Iterator[Document]:

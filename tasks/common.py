@@ -52,6 +52,8 @@ class Source:
 
     def files_in(self, data: Path) -> dict[str, Path]:
         """Documented name -> file. Raises UsageError for a missing folder or file."""
+        if data.is_file() and self.in_rows:  # a table that holds all: VLMEvalKit's predictions carry their questions
+            return {self.files[0][0]: data}
         if not data.is_dir():
             raise UsageError(f"no data folder {data}", "docs/data.md describes the layout of --data DIR")
         return {spellings[0]: _find(data, spellings) for spellings in self.files}

@@ -11,12 +11,14 @@ import base64
 import binascii
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
+from visrl.evals.mmbench_tables import table_rows
 from visrl.tasks.common import Document, Row, opened
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
@@ -28,6 +30,9 @@ _REFERENCE = 64  # an image field shorter than this names another row
 
 def documents(file: Path) -> Iterator[Document]:
     """Rows of the TSV without the pictures' text; ``picture_id`` tells rows that share a picture."""
+    if file.suffix == ".xlsx":
+        yield from _of_workbook(file)
+        return
     csv.field_size_limit(_LARGEST_FIELD)
     places: dict[str, tuple[int, int]] = {}
     ids: dict[str, str] = {}
@@ -49,6 +54,13 @@ def documents(file: Path) -> Iterator[Document]:
         owner = index if index in places else image
         picture = _reader(file, header, *places[owner]) if owner in places else None
         yield Document(where, {**row, "picture_id": ids.get(owner)}, picture)
+
+
+def _of_workbook(file: Path) -> Iterator[Document]:
+    """Rows of an xlsx of predictions that holds questions, options and answers: no pictures."""
+    for line, row in enumerate(table_rows(file.read_bytes(), file), 2):
+        _checked_header(list(row), f"{file}:{line}")
+        yield Document(f"{file}:{line}", row)
 
 
 def _records(file: Path) -> Iterator[tuple[int, int, int, list[str]]]:
@@ -101,7 +113,7 @@ def _record_at(handle: BinaryIO, start: int, end: int) -> list[str]:
 def sample(row: Row, task: str) -> CoTSample:
     """The sample of one rotation. Raises KeyError, TypeError or ValueError for a malformed row."""
     index = int(row["index"])
-    options = {letter: str(row[letter]) for letter in LETTERS if not is_absent(row.get(letter))}
+    options = {letter: str(row[letter]) for letter in LETTERS if not _is_empty(row.get(letter))}
     answer = str(row["answer"]).strip()
     if answer not in options:
         raise ValueError(f"the true answer {answer!r:.40} is not among the options {', '.join(options)}")
@@ -117,15 +129,51 @@ def sample(row: Row, task: str) -> CoTSample:
         instruction=INSTRUCTION,
         cluster=str(row.get("picture_id") or base),
         group=base,
-        meta={"index": index, "options": options, "raw_question": asked, "category": str(row.get("category", ""))},
+        meta={
+            "index": index,
+            "options": options,
+            "raw_question": asked,
+            "category": str(row.get("category", "")),
+            "rotations": row.get("rotations", 0),  # 0: not known
+        },
     )
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether a cell is empty. The texts "None" and "nan" are options like others."""
+    return value is None or value != value or not str(value).strip()
+
+
 def is_absent(value: Any) -> bool:
-    """Whether an option or hint is missing: empty, None, or what pandas makes of an empty cell."""
-    return value is None or value != value or str(value).strip().lower() in ("", "nan", "none")
+    """Whether a hint is missing: an empty cell, or what pandas makes of one. No hint says "None"."""
+    return _is_empty(value) or str(value).strip().lower() in ("nan", "none")
 
 
 def from_hub(row: Row) -> Iterator[Row]:
-    """A row of lmms-lab/MMBench (config en): the TSV's columns, with ``L2-category`` capitalised."""
-    yield {**row, "l2-category": row.get("L2-category")}
+    """A row of lmms-lab/MMBench (config en): the TSV's columns, with ``L2-category`` capitalised, and "nan" for an empty cell.
+
+    An option can only be missing where all after it are: "nan" before another option is a text.
+    """
+    cells = dict(row)
+    for letter in reversed(LETTERS):
+        value = cells.get(letter)
+        if not _is_empty(value) and str(value).strip() != "nan":
+            break
+        cells[letter] = ""
+    yield {**cells, "l2-category": row.get("L2-category")}
+
+
+def with_rotations(documents: Iterator[Document]) -> Iterator[Document]:
+    """Rows with ``rotations``: how many rows the split holds of a question. Not all hold one per option: the release of July 2023
+    has 53 questions of four options and three rotations, where one option stays in its place.
+    """
+    kept = list(documents)
+    held = Counter(int(document.row["index"]) % ROTATIONS for document in kept if _is_number(document.row["index"]))
+    for document in kept:
+        index = document.row["index"]
+        rotations = held[int(index) % ROTATIONS] if _is_number(index) else 0
+        yield Document(document.where, {**document.row, "rotations": rotations}, document.picture)
+
+
+def _is_number(index: Any) -> bool:
+    return str(index).strip().isdecimal()

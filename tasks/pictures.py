@@ -110,16 +110,53 @@ def _strictly() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded; a camera's MPO is a JPEG. Not EPS, which runs Ghostscript, nor what no benchmark uses."""
+MAX_PIXELS = 100_000_000
+"""Width times height of the largest picture that is decoded: 300 MB as RGB."""
+
+
 def decoded(data: bytes, name: str) -> Image:
     """An RGB image of encoded bytes, in the file's own orientation: annotations are in its raw pixels.
 
-    Raises PictureError for anything Pillow cannot decode completely, or that is too large to be a picture.
+    Raises PictureError for anything that is not one of FORMATS, cannot be decoded completely, or has over MAX_PIXELS.
     """
     from PIL import Image as PillowImage
 
     try:
-        with _strictly(), PillowImage.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:  # SyntaxError: broken PNGs
+        with _strictly(), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            return _as_rgb(image)
+    except PictureError:
+        raise
+    except Exception as error:
         reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else error
-        raise PictureError(f"{name}: {reason}") from error
+        raise PictureError(f"{name}: {reason or type(error).__name__}") from error
+
+
+def _as_rgb(image: Image) -> Image:
+    """``convert("RGB")``, which cuts greys of more than 8 bits off at 255: those are scaled to 0..255 first.
+
+    Of 16-bit greys the high byte counts, as where they are saved with 8 bits. 32-bit whole numbers and fractions say nothing of
+    their scale: the smallest of 0..1 (fractions), 0..255 and 0..65,535 that holds them, else from their least to their greatest.
+    """
+    if image.mode.startswith("I;16"):
+        return _scaled(image, 0.0, 65_535.0)
+    if image.mode not in ("I", "F"):
+        return image.convert("RGB")
+    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]  # of one band
+    tops = (1.0, 255.0, 65_535.0) if image.mode == "F" else (255.0, 65_535.0)
+    top = next((top for top in tops if low >= 0.0 and high <= top), None)
+    return _scaled(image, 0.0, top) if top is not None else _scaled(image, low, high)
+
+
+def _scaled(image: Image, low: float, high: float) -> Image:
+    """Greys from ``low`` to ``high`` as 0..255, in three equal bands."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    greys = np.nan_to_num(np.asarray(image).astype(np.float64)) - low
+    bits16 = (low, high) == (0.0, 65_535.0)
+    eight = np.floor(greys / 256.0) if bits16 else np.rint(greys * (255.0 / ((high - low) or 1.0)))
+    return PillowImage.fromarray(np.clip(eight, 0, 255).astype(np.uint8)).convert("RGB")

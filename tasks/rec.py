@@ -18,23 +18,39 @@ def sample(row: Row, task: str) -> CoTSample:
     """The sample of one sentence. Raises KeyError, TypeError or ValueError for a malformed row."""
     picture = text(row, "img_path")
     expression = text(row, "expression")
+    extent, true_box = size(row), box(row["bbox"])
+    _refuse_another_convention(true_box, extent)
     return CoTSample(
         id=f"{whole_number(row, 'image_id')}_{whole_number(row, 'sent_id')}",
         task=task,
         kind="rec",
         question=expression,
-        size=size(row),
-        box=box(row["bbox"]),
+        size=extent,
+        box=true_box,
         cluster=picture,
         meta={"picture": picture},
     )
 
 
+_LONGEST = 1_000_000  # pixels of a side
+_OVERHANG = 1.0  # pixels that an annotation may reach over an edge; none of the 57,457 published ones does
+
+
+def _refuse_another_convention(found: Box, extent: tuple[int, int]) -> None:
+    """Raises ValueError for a box that cannot be x1, y1, x2, y2 in pixels of its picture."""
+    if max(map(abs, found.xyxy)) <= 1.0 < min(extent):
+        raise ValueError(f"bbox {list(found.xyxy)} is smaller than a pixel: fractions of the picture?")
+    if found.is_empty:
+        raise ValueError(f"bbox {list(found.xyxy)} has x2 <= x1 or y2 <= y1: x, y, width, height?")
+    if found.x1 < 0 or found.y1 < 0 or found.x2 > extent[0] + _OVERHANG or found.y2 > extent[1] + _OVERHANG:
+        raise ValueError(f"bbox {list(found.xyxy)} reaches outside its picture of {extent[0]} x {extent[1]} pixels")
+
+
 def size(row: Row) -> tuple[int, int]:
     """(width, height) of a row, both at least 1."""
     width, height = whole_number(row, "width"), whole_number(row, "height")
-    if width < 1 or height < 1:
-        raise ValueError(f"a picture of {width} x {height} pixels")
+    if not (1 <= width <= _LONGEST and 1 <= height <= _LONGEST):
+        raise ValueError(f"a picture of {str(width)[:12]} x {str(height)[:12]} pixels")
     return width, height
 
 
@@ -44,7 +60,10 @@ def box(numbers: Any) -> Box:
         raise ValueError(f"bbox {numbers!r:.80} is not four numbers")
     if not {*map(type, numbers)} <= {int, float}:  # a bool is neither
         raise TypeError(f"bbox {numbers!r:.80} is not four numbers")
-    x1, y1, x2, y2 = map(float, numbers)
+    try:
+        x1, y1, x2, y2 = map(float, numbers)
+    except OverflowError as error:  # a whole number of over 300 digits
+        raise ValueError("bbox holds a number that is too large") from error
     return Box(x1, y1, x2, y2)
 
 

@@ -76,6 +76,7 @@ _MME = Source(
 _MMBENCH = Source(
     files=(("mmbench/mmbench_dev_en.tsv", "mmbench/mmbench_dev_en_20231003.tsv", "mmbench/MMBench_DEV_EN.tsv"),),
     parse=mmbench.documents,
+    finish=mmbench.with_rotations,
     adapter=mmbench.sample,
     hub=HubDataset("lmms-lab/MMBench", "dev", mmbench.from_hub, config="en", image="image"),
     in_rows=True,

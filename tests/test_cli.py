@@ -16,9 +16,9 @@ QWEN = [  # file, task, parser, accuracy its authors publish
     ("baseline__refcoco_val", "refcoco_val", "lenient", 89.75),
     ("baseline__refcocop_val", "refcoco+_val", "lenient", 85.00),
     ("baseline__refcocog_val", "refcocog_val", "lenient", 86.60),
-    ("checkpoint-100__refcoco_val", "refcoco_val", "strict", 88.40),
-    ("checkpoint-100__refcocop_val", "refcoco+_val", "strict", 83.20),
-    ("checkpoint-100__refcocog_val", "refcocog_val", "strict", 83.75),
+    ("checkpoint-100__refcoco_val", "refcoco_val", "vlm_r1", 88.40),
+    ("checkpoint-100__refcocop_val", "refcoco+_val", "vlm_r1", 83.20),
+    ("checkpoint-100__refcocog_val", "refcocog_val", "vlm_r1", 83.75),
 ]
 
 

@@ -59,10 +59,9 @@ def test_scale_is_never_guessed():
     [
         ('<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>', (1, 2, 3, 4)),
         ('<answer>\n```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "x"}]\n```json\n</answer>', (1, 2, 3, 4)),
-        ('<answer>```json\n{"bbox": [1, 2, 3, 4]}\n```</answer>', (1, 2, 3, 4)),
-        ("<answer>[1, 2, 3, 4]</answer>", (1, 2, 3, 4)),
+        ('```json\n{"bbox_2d": [1, 2, 3, 4]}\n```', (1, 2, 3, 4)),  # the final answer is the whole text
+        ('<think>[5, 5, 6, 6]</think>{"bbox_2d": [1, 2, 3, 4]}', (1, 2, 3, 4)),
         ('<answer>[{"bbox_2d": [9, 9, 11, 11]}, {"bbox_2d": [1, 2, 3, 4]}]</answer>', (1, 2, 3, 4)),  # the last
-        ("<answer>[[9, 9, 11, 11], [1, 2, 3, 4]]</answer>", (1, 2, 3, 4)),
     ],
 )
 def test_strict_reads_json_in_answer(text, expected):
@@ -72,7 +71,8 @@ def test_strict_reads_json_in_answer(text, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        "[1, 2, 3, 4]",
+        "[1, 2, 3, 4]",  # a list is another syntax than the declared one
+        '<answer>{"bbox": [1, 2, 3, 4]}</answer>',
         "<answer>the box is [1, 2, 3, 4]</answer>",
         "<answer>[1, 2, 3]</answer>",
         '<answer>{"bbox_2d": "1,2,3,4"}</answer>',
@@ -153,7 +153,7 @@ def test_unfenced():
 @pytest.mark.parametrize("name", ["baseline", "checkpoint-100"])
 def test_all_published_flags_agree(shared, name):
     """Every one of VLM-R1's 12,000 right/wrong flags, by IoU > 0.5 in pixels and the parser its authors used."""
-    box_format = STRICT if name == "checkpoint-100" else PIXELS
+    box_format = PIXELS.with_mode("vlm_r1") if name == "checkpoint-100" else PIXELS
     files = sorted((shared / "predictions/rec").glob(f"{name}__*.json.gz"))
     assert len(files) == 3
     for file in files:

@@ -193,3 +193,136 @@ def test_unknown_names_get_the_nearest_one(tmp_path):
             load_policy(f"replay:{file}", args)
     with pytest.raises(UsageError, match="not key=value"):
         parse_model_args("a=b,c")
+
+
+def pope(i, question, task, picture="p.jpg"):
+    return CoTSample(str(i), task, "qa", question, cluster=picture, meta={"picture": picture, "raw_question": question})
+
+
+def test_pope_answers_go_to_the_split_of_their_question(tmp_path):
+    # one question stands in two splits; the file answers it twice, differently, under their own numbers
+    rows = [
+        {
+            "question_id": 1,
+            "image": "p.jpg",
+            "text": "Is it?\\nAnswer the question using a single word or phrase.",
+            "category": "popular",
+        },
+        {"question_id": 2, "image": "p.jpg", "text": "Is it?", "category": "adversarial"},
+    ]
+    questions = write(tmp_path / "q.jsonl", rows)
+    answers = write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "No"}, {"question_id": 2, "text": "Yes"}])
+    policy = ReplayPolicy.load(answers, questions=questions)
+    for task, text in (("pope_coco_adversarial", "Yes"), ("pope_coco_popular", "No")):
+        (sample,) = policy.match_samples([pope(1, "Is it?", task)], task)
+        assert texts(policy, [sample]) == [text]
+    with pytest.raises(UsageError, match="no prediction"):
+        policy.match_samples([pope(1, "Is it?", "pope_coco_random")], "pope_coco_random")
+    assert policy.unmatched().unused == policy.unmatched().duplicates == 0
+
+
+def test_the_same_prediction_twice_is_no_problem(tmp_path):
+    policy = ReplayPolicy.load(write(tmp_path / "g.jsonl", [{"id": 1, "text": "a"}, {"id": 1, "text": "a"}]))
+    policy.match_samples([rec(1)], "refcoco_val")
+    assert (policy.unmatched().unused, policy.unmatched().duplicates) == (0, 0)
+
+
+def mmbench_sample(index, question="Which animal?", options=("a cat", "a dog")):
+    meta = {"index": index, "raw_question": question, "options": dict(zip("AB", options, strict=True))}
+    return CoTSample(str(index), "mmbench", "qa", question, meta=meta)
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["7\tWelches Tier?\ta cat\ta dog\tA\n", "7\tWhich animal?\ta bird\ta dog\tA\n", "7\tWhich animal?\ta cat\t\tA\n"],
+)
+def test_predictions_of_another_question_under_the_same_index_are_refused(tmp_path, row):
+    header = "index\tquestion\tA\tB\tprediction\n"
+    (tmp_path / "p.tsv").write_text(header + row)
+    with pytest.raises(UsageError, match="no prediction"):
+        ReplayPolicy.load(str(tmp_path / "p.tsv")).match_samples([mmbench_sample(7)], "mmbench")
+    (tmp_path / "p.tsv").write_text(header + "7\tWhich  animal?\ta cat\tA DOG\tA\n")
+    assert ReplayPolicy.load(str(tmp_path / "p.tsv")).match_samples([mmbench_sample(7)], "mmbench")
+
+
+def test_an_xlsx_may_understate_its_size_and_says_what_was_cut(tmp_path, caplog):
+    import zipfile
+
+    book = openpyxl.Workbook()
+    for row in (["index", "prediction"], [1, "A"], [2, "x" * 32_767], [3, "B"]):
+        book.active.append(row)
+    book.save(tmp_path / "whole.xlsx")
+    with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(tmp_path / "p.xlsx", "w") as small:
+        for name in whole.namelist():
+            small.writestr(name, whole.read(name).replace(b'ref="A1:B4"', b'ref="A1:B2"'))
+    policy = ReplayPolicy.load(str(tmp_path / "p.xlsx"))
+    assert [row.keys for row in policy.file.rows] == [(("index", str(i)),) for i in (1, 2, 3)]
+    assert "1 predictions of exactly 32,767 characters were cut by a spreadsheet" in caplog.text
+
+
+def test_rec_rows_without_a_picture_by_expression_and_true_box_where_that_is_one_document(tmp_path):
+    rows = [
+        {"question": "the cat", "ground_truth": [0, 0, 10, 10], "model_output": "one"},
+        {"question": "the dog", "ground_truth": [1, 1, 9, 9], "model_output": "two pictures have it"},
+    ]
+    (tmp_path / "v.json").write_text(json.dumps({"results": rows}))
+    samples = [
+        rec(1),
+        rec(2, box=(5, 5, 9, 9)),
+        rec(3, "the dog", "p.jpg", (1, 1, 9, 9)),
+        rec(4, "the dog", "q.jpg", (1, 1, 9, 9)),
+    ]
+    policy = ReplayPolicy.load(str(tmp_path / "v.json"))
+    assert [s.id for s in policy.match_samples(samples, "refcoco_val")] == ["1"]
+    assert policy.unmatched().unused == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "", "finish_reason": "length"}, "cut before anything was said"),
+        ({"text": None, "finish_reason": "content_filter"}, "blocked: finish_reason content_filter"),
+        ({"text": "[1, 1", "finish_reason": "FinishReason.SAFETY"}, "blocked: finish_reason safety"),
+        ({"text": "[1", "stop_reason": "aborted"}, "broken off: finish_reason aborted"),
+        ({"text": "", "refusal": "I cannot help with people."}, "refused: I cannot help with people."),
+        ({"text": "Failed to obtain answer via API. "}, "the recorded text is a client's error"),
+        ({"text": "[LMMS_EVAL_REQUEST_FAILED after 5 retries] timeout"}, "the recorded text is a client's error"),
+        ({"error": {"message": "no quota"}}, "no quota"),
+        ({"text": "[1, 1, 9, 9]", "finish_reason": "length"}, "[1, 1, 9, 9]"),  # cut, but it had said its box
+        ({"text": [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "[1, 1, "}, "9, 9]"]}, "[1, 1, 9, 9]"),
+    ],
+)
+def test_how_an_output_ended_decides_whether_it_is_scored(tmp_path, row, said):
+    policy = ReplayPolicy.load(write(tmp_path / "g.jsonl", [{"id": 1, "text": "", **row}]))
+    samples = policy.match_samples([rec(1)], "refcoco_val")
+    assert texts(policy, samples, "box")[0].startswith(said)
+    assert (policy.file.rows[0].error is None) == said.startswith("[")
+
+
+def test_u2028_and_a_byte_order_mark_end_no_line(tmp_path):
+    folder = tmp_path / "mme"
+    folder.mkdir()
+    (folder / "OCR.txt").write_text("\ufeff1.jpg\tIs it?\tYes\tyes\u2028no\r\n", encoding="utf-8")
+    assert [row.text for row in ReplayPolicy.load(str(folder)).file.rows] == ["yes\u2028no"]
+    (tmp_path / "g.jsonl").write_bytes(
+        "\ufeff".encode() + json.dumps({"id": 1, "text": "a\u2028b"}, ensure_ascii=False).encode()
+    )
+    assert ReplayPolicy.load(str(tmp_path / "g.jsonl")).file.rows[0].text == "a\u2028b"
+
+
+def test_a_table_that_carries_its_questions_needs_no_second_file(tmp_path):
+    from visrl.evaluation.evaluate import Options, evaluate
+
+    book = openpyxl.Workbook()
+    book.active.append(["index", "question", "A", "B", "C", "answer", "prediction"])
+    # two options and one that stays empty; question 5 right in both rotations, 6 in one of two: 3 of 4 rows, 1 of 2 questions
+    for index, right, said in ((5, "A", "A"), (1_000_005, "B", "B"), (6, "A", "A"), (1_000_006, "B", "A")):
+        book.active.append(
+            [index, f"Which of {index % 10}?", "a cat" if right == "A" else "a dog", "x", None, right, said]
+        )
+    book.save(tmp_path / "p.xlsx")
+    outcome = evaluate(
+        ReplayPolicy.load(str(tmp_path / "p.xlsx")), ["mmbench"], Options(output=tmp_path / "run", quiet=True)
+    )
+    found = {result.metric: result.value for result in outcome.results}
+    assert (found["accuracy"], found["circular"]) == (75.0, 50.0) and outcome.n_failed == 0

@@ -51,7 +51,9 @@ def score(
         decided = {row for row, *_ in open_ones}
         unread += [row for row, *_ in mine if row not in decided]
         for row, sample, _ in items:
-            rotations.setdefault(scores.groups[row], len(sample.meta.get("options", ())))
+            rotations.setdefault(
+                scores.groups[row], sample.meta.get("rotations") or len(sample.meta.get("options", ()))
+            )
             pictures.append(scores.clusters[row] if sample.cluster else f"question {sample.group}")
     _score_circles(scores, rotations)
     name = None if decides is None else decides.name

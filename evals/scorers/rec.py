@@ -5,7 +5,9 @@ miou         mean IoU, in percent like the rest of the table
 acc@0.75     share with IoU > 0.75
 centre_acc   share whose centre lies inside the true box: pointing without the extent
 
-Unparsed output is wrong, IoU 0, and counted. Departures from the REC tasks of lmms-eval 0.7.3: 1. ``>``, not ``>=``.
+Of several boxes in an output one counts, by the parser's rule: the first under ``lenient``, the last under ``strict`` and
+``vlm_r1`` (evals/box_sets.py scores them all). Unparsed output is wrong, IoU 0, and counted. Departures from the REC tasks of
+lmms-eval 0.7.3: 1. ``>``, not ``>=``.
 2. an output without a box never scores, not even where the true box touches the corner (0, 0). 3. reversed boxes have area 0.
 """
 

@@ -90,7 +90,7 @@ def test_pictures_not_questions_are_the_unit_of_doubt():
 
 PUBLISHED = {
     ("baseline", "lenient"): {"refcoco_val": 89.75, "refcocop_val": 85.00, "refcocog_val": 86.60},
-    ("checkpoint-100", "strict"): {"refcoco_val": 88.40, "refcocop_val": 83.20, "refcocog_val": 83.75},
+    ("checkpoint-100", "vlm_r1"): {"refcoco_val": 88.40, "refcocop_val": 83.20, "refcocog_val": 83.75},
 }
 
 

@@ -208,3 +208,66 @@ def test_mme_lines_and_pope_labels(tmp_path, data):
     (tmp_path / "mme" / "count.txt").write_text("1.jpg\tIs it?\tMaybe\n")
     with pytest.raises(UsageError, match=r"count\.txt:1: the true answer is 'Maybe'"):
         _load(tmp_path, "mme")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"bbox": [30, 20, 12, 40]}, "x, y, width, height"),  # x2 12 < x1 30
+        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "fractions of the picture"),
+        ({"bbox": [1, 2, 70, 40]}, "reaches outside its picture of 64 x 48"),
+        ({"bbox": [-5, 2, 30, 40]}, "reaches outside"),
+        ({"bbox": [1, 2, 30, 10**400]}, "too large"),
+        ({"width": 10**400}, "a picture of 100000000000 x 48"),
+    ],
+)
+def test_boxes_of_another_convention_stop_with_their_row(data, changes, complaint):
+    with pytest.raises(UsageError, match=complaint) as caught:
+        _load(data(ROW, {**ROW, "sent_id": 8, **changes}))
+    assert f"{FILE}:2" in str(caught.value)
+
+
+def test_an_id_that_occurs_twice_names_both_rows(data):
+    with pytest.raises(UsageError, match="id '5_7' stands in") as caught:
+        _load(data(ROW, {**ROW, "expression": "the right cup"}))
+    assert f"{FILE}:2" in str(caught.value) and f"{FILE}:1" in str(caught.value)
+
+
+def _bytes(image, kind="PNG"):
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_greys_of_more_than_8_bits_stay():
+    import numpy as np
+
+    deep = Image.fromarray(np.array([[0, 256, 32_768, 65_535]], dtype=np.uint16))
+    assert [decoded(_bytes(deep), "p").getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]  # the high byte
+    fractions = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert [decoded(_bytes(fractions, "TIFF"), "p").getpixel((x, 0)) for x in range(3)] == [
+        (0,) * 3,
+        (128,) * 3,
+        (255,) * 3,
+    ]
+    whole = Image.fromarray(np.array([[-100, 20, 100]], dtype=np.int32))  # no usual scale: from least to greatest
+    assert [decoded(_bytes(whole, "TIFF"), "p").getpixel((x, 0))[0] for x in range(3)] == [
+        0,
+        153,
+        255,
+    ]  # 120 / 200 * 255
+    eight = Image.fromarray(np.array([[0, 7, 200]], dtype=np.int32))
+    assert [decoded(_bytes(eight, "TIFF"), "p").getpixel((x, 0))[0] for x in range(3)] == [0, 7, 200]
+
+
+def test_only_pictures_of_known_formats_and_sizes_are_decoded(monkeypatch):
+    with pytest.raises(PictureError, match="known format"):
+        decoded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "p.eps")
+    monkeypatch.setattr("visrl.tasks.pictures.MAX_PIXELS", 99)
+    with pytest.raises(PictureError, match="10 x 10 pixels are more than 99"):
+        decoded(_bytes(Image.new("1", (10, 10))), "p.png")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(NotImplementedError("DDS 9")))
+    with pytest.raises(PictureError, match="DDS 9"):
+        decoded(b"DDS ", "p.dds")

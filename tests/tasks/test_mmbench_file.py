@@ -30,7 +30,7 @@ def _row(index: int, answer: str = "A", image: str = "", **changes: str) -> dict
         "A": "a cat",
         "B": "a dog",
         "C": "",
-        "D": "nan",
+        "D": "",
     }
     return {**row, "answer": answer, "category": "c", "image": image, "l2-category": "l", "split": "dev", **changes}
 
@@ -112,3 +112,26 @@ def test_a_picture_that_is_not_base64_fails_its_sample_only(tmp_path):
     (sample,) = _load(_write(tmp_path, [_row(0, image="!" * 80)]))
     with pytest.raises(PictureError, match="not base64"):
         sample.picture.open()
+
+
+def test_an_option_that_says_none_or_nan_is_an_option(tmp_path):
+    (sample,) = _load(_write(tmp_path, [_row(7, "C", B="None", C="nan", D="")]))
+    assert sample.meta["options"] == {"A": "a cat", "B": "None", "C": "nan"} and sample.answers == ("C",)
+
+
+def test_hub_rows_say_nan_for_an_empty_cell_but_only_at_the_end():
+    from visrl.tasks.mmbench import from_hub
+
+    (row,) = from_hub({"index": 1, "A": "a", "B": "nan", "C": "None", "D": "nan", "L2-category": "l"})
+    assert (row["B"], row["C"], row["D"]) == ("nan", "None", "")
+
+
+def test_a_question_has_as_many_rotations_as_the_split_holds(tmp_path):
+    # two options; the split holds one rotation of question 0 and two of question 1
+    rows = [_row(0), _row(1), _row(1_000_001, "B")]
+    assert [sample.meta["rotations"] for sample in _load(_write(tmp_path, rows))] == [1, 2, 2]
+
+
+def test_index_twice_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="id '1' stands in"):
+        _load(_write(tmp_path, [_row(1), _row(1)]))

@@ -39,7 +39,7 @@ def test_sizes_pictures_and_ids_are_the_published_ones(shared: Path, name: str):
 def test_the_chains_boxes_convert_to_the_detection_files_boxes(shared: Path, name: str):
     """Padded-square numbers have three decimals: they may differ from the exact pixel box by 0.001 of the longer side."""
     for sample in load(name, shared, with_pictures=False):
-        written = FORMATS["padded_square_3dp"].syntax.find(sample.meta["chain_box"])
+        written = FORMATS["padded_square_3dp"].syntax.find(sample.meta["chain_box"])[0]
         exact = sample.box.to(SQUARE, sample.size).xyxy
         assert sample.box.frame == PIXEL
         assert max(abs(a - b) for a, b in zip(written, exact, strict=True)) <= 0.001 + 1e-9, sample.id

@@ -132,8 +132,71 @@ def test_real_viscot_boxes_in_pixels_are_the_padded_square_numbers_of_the_text(s
 
 
 @pytest.mark.parametrize(("name", "n"), [("cub", 10056), ("sroie", 2486), ("vsr", 3376), ("dude", 11735)])
-def test_real_cot_files_import_whole(shared, name, n):
+def test_real_cot_files_import_what_lies_in_its_picture(shared, name, n):
     rows, tally = import_chains(shared / "viscot_train" / f"{name}_cot_train.jsonl.gz", "cot")
     assert len(rows) + sum(tally.left_out.values()) == n
-    assert len(rows) > 0.99 * n
+    # dude: of 11,735 rows 4 have an empty box and 701 one of which less than half lies in the picture
+    assert n - len(rows) == (705 if name == "dude" else 0)
     assert len({row.id for row in rows}) == len(rows)
+
+
+def cot(tmp_path, boxes, name="c.jsonl", mark=b""):
+    rows = [
+        {
+            "dataset": "d",
+            "image": "a.png",
+            "width": 100,
+            "height": 50,
+            "bboxs": [box],
+            "question": "?",
+            "answer": "x\u2028y",
+        }
+        for box in boxes
+    ]
+    path = tmp_path / name
+    path.write_bytes(mark + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    return path
+
+
+def test_training_boxes_outside_their_picture_are_left_out_and_counted(tmp_path):
+    # 100 x 50: inside; half of it inside (25 of 50 wide): stays; less than half (24 of 50): left out; empty: left out
+    boxes = [[10, 10, 40, 40], [75, 10, 125, 40], [76, 10, 126, 40], [5, 5, 5, 9]]
+    rows, tally = import_chains(cot(tmp_path, boxes), "cot")
+    assert [row.id for row in rows] == ["d-1", "d-2"]
+    assert tally.left_out == {"box outside the picture": 1, "empty box": 1}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.9, 0.4]], "fractions"),
+        ([[200, 100, 400, 300]] * 2, "lie outside their pictures"),
+    ],
+)
+def test_training_boxes_of_another_frame_are_an_error(tmp_path, boxes, said):
+    with pytest.raises(UsageError, match=rf"2 of 2 rows .*{said}"):
+        import_chains(cot(tmp_path, boxes), "cot")
+
+
+def test_importers_read_a_byte_order_mark_and_u2028(tmp_path):
+    rows, _ = import_chains(cot(tmp_path, [[1, 1, 9, 9]] * 3, mark=b"\xef\xbb\xbf"), "cot")
+    assert [row.chain.answer for row in rows] == ["x\u2028y"] * 3
+
+
+def test_a_picture_that_the_image_processor_does_not_take_names_its_sample():
+    from types import SimpleNamespace
+
+    from visrl.core.types import Picture, Turn
+    from visrl.train.common.encoding import ConversationEncoder
+
+    def encode_image(image):
+        raise ValueError(f"absolute aspect ratio must be smaller than 200, got {image.width / image.height}")
+
+    thin = Picture("wide.png", lambda: Image.new("RGB", (640, 1)))
+    family = SimpleNamespace(
+        render=lambda turns, add_generation_prompt: SimpleNamespace(pictures=[thin]),
+        encode_image=encode_image,
+        chat=None,
+    )
+    with pytest.raises(UsageError, match=r"sample thin: wide\.png, 640 x 1 pixels: .* got 640\.0"):
+        ConversationEncoder(family, FORMATS["json_1000"]).chat([Turn("user", (thin,))], sample="thin")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl.cli import check as check_commands
+from visrl.cli.audit import audit
 from visrl.cli.ls import ls, world
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
 from visrl.runs.distributed import rank, say, shutdown
@@ -293,7 +294,7 @@ def view(
         print(write_report(folders, output))
 
 
-for listing in (ls, world):
+for listing in (ls, world, audit):
     app.command()(listing)
 
 

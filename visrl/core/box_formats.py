@@ -1,169 +1,72 @@
 """Model text -> Box or Unparsed. Never raises, never invents a box, and is linear in the length of the text.
 
 A :class:`BoxFormat` is a *syntax* (how four numbers are written), a *frame* (what they measure: declared, never guessed
-from their magnitude) and a *mode* (where in the text they may stand). The parser is part of the metric, so records name
-all three. Every format round-trips: ``parse(write(box, size), size)`` is the box to within half a unit of its grid.
+from their magnitude) and a *mode* (which rule reads them). The parser is part of the metric, so records name all three.
+Every format round-trips: ``parse(write(box, size), size)`` is the box to within half a unit of its grid.
 
-Modes: ``strict`` reads only inside the last ``<answer>…</answer>``, only a JSON value there, and its last box. ``lenient``
-reads the last ``<answer>`` if there is one, else what follows ``</think>``, else everything, and the first box there.
+Modes (``parser=…``):
+``lenient``     the first box in the declared syntax anywhere in the final answer (final_answer); several different ones in
+                prose, and a thought that never ends, are unparsed
+``strict``      the final answer must be boxes in the declared syntax and nothing else; the last of several
+``vlm_r1``      VLM-R1's rule: the last ``{…[int, int, int, int]…}`` inside ``<answer>``, JSON or not, else no box
+``lmms_eval``   lmms-eval's: of all boxes, as pixels and as thousandths, the one nearest to the true box. *Reads the truth*
+``vlmevalkit``  VLMEvalKit's: the frame follows from the size of the numbers. *Guesses*
+The last two ignore the declared frame, and their numbers are never comparable (box_rules.py).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Literal, get_args
 
-from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Frame, Size, grid
-from visrl.core.types import Unparsed
-
-Mode = Literal["lenient", "strict"]
-Numbers = tuple[float, ...]
-
-# `\d+(?:\.\d*)?` and not `\d+\.?\d*`: the second backtracks quadratically on a megabyte of digits
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
-_FOUR = rf"({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})"
-_BRACKETED = re.compile(rf"\[\s*{_FOUR}\s*\]")
-_ANY_LIST = re.compile(r"\[[\s\d.,eE+-]{1,400}\]")
-_PAIRS = re.compile(rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*,?\s*\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)")
-_SEPARATOR = r"[\s,\[\]]{1,8}"
-_TAGGED = re.compile(
-    rf"<box>[\s\[]{{0,8}}({_NUMBER}){_SEPARATOR}({_NUMBER}){_SEPARATOR}({_NUMBER}){_SEPARATOR}({_NUMBER})[\s\]]{{0,8}}</box>"
+from visrl.core.box_rules import UNCOMPARABLE, in_pixels, lmms_eval, vlm_r1, vlmevalkit
+from visrl.core.box_syntax import (
+    BoxTag,
+    Brackets,
+    JsonObject,
+    LocTokens,
+    Numbers,
+    PointPairs,
+    Syntax,
+    unfenced,
 )
+from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Frame, Size, grid, resized, smart_resized
+from visrl.core.final_answer import final_answer
+from visrl.core.types import Unparsed
+from visrl.errors import UsageError, nearest
 
+__all__ = [
+    "FORMATS",
+    "MODES",
+    "UNCOMPARABLE",
+    "BoxFormat",
+    "BoxTag",
+    "Brackets",
+    "JsonObject",
+    "LocTokens",
+    "Mode",
+    "Numbers",
+    "PointPairs",
+    "Syntax",
+    "answer_block",
+    "format_named",
+    "parser_named",
+    "resized_format",
+    "unfenced",
+]
 
-class Syntax(Protocol):
-    """How four numbers stand in a text. ``stop`` is the text that ends a box, so that generation can end there."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def stop(self) -> str: ...
-
-    def write(self, numbers: Numbers) -> str: ...
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        """The first four numbers so written, in x1 y1 x2 y2 order."""
-        ...
-
-
-def _decimal(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if digits else str(round(value))
-
-
-def _first(pattern: re.Pattern[str], text: str, otherwise: str) -> Numbers | Unparsed:
-    match = pattern.search(text)
-    return tuple(float(number) for number in match.groups()) if match else Unparsed(otherwise)
-
-
-@dataclass(frozen=True, slots=True)
-class Brackets:
-    """``[0.100, 0.200, 0.300, 0.400]``: VisCoT and VisRL write three decimals (get_bbox_str, convert_to_3f)."""
-
-    digits: int = 3
-    name: str = "brackets"
-    stop: str = "]"
-
-    def write(self, numbers: Numbers) -> str:
-        return "[" + ", ".join(_decimal(value, self.digits) for value in numbers) + "]"
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        return _first(_BRACKETED, text, _why_no_list(text))
-
-
-def _why_no_list(text: str) -> str:
-    if not text.strip():
-        return "empty output"
-    found = _ANY_LIST.search(text)
-    if found is None:
-        return "no list of four numbers"
-    return f"a list of {found.group().count(',') + 1} numbers, not four"
-
-
-@dataclass(frozen=True, slots=True)
-class JsonObject:
-    """``{"bbox_2d": [16, 135, 140, 468]}``, bare or in a list or a fenced block. Reading falls back to any list of four."""
-
-    key: str = "bbox_2d"
-    digits: int = 0
-    name: str = "json"
-    stop: str = "]"
-
-    def write(self, numbers: Numbers) -> str:
-        return f'{{"{self.key}": {Brackets(self.digits).write(numbers)}}}'
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        return Brackets().find(text)
-
-
-@dataclass(frozen=True, slots=True)
-class PointPairs:
-    """``<|box_start|>(101,202),(303,404)<|box_end|>``: Qwen2-VL. The tokens may be missing from decoded text."""
-
-    name: str = "point_pairs"
-    stop: str = "<|box_end|>"
-
-    def write(self, numbers: Numbers) -> str:
-        x1, y1, x2, y2 = (round(value) for value in numbers)
-        return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        return _first(_PAIRS, text, "no pair of points (x1,y1),(x2,y2)" if text.strip() else "empty output")
-
-
-@dataclass(frozen=True, slots=True)
-class BoxTag:
-    """``<box>101 202 303 404</box>`` (MiniCPM) or, with ``nested``, ``<box>[[101, 202, 303, 404]]</box>`` (InternVL)."""
-
-    nested: bool = False
-    name: str = "box_tag"
-    stop: str = "</box>"
-
-    def write(self, numbers: Numbers) -> str:
-        values = [str(round(value)) for value in numbers]
-        return f"<box>[[{', '.join(values)}]]</box>" if self.nested else f"<box>{' '.join(values)}</box>"
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        return _first(_TAGGED, text, "no <box>…</box> of four numbers" if text.strip() else "empty output")
-
-
-@dataclass(frozen=True, slots=True)
-class LocTokens:
-    """Four location tokens, ``<loc0256><loc0100>…``: PaliGemma's order is y1 x1 y2 x2 (big_vision), 1024 bins, bin i = i/1024."""
-
-    bins: int = 1024
-    order: Literal["xyxy", "yxyx"] = "yxyx"
-    width: int = 4
-    name: str = "loc_tokens"
-    stop: str = ""
-
-    def write(self, numbers: Numbers) -> str:
-        # the last bin is bins - 1: an edge at the very right of the picture loses up to a whole unit
-        tokens = [f"<loc{min(max(round(value), 0), self.bins - 1):0{self.width}d}>" for value in numbers]
-        return "".join(tokens[i] for i in self._permutation())
-
-    def find(self, text: str) -> Numbers | Unparsed:
-        found = re.search("".join([rf"<loc(\d{{{self.width}}})>\s?"] * 4), text)
-        if found is None:
-            return Unparsed("no four location tokens" if text.strip() else "empty output")
-        values = [float(group) for group in found.groups()]
-        if max(values) >= self.bins:
-            return Unparsed(f"location {max(values):.0f} is beyond the last of {self.bins} bins")
-        return tuple(values[i] for i in self._permutation())
-
-    def _permutation(self) -> tuple[int, int, int, int]:
-        return (1, 0, 3, 2) if self.order == "yxyx" else (0, 1, 2, 3)
+Mode = Literal["lenient", "strict", "vlm_r1", "lmms_eval", "vlmevalkit"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True, slots=True)
 class BoxFormat:
     """Syntax, frame and mode together: what a family writes, and how it is read back.
 
-    frame: a Frame, or a function of the picture's (width, height) for models that measure in the resized picture.
+    frame: a Frame, or a function of the picture's (width, height) for models that measure in the resized picture. It raises
+    ValueError for a picture that it cannot resize.
     """
 
     name: str
@@ -178,16 +81,52 @@ class BoxFormat:
         """The text a model is trained to write for ``box`` (any frame) in a picture of ``size`` (width, height)."""
         return self.syntax.write(box.to(self.frame_for(size), size).xyxy)
 
-    def parse(self, text: str, size: Size) -> Box | Unparsed:
-        """The box in pixels of the original picture of ``size``, or why there is none. Never raises."""
-        numbers = read_strictly(text) if self.mode == "strict" else self.syntax.find(scope(text))
-        if isinstance(numbers, Unparsed):
-            return numbers
-        if not all(map(math.isfinite, numbers)):
-            return Unparsed("a number is too large")
-        x1, y1, x2, y2 = numbers
-        box = Box(x1, y1, x2, y2, self.frame_for(size)).to_pixel(size)
-        return Unparsed("empty box: x2 <= x1 or y2 <= y1") if box.is_empty else box
+    def parse(self, text: str, size: Size, truth: Box | None = None) -> Box | Unparsed:
+        """The one box in pixels of the original picture of ``size``, or why there is none. Never raises.
+
+        Of several boxes ``lenient`` takes the first, ``strict`` and ``vlm_r1`` the last. truth: the true box in pixels, read by
+        ``lmms_eval`` only.
+        """
+        if self.mode == "lmms_eval":
+            return _full(lmms_eval(text, size, truth))
+        if self.mode == "vlmevalkit":
+            return _full(vlmevalkit(text, size))
+        found = self.numbers(text)
+        if isinstance(found, Unparsed):
+            return found
+        return self._box(found[0] if self.mode == "lenient" else found[-1], size)
+
+    def parse_all(self, text: str, size: Size) -> list[Box] | Unparsed:
+        """Every box of an output in pixels, in order, or why there is none: for benchmarks with several true boxes.
+
+        Boxes that are empty or overflow are left out. Under ``vlm_r1`` and the guessing rules there is one at most.
+        """
+        if self.mode in UNCOMPARABLE:
+            one = self.parse(text, size)
+            return one if isinstance(one, Unparsed) else [one]
+        found = self.numbers(text)
+        if isinstance(found, Unparsed):
+            return found
+        boxes = [self._box(numbers, size) for numbers in found]
+        kept = [box for box in boxes if isinstance(box, Box)]
+        return kept or next(box for box in boxes if isinstance(box, Unparsed))
+
+    def numbers(self, text: str) -> list[Numbers] | Unparsed:
+        """The boxes as they are written, x1 y1 x2 y2 in units of the frame, by the mode's rule: not a guessing one."""
+        if self.mode == "vlm_r1":
+            one = vlm_r1(text)
+            return one if isinstance(one, Unparsed) else [one]
+        answer = final_answer(text)
+        if isinstance(answer, Unparsed):
+            return answer
+        return self.syntax.read_whole(answer) if self.mode == "strict" else self.syntax.find(answer)
+
+    def _box(self, numbers: Numbers, size: Size) -> Box | Unparsed:
+        try:
+            frame = self.frame_for(size)
+        except ValueError as error:  # a picture that the model's processor does not take
+            return Unparsed(str(error))
+        return _full(in_pixels(numbers, frame, size))
 
     def with_mode(self, mode: Mode) -> BoxFormat:
         return replace(self, mode=mode)
@@ -198,63 +137,13 @@ class BoxFormat:
         return {"name": self.name, "syntax": self.syntax.name, "frame": frame, "mode": self.mode}
 
 
-def answer_block(text: str) -> str | None:
-    """What stands inside the last complete ``<answer>…</answer>``, or None."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end] if start >= 0 else None
-
-
-def scope(text: str) -> str:
-    """The part of an output that lenient reading looks at: a box in the reasoning must not win over the answer's."""
-    answer = answer_block(text)
-    if answer is not None:
-        return answer
-    _, thought, rest = text.rpartition("</think>")
-    return rest if thought else text
-
-
-def read_strictly(text: str) -> Numbers | Unparsed:
-    """The *last* box of the JSON inside ``<answer>…</answer>``: four numbers under ``bbox_2d`` or ``bbox``, or a bare list.
-
-    Last, because VLM-R1's pattern is greedy: of several boxes its published accuracies count the final one.
-    """
-    answer = answer_block(text)
-    if answer is None:
-        return Unparsed("strict: no <answer>…</answer>")
-    try:
-        value = json.loads(unfenced(answer), parse_int=float)
-    except (ValueError, RecursionError):  # RecursionError: a megabyte of "["
-        return Unparsed("strict: <answer> does not hold JSON")
-    boxes = list(_boxes_in(value))
-    return boxes[-1] if boxes else Unparsed("strict: no list of four numbers in the JSON")
-
-
-def unfenced(text: str) -> str:
-    """Text without Markdown fences: opened by ```json or ```, closed by ``` or, as some models do, by ```json again."""
-    text = text.strip()
-    if not text.startswith("```"):
-        return text
-    text = text.removeprefix("```").removeprefix("json")
-    return text.rstrip().removesuffix("json").rstrip("`").strip()
-
-
-def _boxes_in(value: Any) -> Iterator[Numbers]:
-    """Boxes of a JSON value, in order, one level of list and object deep."""
-    items = value if isinstance(value, list) and not _is_box(value) else [value]
-    for item in items:
-        if isinstance(item, dict):
-            item = item.get("bbox_2d", item.get("bbox"))
-        if _is_box(item):
-            yield tuple(float(number) for number in item)
-
-
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(number, float) and math.isfinite(number) for number in value)
-    )
+def _full(box: Box | Unparsed | None) -> Box | Unparsed:
+    """A box that has an area, or why not."""
+    if box is None:
+        return Unparsed("a number is too large")
+    if isinstance(box, Box) and box.is_empty:
+        return Unparsed("empty box: x2 <= x1 or y2 <= y1")
+    return box
 
 
 FORMATS: dict[str, BoxFormat] = {
@@ -264,10 +153,71 @@ FORMATS: dict[str, BoxFormat] = {
         BoxFormat("wh_norm_3dp", Brackets(3), UNIT),
         BoxFormat("json_pixel", JsonObject(), PIXEL),
         BoxFormat("json_1000", JsonObject(), grid(1000)),
+        BoxFormat("json_unit", JsonObject(digits=3), UNIT),
+        BoxFormat("json_1000_yx", JsonObject("box_2d", order="yxyx"), grid(1000)),  # Gemini: [ymin, xmin, ymax, xmax]
         BoxFormat("point_pairs_1000", PointPairs(), grid(1000)),
         BoxFormat("box_tag_1000", BoxTag(), grid(1000)),
         BoxFormat("box_tag_nested_1000", BoxTag(nested=True), grid(1000)),
         BoxFormat("loc_1024", LocTokens(), grid(1024)),
+        BoxFormat("brackets_1024", Brackets(0), grid(1024)),
     )
 }
-"""Formats that need no model to be known. Families that measure in the resized picture make their own."""
+"""Formats that need no more than their name. ``json_resized`` needs the resized size, or the limits it follows from."""
+RESIZED = "json_resized"
+QWEN_LIMITS = (28, 56 * 56, 14 * 14 * 4 * 16384)
+"""Factor of the sides, least and most pixels of Qwen2.5-VL's processor where nobody sets them."""
+
+
+def resized_format(factor: int, min_pixels: int, max_pixels: int) -> BoxFormat:
+    """Boxes in pixels of the picture as Qwen's processors resize it: sides multiples of ``factor``, area within limits."""
+    return BoxFormat(RESIZED, JsonObject(), partial(_resized_frame, factor, min_pixels, max_pixels))
+
+
+def _resized_frame(factor: int, min_pixels: int, max_pixels: int, size: Size) -> Frame:
+    return resized(smart_resized(size, factor, min_pixels, max_pixels))
+
+
+def format_named(name: str, *, min_pixels: str = "", max_pixels: str = "", resized_to: str = "") -> BoxFormat:
+    """The format a user names. ``json_resized``: Qwen2.5-VL's; every picture's size as the model saw it is ``resized_to``
+    (``1400x700``), or is computed from ``min_pixels`` and ``max_pixels``.
+
+    Raises UsageError for an unknown name, for limits that are no numbers, and for limits given to a format that has none.
+    """
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "resized": resized_to}
+    if name == RESIZED:
+        if resized_to:
+            return BoxFormat(RESIZED, JsonObject(), resized(_size(resized_to)))
+        factor, least, most = QWEN_LIMITS
+        return resized_format(factor, _positive(min_pixels, least), _positive(max_pixels, most))
+    if name not in FORMATS:
+        raise UsageError(f"unknown box format {name!r}", nearest(name, [*FORMATS, RESIZED]))
+    if given := [limit for limit, value in limits.items() if value]:
+        raise UsageError(f"box format {name} has no {', '.join(given)}", f"{RESIZED} measures in the resized picture")
+    return FORMATS[name]
+
+
+def _size(text: str) -> Size:
+    wide, _, high = text.partition("x")
+    return _positive(wide, 0), _positive(high, 0)
+
+
+def _positive(text: str, otherwise: int) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0 if text else otherwise
+    if value < 1:
+        raise UsageError(f"{text!r} is not a number of pixels", "for example max_pixels=1003520 or resized=1400x700")
+    return value
+
+
+def answer_block(text: str) -> str | None:
+    """What stands inside the last complete ``<answer>…</answer>``, or None."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    return text[start + len("<answer>") : end] if start >= 0 else None
+
+
+def parser_named(name: str) -> Mode:
+    """The mode a user names. Raises UsageError for an unknown one."""
+    for mode in MODES:
+        if mode == name:
+            return mode
+    raise UsageError(f"unknown parser {name!r}", nearest(name, MODES))

@@ -103,18 +103,28 @@ class Box:
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def to(self, frame: Frame, size: Size) -> Box:
-        """The same rectangle in another frame, for a picture of ``size`` = (width, height) in pixels."""
+        """The same rectangle in another frame, for a picture of ``size`` = (width, height) in pixels.
+
+        Raises ValueError where a coordinate overflows there.
+        """
+        box = self.converted(frame, size)
+        if box is None:
+            raise ValueError(f"{self.xyxy} of {self.frame.name} has no finite coordinates in {frame.name}")
+        return box
+
+    def converted(self, frame: Frame, size: Size) -> Box | None:
+        """As :meth:`to`, but None where a coordinate overflows: nothing that a model writes may raise."""
         if frame == self.frame:
             return self
         (ax, ay), (ux, uy) = self.frame.origin(size), self.frame.unit(size)
         (bx, by), (vx, vy) = frame.origin(size), frame.unit(size)
-        return Box(
+        numbers = (
             (self.x1 * ux + ax - bx) / vx,
             (self.y1 * uy + ay - by) / vy,
             (self.x2 * ux + ax - bx) / vx,
             (self.y2 * uy + ay - by) / vy,
-            frame,
         )
+        return Box(*numbers, frame) if all(map(math.isfinite, numbers)) else None
 
     def to_pixel(self, size: Size) -> Box:
         """In pixels of the original picture, the frame all scoring happens in."""
@@ -162,7 +172,31 @@ def iou(a: Box, b: Box) -> float:
     if width <= 0.0 or height <= 0.0:
         return 0.0
     inter = width * height
-    return inter / (a.area + b.area - inter)
+    union = a.area + b.area - inter
+    if _SMALLEST < union < _LARGEST:
+        return inter / union
+    return _iou_of_extremes(a, b)
+
+
+_SMALLEST, _LARGEST = 1e-290, 1e300
+"""Between these an area has all its digits, and a sum of two does not overflow."""
+
+
+def _iou_of_extremes(a: Box, b: Box) -> float:
+    """The IoU of boxes whose areas over- or underflow: each axis is divided by a power of two first, which is exact."""
+    ax, bx = _scaled((a.x1, a.x2), (b.x1, b.x2))
+    ay, by = _scaled((a.y1, a.y2), (b.y1, b.y2))
+    inter = max(0.0, min(ax[1], bx[1]) - max(ax[0], bx[0])) * max(0.0, min(ay[1], by[1]) - max(ay[0], by[0]))
+    areas = [max(0.0, x[1] - x[0]) * max(0.0, y[1] - y[0]) for x, y in ((ax, ay), (bx, by))]
+    union = sum(areas) - inter
+    return min(inter / union, 1.0) if union > 0.0 else 0.0
+
+
+def _scaled(a: tuple[float, float], b: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Both sides of an axis divided by the power of two that brings the largest magnitude below one."""
+    exponent = -math.frexp(max(map(abs, (*a, *b))))[1]
+    low, high, other_low, other_high = (math.ldexp(value, exponent) for value in (*a, *b))
+    return (low, high), (other_low, other_high)
 
 
 def iou_arrays(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -172,12 +206,35 @@ def iou_arrays(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> ND
     """
     import numpy as np
 
-    wide = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    high = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    inter = np.where((wide > 0) & (high > 0), wide * high, 0.0)
-
     def area(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         return np.maximum(x[:, 2] - x[:, 0], 0) * np.maximum(x[:, 3] - x[:, 1], 0)
 
-    scores = np.divide(inter, area(a) + area(b) - inter, out=np.zeros(len(inter)), where=inter > 0)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        wide = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+        high = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+        meets = (wide > 0) & (high > 0)
+        inter = np.where(meets, wide * high, 0.0)
+        union = area(a) + area(b) - inter
+        sound = meets & (union > _SMALLEST) & (union < _LARGEST)
+    scores = np.divide(inter, union, out=np.zeros(len(inter)), where=sound)
+    for row in np.flatnonzero(meets & ~sound):
+        scores[row] = _iou_of_extremes(Box(*a[row].tolist()), Box(*b[row].tolist()))
     return np.asarray(scores, dtype=np.float64)
+
+
+def smart_resized(size: Size, factor: int, min_pixels: int, max_pixels: int) -> Size:
+    """(width, height) that Qwen's processors resize a picture of ``size`` to: sides multiples of ``factor``, area within limits.
+
+    Raises ValueError for a picture longer than 200 times its width, as they do.
+    """
+    width, height = size
+    if max(size) / min(size) > 200:
+        raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times as long as wide")
+    wide, high = round(width / factor) * factor, round(height / factor) * factor
+    if wide * high > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in size)  # type: ignore[return-value]
+    if wide * high < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        return tuple(math.ceil(side * grow / factor) * factor for side in size)  # type: ignore[return-value]
+    return wide, high

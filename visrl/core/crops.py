@@ -25,6 +25,7 @@ from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Size
 Focus = Literal["predicted", "gold", "random", "centre", "full"]
 FOCUSES: tuple[Focus, ...] = ("predicted", "gold", "random", "centre", "full")
 Region = tuple[int, int, int, int]
+_FAR = 2.0**40  # pixels: further out than any picture reaches, and near enough that sums of whole numbers stay exact
 
 
 def random_box(size: Size, rng: random.Random) -> Box:
@@ -58,7 +59,7 @@ def viscot_square112(box: Box, size: Size) -> Region:
     Half side = max of the box's half sides and 112; the centre is shifted so that the square lies inside the picture,
     then what still sticks out is cut.
     """
-    x1, y1, x2, y2 = (max(0.0, value) for value in box.xyxy)
+    x1, y1, x2, y2 = (min(max(0.0, value), _FAR) for value in box.xyxy)
     half = max((x2 - x1) // 2, (y2 - y1) // 2, 112.0)
 
     def side(low: float, high: float, length: int) -> tuple[int, int]:
@@ -68,7 +69,7 @@ def viscot_square112(box: Box, size: Size) -> Region:
         return int(max(0.0, centre - half)), int(min(float(length), centre + half))
 
     (left, right), (top, bottom) = side(x1, x2, size[0]), side(y1, y2, size[1])
-    return left, top, right, bottom
+    return _at_least_a_pixel((left, top, right, bottom), size)
 
 
 def tight(box: Box, size: Size) -> Region:
@@ -79,7 +80,9 @@ def tight(box: Box, size: Size) -> Region:
 
 def compat_visrl(box: Box, size: Size) -> Region:
     """The official crop in the wrong frame (docs/method.md g1): int(b * W), int(b * H) on padded-square numbers."""
-    u1, v1, u2, v2 = box.to(SQUARE, size).xyxy
+    x1, y1, x2, y2 = (min(max(value, -_FAR), _FAR) for value in box.xyxy)
+    near = Box(x1, y1, x2, y2)
+    u1, v1, u2, v2 = near.to(SQUARE, size).xyxy
     region = Box(int(u1 * size[0]), int(v1 * size[1]), int(u2 * size[0]), int(v2 * size[1])).clipped(size)
     return _at_least_a_pixel((int(region.x1), int(region.y1), int(region.x2), int(region.y2)), size)
 

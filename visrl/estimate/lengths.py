@@ -87,8 +87,10 @@ def lengths_of(
     chain = Candidate(_looked_at(sample.box, item.size))
     try:
         asks, shows = PROTOCOLS[protocol].looks or sample.kind == "rec", sample.kind != "rec"
-        first = encoder.chat(box_prompt(item)) if asks else None
-        second = encoder.chat(answer_prompt(item, chain, crop, encoder.box_format)) if shows else None
+        first = encoder.chat(box_prompt(item), sample=item.sample.id) if asks else None
+        second = (
+            encoder.chat(answer_prompt(item, chain, crop, encoder.box_format), sample=item.sample.id) if shows else None
+        )
     except LayoutError as error:
         raise UsageError(f"{encoder.family.name}: {error}", "choose another protocol or model") from error
     said = 0
@@ -119,8 +121,10 @@ def _with_critics(base: Lengths, encoder: ConversationEncoder, item: Any, chain:
     from visrl.train.pairs.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
 
     words = {"question": item.sample.question, "standard": (item.sample.answers or ("yes",))[0], "answer": "yes"}
-    judge = encoder.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),))
-    about = encoder.chat((Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),))
+    judge = encoder.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),), sample=item.sample.id)
+    about = encoder.chat(
+        (Turn("user", (crop_of(item, chain, crop), P_BOX_CRITIC.format(**words))),), sample=item.sample.id
+    )
     return replace(base, judge=len(judge.ids), crop=len(about.ids))
 
 

@@ -6,19 +6,22 @@ all tasks. The same samples, rollout and scorers serve the lmms-eval plugin (lmm
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import Interrupted, UsageError
 from visrl.evals.benchmarks import TaskSpec, resolve
+from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
+from visrl.policies.recorded.replay import own_documents
 from visrl.rollout.config import RolloutConfig, check_names, rollout_config
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
@@ -28,6 +31,9 @@ from visrl.runs.store import Finished, Run, episode_to_json, request_hash, slug
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,8 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     """
     check_before(tasks, judge=options.judge)
     specs = resolve(tasks)
+    if options.data is None and policy.recorded:
+        options = replace(options, data=own_documents(policy))
     config = config_of(policy, options)
     request = describe_request(policy, specs, config, options)
     outcome = Outcome(options.output or default_folder(request), [])
@@ -168,6 +176,8 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     _check_unmatched(policy, outcome)
     if run.processes.is_main:
         outcome.results = score(outcome.folder, options.judge)
+        for task, hint in run_hints(outcome.folder, policy.box_format, [spec.name for spec in specs], options.data):
+            log.warning("%s: %s", task, hint)
         if lost := unjudged(outcome.results):
             outcome.n_failed += lost
             outcome.problems.append(f"{lost} answers are unscored: the judge could not be reached")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
+from visrl.core.box_rules import UNCOMPARABLE
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
@@ -138,6 +139,7 @@ def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Ju
         "limit": request["limit"],
         "data": {member: request["data"][member] for member in members},
         "versions": versions(),
+        "notes": [UNCOMPARABLE[mode] for mode in (request["box_format"].get("mode"),) if mode in UNCOMPARABLE],
     }
 
 

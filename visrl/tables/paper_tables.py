@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from visrl.core.box_rules import UNCOMPARABLE
 from visrl.core.records import TaskResult, interval
 from visrl.evals import paper
 from visrl.evals.benchmarks import GROUPS, PRIMARY, TASKS
@@ -67,7 +68,8 @@ def _size_reasons(result: TaskResult) -> list[str]:
 
 
 def _method_reasons(result: TaskResult, column: paper.Column, published: paper.Row) -> list[str]:
-    reasons = []
+    mode = result.box_format.get("mode", "")
+    reasons = [UNCOMPARABLE[mode]] if mode in UNCOMPARABLE else []
     protocol = result.protocol.split("/")[0]
     if result.unit != column.unit:
         reasons.append(f"unit {result.unit}, not {column.unit}")

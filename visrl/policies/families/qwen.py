@@ -6,34 +6,18 @@ JSON. The resized size follows from the processor's pixel limits, so a Qwen2.5-V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from visrl.core.box_formats import FORMATS, BoxFormat, JsonObject
-from visrl.core.boxes import Frame, Size, resized
+from visrl.core.box_formats import FORMATS, BoxFormat, resized_format
 from visrl.core.chat_format import CHATML
 from visrl.policies.families.base import Chat, EncodedImage, Family, Features, _flat, padded
 
 _MARK = "<|vision_start|><|image_pad|><|vision_end|>"
-
-
-def resized_format(factor: int, min_pixels: int, max_pixels: int) -> BoxFormat:
-    """Boxes in pixels of the picture as Qwen's smart_resize makes it: sides multiples of ``factor``, area within limits."""
-    return BoxFormat("json_resized", JsonObject(), resized_frame(factor, min_pixels, max_pixels))
-
-
-def resized_frame(factor: int, min_pixels: int, max_pixels: int) -> Callable[[Size], Frame]:
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    def frame(size: Size) -> Frame:
-        height, width = smart_resize(size[1], size[0], factor, min_pixels, max_pixels)
-        return resized((width, height))
-
-    return frame
 
 
 class Qwen2VL(Family):

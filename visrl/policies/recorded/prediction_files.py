@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from visrl.core.boxes import Box
+from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
+from visrl.evals.mmbench_tables import options_of, say_what_was_cut, table_rows
 
 Key = tuple[str, ...]
+QUESTION_AND_BOX = "question+box"
 NOT_RECORDED = "(the recording has no prompt)"
 Row = dict[str, Any]
 
@@ -37,7 +39,8 @@ _REC_PROMPT = re.compile(
 class Prediction:
     """One recorded output. ``where`` is file:line for messages; ``true_box`` (pixels) tells twins of a picture apart.
 
-    prompt, box_prompt: what the recording says was asked.
+    prompt, box_prompt: what the recording says was asked. split: the split of POPE its question file names. asked, options: the
+    question and its options as the file has them, where its key alone could be another question's.
     """
 
     where: str
@@ -49,28 +52,45 @@ class Prediction:
     error: str | None = None
     prompt: str = NOT_RECORDED
     box_prompt: str = NOT_RECORDED
+    split: str = ""
+    asked: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, sample: CoTSample) -> bool:
-        """Whether the true box on file, if any, is the document's, to half a pixel."""
+        """Whether question, options and true box on file, where there are any, are the document's; boxes to half a pixel."""
+        if self.asked and question_key(str(sample.meta.get("raw_question", sample.question))) not in self.asked:
+            return False
+        theirs = sample.meta.get("options")
+        if self.options and theirs and _texts(self.options) != _texts(theirs):
+            return False
         if self.true_box is None or sample.box is None:
             return True
         return all(abs(a - b) <= 0.5 for a, b in zip(self.true_box, sample.box.xyxy, strict=True))
 
 
+def _texts(options: Mapping[str, str]) -> dict[str, str]:
+    return {letter: " ".join(str(text).split()).lower() for letter, text in options.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class PredictionFile:
-    """All rows of a file or folder; protocol and box format where the layout records them."""
+    """All rows of a file or folder; protocol and box format where the layout records them.
+
+    documents: the file holds the questions too, with options and answers: no data folder is needed.
+    """
 
     kind: str
     rows: list[Prediction]
     sha256: str
     protocol: str | None = None
     box_format: str | None = None
+    documents: bool = False
 
 
 def question_key(text: str) -> str:
     """A question without picture marks, instructions, REC wrapping, case and extra blanks: equal for equal documents."""
-    text = " ".join(text.replace("<image>", " ").lower().split())
+    text = text.replace("<image>", " ").replace("\\n", " ")  # a line break that was escaped twice
+    text = " ".join(text.lower().split())
     for wrong, right in _MISPRINTS.items():
         text = text.replace(wrong, right)
     for suffix in _SUFFIXES:
@@ -84,20 +104,6 @@ def picture_key(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem.lower()
 
 
-def sample_keys(sample: CoTSample) -> list[Key]:
-    """The keys a row may have for this document, the surest first."""
-    picture, question = sample.meta.get("picture", sample.cluster), sample.meta.get("raw_question", sample.question)
-    keys: list[Key] = [("id", sample.id)]
-    if sample.group:
-        keys.append(("group+picture+question", sample.group.lower(), picture_key(picture), question_key(question)))
-    keys.append(("picture+question", picture_key(picture), question_key(question)))
-    if "question_id" in sample.meta:
-        keys.append(("question_id+question", str(sample.meta["question_id"]), question_key(question)))
-    if "index" in sample.meta:
-        keys.append(("index", str(sample.meta["index"])))
-    return keys
-
-
 def read_predictions(source: Path, questions: Path | None = None) -> PredictionFile:
     """Read a file or folder of predictions; the layout is told from its content, and is named in ``kind``.
 
@@ -107,11 +113,11 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
         return _read_folder(source)
     data = _read_bytes(source)
     digest = hashlib.sha256(data).hexdigest()
-    if source.suffix == ".xlsx":
-        return PredictionFile("mmbench", list(_mmbench_rows(source, _xlsx_rows(data, source))), digest)
+    if source.suffix == ".xlsx" or ".tsv" in source.suffixes:
+        table = list(table_rows(data, source))
+        whole = bool(table) and all({"question", "answer", "A", "B"} <= row.keys() for row in table)
+        return PredictionFile("mmbench", list(_mmbench_rows(source, table)), digest, documents=whole)
     text = _decode(data, source)
-    if ".tsv" in source.suffixes:
-        return PredictionFile("mmbench", list(_mmbench_rows(source, _tsv_rows(text))), digest)
     rows = list(_json_rows(text, source))
     kind, reader = _layout(rows[0][1], source)
     if kind == "vlm-r1":
@@ -177,7 +183,9 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
                 raise UsageError(f"{path}:{number}: not JSON: {error}", "each line is one JSON object") from error
 
 
-Reader = Callable[[Row, str, dict[str, tuple[str, str]]], Prediction]
+Questions = dict[str, tuple[str, str, str]]
+"""question_id -> picture, question, category ("" where none is named)."""
+Reader = Callable[[Row, str, Questions], Prediction]
 
 
 def _layout(first: Any, source: Path) -> tuple[str, Reader]:
@@ -199,42 +207,56 @@ def _layout(first: Any, source: Path) -> tuple[str, Reader]:
 
 
 def _text(row: Row, name: str) -> str:
-    if not isinstance(row[name], str):
+    """A field's text; parts are joined. Raises KeyError or TypeError."""
+    if not isinstance(row[name], str | list):
         raise TypeError(f"{name} is {type(row[name]).__name__}, not text")
-    return str(row[name])
+    return joined_content(row[name])
 
 
-def _vlm_r1(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+def _output(row: Row, name: str) -> tuple[str | None, str | None]:
+    """(text, why it cannot be scored) of a row's output. A row that says why it has none need not have one."""
+    if row.get(name) is None and (error := ending_of(row, None)) is not None:
+        return None, error
+    text = _text(row, name)
+    return text, ending_of(row, text)
+
+
+def _vlm_r1(row: Row, where: str, _: Questions) -> Prediction:
     x1, y1, x2, y2 = (float(value) for value in row["ground_truth"])
     question = _text(row, "question")
-    key = ("picture+question", picture_key(_text(row, "image")), question_key(question))
-    return Prediction(where, (key,), _text(row, "model_output"), true_box=Box(x1, y1, x2, y2).xyxy, prompt=question)
+    key: Key = (QUESTION_AND_BOX, question_key(question))
+    if row.get("image"):
+        key = ("picture+question", picture_key(_text(row, "image")), question_key(question))
+    text, error = _output(row, "model_output")
+    return Prediction(where, (key,), text, true_box=Box(x1, y1, x2, y2).xyxy, error=error, prompt=question)
 
 
-def _generic(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+def _generic(row: Row, where: str, _: Questions) -> Prediction:
     box_text = _text(row, "box_text") if row.get("box_text") is not None else None
-    return Prediction(where, (("id", str(row["id"])),), _text(row, "text"), box_text, row.get("task"))
+    text, error = _output(row, "text")
+    return Prediction(where, (("id", str(row["id"])),), text, box_text, row.get("task"), error=error)
 
 
-def _llava(row: Row, where: str, questions: dict[str, tuple[str, str]]) -> Prediction:
+def _llava(row: Row, where: str, questions: Questions) -> Prediction:
     """LLaVA's answer file; also its MME jsonl, whose question_id is ``subtask/picture`` and names no single question."""
-    number, text, prompt = str(row["question_id"]), _text(row, "text"), str(row.get("prompt", NOT_RECORDED))
+    number, prompt = str(row["question_id"]), str(row.get("prompt", NOT_RECORDED))
+    text, error = _output(row, "text")
     if questions:
         if number not in questions:
             raise ValueError(f"question_id {number} is not in the question file")
-        picture, question = questions[number]
+        picture, question, category = questions[number]
         found: Key = ("picture+question", picture_key(picture), question_key(question))
-        return Prediction(where, (found,), text, prompt=prompt)
+        return Prediction(where, (found,), text, error=error, prompt=prompt, split=category)
     question = question_key(str(row.get("prompt", "")))
     if "/" in number:
         subtask, _, picture = number.partition("/")
         found = ("group+picture+question", subtask.lower(), picture_key(picture), question)
-        return Prediction(where, (found,), text, prompt=prompt)
+        return Prediction(where, (found,), text, error=error, prompt=prompt)
     keys: tuple[Key, ...] = (("question_id+question", number, question), ("index", number))
-    return Prediction(where, keys if question else keys[1:], text, prompt=prompt)
+    return Prediction(where, keys if question else keys[1:], text, error=error, prompt=prompt, asked=question)
 
 
-def _episode(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
+def _episode(row: Row, where: str, _: Questions) -> Prediction:
     box, answer = row.get("box_step") or {}, row.get("answer_step") or {}
     return Prediction(
         where,
@@ -248,12 +270,15 @@ def _episode(row: Row, where: str, _: dict[str, tuple[str, str]]) -> Prediction:
     )
 
 
-def _question_file(path: Path) -> dict[str, tuple[str, str]]:
-    """question_id -> (picture, question) of a LLaVA question file."""
+def _question_file(path: Path) -> Questions:
+    """The questions of a LLaVA question file. Raises UsageError for rows of another layout."""
     rows = _json_rows(_decode(_read_bytes(path), path), path)
     try:
-        return {str(row["question_id"]): (str(row["image"]), str(row["text"])) for _, row in rows}
-    except (KeyError, TypeError) as error:
+        return {
+            str(row["question_id"]): (str(row["image"]), str(row["text"]), str(row.get("category") or ""))
+            for _, row in rows
+        }
+    except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path}: not a question file: {error}", "a question file has question_id, image and text in each row"
         ) from error
@@ -288,8 +313,9 @@ def _read_folder(folder: Path) -> PredictionFile:
 
 def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
     subtask = file.name.split(".")[0].lower()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 in an answer ends no line
         if line.strip():
+            line = line.rstrip("\r")
             fields = line.split("\t")
             if len(fields) != 4:
                 raise UsageError(
@@ -300,34 +326,15 @@ def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
             yield Prediction(f"{file}:{number}", (key,), fields[3], prompt=fields[1])
 
 
-def _mmbench_rows(file: Path, rows: Iterator[Row]) -> Iterator[Prediction]:
+def _mmbench_rows(file: Path, rows: list[Row]) -> Iterator[Prediction]:
+    say_what_was_cut(rows, file)
     for number, row in enumerate(rows, 2):  # line 1 is the header
         if "index" not in row or "prediction" not in row:
             raise UsageError(
                 f"{file}: no columns index and prediction, but {sorted(map(str, row))[:8]}",
                 "MMBench predictions have both",
             )
-        yield Prediction(f"{file}:{number}", (("index", str(row["index"])),), str(row["prediction"] or ""))
-
-
-def _tsv_rows(text: str) -> Iterator[Row]:
-    import csv
-
-    csv.field_size_limit(2**24)  # pictures stand in the table as base64
-    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-
-
-def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
-    from zipfile import BadZipFile
-
-    import openpyxl
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    try:
-        sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True).worksheets[0]
-    except (BadZipFile, InvalidFileException, KeyError) as error:
-        raise UsageError(f"{path}: not an xlsx workbook: {error}", "is the download complete?") from error
-    rows = sheet.iter_rows(values_only=True)
-    header = [str(name) for name in next(rows, ())]
-    for values in rows:
-        yield dict(zip(header, values, strict=False))
+        text = str(row["prediction"] or "")
+        asked, options = question_key(str(row.get("question") or "")), options_of(row)
+        key = ("index", str(row["index"]))
+        yield Prediction(f"{file}:{number}", (key,), text, error=ending_of(row, text), asked=asked, options=options)

@@ -17,30 +17,36 @@ generic jsonl               ``{"id", "text"}`` or ``{"id", "box_text", "text"}``
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.box_formats import BoxFormat, Mode, format_named
 from visrl.core.types import CoTSample
-from visrl.errors import UsageError, nearest
+from visrl.errors import UsageError
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Unmatched
-from visrl.policies.recorded.prediction_files import Key, Prediction, PredictionFile, read_predictions, sample_keys
+from visrl.policies.recorded.matching import leftovers, match
+from visrl.policies.recorded.prediction_files import Prediction, PredictionFile, read_predictions
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 
 
 class ReplayArguments(ModelArguments):
-    """How recorded outputs are read. questions: a question file. parser: how boxes are (core/box_formats.py)."""
+    """How recorded outputs are read. questions: a question file. parser, box_format: how boxes are (core/box_formats.py).
+
+    min_pixels, max_pixels, or resized (``1400x700``): for boxes in pixels of the resized picture, ``box_format=json_resized``.
+    """
 
     kind: ClassVar[str] = "replay"
 
     questions: str = ""
-    parser: Literal["strict", "lenient"] = "lenient"
+    parser: Mode = "lenient"
     box_format: str = ""
+    min_pixels: str = ""
+    max_pixels: str = ""
+    resized: str = ""
     name: str = ""
 
 
@@ -65,14 +71,15 @@ class ReplayPolicy(Policy):
         source = Path(path)
         file = read_predictions(source, Path(args.questions) if args.questions else None)
         format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
-        if format_name not in FORMATS:
-            raise UsageError(f"unknown box format {format_name!r}", nearest(format_name, FORMATS))
+        declared = format_named(
+            format_name, min_pixels=args.min_pixels, max_pixels=args.max_pixels, resized_to=args.resized
+        )
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
         return cls(
             source,
             file,
-            FORMATS[format_name].with_mode(args.parser),
+            declared.with_mode(args.parser),
             args.name or _stem(source),
             default_protocol=protocol,
         )
@@ -80,20 +87,11 @@ class ReplayPolicy(Policy):
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.
 
-        Rows alike in every key (RefCOCO holds some sentences twice) go to the documents alike, one each.
         Raises UsageError when not one row fits: a file for another split.
         """
-        index: dict[Key, list[int]] = defaultdict(list)
-        for position, row in enumerate(self.file.rows):
-            if row.task in (None, task):
-                for key in row.keys:
-                    index[key].append(position)
-        self._matched, taken = {}, set[int]()
-        for sample in samples:
-            number = self._first_free(sample, index, taken)
-            if number is not None:
-                taken.add(number)
-                self._matched[sample.id] = self.file.rows[number], sample
+        found = match(self.file.rows, samples, task)
+        self._matched = {sample.id: (self.file.rows[number], sample) for number, sample in found}
+        taken = {number for number, _ in found}
         if not taken:
             raise UsageError(
                 f"no prediction in {self.source} belongs to a document of {task}",
@@ -102,19 +100,10 @@ class ReplayPolicy(Policy):
         self._taken |= taken
         return [sample for _, sample in self._matched.values()]
 
-    def _first_free(self, sample: CoTSample, index: Mapping[Key, list[int]], taken: set[int]) -> int | None:
-        for key in sample_keys(sample):
-            for number in index.get(key, ()):
-                if number not in taken and self.file.rows[number].fits(sample):
-                    return number
-        return None
-
     def unmatched(self) -> Unmatched:
-        rows = self.file.rows
-        taken_keys = {key for number in self._taken for key in rows[number].keys}
-        unused = [row for number, row in enumerate(rows) if number not in self._taken]
-        duplicates = sum(any(key in taken_keys for key in row.keys) for row in unused)
-        return Unmatched(len(unused) - duplicates, duplicates, tuple(row.where for row in unused[:3]))
+        without, doubled = leftovers(self.file.rows, self._taken)
+        examples = tuple(row.where for row in [*without, *doubled][:3])
+        return Unmatched(len(without), len(doubled), examples)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
         return [self._output(request) for request in requests]
@@ -135,6 +124,11 @@ class ReplayPolicy(Policy):
     def describe(self) -> Mapping[str, Any]:
         facts = {"kind": "replay", "layout": self.file.kind, "sha256": self.file.sha256, "rows": len(self.file.rows)}
         return facts if self.file.protocol else {**facts, "prompts": "the recording's own, not visrl's"}
+
+
+def own_documents(policy: Policy) -> Path | None:
+    """The file of a policy's recorded outputs where it holds the questions too, and stands for a data folder."""
+    return policy.source if isinstance(policy, ReplayPolicy) and policy.file.documents else None
 
 
 def _stem(path: Path) -> str:

@@ -31,9 +31,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
 from visrl.core.types import Picture, Turn
-from visrl.errors import PictureError, UsageError, nearest
+from visrl.errors import PictureError, UsageError
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.replicas import Replica, Replicas
@@ -346,16 +346,11 @@ def _colour(pad: str) -> tuple[int, int, int] | None:
 
 def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
     """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
-    if name == "json_resized":
-        from visrl.policies.families.qwen import resized_format
-
-        return resized_format(28, min_pixels, max_pixels)
-    if name not in FORMATS:
-        known = [*FORMATS, "json_resized"]
-        if not name:
-            raise UsageError(
-                "the box format of a served model must be given: a server does not tell it",
-                f"--model-args box_format=NAME, one of {', '.join(known)}; docs/families.md names each family's",
-            )
-        raise UsageError(f"unknown box format {name!r}", nearest(name, known))
-    return FORMATS[name]
+    if not name:
+        raise UsageError(
+            "the box format of a served model must be given: a server does not tell it",
+            f"--model-args box_format=NAME, one of {', '.join([*FORMATS, RESIZED])}; docs/families.md names each family's",
+        )
+    if name != RESIZED:
+        return format_named(name)
+    return format_named(name, min_pixels=str(min_pixels), max_pixels=str(max_pixels))

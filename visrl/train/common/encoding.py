@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from visrl.core.box_formats import BoxFormat
-from visrl.core.types import Turn
+from visrl.core.types import Picture, Turn
 from visrl.errors import UsageError
-from visrl.policies.families.base import Chat, Family, padded
+from visrl.policies.families.base import Chat, EncodedImage, Family, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +28,22 @@ class ConversationEncoder:
     family: Family
     box_format: BoxFormat
 
-    def chat(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> Chat:
+    def chat(self, turns: Sequence[Turn], *, sample: str, add_generation_prompt: bool = True) -> Chat:
         """The tokens of a conversation; with ``add_generation_prompt`` up to where the model goes on, else with its replies in
-        the loss mask.
+        the loss mask. Raises UsageError naming ``sample`` for a picture or crop that the image processor does not take.
         """
         rendered = self.family.render(turns, add_generation_prompt=add_generation_prompt)
-        return self.family.chat(rendered, [self.family.encode_image(picture.open()) for picture in rendered.pictures])
+        return self.family.chat(rendered, [self._encoded(picture, sample) for picture in rendered.pictures])
+
+    def _encoded(self, picture: Picture, sample: str) -> EncodedImage:
+        image = picture.open()
+        try:
+            return self.family.encode_image(image)
+        except Exception as error:
+            raise UsageError(
+                f"sample {sample}: {picture.ref}, {image.width} x {image.height} pixels: the image processor says: {error}",
+                "remove the row, or widen its box: what is cut out there is a picture of its own",
+            ) from error
 
     def reply(self, turns: Sequence[Turn], prompt: Chat, text: str) -> Tensor:
         """[C] ids of ``text`` as the reply to ``prompt``, with the token that ends a turn.

@@ -15,18 +15,18 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box, Size, hull
 from visrl.core.prompts import P_BOX, P_RL
 from visrl.core.types import Unparsed
 from visrl.errors import PictureError, UsageError
+from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import Chain, ChainRow, PairRow, picture_in
 
 _PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
@@ -47,13 +47,13 @@ def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON list or of a jsonl file, gzipped or not, numbered from 1."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
         many = (
             json.loads(text)
             if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
+            else [json.loads(x) for x in text.split("\n") if x.strip()]  # U+2028 ends no line
         )
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UsageError(
             f"cannot read {path}: {error}", "it must be a JSON list or one object a line, gzipped or not"
         ) from error
@@ -143,13 +143,19 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
     )
 
 
+def boxes_of_chain(row: ChainRow) -> list[Box]:
+    """The box of a chain in pixels; none under ``direct``."""
+    return [] if row.chain.box is None else [Box(*row.chain.box)]
+
+
 def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:
     """SFT chains from ``viscot`` or ``cot``. Raises UsageError naming file and item for one that is not of that
     layout.
     """
     reader = {"viscot": viscot_row, "cot": cot_row}[layout]
     tally = Imported()
-    return _collect(path, layout, lambda number, item: reader(number, item, tally)), tally
+    rows = _collect(path, layout, lambda number, item: reader(number, item, tally))
+    return in_their_pictures(rows, boxes_of_chain, path, tally.left_out), tally
 
 
 def import_pairs(path: Path, pictures: Path) -> tuple[list[PairRow], Imported]:
@@ -167,7 +173,14 @@ def _collect(path: Path, layout: str, read: Callable[[int, dict[str, Any]], Row 
     for number, item in _items(path):
         try:
             row = read(number, item)
-        except (KeyError, TypeError, ValueError, StopIteration, ValidationError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            StopIteration,
+        ) as error:  # pydantic's too
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UsageError(
                 f"{path}: item {number} is not of layout {layout}: {what}", "is data.format right?"

@@ -8,10 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from visrl.core.boxes import Box
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
-from visrl.train.data.importers import import_chains, import_pairs
+from visrl.train.data.importers import boxes_of_chain, import_chains, import_pairs
+from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, preferences, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 
@@ -21,7 +23,8 @@ Row = TypeVar("Row", ChainRow, PairRow)
 def load_demonstrations(section: DataSection) -> list[Demonstration]:
     """SFT chains of ``visrl``, ``viscot`` or ``cot`` files. Raises UsageError for another format or an empty file."""
     if section.format == "visrl":
-        rows, left_out = list(read_rows(section.file, ChainRow)), {}
+        left_out: dict[str, int] = {}
+        rows = in_their_pictures(read_rows(section.file, ChainRow), boxes_of_chain, section.file, left_out)
     elif section.format in ("viscot", "cot"):
         rows, tally = import_chains(section.file, section.format)
         left_out = tally.left_out
@@ -41,7 +44,8 @@ def load_preferences(section: DataSection) -> list[Preference]:
 
         return list(world_pairs(section.limit))
     if section.format == "visrl":
-        rows, left_out = list(read_rows(section.file, PairRow)), {}
+        left_out: dict[str, int] = {}
+        rows = in_their_pictures(read_rows(section.file, PairRow), _boxes_of_pair, section.file, left_out)
     elif section.format == "official":
         rows, tally = import_pairs(section.file, section.pictures)
         left_out = tally.left_out
@@ -51,6 +55,10 @@ def load_preferences(section: DataSection) -> list[Preference]:
             "DPO reads visrl, official or world_oracle",
         )
     return preferences(_usable(section, rows, left_out), _pictures(section))
+
+
+def _boxes_of_pair(row: PairRow) -> list[Box]:
+    return [Box(*chain.box) for chain in (row.chosen, row.rejected) if chain.box is not None]
 
 
 def _pictures(section: DataSection) -> Path:

@@ -100,12 +100,16 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
             yield _valid(place, partial(kind.model_validate, row))
         return
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _valid(f"{path}:{number}", partial(kind.model_validate_json, line))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: not UTF-8 text at byte {error.start} of a block", "rows are JSON, one a line"
+        ) from error
 
 
 def _valid(place: str, read: Callable[[], Row]) -> Row:
@@ -142,13 +146,13 @@ def picture_in(folder: Path, name: str) -> Picture:
         return Picture(name, lambda: decoded(picture_bytes(root / shard, member), name))
 
     def load() -> Image:
-        from PIL import Image, UnidentifiedImageError
+        from visrl.tasks.pictures import decoded
 
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise PictureError(f"{name}: {error}") from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
+        return decoded(data, name)
 
     return Picture(name, load)
 

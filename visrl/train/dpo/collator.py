@@ -91,7 +91,7 @@ class PairCollator:
         else:
             turns = [answer_prompt(item, chain, self.crop, encoder.box_format) for chain in self._contexts(pair)]
             chosen, rejected = pair.chosen.answer, pair.rejected.answer
-        prompts = tuple(encoder.chat(conversation) for conversation in turns)
+        prompts = tuple(encoder.chat(conversation, sample=pair.sample.id) for conversation in turns)
         encoded = EncodedPair(
             prompts, encoder.reply(turns[0], prompts[0], chosen), encoder.reply(turns[-1], prompts[-1], rejected)
         )

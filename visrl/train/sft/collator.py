@@ -54,7 +54,7 @@ class SFTCollator:
         item = opened(demonstration.sample, demonstration.protocol)
         joined = self.encoder.family.keeps_prefix
         talks = conversations(item, demonstration.chain, self.crop, self.encoder.box_format, joined=joined)
-        chat = self.encoder.chat(talks[number].turns, add_generation_prompt=False)
+        chat = self.encoder.chat(talks[number].turns, sample=demonstration.sample.id, add_generation_prompt=False)
         chat = chat if talks[number].every_reply else last_reply_only(chat)
         check_length(len(chat.ids), self.max_tokens, demonstration.sample.id)
         self._memo[index] = without_pixels(chat)

@@ -1,0 +1,73 @@
+"""MMBench predictions in tables: the official xlsx or tsv, a row per rotation, with ``index`` and ``prediction``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError  # what openpyxl raises; nothing is parsed with it here
+
+from visrl.errors import UsageError
+
+Row = dict[str, Any]
+log = logging.getLogger(__name__)
+CELL = 32_767
+"""Characters that a cell of an xlsx holds: a longer text was cut there by the spreadsheet."""
+_UNPACKED = 1 << 30
+LETTERS = ("A", "B", "C", "D", "E")
+
+
+def table_rows(data: bytes, path: Path) -> Iterator[Row]:
+    """The rows of a tsv or xlsx by column name. Raises UsageError for a damaged file, or one that unpacks to over 1 GB."""
+    return _xlsx_rows(data, path) if path.suffix == ".xlsx" else _tsv_rows(data, path)
+
+
+def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**26)  # pictures stand in the table as base64
+    try:
+        text = data.decode("utf-8-sig")
+        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: not a TSV of UTF-8 text: {error}", "is the download complete?") from error
+
+
+def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
+    from zipfile import BadZipFile, ZipFile
+
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    damaged = (BadZipFile, InvalidFileException, ParseError, zlib.error, EOFError, OSError, NotImplementedError)
+    malformed = (
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+    )  # what openpyxl raises on XML it does not expect
+    try:
+        with ZipFile(io.BytesIO(data)) as packed:
+            if sum(member.file_size for member in packed.infolist()) > _UNPACKED:
+                raise UsageError(f"{path} unpacks to more than 1 GB", "is this a table of predictions?")
+        sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True).worksheets[0]
+        sheet.reset_dimensions()  # the size that a file states may be too small
+        rows = sheet.iter_rows(values_only=True)
+        header = [str(name) for name in next(rows, ())]
+        yield from (dict(zip(header, values, strict=False)) for values in rows if any(v is not None for v in values))
+    except (*damaged, *malformed) as error:
+        raise UsageError(f"{path}: not an xlsx workbook: {error}", "is the download complete?") from error
+
+
+def options_of(row: Row) -> dict[str, str]:
+    """Letter -> text of the options a row holds."""
+    return {letter: str(row[letter]).strip() for letter in LETTERS if str(row.get(letter) or "").strip()}
+
+
+def say_what_was_cut(rows: list[Row], path: Path) -> None:
+    """A warning where predictions fill a whole cell: what followed is lost, perhaps with the answer."""
+    if cut := sum(len(str(row.get("prediction") or "")) == CELL for row in rows):
+        log.warning("%s: %d predictions of exactly %s characters were cut by a spreadsheet", path, cut, f"{CELL:,}")

@@ -52,7 +52,7 @@ class LLM:
         return [
             types.SimpleNamespace(
                 prompt_token_ids=list(range(7)), num_cached_tokens=3,
-                outputs=[types.SimpleNamespace(text="not read", token_ids=tuple(ids)) for _ in range(how.n)],
+                outputs=[types.SimpleNamespace(text="not read", token_ids=tuple(ids), finish_reason="stop") for _ in range(how.n)],
             )
             for how in sampling_params
         ]  # fmt: skip

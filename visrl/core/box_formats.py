@@ -50,7 +50,6 @@ __all__ = [
     "Numbers",
     "PointPairs",
     "Syntax",
-    "answer_block",
     "format_named",
     "parser_named",
     "resized_format",
@@ -95,6 +94,12 @@ class BoxFormat:
         if isinstance(found, Unparsed):
             return found
         return self._box(found[0] if self.mode == "lenient" else found[-1], size)
+
+    def ends_with_box(self, text: str) -> bool:
+        """Whether a text that ends in the syntax's ``stop`` holds a box there, outside any thought, so that nothing after it can
+        change what is read. Rules other than ``lenient`` read the whole output.
+        """
+        return self.mode == "lenient" and not isinstance(self.numbers(text), Unparsed)
 
     def parse_all(self, text: str, size: Size) -> list[Box] | Unparsed:
         """Every box of an output in pixels, in order, or why there is none: for benchmarks with several true boxes.
@@ -206,13 +211,6 @@ def _positive(text: str, otherwise: int) -> int:
     if value < 1:
         raise UsageError(f"{text!r} is not a number of pixels", "for example max_pixels=1003520 or resized=1400x700")
     return value
-
-
-def answer_block(text: str) -> str | None:
-    """What stands inside the last complete ``<answer>…</answer>``, or None."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end] if start >= 0 else None
 
 
 def parser_named(name: str) -> Mode:

@@ -82,12 +82,15 @@ class Unparsed:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One generation of a rollout: the prompt as text (pictures as ``<image>``) and the raw output."""
+    """One generation of a rollout: the prompt as text (pictures as ``<image>``), the raw output, and why it ended there (stop,
+    length, …), where that is known.
+    """
 
     prompt: str
     output: str
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

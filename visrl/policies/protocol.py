@@ -7,7 +7,7 @@ alike; a caller never asks what kind a policy is, only what it declares. Only hf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 
 StepName = Literal["box", "answer"]
+STOPS_READ = 64
+"""A text with more stops than these, none of which ends it, is rambling: it goes on to its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,9 @@ class Sampling:
     """How to decode. The defaults are greedy decoding of one output.
 
     n: outputs per conversation. temperature 0 is greedy. seed: fixes sampling, with the request's key, whatever the batch.
-    stop: texts at which generation ends (the text is kept). max_tokens: VisCoT's 128 (model_cot_loader.py).
+    stop: texts at which generation ends (the text is kept). accept_stop: whether a text that ends in one of them really is
+    over; None: always. A closing bracket in a thought or in a quoted label ends no box.
+    max_tokens: VisCoT's 128 (model_cot_loader.py).
     """
 
     n: int = 1
@@ -35,6 +39,27 @@ class Sampling:
     max_tokens: int = 128
     seed: int = 0
     stop: tuple[str, ...] = ()
+    accept_stop: Callable[[str], bool] | None = None
+
+    def end_of(self, text: str) -> int | None:
+        """How many characters of ``text`` there are up to its first stop that counts, that included; None where it goes on."""
+        ends = sorted({at + len(stop) for stop in self.stop for at in _places(stop, text)})
+        return next((end for end in ends if self.accept_stop is None or self.accept_stop(text[:end])), None)
+
+    def cut(self, text: str) -> str:
+        """``text`` up to its first stop that counts, that included."""
+        end = self.end_of(text)
+        return text if end is None else text[:end]
+
+
+def _places(stop: str, text: str) -> Iterator[int]:
+    """Where the first ``STOPS_READ`` occurrences of a stop begin."""
+    at = text.find(stop)
+    for _ in range(STOPS_READ):
+        if at < 0:
+            return
+        yield at
+        at = text.find(stop, at + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +90,7 @@ class Output:
     that has already tried patiently.
     prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
     prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.
-    output_tokens: of all n texts together.
+    output_tokens: of all n texts together. finish_reason: why the first text ended there (stop, length, …), where that is known.
     """
 
     texts: tuple[str, ...] = ()
@@ -75,6 +100,7 @@ class Output:
     prompt: str = ""
     cached_tokens: int = 0
     retry: bool = True
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,14 @@ def open_picture(sample: CoTSample, cache: PictureCache) -> tuple[Picture, Size]
 def ask_where(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
     """The box turn: an Output per request, in order, with the stop rule of the policy's box format.
 
-    A box ends where its syntax ends: whatever a model would add is not read, and costs time. The answer turn begins like the
-    box turn, so policies are told to keep what they computed.
+    A box ends where its syntax ends: whatever a model would add is not read, and costs time. A thought or a quoted label does not
+    end there. The answer turn begins like the box turn, so policies are told to keep what they computed.
     """
-    stop = policy.box_format.syntax.stop
+    box_format = policy.box_format
     asked = [replace(request, keep_cache=True) for request in requests]
-    return ask(policy, asked, replace(sampling, stop=(*sampling.stop, stop)) if stop else sampling)
+    if stop := box_format.syntax.stop:
+        sampling = replace(sampling, stop=(stop,), accept_stop=box_format.ends_with_box)
+    return ask(policy, asked, sampling)
 
 
 def parse_box(box_format: BoxFormat, text: str, size: Size | None) -> Box | Unparsed:

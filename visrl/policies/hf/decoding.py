@@ -337,16 +337,21 @@ class OutputText:
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode([i for i in ids if i not in self.dropped], skip_special_tokens=False))
 
-    def ender(self, stops: Sequence[str]) -> Any:
-        """A test whether a text is over: one of ``stops`` or of the family's end texts is in its last tokens."""
-        wanted = (*stops, *self.ends)
-        tail = max(map(len, wanted), default=0) + 1
-        return lambda ids: bool(wanted) and any(stop in self.text(ids[-tail:]) for stop in wanted)
+    def ender(self, sampling: Sampling) -> Callable[[Sequence[int]], bool]:
+        """A test whether a text is over: an end text of the family, or a stop that counts, is in its last tokens."""
+        tail = max(map(len, (*sampling.stop, *self.ends)), default=0) + 1
 
-    def final(self, ids: Sequence[int], stops: Sequence[str]) -> str:
-        """The text, cut behind the first stop and before the first end text."""
+        def ended(ids: Sequence[int]) -> bool:
+            last = self.text(ids[-tail:])
+            if any(end in last for end in self.ends):
+                return True
+            return any(stop in last for stop in sampling.stop) and sampling.end_of(self.text(ids)) is not None
+
+        return ended if sampling.stop or self.ends else lambda _: False
+
+    def final(self, ids: Sequence[int], sampling: Sampling) -> str:
+        """The text, cut behind the first stop that counts and before the first end text."""
         text = self.text(ids)
         for end in self.ends:
             text = text.partition(end)[0]
-        cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
-        return text[: min(cuts)] if cuts else text
+        return sampling.cut(text)

@@ -204,7 +204,7 @@ class HFPolicy(Policy):
         self._look(chats, [job.shared for job in jobs])
         read = self._read(chats, prefix, [job.row for job in jobs], [job.shared for job in jobs])
         keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
-        ended = self._text.ender(sampling.stop)
+        ended = self._text.ender(sampling)
         texts = decode(self.model, self.family, chats, read, sampling, keys, ended)
         if jobs[0].request.keep_cache and self.family.keeps_prefix:
             self._kept.append((read, tuple(job.request.key for job in jobs)))
@@ -236,6 +236,6 @@ class HFPolicy(Policy):
                 self._features[seen.digest] = features
 
     def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
-        texts = tuple(self._text.final(b.ids, sampling.stop) for b in branches)
+        texts = tuple(self._text.final(b.ids, sampling) for b in branches)
         written = sum(len(b.ids) for b in branches)
         return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=written, cached_tokens=job.shared)

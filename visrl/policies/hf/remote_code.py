@@ -92,15 +92,10 @@ class RemoteChatPolicy(Policy):
                 text = self.model.chat(
                     msgs=messages, tokenizer=self.tokenizer, max_new_tokens=sampling.max_tokens, **how
                 )
-            texts.append(_cut(str(text), sampling.stop))
+            texts.append(sampling.cut(str(text)))
         return Output(tuple(texts))
 
 
 def _message(turn: Turn) -> dict[str, Any]:
     parts = [part if isinstance(part, str) else part.open().convert("RGB") for part in turn.parts]
     return {"role": turn.role, "content": parts}
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
-    return text[: min(cuts)] if cuts else text

@@ -26,12 +26,13 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
+from visrl.core.outputs import joined_content, why_unscored
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.arguments import ModelArguments
@@ -48,6 +49,14 @@ Message = dict[str, Any]
 
 class ServerFailed(Exception):
     """An answer that cannot be used and may be better next time."""
+
+
+class Reply(NamedTuple):
+    """What a server said, why it ended there (OpenAI's ``finish_reason``), and its refusal, if it sent one."""
+
+    text: str
+    finish: str | None
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +195,14 @@ class EndpointPolicy(Policy):
         try:
             messages = [self._message(turn, pictures) for turn in request.turns]
             bodies = [{"messages": messages, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
-            tries = (self._patiently(clients, free, request.key, body, sampling.stop) for body in bodies)
-            texts = await asyncio.gather(*tries)
+            tries = (self._patiently(clients, free, request.key, body, sampling) for body in bodies)
+            replies = await asyncio.gather(*tries)
         except (PictureError, openai.OpenAIError, ServerFailed) as error:
             return Output(error=self._discreet(f"{type(error).__name__}: {error}"), retry=False)
-        return Output(tuple(texts))
+        reasons = [why_unscored(reply.text, reply.finish, reply.refusal) for reply in replies]
+        if reason := next(filter(None, reasons), None):
+            return Output(error=self._discreet(reason), retry=False)
+        return Output(tuple(reply.text for reply in replies), finish_reason=replies[0].finish)
 
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
         draw = f"{sampling.seed}:{request.key}:{request.step}{request.stream}:{index}"
@@ -212,9 +224,9 @@ class EndpointPolicy(Policy):
         free: asyncio.Semaphore,
         key: str,
         body: dict[str, Any],
-        stops: Sequence[str],
-    ) -> str:
-        """The text of one request, tried until it is whole. The place among those in flight is given up while pausing."""
+        sampling: Sampling,
+    ) -> Reply:
+        """The reply to one request, tried until it is whole. The place among those in flight is given up while pausing."""
         pause, tried = self.server.pause, list[Replica]()
         for attempt in range(1, self.server.tries + 1):
             self.replicas.look_again(clients)
@@ -222,7 +234,7 @@ class EndpointPolicy(Policy):
                 async with free:
                     replica = self.replicas.choose(key, -(-self.rows // len(clients)), beside=tried)
                     with replica.working():
-                        text = self._stream(clients[replica.url], body, stops)
+                        text = self._stream(clients[replica.url], body, sampling)
                         whole = await asyncio.wait_for(text, self.server.timeout)
                 replica.succeeded()
                 return whole
@@ -241,22 +253,28 @@ class EndpointPolicy(Policy):
                     pause *= 2
         raise AssertionError("unreachable")
 
-    async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], stops: Sequence[str]) -> str:
-        """The text up to a stop, or to the end the server declares. Raises ServerFailed for a stream without an end."""
-        text, ended = "", False
+    async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], sampling: Sampling) -> Reply:
+        """The text up to a stop that counts, or to the end the server declares, and that end. Raises ServerFailed for a stream
+        that breaks off, or that is not in the layout of the interface.
+        """
+        text, finish, refusal = "", None, ""
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
-                if (chunk.model_extra or {}).get("error"):
-                    raise ServerFailed(f"the server broke off: {(chunk.model_extra or {})['error']}")
-                for choice in chunk.choices:
-                    text += choice.delta.content or ""
-                    ended = ended or choice.finish_reason is not None
-                cuts = [text.index(stop) + len(stop) for stop in stops if stop in text]
-                if cuts:
-                    return text[: min(cuts)]
-        if not ended:
+                if broken := (chunk.model_extra or {}).get("error"):
+                    raise ServerFailed(f"the server broke off: {broken}")
+                for choice in chunk.choices or ():
+                    delta = choice.delta
+                    try:
+                        text += joined_content(delta.content if delta is not None else None)
+                    except TypeError as error:
+                        raise ServerFailed(str(error)) from error
+                    refusal += (delta.refusal if delta is not None else None) or ""
+                    finish = choice.finish_reason or finish
+                if sampling.stop and sampling.end_of(text) is not None:
+                    return Reply(sampling.cut(text), "stop")
+        if finish is None:
             raise ServerFailed("the stream ended before the text did")
-        return text
+        return Reply(text, finish, refusal)
 
     def _message(self, turn: Turn, pictures: dict[str, str]) -> Message:
         if turn.role != "user":
@@ -311,7 +329,7 @@ def _worth_another_try(error: Exception) -> float | None:
         if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
             return None
         after = error.response.headers.get("retry-after", "")
-        return min(float(after), 60.0) if after.replace(".", "", 1).isdigit() else 0.0
+        return min(float(after), 60.0) if after.replace(".", "", 1).isdecimal() else 0.0
     known = (
         openai.APIConnectionError,
         openai.APIError,

@@ -162,20 +162,21 @@ class VLLMPolicy(Policy):
             n=sampling.n,
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            stop=list(sampling.stop) or None,
+            stop=list(sampling.stop) if sampling.stop and sampling.accept_stop is None else None,  # else cut afterwards
             skip_special_tokens=False,  # or a stop text of special tokens would never be seen
             **drawn,
         )
 
     def _output(self, result: Any, sampling: Sampling) -> Output:
         ids = [list(one.token_ids) for one in result.outputs]
-        texts = tuple(self._text.final(tokens, sampling.stop) for tokens in ids)
+        texts = tuple(self._text.final(tokens, sampling) for tokens in ids)
         cached = result.num_cached_tokens or 0
         return Output(
             texts,
             prompt_tokens=len(result.prompt_token_ids),
             output_tokens=sum(map(len, ids)),
             cached_tokens=cached,
+            finish_reason=result.outputs[0].finish_reason,
         )
 
 

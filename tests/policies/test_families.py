@@ -4,16 +4,19 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
+import tiny_models as tiny
 import torch
+from PIL import Image
 from tinies import FAMILIES, by_processor, draw, picture
 
 from visrl.core.boxes import SQUARE, UNIT, Box
 from visrl.core.chat_format import LayoutError
-from visrl.core.types import Turn, Unparsed
+from visrl.core.types import Picture, Turn, Unparsed
 from visrl.errors import UsageError
 from visrl.policies import families
 from visrl.policies.families.base import Family
 from visrl.policies.families.llava import expand2square
+from visrl.policies.protocol import Request, Sampling
 
 SHAPES = [(640, 480), (480, 640), (512, 512)]
 BOX = Box(101, 67, 303, 211)
@@ -196,3 +199,43 @@ def test_third_parties_add_families_but_cannot_take_ours(monkeypatch):
     assert families.family_class(Config("foreign")).name == "foreign"
     assert families.family_class(Config("llava")).name == "llava"
     assert "foreign" in families.known_families()
+
+
+def test_a_pixel_budget_is_set_used_and_recorded(tmp_path):
+    """Qwen2.5-VL: 300x200 at sides of multiples of 28; 31,360 = 40 x 28²: scale (60,000/31,360)^½ = 1.383, 300/1.383 = 216.9 -> 7
+    x 28 = 196, 200/1.383 = 144.6 -> 5 x 28 = 140 (both rounded down)."""
+    from visrl.policies.hf.policy import HFPolicy
+
+    folder = str(tiny.save("qwen2_5_vl", tmp_path / "m"))
+    shown = Picture("p", lambda: Image.new("RGB", (300, 200)))
+    asked = [Request("a", "box", (Turn("user", (shown, "\nwhere")),), (300, 200))]
+    limited = HFPolicy.load(folder, max_pixels="31360", min_pixels="784")
+    (output,) = limited.generate(asked, Sampling(max_tokens=2))
+    assert output.seen_sizes == ((196, 140),)
+    assert limited.describe()["pixels"] == {"min_pixels": 784, "max_pixels": 31360}
+    plain = HFPolicy.load(folder)  # the checkpoint's own: at most 7,056 = 9 x 28²; 300x200 -> 84x56
+    assert plain.generate(asked, Sampling(max_tokens=2))[0].seen_sizes == ((84, 56),)
+    assert plain.describe()["pixels"] == {"min_pixels": 784, "max_pixels": 7056}
+    # boxes are measured in the resized picture: half of the width is 98 of 196
+    assert limited.box_format.write(Box(0, 0, 150, 200), (300, 200)) == '{"bbox_2d": [0, 0, 98, 140]}'
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("llava", "max_pixels"), ("mllama", "max_tiles"), ("internvl", "max_pixels")]
+)
+def test_a_limit_that_a_family_lacks_is_refused(name, argument, tmp_path):
+    from visrl.policies.hf.policy import HFPolicy
+
+    with pytest.raises(UsageError, match=f"{name} has no {argument}"):
+        HFPolicy.load(str(tiny.save(name, tmp_path / "m")), **{argument: "4096"})
+
+
+def test_fewer_tiles_are_fewer_tokens(tmp_path):
+    from visrl.policies.hf.policy import HFPolicy
+
+    folder = str(tiny.save("internvl", tmp_path / "m"))
+    shown = Picture("p", lambda: Image.new("RGB", (96, 32)))  # three tiles side by side, and the whole picture
+    asked = [Request("a", "box", (Turn("user", (shown, "\nwhere")),), (96, 32))]
+    many, one = (HFPolicy.load(folder, **more) for more in ({}, {"max_tiles": "1"}))
+    tokens = [p.generate(asked, Sampling(max_tokens=2))[0].prompt_tokens for p in (many, one)]
+    assert tokens[0] > tokens[1] and one.describe()["pixels"] == {"min_tiles": 1, "max_tiles": 1}

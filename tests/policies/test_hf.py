@@ -59,7 +59,7 @@ def by_generate(policy, request):
         ids = model.generate(
             **batch, max_new_tokens=GREEDY.max_tokens, do_sample=False, eos_token_id=sorted(family.end_ids)
         )
-    return policy._text.final(ids[0, batch["input_ids"].shape[1] :].tolist(), GREEDY.stop)
+    return policy._text.final(ids[0, batch["input_ids"].shape[1] :].tolist(), GREEDY)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

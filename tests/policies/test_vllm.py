@@ -35,7 +35,7 @@ class LLM:
     def __init__(
         self, model, *, dtype="auto", revision=None, trust_remote_code=False, tensor_parallel_size=1,
         gpu_memory_utilization=0.9, max_model_len=None, enable_prefix_caching=None, limit_mm_per_prompt=None,
-        generation_config="auto", enable_lora=False, max_lora_rank=16,
+        generation_config="auto", enable_lora=False, max_lora_rank=16, mm_processor_kwargs=None,
     ):  # fmt: skip
         from transformers import AutoTokenizer
 

@@ -83,7 +83,7 @@ class Unparsed:
 @dataclass(frozen=True, slots=True)
 class Step:
     """One generation of a rollout: the prompt as text (pictures as ``<image>``), the raw output, and why it ended there (stop,
-    length, …), where that is known.
+    length, …), where that is known. seen_sizes: (width, height) in pixels at which the model saw each picture of the prompt.
     """
 
     prompt: str
@@ -91,6 +91,7 @@ class Step:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     finish_reason: str | None = None
+    seen_sizes: tuple[Size, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

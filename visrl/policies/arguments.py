@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from visrl.errors import UsageError, nearest
@@ -43,6 +43,22 @@ class ModelArguments(BaseModel):
                 f"--model-args: {name}={first['input']}: {first['msg']}",
                 f"docs/families.md lists what {cls.kind} takes",
             ) from error
+
+
+class PixelArguments(ModelArguments):
+    """How many pixels or tiles a picture may have, for the families that have such limits (Family.pixel_limits)."""
+
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
+    min_tiles: int | None = Field(default=None, ge=1)
+    max_tiles: int | None = Field(default=None, ge=1)
+    max_edge: int | None = Field(default=None, ge=1)
+
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        """Those that were given."""
+        given = self.model_dump(include=set(PixelArguments.model_fields))
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _hint(word: str, known: list[str]) -> str:

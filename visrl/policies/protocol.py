@@ -91,6 +91,7 @@ class Output:
     prompt: what was really asked, where that is not the request (recorded outputs have their own prompts).
     prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.
     output_tokens: of all n texts together. finish_reason: why the first text ended there (stop, length, …), where that is known.
+    seen_sizes: (width, height) in pixels at which the model saw each picture, where its processor resizes to many sizes.
     """
 
     texts: tuple[str, ...] = ()
@@ -101,6 +102,7 @@ class Output:
     cached_tokens: int = 0
     retry: bool = True
     finish_reason: str | None = None
+    seen_sizes: tuple[Size, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,4 +141,5 @@ def _crop(policy: Policy, rollout: _Rollout, config: RolloutConfig) -> Picture |
 
 def _step(turns: tuple[Turn, ...], output: Output) -> Step:
     prompt = output.prompt or "\n".join(f"{turn.role}: {turn.text()}" for turn in turns)
-    return Step(prompt, output.texts[0], output.prompt_tokens, output.output_tokens, output.finish_reason)
+    tokens = output.prompt_tokens, output.output_tokens
+    return Step(prompt, output.texts[0], *tokens, output.finish_reason, output.seen_sizes)

@@ -88,12 +88,19 @@ def episode_from_json(value: Mapping[str, Any]) -> Episode:
     return Episode(
         sample_id=value["sample_id"],
         task=value["task"],
-        box_step=Step(**value["box_step"]) if "box_step" in value else None,
+        box_step=_step(value.get("box_step")),
         box=box,
         looked_at=None if looked is None else (looked[0], looked[1], looked[2], looked[3]),
-        answer_step=Step(**value["answer_step"]) if "answer_step" in value else None,
+        answer_step=_step(value.get("answer_step")),
         error=value.get("error"),
     )
+
+
+def _step(value: Mapping[str, Any] | None) -> Step | None:
+    if value is None:
+        return None
+    sizes = value.get("seen_sizes")
+    return Step(**{**value, "seen_sizes": None if sizes is None else tuple((w, h) for w, h in sizes)})
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visrl.core.box_formats import FORMATS, BoxFormat
+from visrl.core.boxes import Size
 from visrl.core.chat_format import Layout, LayoutError, Rendered, render
 from visrl.core.crops import CropName
 from visrl.core.types import Turn
@@ -73,9 +74,12 @@ class Family:
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
+    pixel_limits: what bounds a picture's tokens, as users name it -> the setting of its image processor, ``size.KEY`` or an
+    attribute.
     """
 
     name: ClassVar[str]
+    pixel_limits: ClassVar[Mapping[str, str]] = {}
     model_types: ClassVar[tuple[str, ...]]
     max_pictures: ClassVar[int | None] = None
     keeps_prefix: ClassVar[bool] = True
@@ -107,6 +111,29 @@ class Family:
         return formats[which]
 
     # -- pictures
+
+    def limit_pixels(self, limits: Mapping[str, int]) -> None:
+        """Set bounds of :attr:`pixel_limits`. Raises UsageError for one that the family's pictures do not have."""
+        eyes = self.processor.image_processor
+        for name, value in limits.items():
+            if name not in self.pixel_limits:
+                known = ", ".join(self.pixel_limits) or "none: its pictures have one size"
+                raise UsageError(f"{self.name} has no {name}", f"of such limits it has {known}")
+            attribute, _, key = self.pixel_limits[name].partition(".")
+            setattr(eyes, attribute, {**vars_of(eyes.size), key: value} if key else value)
+
+    def pixels(self) -> dict[str, int]:
+        """The bounds of :attr:`pixel_limits` in force, for records."""
+        eyes = self.processor.image_processor
+        found = {}
+        for name, place in self.pixel_limits.items():
+            attribute, _, key = place.partition(".")
+            found[name] = int(vars_of(eyes.size)[key] if key else vars(eyes)[attribute])
+        return found
+
+    def seen_size(self, encoded: EncodedImage) -> Size | None:
+        """(width, height) in pixels at which the model saw a picture, where that differs from picture to picture."""
+        return None
 
     def prepare(self, image: Image) -> Image:
         """What is done to a picture before the processor sees it, e.g. padding it to a square."""
@@ -273,3 +300,8 @@ def padded(rows: Sequence[Tensor], width: int, value: int, side: str) -> Tensor:
             for row in rows
         ]
     )
+
+
+def vars_of(size: Any) -> dict[str, Any]:
+    """An image processor's ``size``, a dict or transformers' SizeDict, without what is not set."""
+    return {key: value for key, value in dict(size).items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ class Idefics3(Family):
     """Idefics3. "User:" has no blank behind it when a picture follows, as it does in every protocol."""
 
     name: ClassVar[str] = "idefics3"
+    pixel_limits: ClassVar[Mapping[str, str]] = {"max_edge": "size.longest_edge"}
     model_types: ClassVar[tuple[str, ...]] = ("idefics3",)
     layout = replace(_LAYOUT, before="<|begin_of_text|>")
 
@@ -32,5 +34,6 @@ class SmolVLM(Family):
     """SmolVLM and SmolVLM2. Their processor needs the package num2words."""
 
     name: ClassVar[str] = "smolvlm"
+    pixel_limits: ClassVar[Mapping[str, str]] = {"max_edge": "size.longest_edge"}
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
     layout = replace(_LAYOUT, before="<|im_start|>")

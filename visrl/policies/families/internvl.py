@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ class InternVL(Family):
     name: ClassVar[str] = "internvl"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     packs: ClassVar[bool] = False
+    pixel_limits: ClassVar[Mapping[str, str]] = {"min_tiles": "min_patches", "max_tiles": "max_patches"}
     layout = replace(CHATML, picture="<IMG_CONTEXT>")
 
     @property

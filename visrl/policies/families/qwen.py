@@ -6,7 +6,7 @@ JSON. The resized size follows from the processor's pixel limits, so a Qwen2.5-V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visrl.core.box_formats import FORMATS, BoxFormat, resized_format
+from visrl.core.boxes import Size
 from visrl.core.chat_format import CHATML
 from visrl.policies.families.base import Chat, EncodedImage, Family, Features, _flat, padded
 
@@ -25,11 +26,18 @@ class Qwen2VL(Family):
 
     name: ClassVar[str] = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    pixel_limits: ClassVar[Mapping[str, str]] = {"min_pixels": "size.shortest_edge", "max_pixels": "size.longest_edge"}
     layout = replace(CHATML, picture=_MARK, opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
 
     @property
     def native(self) -> BoxFormat:
         return FORMATS["point_pairs_1000"]
+
+    def seen_size(self, encoded: EncodedImage) -> Size:
+        """Rows and columns of patches, in pixels."""
+        _, rows, columns = (int(v) for v in encoded.pixels["image_grid_thw"][0])
+        patch = int(self.processor.image_processor.patch_size)
+        return columns * patch, rows * patch
 
     def positions(self, chat: Chat) -> Tensor:
         """[3, T]: text counts on all axes alike; a picture's tokens count its rows and columns (get_rope_index)."""

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from visrl.errors import UsageError
-from visrl.policies.arguments import ModelArguments
+from visrl.policies.arguments import PixelArguments
 from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
 from visrl.runs.distributed import rank
@@ -27,7 +27,7 @@ NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft"
 """What lmms-eval, lm-evaluation-harness and transformers call an argument -> its name here."""
 
 
-class CheckpointArguments(ModelArguments):
+class CheckpointArguments(PixelArguments):
     """How a checkpoint is loaded. Evaluation refuses flash attention: branches of one row need a mask that it cannot take."""
 
     kind: ClassVar[str] = "hf"
@@ -91,6 +91,7 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         model = model.to(args.device or own_device())
     model.eval()
     family = family_for(config, processor)
+    family.limit_pixels(args.pixel_limits)
     about = {
         "family": family.name,
         "path": path,
@@ -102,6 +103,8 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         "trust_remote_code": args.trust_remote_code,
         "adapter": {"path": args.adapter, "weights_sha256": weights_hash(Path(args.adapter))} if args.adapter else None,
     }
+    if family.pixel_limits:
+        about["pixels"] = family.pixels()
     return Loaded(model, processor, family, about)
 
 

@@ -238,4 +238,11 @@ class HFPolicy(Policy):
     def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
         texts = tuple(self._text.final(b.ids, sampling) for b in branches)
         written = sum(len(b.ids) for b in branches)
-        return Output(texts, prompt_tokens=len(job.chat.ids), output_tokens=written, cached_tokens=job.shared)
+        sizes = [self.family.seen_size(picture) for picture in job.chat.pictures]
+        return Output(
+            texts,
+            prompt_tokens=len(job.chat.ids),
+            output_tokens=written,
+            cached_tokens=job.shared,
+            seen_sizes=tuple(size for size in sizes if size is not None) or None,
+        )

@@ -21,14 +21,14 @@ from pydantic import Field
 
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
-from visrl.policies.arguments import ModelArguments
+from visrl.policies.arguments import PixelArguments
 from visrl.policies.families.base import Family
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 PICTURES = 2  # of a conversation: the picture and the crop
 
 
-class VLLMArguments(ModelArguments):
+class VLLMArguments(PixelArguments):
     """What vLLM is started with."""
 
     kind: ClassVar[str] = "vllm"
@@ -71,6 +71,7 @@ class VLLMPolicy(Policy):
                 "vllm is not installed", "pip install 'visrl[vllm]' on a machine with a GPU, or --model hf:ID"
             ) from error
         family, about = _family(path, args)
+        family.limit_pixels(args.pixel_limits)  # what boxes in the resized picture are measured by
         rank = _rank(args.adapter) if args.adapter else 0
         try:
             engine = vllm.LLM(
@@ -83,6 +84,7 @@ class VLLMPolicy(Policy):
                 max_model_len=args.max_model_len,
                 enable_prefix_caching=True,
                 limit_mm_per_prompt={"image": PICTURES},
+                mm_processor_kwargs=args.pixel_limits or None,
                 generation_config="vllm",  # not the checkpoint's: its penalties would change scores unseen
                 **({"enable_lora": True, "max_lora_rank": rank} if rank else {}),
             )
@@ -91,7 +93,12 @@ class VLLMPolicy(Policy):
             raise UsageError(
                 f"vLLM cannot load {path}: {first}", "try --model hf:ID, which loads it with transformers"
             ) from error
-        facts = {**about, "dtype": args.dtype, "vllm": vllm.__version__}
+        facts = {
+            **about,
+            **({"pixels": family.pixels()} if family.pixel_limits else {}),
+            "dtype": args.dtype,
+            "vllm": vllm.__version__,
+        }
         policy = cls(f"vllm:{path}", engine, family, facts, box_format=args.box_format, rank=rank)
         if args.adapter:
             policy.use_adapter(args.adapter)

@@ -209,7 +209,7 @@ def _finish(
             print(f"  {problem}", file=sys.stderr)
     if outcome.n_failed > allowed or outcome.skipped:
         print(
-            f"error: incomplete: {outcome.n_failed} problems, {allowed:g} allowed\n\n"
+            f"error: incomplete: {outcome.n_failed + outcome.skipped} problems, {allowed:g} allowed\n\n"
             "hint: the same command tries failed samples again; --fail-on-error N allows some",
             file=sys.stderr,
         )

@@ -200,7 +200,7 @@ def _samples_of_tasks(
         except UsageError as error:
             if len(specs) == 1 or not policy.recorded:
                 raise
-            outcome.problems.append(f"{spec.name} skipped: {error.message}")
+            outcome.problems.append(f"{spec.name} has n = 0: {error.message}")
             outcome.skipped += 1
             continue
         yield samples

@@ -46,6 +46,10 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
                 samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
                 scored[spec.name] = score_task(spec, samples, episodes, judge)
                 found[spec.name] = _results(spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
+    for spec in specs if scored else ():
+        if spec.name not in scored:  # asked for, and nothing is there: n = 0, not a row that is missing
+            nothing = score_task(spec, (), {}, judge)
+            found[spec.name] = _results(spec.name, (spec.name,), nothing.metrics, request, judge)
     for group, members in GROUPS.items():
         if len(members) > 1 and all(member in scored for member in members):
             found[group] = _results(group, members, score_group(group, scored), request, judge)

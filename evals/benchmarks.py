@@ -189,7 +189,7 @@ def _register_published() -> None:
     mme = "14 subtasks of yes/no pairs; perception and cognition totals"
     register(TaskSpec("mme", "mme", 2374, "1", 1187, "points", ("general", "mme_perception"), about=mme))
     mmbench = "English dev split: 1,164 questions in all rotations of their options"
-    register(TaskSpec("mmbench", "mmbench", 4329, paper=("general", "mmbench"), about=mmbench))
+    register(TaskSpec("mmbench", "mmbench", 4329, "2", paper=("general", "mmbench"), about=mmbench))
 
 
 def _world(name: str, benchmark: Benchmark, n: int, about: str) -> TaskSpec:

@@ -224,7 +224,7 @@ class Family:
         """Features of each picture from one pass of the vision tower: {"pooled": [its picture tokens, hidden]}."""
         output = model.model.get_image_features(**self._vision_inputs(model, pictures), return_dict=True)
         counts = [sum(i == self.image_token_id for i in p.ids) for p in pictures]
-        return [{"pooled": part} for part in _flat(output.pooler_output).split(counts)]
+        return [{"pooled": part} for part in flattened(output.pooler_output).split(counts)]
 
     def _vision_inputs(self, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
         return {key: _to_model(value, model) for key, value in self.stack(pictures).items()}
@@ -283,7 +283,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _flat(pooled: Any) -> Tensor:
+def flattened(pooled: Any) -> Tensor:
     parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from visrl.core.box_formats import FORMATS, BoxFormat, resized_format
 from visrl.core.boxes import Size
 from visrl.core.chat_format import CHATML
-from visrl.policies.families.base import Chat, EncodedImage, Family, Features, _flat, padded
+from visrl.policies.families.base import Chat, EncodedImage, Family, Features, flattened, padded
 
 _MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -91,7 +91,7 @@ class Qwen3VL(Qwen2VL):
         output = model.model.get_image_features(**self._vision_inputs(model, pictures), return_dict=True)
         counts = [sum(i == self.image_token_id for i in p.ids) for p in pictures]
         named = {"pooled": output.pooler_output, **{f"deep{i}": f for i, f in enumerate(output.deepstack_features)}}
-        split = {name: _flat(value).split(counts) for name, value in named.items()}
+        split = {name: flattened(value).split(counts) for name, value in named.items()}
         return [{name: parts[i] for name, parts in split.items()} for i in range(len(pictures))]
 
     def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:

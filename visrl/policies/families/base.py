@@ -73,6 +73,7 @@ class Family:
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
+    ignored_weights: regexes of tensors that its published files hold and its class has no place for; all others are refused.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class Family:
     adds_bos: ClassVar[bool] = False
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
+    ignored_weights: ClassVar[tuple[str, ...]] = ()
     layout: Layout
 
     def __init__(self, config: Any, processor: Any) -> None:

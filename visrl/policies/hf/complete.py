@@ -12,7 +12,7 @@ from visrl.errors import UsageError
 from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import few
 
-REPORTER = "transformers.modeling_utils"
+REPORTERS = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
 
 
 def require_complete(path: str, model: Any, info: Mapping[str, Any], family: type[Family]) -> None:
@@ -40,14 +40,16 @@ def tensors_loaded(model: Any) -> int:
 
 @contextmanager
 def no_report() -> Iterator[None]:
-    """transformers prints a table of what does not fit; here it is an error that says so."""
-    log = logging.getLogger(REPORTER)
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """transformers prints a table of what does not fit; here it is an error that says so. And what it did not shard."""
+    logs = [logging.getLogger(name) for name in REPORTERS]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def _refuse(path: str, names: Collection[str], what: str, hint: str) -> None:

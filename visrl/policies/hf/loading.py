@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
+from typing_extensions import Self
 
 from visrl.errors import UsageError
 from visrl.policies.arguments import ModelArguments
@@ -25,10 +26,12 @@ from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import base_and_adapter, load_adapter
 from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
+from visrl.policies.hf.own_template import say_if_ignored
+from visrl.policies.hf.quantization import quantization
 from visrl.runs.distributed import rank
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter"}
+NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter", "lora": "adapter"}
 """What lmms-eval, lm-evaluation-harness and transformers call an argument -> its name here."""
 
 
@@ -41,17 +44,38 @@ class CheckpointArguments(ModelArguments):
     dtype: Annotated[Dtype, BeforeValidator(lambda word: _SHORT.get(word, word))] = "auto"
     device: str = ""
     device_map: str = ""
-    attn: Literal["", "sdpa", "eager"] = ""
+    attn: Annotated[Literal["", "sdpa", "eager"], BeforeValidator(lambda word: _attention(word))] = ""
     revision: str = ""
     adapter: str = ""
     processor: str = ""
     trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> Self:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit: give one of them")
+        return self
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, where they are rounded; 0 where they are not."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
     @property
     def where(self) -> dict[str, Any]:
         """What every ``from_pretrained`` is told."""
         revision = {"revision": self.revision} if self.revision else {}
         return {"trust_remote_code": self.trust_remote_code, **revision}
+
+
+def _attention(word: Any) -> Any:
+    if str(word).startswith(("flash", "paged", "kernels-community")):
+        raise ValueError(
+            "flash attention takes no mask, and evaluation needs one: samples of a prompt are branches of one row; use sdpa"
+        )
+    return word
 
 
 UNLOADABLE = (
@@ -95,9 +119,11 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
     require_device("" if args.device_map in SPREADS else args.device_map)
     if rank():
         disable_progress_bar()
-    device_map = {"device_map": args.device_map} if args.device_map else {}
+    how = quantization(args.bits, args.device or own_device())
+    if args.device_map:
+        how["device_map"] = args.device_map
     config, processor, model = load_parts(
-        path, args.where, args.dtype, args.attn or None, processor=args.processor, **device_map
+        path, args.where, args.dtype, args.attn or None, processor=args.processor, **how
     )
     if model.config._attn_implementation not in ("sdpa", "eager"):
         asked = model.config._attn_implementation
@@ -108,10 +134,11 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         model, applied = load_adapter(model, adapter, path)
         model = model.merge_and_unload()  # rounds in the model's dtype
         merged = {"path": adapter, "weights_sha256": weights_hash(Path(adapter)), "tensors": applied}
-    if not args.device_map:
+    if "device_map" not in how:
         model = model.to(args.device or own_device())
     model.eval()
     family = family_for(config, processor)
+    say_if_ignored(path, family)
     about = {
         "family": family.name,
         "path": path,
@@ -126,6 +153,7 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         **({"processor": args.processor} if args.processor else {}),
+        **({"bits": args.bits} if args.bits else {}),
     }
     return Loaded(model, processor, family, about)
 

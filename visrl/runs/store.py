@@ -199,8 +199,12 @@ class Run:
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._meta = self._check_request()
         self._whole = _locked(self.episodes_path)
+        try:
+            self._meta = self._check_request()
+        except UsageError:
+            self._whole.close()
+            raise
         self._cut_torn_line()
         self._take_in()
         self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
@@ -255,6 +259,8 @@ class Run:
             return {}
         meta: dict[str, Any] = read_meta(self.folder)
         if meta["request_hash"] != request_hash(self.request):
+            if self._forget_failures():
+                return {}
             changed = sorted(
                 k for k in {*meta["request"], *self.request} if meta["request"].get(k) != self.request.get(k)
             )
@@ -263,6 +269,21 @@ class Run:
                 "give a new --output, or delete that folder",
             )
         return meta
+
+    def _forget_failures(self) -> bool:
+        """Whether another run claimed this folder and got nothing done: nothing, or failures alone, which are dropped."""
+        parts = [path for path in self.folder.glob(self._part("*").name) if path.stat().st_size]
+        if (
+            self._whole is None
+            or parts
+            or not all(read_lines(self.episodes_path, lambda line: line["error"] if "error" in line else None))
+        ):
+            return False
+        log.warning("%s: another command got nothing done here; this one takes the folder", self.folder)
+        self._whole.truncate(0)
+        for path in (*self.folder.glob("records/*.json"), *self.folder.glob("scores.jsonl")):
+            path.unlink()
+        return True
 
     def _cut_torn_line(self) -> None:
         """Before appending: half a line from a killed process would glue itself to the next one."""

@@ -99,6 +99,7 @@ def run(
     judge: JudgeOption = "exact",
     seed: Annotated[int, typer.Option(help="seed of sampling and of random boxes")] = 0,
     output: OutputOption = None,
+    name: Annotated[str, typer.Option(help="what records, tables and pages call the model; default: its spec")] = "",
     fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
@@ -130,6 +131,7 @@ def run(
         output=output,
         max_tokens=max_tokens,
         quiet=quiet,
+        name=name,
     )
     if upstream:
         from visrl.lmms.model import print_upstream

@@ -45,6 +45,7 @@ class Options:
     output: Path | None = None
     max_tokens: int = 128
     quiet: bool = False
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ def describe_request(
     from visrl.tasks import fingerprint
 
     return {
-        "model": policy.name,
+        "model": options.name or policy.name,
         "model_info": dict(policy.describe()),
         "box_format": policy.box_format.describe(),
         "tasks": {spec.name: spec.version for spec in specs},

@@ -273,11 +273,7 @@ class Run:
     def _forget_failures(self) -> bool:
         """Whether another run claimed this folder and got nothing done: nothing, or failures alone, which are dropped."""
         parts = [path for path in self.folder.glob(self._part("*").name) if path.stat().st_size]
-        if (
-            self._whole is None
-            or parts
-            or not all(read_lines(self.episodes_path, lambda line: line["error"] if "error" in line else None))
-        ):
+        if self._whole is None or parts or not all(read_lines(self.episodes_path, _failed)):
             return False
         log.warning("%s: another command got nothing done here; this one takes the folder", self.folder)
         self._whole.truncate(0)
@@ -348,6 +344,10 @@ class Run:
         part = self._part(self.processes.rank)
         if self.processes.world_size > 1 and part.exists() and not part.stat().st_size:
             part.unlink()
+
+
+def _failed(line: Any) -> bool:
+    return "error" in line and line["error"] is not None
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -120,7 +120,7 @@ _SPLITTERS: tuple[tuple[str, _Key], ...] = (
     ("adapter", lambda r: _adapter(r).get("path", "none")),
     ("dtype", lambda r: str(r.model_info.get("dtype", ""))),
     ("bits", lambda r: str(r.model_info.get("bits", "all"))),
-    ("weights", lambda r: _weights(r)),  # a lambda: defined below
+    ("weights", lambda r: _weights(r)),
     ("limit", lambda r: str(r.limit)),
     ("seed", lambda r: str(r.seed)),
     ("data", lambda r: str(sorted(r.data.items(), key=str))),
@@ -140,7 +140,8 @@ def _weights(result: TaskResult) -> str:
 
 def split_rows(results: Sequence[TaskResult]) -> list[tuple[str, dict[tuple[str, str], TaskResult]]]:
     """Results as rows, in order: one per model, protocol and focus, and where two results of a row claim one cell, one per
-    crop, judge, parser, box format, adapter, dtype, weights, limit and seed as well. Of results equal in all these the last counts."""
+    crop, judge, parser, box format, adapter, dtype, weights, limit and seed as well. Of results equal in all these the last
+    counts."""
     groups: dict[str, list[TaskResult]] = {}
     for result in results:
         groups.setdefault(_label(result), []).append(result)

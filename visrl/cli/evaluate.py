@@ -107,13 +107,13 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, check_before, evaluate
+    from visrl.evaluation.evaluate import Options, check_before, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
     processes = init()
-    own, upstream = _own_and_upstream(tasks, ray)
+    own, upstream = own_and_upstream(tasks, ray)
     if own:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
@@ -145,15 +145,6 @@ def run(
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
-
-
-def _own_and_upstream(tasks: str, ray: int | None) -> tuple[list[str], list[str]]:
-    """The names of our tasks, and of lmms-eval's. Raises UsageError where these were to run on Ray."""
-    names = [name.strip() for name in tasks.split(",")]
-    upstream = [name for name in names if name.startswith("lmms:")]
-    if ray and upstream:
-        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
-    return [name for name in names if name not in upstream], upstream
 
 
 def _protocol_beside(tasks: list[str], protocol: str | None) -> str:

@@ -60,6 +60,15 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
+def own_and_upstream(tasks: str, ray: int | None) -> tuple[list[str], list[str]]:
+    """The names of our tasks, and of lmms-eval's. Raises UsageError where these were to run on Ray."""
+    names = [name.strip() for name in tasks.split(",")]
+    upstream = [name for name in names if name.startswith("lmms:")]
+    if ray and upstream:
+        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
+    return [name for name in names if name not in upstream], upstream
+
+
 def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, **named: str | None) -> None:
     """What can be known to be wrong before a model is loaded, which may take minutes. named: protocol, focus, crop, where given.
 

@@ -147,6 +147,13 @@ def test_answers_that_a_judge_left_out_make_a_run_incomplete(tmp_path, capsys):
     assert json.loads((run / "run.json").read_text())["judge"] == "exact"  # whose scores these are, for the run's page
 
 
+def test_a_name_is_what_records_call_the_model(tmp_path, capsys):
+    args = ["--model", "constant:no", "--tasks", "world_viscot_doc", "--limit", "2", "-q", "--json"]
+    assert main([*args, "--name", "RL 1", "-o", str(tmp_path / "run")]) == 0
+    assert {(r["model"], r["model_info"]["text"]) for r in json.loads(capsys.readouterr().out)} == {("RL 1", "no")}
+    assert json.loads((tmp_path / "run/run.json").read_text())["model_spec"] == "constant:no"
+
+
 def test_same_output_other_request(results, shared, tmp_path, capsys):
     results("--model", "constant:no", "--tasks", "viscot_cub")
     code = main(

@@ -106,3 +106,33 @@ def test_json_lines_hold_no_raw_control_characters(tmp_path):
     raw = (tmp_path / "episodes.jsonl").read_bytes()
     assert b"\x1b" not in raw and raw.isascii()
     assert json.loads(raw.splitlines()[0])["answer_step"]["output"] == EPISODES[0].answer
+
+
+@pytest.mark.parametrize("before", [[], [EPISODES[2]]], ids=["nothing", "a failure"])
+def test_a_command_that_got_nothing_done_does_not_keep_the_folder(before, tmp_path, caplog):
+    """A typo's folder: the corrected command takes it, and nothing of the first is left in it."""
+    write(tmp_path, before)
+    (tmp_path / "scores.jsonl").write_text("{}\n")
+    corrected = {**REQUEST, "model": "corrected"}
+    with caplog.at_level(logging.WARNING):
+        write(tmp_path, EPISODES[:1], corrected)
+    assert list(read_episodes(tmp_path / "episodes.jsonl")) == EPISODES[:1]
+    assert json.loads((tmp_path / "run.json").read_text())["request"] == corrected
+    assert not (tmp_path / "scores.jsonl").exists() and "got nothing done" in caplog.text
+    with pytest.raises(UsageError, match="holds another run"), Run(tmp_path, REQUEST):
+        pass
+    write(tmp_path, EPISODES[1:2], corrected)  # a refusal leaves no lock
+
+
+def test_what_is_only_stated_makes_no_other_run():
+    """A run begun by an older visrl, whose record said less of how the weights were loaded, goes on in its folder."""
+    old = {"model": "m", "model_info": {"weights_sha256": "ab", "adapter": {"path": "a"}}}
+    new = {
+        "model": "m",
+        "model_info": {"weights_sha256": "ab", "adapter": {"path": "a", "tensors": 4}, "torch": "2", "tensors": 9},
+    }
+    other = {"model": "m", "model_info": {"weights_sha256": "cd", "adapter": {"path": "a"}}}
+    limited = {"model": "m", "model_info": {**old["model_info"], "pixel_limits": {"max_pixels": 784}}}
+    assert request_hash(old) == request_hash(new)
+    assert len({request_hash(r) for r in (old, other, limited)}) == 3
+    assert request_hash({"torch": "1"}) != request_hash({"torch": "2"})  # only inside model_info

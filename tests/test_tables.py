@@ -139,6 +139,31 @@ def test_two_results_for_one_cell_are_told_apart_by_what_differs():
     assert len(same) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            [{"adapter": None}, {"adapter": {"path": "sft", "weights_sha256": "a" * 64}}],
+            ["adapter none", "adapter sft"],
+        ),
+        ([{"dtype": "float32"}, {"dtype": "bfloat16"}], ["dtype float32", "dtype bfloat16"]),
+        ([{}, {"bits": 4}], ["bits all", "bits 4"]),
+        (  # one folder, trained on in between: the first eight digits of the base's hash and of the adapter's
+            [{"weights_sha256": "b" * 64, "adapter": {"path": "x", "weights_sha256": c * 64}} for c in "cd"],
+            ["weights bbbbbbbb+cccccccc", "weights bbbbbbbb+dddddddd"],
+        ),
+    ],
+)
+def test_checkpoints_of_one_base_are_rows_of_their_own(changes, told):
+    rows = split_rows([gqa(model_info=about) for about in changes])
+    assert [label.split(" · ")[-1] for label, _ in rows] == told
+
+
+def test_box_formats_are_told_apart():
+    rows = split_rows([gqa(box_format={"name": name, "mode": "lenient"}) for name in ("paper", "json")])
+    assert [label.split(" · ")[-1] for label, _ in rows] == ["boxes paper", "boxes json"]
+
+
 def test_rec_fits_eighty_columns_in_one_piece():
     text = render(build("rec", [result(model="replay:a_very_long_file_name_of_predictions.json.gz")]), "rich", 80)
     body = text.split("¹")[0]

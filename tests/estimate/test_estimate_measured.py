@@ -149,7 +149,7 @@ def test_dpo_stage_one(name, folder, tmp_path, monkeypatch):
 
     from visrl.train.data.load import load_preferences
 
-    trainable = load_trainable(recipe.model, None)
+    trainable = load_trainable(recipe.model, None, recipe.seed)
     fed = {True: 0, False: 0}
 
     def count(module, args, kwargs):

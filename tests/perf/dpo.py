@@ -145,7 +145,7 @@ def ours(n: int, folder: str, *, shared: bool = True, cache: bool = True) -> Any
     from visrl.train.dpo.trainer import StepDPOTrainer
 
     model, processor = build()
-    t = trainable(model, processor, ModelSection(path="", dtype="float32"), None)
+    t = trainable(model, processor, ModelSection(path="", dtype="float32"), None, seed=0)
     store = t.feature_store(1.0) if cache else None
     collator = PairCollator(preferences(n, processor), t.encoder, ("box",), shared=shared, store=store)
     return StepDPOTrainer(

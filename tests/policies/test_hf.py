@@ -348,7 +348,10 @@ def test_pickled_weights_are_refused(tmp_path):
     ("args", "message"),
     [
         ({"dtype": "int8"}, "dtype=int8: Input should be .auto., .float32."),
-        ({"attn": "flash_attention_2"}, "attn=flash_attention_2: Input should be"),
+        ({"attn": "flash_attention_2"}, "attn=flash_attention_2: flash attention takes no mask"),
+        ({"attn_implementation": "flash_attention_3"}, "attn=flash_attention_3: flash attention takes no mask"),
+        ({"attn": "fast"}, "attn=fast: Input should be"),
+        ({"load_in_4bit": "true", "load_in_8bit": "true"}, "args: load_in_4bit and load_in_8bit: give one of them"),
     ],
 )
 def test_arguments_that_make_no_sense(args, message, checkpoints):

@@ -5,7 +5,9 @@ import sys
 import types
 
 import pytest
+import torch
 from PIL.Image import Image
+from safetensors.torch import save_file
 from tinies import picture
 
 from visrl.core.types import Picture, Turn
@@ -71,7 +73,7 @@ def vllm(monkeypatch):
 def adapter(folder, rank=8):
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    (folder / "adapter_model.safetensors").write_bytes(folder.name.encode())
+    save_file({folder.name: torch.zeros(1)}, folder / "adapter_model.safetensors")
     return str(folder)
 
 

@@ -60,7 +60,7 @@ def test_the_reference_of_stage_two_is_the_end_of_stage_one_not_the_weights_on_d
     from visrl.train.common.models import load_trainable
 
     asked = recipe(tmp_path, lora=lora)
-    t = load_trainable(asked.model, lora)  # from_pretrained: TRL would reload this path as its reference
+    t = load_trainable(asked.model, lora, asked.seed)  # from_pretrained: TRL would reload this path as its reference
     on_disk = box_log_probabilities(t)
     first = run_stage(asked, 1, t, PAIRS)
     after_stage_one = box_log_probabilities(t)
@@ -83,10 +83,12 @@ def test_stage_two_loaded_from_disk_starts_where_stage_one_ended(tmp_path):
     asked = recipe(tmp_path)
     from visrl.train.common.models import load_trainable
 
-    t = load_trainable(asked.model, None)
+    t = load_trainable(asked.model, None, asked.seed)
     run_stage(asked, 1, t, PAIRS)
     weights = {k: v.clone() for k, v in t.base.state_dict().items()}
-    found = load_trainable(stages._starting_point(asked, tmp_path / "out/stage1/final"), None).base.state_dict()
+    found = load_trainable(
+        stages._starting_point(asked, tmp_path / "out/stage1/final"), None, asked.seed
+    ).base.state_dict()
     assert all(torch.equal(found[k], weights[k]) for k in weights)
 
 
@@ -145,7 +147,9 @@ def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
 def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
     from visrl.train.common.phase_folder import claim
 
+    claim(tmp_path, {"seed": 3})  # nothing came of it: a recipe put right takes the folder
     claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    (tmp_path / "checkpoint-1").mkdir()
     claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
     with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
         claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}})
@@ -156,7 +160,7 @@ def test_lora_trains_the_language_model_and_nothing_else(name):
     model, processor = build(name)
     target = re.compile(lora_target(model))
     assert not any(target.fullmatch(n) for n, _ in model.named_modules() if "vision" in n or "visual" in n)
-    t = trainable(model, processor, ModelSection(path="", dtype="float32"), LoraSection())
+    t = trainable(model, processor, ModelSection(path="", dtype="float32"), LoraSection(), seed=0)
     trained = [n for n, p in t.model.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora_" in n and "vision" not in n and "visual" not in n and "projector" not in n for n in trained)
@@ -167,10 +171,10 @@ def test_a_continued_adapter_is_trainable_and_leaves_no_second_adapter(tmp_path)
     from visrl.train.common.models import load_trainable
 
     save("llava", tmp_path / "model")
-    asked = recipe(tmp_path, lora=LoraSection())
-    run_stage(asked, 1, load_trainable(asked.model, asked.lora), PAIRS)
+    asked = recipe(tmp_path, lora=LoraSection(), seed=0)
+    run_stage(asked, 1, load_trainable(asked.model, asked.lora, asked.seed), PAIRS)
     final = tmp_path / "out/stage1/final"
-    again = load_trainable(asked.model.model_copy(update={"adapter": str(final)}), None)
+    again = load_trainable(asked.model.model_copy(update={"adapter": str(final)}), None, asked.seed)
     before = {n: p.clone() for n, p in again.model.named_parameters() if p.requires_grad}
     assert before
     run_stage(asked.model_copy(update={"output": tmp_path / "two"}), 1, again, PAIRS)

@@ -41,4 +41,5 @@ def demonstration(i: int, protocol: str = "visrl_train") -> Demonstration:
 def tiny(name: str, dtype: torch.dtype = torch.float32, **more) -> TrainableModel:
     """A tiny trainable that writes boxes in the paper's text format."""
     model, processor = build(name, dtype=dtype)
-    return trainable(model, processor, ModelSection(path="none", dtype="float32", box_format="paper"), more.get("lora"))
+    section = ModelSection(path="none", dtype="float32", box_format="paper")
+    return trainable(model, processor, section, more.get("lora"), seed=0)

@@ -22,7 +22,7 @@ def recipe(folder: Path, **trainer) -> DPORecipe:
 
 def train(folder: Path, stage: int = 2, lora=None, **trainer):
     asked = recipe(folder, **trainer)
-    return run_stage(asked, stage, load_trainable(asked.model, lora), [preference(i) for i in range(8)])
+    return run_stage(asked, stage, load_trainable(asked.model, lora, asked.seed), [preference(i) for i in range(8)])
 
 
 def child(folder: Path, environment: dict[str, str], trainer: dict[str, int]) -> None:

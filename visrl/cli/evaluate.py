@@ -100,6 +100,7 @@ def run(
     judge: JudgeOption = "exact",
     seed: Annotated[int, typer.Option(help="seed of sampling and of random boxes")] = 0,
     output: OutputOption = None,
+    name: Annotated[str, typer.Option(help="what records, tables and pages call the model; default: its spec")] = "",
     fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
@@ -107,16 +108,14 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, check_before, evaluate
+    from visrl.evaluation.evaluate import Options, check_before, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
     processes = init()
-    upstream = [name.strip() for name in tasks.split(",") if name.strip().startswith("lmms:")]
-    if ray and upstream:
-        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
-    if own := [name.strip() for name in tasks.split(",") if name.strip() not in upstream]:
+    own, upstream = own_and_upstream(tasks, ray)
+    if own:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
@@ -131,6 +130,7 @@ def run(
         output=output,
         max_tokens=max_tokens,
         quiet=quiet,
+        name=name,
     )
     if upstream:
         from visrl.lmms.model import print_upstream

@@ -54,6 +54,7 @@ MODELS = """models
   tiny, sft, base         the small world's checkpoints, shipped with visrl
   hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too
   endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
+  openai:NAME             the service of that name; box_format must be given, as for every server
   vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
   replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
   constant:TEXT           always answers TEXT: a chance-level baseline

@@ -69,15 +69,17 @@ def describe_model(
     from accelerate import init_empty_weights
     from transformers import AutoModelForImageTextToText
 
+    from visrl.policies.hf.adapters import base_and_adapter
     from visrl.policies.hf.loading import load_config
     from visrl.train.common.models import shipped
     from visrl.train.common.vision_cache import freeze_vision
 
-    config, processor = load_config(shipped(path), {"revision": revision} if revision else {})
+    base, found = base_and_adapter(shipped(path), "")
+    config, processor = load_config(base, {"revision": revision} if revision else {})
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()  # placing parameters on meta undid it
-    section = lora or (LoraSection() if adapter else None)
+    section = lora or (LoraSection() if adapter or found else None)
     if section is None and frozen:
         freeze_vision(model)
     return Described(shape_of(model, section), family_class(config)(config, processor))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FAR_BETTER = 20.0
 """Percentage points of acc@0.5 by which another frame must be ahead to be named at the end of a run."""
-LOOKED_AT = 1000
+LOOKED_AT = 400
 """So many outputs of a run are read for that."""
 _USUAL_LIMIT = "1003520"  # 1,280 tokens of 28 x 28: what Qwen's model cards advise
 _READ_BY_US: tuple[Mode, ...] = ("lenient", "strict")
@@ -123,6 +123,8 @@ def _hint(looked: Sequence[Looked], declared: BoxFormat) -> str | None:
     """
     mode: Mode = "lenient" if declared.mode in UNCOMPARABLE else declared.mode
     own = _hits(looked, declared.with_mode(mode))
+    if not looked or 100.0 * own / len(looked) > 100.0 - FAR_BETTER:
+        return None  # nothing can be that far ahead
     hits = {form: _hits(looked, form.with_mode(mode)) for form in _formats(declared)[1:]}
     best = max(
         hits, key=lambda form: hits[form] - (len(looked) / 100 if form.name.startswith(RESIZED) else 0), default=None

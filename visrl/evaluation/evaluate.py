@@ -51,6 +51,7 @@ class Options:
     output: Path | None = None
     max_tokens: int = 128
     quiet: bool = False
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -63,6 +64,15 @@ class Outcome:
     n_samples: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+def own_and_upstream(tasks: str, ray: int | None) -> tuple[list[str], list[str]]:
+    """The names of our tasks, and of lmms-eval's. Raises UsageError where these were to run on Ray."""
+    names = [name.strip() for name in tasks.split(",")]
+    upstream = [name for name in names if name.startswith("lmms:")]
+    if ray and upstream:
+        raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
+    return [name for name in names if name not in upstream], upstream
 
 
 def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, **named: str | None) -> None:
@@ -98,7 +108,7 @@ def describe_request(
     from visrl.tasks import fingerprint
 
     return {
-        "model": policy.name,
+        "model": options.name or policy.name,
         "model_info": dict(policy.describe()),
         "box_format": policy.box_format.describe(),
         "tasks": {spec.name: spec.version for spec in specs},

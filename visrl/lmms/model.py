@@ -55,9 +55,16 @@ class LookThenAnswer(lmms):
     is_simple = False
 
     def __init__(
-        self, policy: str | Policy, config: RolloutConfig | None = None, batch_size: int | str = 8, **arguments: Any
+        self,
+        policy: str | Policy = "hf",
+        config: RolloutConfig | None = None,
+        batch_size: int | str = 8,
+        **arguments: Any,
     ) -> None:
-        """From ``--model_args policy=SPEC,…``: protocol, focus, crop and seed say how to look, the rest is the policy's."""
+        """From ``--model_args policy=SPEC,…``: protocol, focus, crop and seed say how to look, the rest is the policy's.
+
+        ``pretrained=PATH`` is what lmms-eval's own models call ``policy=hf:PATH``.
+        """
         super().__init__()
         how = {name: arguments.pop(name) for name in _CONFIG_OPTIONS if name in arguments}
         arguments.pop("max_batch_size", None)

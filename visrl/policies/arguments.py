@@ -39,8 +39,9 @@ class ModelArguments(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
+            named = f"{name}={first['input']}: " if name else ""
             raise UsageError(
-                f"--model-args: {name}={first['input']}: {first['msg']}",
+                f"--model-args: {named}{first['msg'].removeprefix('Value error, ')}",
                 f"docs/families.md lists what {cls.kind} takes",
             ) from error
 

@@ -1,6 +1,6 @@
 """Model names as users write them -> Policy. Heavy libraries are imported only for the kind that needs them.
 
-``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL[,URL]#NAME`` · ``vllm:ID_OR_PATH``
+``hf:ID_OR_PATH`` or a bare path · ``endpoint:URL[,URL]#NAME`` · ``openai:NAME`` · ``vllm:ID_OR_PATH``
 ``replay:FILE_OR_DIR`` · ``constant:TEXT`` · ``blind:MODEL`` · a shipped name
 """
 
@@ -28,6 +28,13 @@ def parse_model_args(text: str) -> dict[str, str]:
 
 def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
+    args = dict(args or {})
+    if "pretrained" in args:  # as lmms-eval and lm-evaluation-harness name a model: a kind, and where it is
+        if spec not in _KINDS:
+            raise UsageError(
+                f"--model {spec} with pretrained={args['pretrained']}", "say which model once: --model hf:PATH"
+            )
+        spec = f"{spec}:{args.pop('pretrained')}"
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in (*_KINDS, "blind"):
         if spec in CHECKPOINTS:
@@ -41,7 +48,7 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
         from visrl.policies.blind import Blind
 
         return Blind(load_policy(rest, args))
-    return _KINDS[kind]()(rest, **(args or {}))
+    return _KINDS[kind]()(rest, **args)
 
 
 def _is_hub_id(spec: str) -> bool:
@@ -58,6 +65,12 @@ def _endpoint() -> Callable[..., Policy]:
     from visrl.policies.servers.endpoint import EndpointPolicy
 
     return EndpointPolicy.load
+
+
+def _openai() -> Callable[..., Policy]:
+    from visrl.policies.servers.endpoint import EndpointPolicy
+
+    return EndpointPolicy.of_openai
 
 
 def _vllm() -> Callable[..., Policy]:
@@ -112,6 +125,7 @@ def _constant() -> Callable[..., Policy]:
 _KINDS: dict[str, Callable[[], Callable[..., Policy]]] = {
     "hf": _hf,
     "endpoint": _endpoint,
+    "openai": _openai,
     "vllm": _vllm,
     "replay": _replay,
     "constant": _constant,

@@ -48,9 +48,24 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+STATED_ONLY = frozenset({"tensors", "torch", "transformers", "pixels"})
+"""Of ``model_info``: said in records, but what decides the outputs is said otherwise (weights' hashes, arguments)."""
+
+
+def deciding(value: Any, *, inside: bool = False) -> Any:
+    """A request, or a part of one, without what is only stated: what two commands must agree in to be one run."""
+    if isinstance(value, Mapping):
+        return {
+            key: deciding(item, inside=inside or key == "model_info")
+            for key, item in value.items()
+            if not (inside and key in STATED_ONLY)
+        }
+    return value
+
+
 def request_hash(request: Mapping[str, Any]) -> str:
-    """sha256 of the request as canonical JSON: two commands with one hash are the same run."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    """sha256 of what decides a request, as canonical JSON: two commands with one hash are the same run."""
+    return hashlib.sha256(json.dumps(deciding(request), sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def slug(text: str) -> str:
@@ -206,8 +221,12 @@ class Run:
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._meta = self._check_request()
         self._whole = _locked(self.episodes_path)
+        try:
+            self._meta = self._check_request()
+        except UsageError:
+            self._whole.close()
+            raise
         self._cut_torn_line()
         self._take_in()
         self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
@@ -262,14 +281,26 @@ class Run:
             return {}
         meta: dict[str, Any] = read_meta(self.folder)
         if meta["request_hash"] != request_hash(self.request):
-            changed = sorted(
-                k for k in {*meta["request"], *self.request} if meta["request"].get(k) != self.request.get(k)
-            )
+            if self._forget_failures():
+                return {}
+            before, asked = deciding(meta["request"]), deciding(self.request)
+            changed = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
             raise UsageError(
                 f"{self.folder} holds another run: {', '.join(changed)} differ",
                 "give a new --output, or delete that folder",
             )
         return meta
+
+    def _forget_failures(self) -> bool:
+        """Whether another run claimed this folder and got nothing done: nothing, or failures alone, which are dropped."""
+        parts = [path for path in self.folder.glob(self._part("*").name) if path.stat().st_size]
+        if self._whole is None or parts or not all(read_lines(self.episodes_path, _failed)):
+            return False
+        log.warning("%s: another command got nothing done here; this one takes the folder", self.folder)
+        self._whole.truncate(0)
+        for path in (*self.folder.glob("records/*.json"), *self.folder.glob("scores.jsonl")):
+            path.unlink()
+        return True
 
     def _cut_torn_line(self) -> None:
         """Before appending: half a line from a killed process would glue itself to the next one."""
@@ -334,6 +365,10 @@ class Run:
         part = self._part(self.processes.rank)
         if self.processes.world_size > 1 and part.exists() and not part.stat().st_size:
             part.unlink()
+
+
+def _failed(line: Any) -> bool:
+    return "error" in line and line["error"] is not None
 
 
 def _locked(path: Path) -> BinaryIO:

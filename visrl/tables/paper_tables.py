@@ -11,7 +11,7 @@ Never compared: anything drawn in the small world. No average is ever shown that
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from visrl.core.box_rules import UNCOMPARABLE
@@ -118,15 +118,32 @@ _SPLITTERS: tuple[tuple[str, _Key], ...] = (
     ("crop", lambda r: r.crop),
     ("judge", lambda r: r.judge or "none"),
     ("parser", lambda r: r.box_format.get("mode", "")),
+    ("boxes", lambda r: r.box_format.get("name", "")),
+    ("adapter", lambda r: _adapter(r).get("path", "none")),
+    ("dtype", lambda r: str(r.model_info.get("dtype", ""))),
+    ("bits", lambda r: str(r.model_info.get("bits", "all"))),
+    ("weights", lambda r: _weights(r)),
     ("limit", lambda r: str(r.limit)),
     ("seed", lambda r: str(r.seed)),
     ("data", lambda r: str(sorted(r.data.items(), key=str))),
 )
 
 
+def _adapter(result: TaskResult) -> Mapping[str, Any]:
+    found = result.model_info.get("adapter")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _weights(result: TaskResult) -> str:
+    """The first digits of the hash of a model's files, and of its adapter's."""
+    hashes = [about.get("weights_sha256") for about in (result.model_info, _adapter(result))]
+    return "+".join(str(found)[:8] for found in hashes if found)
+
+
 def split_rows(results: Sequence[TaskResult]) -> list[tuple[str, dict[tuple[str, str], TaskResult]]]:
     """Results as rows, in order: one per model, protocol and focus, and where two results of a row claim one cell, one per
-    crop, judge, parser, limit and seed as well. Of results equal in all these the last counts."""
+    crop, judge, parser, box format, adapter, dtype, weights, limit and seed as well. Of results equal in all these the last
+    counts."""
     groups: dict[str, list[TaskResult]] = {}
     for result in results:
         groups.setdefault(_label(result), []).append(result)

@@ -39,17 +39,17 @@ def known_families() -> list[str]:
 
 
 def family_class(config: Any) -> type[Family]:
-    """The adapter of a model's config. Raises UsageError where there is none."""
-    wanted = [getattr(config, "visrl_family", None), getattr(config, "model_type", None)]
-    for name in filter(None, wanted):
-        if name in _OURS:
-            module, _, attribute = _OURS[name].partition(":")
-            return getattr(import_module(_HERE + module), attribute)  # type: ignore[no-any-return]
-        for point in entry_points(group=GROUP):
-            if point.name == name:
-                return point.load()  # type: ignore[no-any-return]
+    """The adapter of a model's config: of its ``visrl_family`` where it names one. Raises UsageError where there is none."""
+    named, model_type = getattr(config, "visrl_family", None), getattr(config, "model_type", None)
+    name = named or model_type
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        return getattr(import_module(_HERE + module), attribute)  # type: ignore[no-any-return]
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return point.load()  # type: ignore[no-any-return]
     raise UsageError(
-        f"no family adapter for model type {wanted[1]!r}",
+        f"no family adapter for {f'visrl_family {named!r}' if named else f'model type {model_type!r}'}",
         f"known: {', '.join(known_families())}; add one by an entry point in the group {GROUP}, or serve the model and use"
         " --model endpoint:URL#NAME",
     )

@@ -76,6 +76,7 @@ class Family:
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
     pixel_limits: what bounds a picture's tokens, as users name it -> the setting of its image processor, ``size.KEY`` or an
     attribute.
+    ignored_weights: regexes of tensors that its published files hold and its class has no place for; all others are refused.
     """
 
     name: ClassVar[str]
@@ -89,6 +90,7 @@ class Family:
     adds_bos: ClassVar[bool] = False
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
+    ignored_weights: ClassVar[tuple[str, ...]] = ()
     layout: Layout
 
     def __init__(self, config: Any, processor: Any) -> None:

@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BeforeValidator, model_validator
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
+from typing_extensions import Self
 
 from visrl.errors import UsageError
 from visrl.policies.arguments import PixelArguments
 from visrl.policies.families import family_class, family_for
 from visrl.policies.families.base import Family
+from visrl.policies.hf.adapters import base_and_adapter, load_adapter
+from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
+from visrl.policies.hf.own_template import say_if_ignored
+from visrl.policies.hf.quantization import quantization
 from visrl.runs.distributed import rank
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter"}
+NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter", "lora": "adapter"}
 """What lmms-eval, lm-evaluation-harness and transformers call an argument -> its name here."""
 
 
@@ -36,10 +44,24 @@ class CheckpointArguments(PixelArguments):
     dtype: Annotated[Dtype, BeforeValidator(lambda word: _SHORT.get(word, word))] = "auto"
     device: str = ""
     device_map: str = ""
-    attn: Literal["", "sdpa", "eager"] = ""
+    attn: Annotated[Literal["", "sdpa", "eager"], BeforeValidator(lambda word: _attention(word))] = ""
     revision: str = ""
     adapter: str = ""
+    processor: str = ""
     trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> Self:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit: give one of them")
+        return self
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, where they are rounded; 0 where they are not."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
     @property
     def where(self) -> dict[str, Any]:
@@ -48,6 +70,20 @@ class CheckpointArguments(PixelArguments):
         return {"trust_remote_code": self.trust_remote_code, **revision}
 
 
+def _attention(word: Any) -> Any:
+    if str(word).startswith(("flash", "paged", "kernels-community")):
+        raise ValueError(
+            "flash attention takes no mask, and evaluation needs one: samples of a prompt are branches of one row; use sdpa"
+        )
+    return word
+
+
+UNLOADABLE = (
+    OSError, ImportError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError, ZeroDivisionError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers, safetensors and torch raise on a checkpoint that is not whole, or not of its config."""
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"}
 
 
@@ -76,22 +112,34 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
     Raises UsageError for anything a user can mend: no such checkpoint, no safetensors, no adapter for its family.
     """
     args = args or CheckpointArguments()
+    path, adapter = base_and_adapter(path, args.adapter)
     if args.device_map:
         _one_process_per_machine()
+    require_device(args.device)
+    require_device("" if args.device_map in SPREADS else args.device_map)
     if rank():
         disable_progress_bar()
-    device_map = {"device_map": args.device_map} if args.device_map else {}
-    config, processor, model = load_parts(path, args.where, args.dtype, args.attn or None, **device_map)
+    how = quantization(args.bits, args.device or own_device())
+    if args.device_map:
+        how["device_map"] = args.device_map
+    config, processor, model = load_parts(
+        path, args.where, args.dtype, args.attn or None, processor=args.processor, **how
+    )
     if model.config._attn_implementation not in ("sdpa", "eager"):
         asked = model.config._attn_implementation
         raise UsageError(f"{path} asks for unsupported attention {asked}", "pass attn=sdpa or attn=eager")
-    if args.adapter:
-        model = _with_adapter(model, args.adapter)
-    if not args.device_map:
+    tensors = tensors_loaded(model)
+    merged = None
+    if adapter:
+        model, applied = load_adapter(model, adapter, path)
+        model = model.merge_and_unload()  # rounds in the model's dtype
+        merged = {"path": adapter, "weights_sha256": weights_hash(Path(adapter)), "tensors": applied}
+    if "device_map" not in how:
         model = model.to(args.device or own_device())
     model.eval()
     family = family_for(config, processor)
     family.limit_pixels(args.pixel_limits)
+    say_if_ignored(path, family)
     about = {
         "family": family.name,
         "path": path,
@@ -101,43 +149,79 @@ def load_checkpoint(path: str, args: CheckpointArguments | None = None) -> Loade
         "attn": model.config._attn_implementation,
         "image_processor": type(processor.image_processor).__name__,
         "trust_remote_code": args.trust_remote_code,
-        "adapter": {"path": args.adapter, "weights_sha256": weights_hash(Path(args.adapter))} if args.adapter else None,
+        "adapter": merged,
+        "tensors": tensors,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **({"processor": args.processor} if args.processor else {}),
+        **({"bits": args.bits} if args.bits else {}),
     }
     if family.pixel_limits:
         about["pixels"] = family.pixels()
+    if args.pixel_limits:
+        about["pixel_limits"] = args.pixel_limits
     return Loaded(model, processor, family, about)
 
 
-def load_config(path: str, where: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Config and processor of a folder or hub id; no weights are read. where: revision and trust_remote_code.
+def load_config(path: str, where: Mapping[str, Any], processor: str = "") -> tuple[Any, Any]:
+    """Config and processor of a folder or hub id; no weights are read. where: revision and trust_remote_code. processor: the
+    folder or hub id it comes from, where not ``path``.
 
     Raises UsageError where transformers cannot load them.
     """
-    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():  # must not be asked of the hub
-        raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id")
+    for place in filter(None, (path, processor)):
+        if place.startswith(("/", ".", "~")) and not Path(place).is_dir():  # must not be asked of the hub
+            raise UsageError(f"cannot load {place}: no such folder", "give a folder with config.json, or a hub id")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if "model_type" not in raw:
             raise OSError("it has no config.json with a model_type")
         family_class(RawConfig.of(raw))  # registers classes of our own (Yi-VL) before transformers looks for them
-        return AutoConfig.from_pretrained(path, **where), AutoProcessor.from_pretrained(path, **where)
-    except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
+        config = AutoConfig.from_pretrained(path, **where)
+    except UNLOADABLE as error:
+        raise UsageError(f"cannot load {path}: {_reason(error)}", _hint(path, error)) from error
+    return config, _load_processor(path, where, processor)
 
 
-def load_parts(path: str, where: Mapping[str, Any], dtype: Any, attn: str | None, **more: Any) -> tuple[Any, Any, Any]:
+def _load_processor(path: str, where: Mapping[str, Any], processor: str) -> Any:
+    place = processor or path
+    trusted = {"trust_remote_code": where.get("trust_remote_code", False)}
+    hint = "a fine-tune saved without its processor takes its base's: --model-args processor=BASE"
+    try:
+        found = AutoProcessor.from_pretrained(place, **(trusted if processor else where))
+    except UNLOADABLE as error:
+        raise UsageError(f"cannot load the processor of {place}: {_reason(error)}", hint) from error
+    if not isinstance(found, ProcessorMixin):  # a tokenizer alone, where there is no file for pictures
+        raise UsageError(f"{place} has no processor for pictures, only a {type(found).__name__}", hint)
+    return found
+
+
+def load_parts(
+    path: str, where: Mapping[str, Any], dtype: Any, attn: str | None, *, processor: str = "", **more: Any
+) -> tuple[Any, Any, Any]:
     """Config, processor and model of a checkpoint, as its files have them: what evaluation and training load alike.
 
-    Raises UsageError as :func:`load_config` does, and where there are no safetensors.
+    Raises UsageError as :func:`load_config` does, where there are no safetensors, and where weights and files do not match
+    one to one (complete.py): nothing is ever left at random.
     """
-    config, processor = load_config(path, where)
+    config, found = load_config(path, where, processor)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attn, use_safetensors=True, **where, **more
-        )
-    except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"cannot load {path}: {_first_line(error)}", _hint(path, error)) from error
-    return config, processor, model
+        with no_report():
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they come back in info, with their names
+                output_loading_info=True,
+                **where,
+                **more,
+            )
+    except UNLOADABLE as error:
+        raise UsageError(f"cannot load {path}: {_reason(error)}", _hint(path, error)) from error
+    require_complete(path, model, info, family_class(config))
+    return config, found, model
 
 
 def commit_of(config: Any) -> str | None:
@@ -178,26 +262,38 @@ class RawConfig:
         return cls(raw.get("model_type"), raw.get("visrl_family"))
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def require_device(name: str) -> None:
+    """Raises UsageError for a device that is none, or not in this machine; "" is content."""
+    if not name:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: {_reason(error)}", "cpu, cuda, cuda:1, mps, …") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
+        raise UsageError(f"device={name}: {found}", "install the driver and a torch built for it, or leave device out")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device={name}: this torch has none", "leave device out to run on the CPU")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that says something; with the type, where the type is what says what went wrong."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return line if line and isinstance(error, (OSError, ImportError, ValueError)) else f"{type(error).__name__}: {line}"
 
 
 def _hint(path: str, error: BaseException) -> str:
     folder = Path(path)
     if isinstance(error, ImportError):
         return "install the package it names"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "device_map=auto spreads it over all GPUs; dtype=bfloat16 or load_in_4bit=true make it smaller"
+    if isinstance(error, SafetensorError):
+        return "a file of weights is cut off or damaged: copy it again"
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and [*folder.glob("*.bin"), *folder.glob("*.pt")]:
         return "its weights are pickles; load them once where you trust them and save_pretrained() writes safetensors"
     return "give a folder with config.json, processor files and *.safetensors, or a hub id that this machine can reach"
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    """The model with a LoRA merged into its weights; merging rounds in the model's dtype."""
-    from peft import PeftModel
-
-    if not list(Path(adapter).glob("adapter_model.safetensors")):
-        raise UsageError(f"no adapter_model.safetensors in {adapter}", "adapter= takes a folder saved by PEFT")
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def folder_of(path: str, revision: str) -> Path:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
+OPENAI = "https://api.openai.com/v1"
 Message = dict[str, Any]
 
 
@@ -126,6 +127,16 @@ class EndpointPolicy(Policy):
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
         if args.adapter:
             asyncio.run(policy.load_adapter())
+        return policy
+
+    @classmethod
+    def of_openai(cls, model: str, **arguments: Any) -> EndpointPolicy:
+        """``--model openai:NAME``: the service itself. Raises UsageError as :meth:`load` does, and without a key."""
+        key = EndpointArguments.read(arguments).key_env
+        if not os.environ.get(key):
+            raise UsageError(f"openai:{model} needs a key, and {key} is not set", f"export {key}=…, or key_env=NAME")
+        policy = cls.load(f"{OPENAI}#{model}", **arguments)
+        policy.name = f"openai:{model}"
         return policy
 
     @property

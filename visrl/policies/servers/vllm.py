@@ -63,6 +63,8 @@ class VLLMPolicy(Policy):
     @classmethod
     def load(cls, path: str, **arguments: Any) -> VLLMPolicy:
         """``--model vllm:ID --model-args …``. Raises UsageError without vLLM, and for a model it or visrl does not know."""
+        from visrl.policies.hf.adapters import base_and_adapter
+
         args = VLLMArguments.read(arguments)
         try:
             import vllm
@@ -70,9 +72,11 @@ class VLLMPolicy(Policy):
             raise UsageError(
                 "vllm is not installed", "pip install 'visrl[vllm]' on a machine with a GPU, or --model hf:ID"
             ) from error
+        name = path
+        path, adapter = base_and_adapter(path, args.adapter)
         family, about = _family(path, args)
         family.limit_pixels(args.pixel_limits)  # what boxes in the resized picture are measured by
-        rank = _rank(args.adapter) if args.adapter else 0
+        rank = _rank(adapter) if adapter else 0
         try:
             engine = vllm.LLM(
                 model=path,
@@ -93,15 +97,14 @@ class VLLMPolicy(Policy):
             raise UsageError(
                 f"vLLM cannot load {path}: {first}", "try --model hf:ID, which loads it with transformers"
             ) from error
-        facts = {
-            **about,
-            **({"pixels": family.pixels()} if family.pixel_limits else {}),
-            "dtype": args.dtype,
-            "vllm": vllm.__version__,
-        }
-        policy = cls(f"vllm:{path}", engine, family, facts, box_format=args.box_format, rank=rank)
-        if args.adapter:
-            policy.use_adapter(args.adapter)
+        facts = {**about, "dtype": args.dtype, "vllm": vllm.__version__}
+        if family.pixel_limits:
+            facts["pixels"] = family.pixels()
+        if args.pixel_limits:
+            facts["pixel_limits"] = args.pixel_limits
+        policy = cls(f"vllm:{name}", engine, family, facts, box_format=args.box_format, rank=rank)
+        if adapter:
+            policy.use_adapter(adapter)
         return policy
 
     @property
@@ -115,6 +118,7 @@ class VLLMPolicy(Policy):
         """
         from vllm.lora.request import LoRARequest
 
+        from visrl.policies.hf.adapters import adapter_tensors
         from visrl.policies.hf.loading import weights_hash
 
         if _rank(folder) > self.rank:
@@ -122,9 +126,10 @@ class VLLMPolicy(Policy):
                 f"{folder} has rank {_rank(folder)}, vLLM was started for rank {self.rank}",
                 "load this adapter at the start: --model-args adapter=FOLDER",
             )
+        tensors = len(adapter_tensors(folder))
         self._loaded += 1  # vLLM tells adapters apart by this number: a new one for new weights, whatever the folder
         self._adapter = LoRARequest(f"{Path(folder).name}-{self._loaded}", self._loaded, folder)
-        self._about["adapter"] = {"path": folder, "weights_sha256": weights_hash(Path(folder))}
+        self._about["adapter"] = {"path": folder, "weights_sha256": weights_hash(Path(folder)), "tensors": tensors}
 
     def describe(self) -> Mapping[str, Any]:
         """What a record says of this model."""

@@ -44,18 +44,22 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_trainable(section: ModelSection, lora: LoraSection | None) -> TrainableModel:
-    """Load a model for training. Raises UsageError for one that is not there, has no family adapter, or trains
-    nothing.
+def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -> TrainableModel:
+    """Load a model for training; of a LoRA folder as ``path`` its base, with the adapter going on. seed: of a new adapter.
+
+    Raises UsageError for one that is not there or not whole, has no family adapter, or trains nothing.
     """
     import torch
 
+    from visrl.policies.hf.adapters import base_and_adapter
     from visrl.policies.hf.loading import CheckpointArguments, load_parts
 
+    path, adapter = base_and_adapter(shipped(section.path), section.adapter or "")
+    section = section.model_copy(update={"path": path, "adapter": adapter or None})
     args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
-    _, processor, model = load_parts(shipped(section.path), args.where, dtype, section.attn)
-    return trainable(model, processor, section, lora)
+    _, processor, model = load_parts(path, args.where, dtype, section.attn)
+    return trainable(model, processor, section, lora, seed)
 
 
 def shipped(path: str) -> str:
@@ -68,14 +72,16 @@ def shipped(path: str) -> str:
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
 
 
-def trainable(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None) -> TrainableModel:
+def trainable(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None, seed: int) -> TrainableModel:
     """A loaded model with what is to be trained of it switched on."""
+    from visrl.policies.hf.adapters import load_adapter
+
     family = family_class(model.config)(model.config, processor)
     encoder = ConversationEncoder(family, family.box_format(section.box_format or "native"))
     if section.adapter is not None:
-        model = continue_adapter(model, section.adapter)
+        model, _ = load_adapter(model, section.adapter, section.path, trainable=True)
     elif lora is not None:
-        model = add_lora(model, lora)
+        model = add_lora(model, lora, seed)
     elif section.freeze_vision:
         freeze_vision(model)
     require_something_to_train(model)
@@ -96,10 +102,11 @@ def lora_target(model: nn.Module) -> str:
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"
 
 
-def add_lora(model: Any, section: LoraSection) -> Any:
+def add_lora(model: Any, section: LoraSection, seed: int) -> Any:
     """``model`` with fresh adapters (the official r 8, alpha 16; B starts at 0, so the policy starts where the model
-    is).
+    is). A is drawn from ``seed`` alone, and the generator that others draw from stays where it is.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
     target = section.target or lora_target(model)
@@ -107,20 +114,13 @@ def add_lora(model: Any, section: LoraSection) -> Any:
         r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=target, bias="none"
     )
     try:
-        return get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(
             f"lora.target: {error}", "give a regular expression that matches whole module names"
         ) from error
-
-
-def continue_adapter(model: Any, folder: str) -> Any:
-    """``model`` with an adapter that goes on being trained: without ``is_trainable`` nothing would, and no error say
-    so.
-    """
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 def require_something_to_train(model: nn.Module) -> None:

@@ -102,10 +102,12 @@ def into_place(beside: Path, final: Path) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference."""
+    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference; a claim
+    under which nothing was written yet is taken over.
+    """
     path = folder / "settings.json"
     asked = json.loads(dump_json(settings))
-    if not path.is_file():
+    if not path.is_file() or not any(file != path for file in folder.iterdir()):
         write_atomically(path, dump_json(asked))
         return
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -105,7 +105,7 @@ def run(recipe: DPORecipe) -> int:
         claim(folder, settings(recipe, stage))
         if not finished(folder):
             trainable = trainable or load_trainable(
-                _starting_point(recipe, before), recipe.lora if before is None else None
+                _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed
             )
             run_stage(recipe, stage, trainable, pairs)
         before = folder / "final"

@@ -137,7 +137,7 @@ def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
     claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}))
     if not finished(recipe.output):
-        run_sft(recipe, load_trainable(recipe.model, recipe.lora), load_demonstrations(recipe.data))
+        run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), load_demonstrations(recipe.data))
     return EXIT_DONE
 
 

@@ -219,7 +219,9 @@ def test_wilson_by_hand_and_at_the_ends():
 
 def test_points_do_not_fall_below_zero():
     # 0, 0, 50: mean 16.7, se 16.7, t(2) = 4.30: -55.0 .. 88.4
-    assert stats.mean([0.0, 0.0, 50.0], list("abc"), 200.0).ci == pytest.approx((0.0, 50 / 3 + 4.302653 * 50 / 3), abs=1e-4)
+    assert stats.mean([0.0, 0.0, 50.0], list("abc"), 200.0).ci == pytest.approx(
+        (0.0, 50 / 3 + 4.302653 * 50 / 3), abs=1e-4
+    )
 
 
 def test_a_ratio_of_few_is_wilson_s_with_the_samples_its_error_is_worth():

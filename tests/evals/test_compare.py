@@ -174,6 +174,22 @@ def test_a_group_s_f1_is_the_mean_of_its_sets():
     assert found["precision"].before == pytest.approx(250 / 3) and found["precision"].after == pytest.approx(100)
 
 
+def test_groups_whose_mean_nobody_reports_have_none():
+    sets = {name: rows("acc@0.5", [1, 0]) for name in GROUPS["refcoco"]}
+    assert {d.task for d in compare(sets, sets)} == set(sets)
+    # RefCOCO's three splits have no mean; a group of one task would be that task again
+    assert pair_group("refcoco", {name: pair_task(name, a, a) for name, a in sets.items()}) == []
+    assert pair_group("pope", {}) == []
+
+
+def test_a_metric_that_one_set_lacks_is_not_averaged():
+    a = {name: rows("accuracy", [1.0, 0.0]) for name in GROUPS["pope"]}
+    a["pope_coco_random"] = {
+        i: Row(r.cluster, "", {**r.values, "extra": 1.0}) for i, r in a["pope_coco_random"].items()
+    }
+    assert [d.metric for d in compare(a, a) if d.task == "pope"] == ["accuracy"]
+
+
 def test_pope_without_yes_ratio_has_no_f1():
     a = rows("accuracy", [1.0, 0.0])
     assert [p.metric for p in pair_task("pope_coco_random", a, a)] == ["accuracy"]

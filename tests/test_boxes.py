@@ -99,3 +99,9 @@ def test_hull_and_clip():
     assert Box(-5, 10, 700, 20).clipped((640, 480)).xyxy == (0, 10, 640, 20)
     with pytest.raises(ValueError, match="one frame"):
         hull([Box(0, 0, 1, 1), Box(0, 0, 1, 1, UNIT)])
+
+
+def test_a_point_on_an_edge_is_inside():
+    box = Box(10, 20, 30, 40)
+    assert all(box.contains(x, y) for x in (10, 20, 30) for y in (20, 30, 40))
+    assert not any(box.contains(*p) for p in ((9.9, 30), (30.1, 30), (20, 19.9), (20, 40.1)))

@@ -551,3 +551,49 @@ def test_our_own_tables_are_up_to_date(monkeypatch):
 
     monkeypatch.chdir(Path(__file__).parents[2])
     assert main(["tables", "--check"]) == 0
+
+
+def test_a_suite_s_numbers_may_lie_at_their_bounds_and_not_beyond(tmp_path):
+    def load(**more):
+        gate = {
+            "baseline": "b",
+            "model": "m",
+            "tasks": "refcoco_val",
+            "cells": [{"task": "refcoco_val", "floor": 0.1}],
+            **more,
+        }
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({"paired": [gate]}))
+        return load_suite(str(tmp_path / "s.yaml")).paired[0]
+
+    gate = load()
+    assert (gate.limit, gate.focus, gate.judge, gate.seed, gate.batch_size) == (None, "predicted", "exact", 0, 32)
+    assert (gate.max_unscored, gate.max_unparsed, gate.protocol, gate.crop) == (0.0, 0.05, None, None)
+    assert load(limit=1, batch_size=1).limit == 1
+    assert load(max_unscored=1, max_unparsed=1).max_unscored == load(max_unscored=1, max_unparsed=1).max_unparsed == 1
+    for wrong in ({"limit": 0}, {"batch_size": 0}, {"cells": []}, {"max_unscored": -0.01}, {"max_unparsed": -0.01}):
+        with pytest.raises(UsageError):
+            load(**wrong)
+    for wrong in ({"max_unscored": 1.01}, {"max_unparsed": 1.01}):
+        with pytest.raises(UsageError):
+            load(**wrong)
+
+
+def test_what_a_cell_gates():
+    from visrl.evals.suite import Cell
+
+    assert Cell(task="refcoco_val", floor=1).whats == [("refcoco_val", "acc@0.5")]
+    assert Cell(task="pope", floor=1).whats == [("pope", "f1")]
+    assert Cell(task="pope", metric="accuracy", floor=1).name == "pope accuracy"
+    pool = Cell(pool={"refcoco": "miou", "viscot_cub": "answer"}, floor=1)
+    splits = [("refcoco_val", "miou"), ("refcoco_testA", "miou"), ("refcoco_testB", "miou")]
+    assert pool.whats == [*splits, ("viscot_cub", "answer")] and pool.name == "refcoco miou + viscot_cub answer"
+    for wrong in ({}, {"task": "pope", "pool": {"mme": "x"}}, {"pool": {"pope": "f1"}, "metric": "f1"}):
+        with pytest.raises(ValueError, match="a cell has a task"):
+            Cell(floor=1, **wrong)
+
+
+def test_long_values_of_a_mismatch_are_cut_at_sixty_characters():
+    from visrl.evals.baselines import _short
+
+    assert _short("x" * 60) == "x" * 60 and _short("x" * 61) == "x" * 57 + "…"
+    assert _short({"a": 1, "b": "c"}) == "1+c" and _short(None) == "None"

@@ -76,6 +76,13 @@ def test_a_finding_s_facts_are_the_difference_s():
     assert {name: facts[name] for name in ("before", "after", "delta", "se", "floor", "z", "n", "unit", "p")} == {
         "before": 70.0, "after": 69.5, "delta": -0.5, "se": 0.4, "floor": 1.0, "z": 2.0, "n": 1000, "unit": "percent", "p": 0.5,
     }  # fmt: skip
+    assert (facts["fixed"], facts["broken"], facts["unpaired"], facts["ci"], facts["n_clusters"]) == (
+        0,
+        0,
+        0,
+        None,
+        1000,
+    )
     assert check_difference(replace(diff(0, 0.1), se=None), 1.0).facts["smallest_visible"] is None
 
 

@@ -178,3 +178,12 @@ def test_all_viscot_boxes_convert(shared):
             assert max(abs(a - b) for a, b in zip(numbers, truth.xyxy, strict=True)) <= 0.001 + 1e-9
             n += 1
     assert n == 9937
+
+
+def test_the_frame_of_each_named_format():
+    frames = {name: FORMATS[name].frame for name in FORMATS if name.endswith(("_3dp", "_pixel", "_1000", "_1024"))}
+    expected = {
+        "padded_square_3dp": SQUARE, "wh_norm_3dp": UNIT, "json_pixel": PIXEL, "json_1000": grid(1000),
+        "point_pairs_1000": grid(1000), "box_tag_1000": grid(1000), "box_tag_nested_1000": grid(1000), "loc_1024": grid(1024),
+    }  # fmt: skip
+    assert {name: frames[name] for name in expected} == expected

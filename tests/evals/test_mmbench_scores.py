@@ -211,6 +211,10 @@ def test_unread_rows_of_an_open_circle_are_not_counted_as_unparsed_there():
         ("the answer is a thing", None),  # an article
         ("answer: I", None),
         ("not a banana", None),
+        ("The answer is A dog", "C"),
+        ("The answer is A thing", None),
+        ("The answer is B thing", "B"),
+        ("The answer is A because it is one", "A"),
         ("It is a big dog. A dog.", None),  # C and D, in two sentences
     ],
 )

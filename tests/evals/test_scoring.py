@@ -157,3 +157,11 @@ def test_a_column_that_begins_late_and_a_score_that_is_replaced():
     assert list(scores.part(scores.column("m")[[0, 2]], [0, 2]).clusters) == ["a", "c"]
     scores.drop("m")
     assert scores["c"] == {}
+
+
+def test_what_a_measure_does_not_say_is_zero():
+    from visrl.evals.scorers.measure import Measured
+
+    bare = Measured("m", 1.0, None, None, "percent", 1, 1)
+    assert (bare.n_expected, bare.n_missing, bare.n_unscored, bare.n_unparsed) == (0, 0, 0, 0)
+    assert bare.higher_is_better and bare.judge is None

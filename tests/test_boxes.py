@@ -140,3 +140,10 @@ def test_iou_by_hand_along_both_axes():
     assert iou(a, b) == pytest.approx(90 / 290)
     assert iou_arrays(np.array([a.xyxy]), np.array([b.xyxy]))[0] == pytest.approx(90 / 290)
     assert iou(Box(0, 0, 10, 10), Box(0, 10, 10, 20)) == iou(Box(0, 0, 10, 10), Box(20, 20, 30, 30)) == 0.0
+
+
+def test_arrays_of_small_and_reversed_boxes():
+    # .5 x .5 within .5 x 1: 1 / 2; a reversed box has no area and shares none
+    a = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [5, 5, 3, 9], [5, 5, 9, 3]])
+    b = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 1.0], [2, 2, 9, 9], [2, 2, 9, 9]])
+    assert iou_arrays(a, b).tolist() == [1.0, 0.5, 0.0, 0.0] == iou_arrays(b, a).tolist()

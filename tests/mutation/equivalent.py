@@ -4,4 +4,35 @@ Keyed by file, the lines they touch (blanks folded) and what these become, so th
 random_mutants.py does not try them; test_random_mutants.py checks that each is still a mutant of the source.
 """
 
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "evals/scorers/mmbench.py",
+        "return np.divide(sums[..., 0], sums[..., 1], out=np.full_like(sums[..., 0], np.nan), where=sums[..., 1] > 0)",
+        "return np.divide(sums[..., 0], sums[..., 1], out=np.full_like(sums[..., 1], np.nan), where=sums[..., 1] > 0)",
+    ): "both columns have the same shape and type, and full_like takes nothing else of them",
+    (
+        "evals/scorers/letters.py",
+        "return worded.FURTHER_BEFORE.search(text[max(0, start - 24) : start]) is not None",
+        "return worded.FURTHER_BEFORE.search(text[max(0, start - 23) : start]) is not None",
+    ): "the pattern and the character it looks back at are at most 19 long",
+    (
+        "evals/scorers/letters.py",
+        "return worded.FURTHER_BEFORE.search(text[max(0, start - 24) : start]) is not None",
+        "return worded.FURTHER_BEFORE.search(text[max(0, start - 25) : start]) is not None",
+    ): "the pattern and the character it looks back at are at most 19 long",
+    (
+        "evals/compare.py",
+        "before, after = (np.array([_counts(run[i]) for i in rows], dtype=np.float64).reshape(-1, 3) for run in (a, b))",
+        "before, after = (np.array([_counts(run[i]) for i in rows], dtype=np.float64).reshape(-2, 3) for run in (a, b))",
+    ): "numpy takes any negative size for the one to be found",
+    (
+        "evals/baselines.py",
+        "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))",
+        "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=121))",
+    ): "where YAML folds a line: it reads back as the same value",
+    (
+        "evals/baselines.py",
+        "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))",
+        "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=119))",
+    ): "where YAML folds a line: it reads back as the same value",
+}

@@ -202,6 +202,17 @@ def test_critics_speak_briefly_and_say_what_they_are():
     assert [(s.max_tokens, s.temperature, s.n) for _, s in critic.asked] == [(64, 0.0, 1)] * 2
     assert [request.keep_cache for request, _ in critic.asked] == [False, False]
     assert [request.turns[0].pictures[0].ref for request, _ in critic.asked] == ["c", "p.png"]  # no crop: the picture
+    assert (ScoreCritic(critic).name, LikelihoodCritic(Scorer([])).name, OracleCritic().name) == (
+        "score:org",
+        "likelihood:org",
+        "oracle",
+    )
+    assert (
+        ScoreCritic(critic).needs_pictures
+        is LikelihoodCritic(critic).needs_pictures
+        is critic.needs_pictures
+        is not None
+    )
     found = ScoreCritic(critic).describe()
     assert (found["kind"], found["prompts"], found["model"]) == ("score", "critics/v1", "org")
     assert OracleCritic("anls").describe() == {"kind": "oracle", "judge": "anls"} and not OracleCritic().needs_pictures

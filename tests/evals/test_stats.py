@@ -252,3 +252,9 @@ def test_each_of_2000_replicates_draws_as_many_clusters_as_there_are(monkeypatch
     drawn = np.concatenate(list(stats._draws(7, np.random.default_rng(0))))
     assert drawn.shape == (2000, 7) and (drawn.sum(axis=1) == 7).all()
     assert drawn.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)  # sd of a mean: sqrt(6/7 / 2000) = .02
+
+
+def test_rounding_takes_wilson_s_ends_to_the_scale_and_not_beyond():
+    # the formula alone gives 1 + 2e-16 and -3e-20 here
+    assert stats.wilson(0.9999999999978132, 17)[1] == 1.0
+    assert stats.wilson(1.6453840251302653e-13, 10_000)[0] == 0.0

@@ -35,4 +35,24 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))",
         "write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=119))",
     ): "where YAML folds a line: it reads back as the same value",
+    (
+        "evals/scorers/rec.py",
+        "found = np.array([_pixels(episode.box) for _, _, episode in boxed], dtype=np.float64).reshape(-1, 4)",
+        "found = np.array([_pixels(episode.box) for _, _, episode in boxed], dtype=np.float64).reshape(-2, 4)",
+    ): "numpy takes any negative size for the one to be found",
+    (
+        "evals/scorers/rec.py",
+        "gold = np.array([_pixels(sample.box) for _, sample, _ in boxed], dtype=np.float64).reshape(-1, 4)",
+        "gold = np.array([_pixels(sample.box) for _, sample, _ in boxed], dtype=np.float64).reshape(-2, 4)",
+    ): "numpy takes any negative size for the one to be found",
+    (
+        "evals/scorers/measure.py",
+        "_CHUNK = 1000 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
+        "_CHUNK = 999 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
+    ): "how many are in hand at a time: the scores are the same",
+    (
+        "evals/scorers/measure.py",
+        "_CHUNK = 1000 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
+        "_CHUNK = 1001 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
+    ): "how many are in hand at a time: the scores are the same",
 }

@@ -215,6 +215,8 @@ def test_unread_rows_of_an_open_circle_are_not_counted_as_unparsed_there():
         ("The answer is A thing", None),
         ("The answer is B thing", "B"),
         ("The answer is A because it is one", "A"),
+        ("The answer is B or A because both fit", None),
+        ("The answer is B and A dog is beside it", "B"),  # an article, no second letter
         ("It is a big dog. A dog.", None),  # C and D, in two sentences
     ],
 )

@@ -203,3 +203,8 @@ def test_what_the_rule_cannot_see_is_told_both_ways():
     assert (found["accuracy"].value, found["accuracy_careful"].value) == (0.0, 100.0)
     assert found["yes_ratio"].value == pytest.approx(200 / 3) and not found["yes_ratio"].notes
     assert found["yes_ratio"].se == pytest.approx(100 / 3)  # 1, 1, 0: s^2 = 1/3, / 3
+
+
+def test_a_question_without_a_true_answer_is_unscored():
+    found = numbers(score("pope_coco_popular", [(sample("a"), said("a", "Yes")), *pairs(("yes", "Yes"))]))["accuracy"]
+    assert (found.value, found.n, found.unscored_reasons) == (100.0, 1, {"the sample has no true answer": 1})

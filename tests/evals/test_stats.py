@@ -258,3 +258,11 @@ def test_rounding_takes_wilson_s_ends_to_the_scale_and_not_beyond():
     # the formula alone gives 1 + 2e-16 and -3e-20 here
     assert stats.wilson(0.9999999999978132, 17)[1] == 1.0
     assert stats.wilson(1.6453840251302653e-13, 10_000)[0] == 0.0
+
+
+@pytest.mark.parametrize(("draws", "has_error"), [(1, False), (2, True)])
+def test_two_draws_have_a_spread_and_one_has_none(monkeypatch, draws, has_error):
+    monkeypatch.setattr(stats, "BOOTSTRAPS", draws)
+    part = Part(np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]), list("abc"))
+    found = stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1])
+    assert found.value == pytest.approx(2 / 3) and (found.se is not None) is (found.ci is not None) is has_error

@@ -55,4 +55,19 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_CHUNK = 1000 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
         "_CHUNK = 1001 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
     ): "how many are in hand at a time: the scores are the same",
+    (
+        "evals/scorers/letters.py",
+        "return next((i for i in range(len(words) - len(own) + 1) if words[i : i + len(own)] == own), -1)",
+        "return next((i for i in range(len(words) - len(own) + 2) if words[i : i + len(own)] == own), -1)",
+    ): "one place more, where too few words are left to be equal: no option without words comes here",
+    (
+        "visrl/train/pairs/diversity.py",
+        "assert isinstance(first, BoxProposal) and isinstance(second, BoxProposal)",
+        "assert isinstance(first, BoxProposal) or isinstance(second, BoxProposal)",
+    ): "for the type checker: what is Unparsed was returned above",
+    (
+        "visrl/train/pairs/critics.py",
+        "for q, f in zip(questions, first, strict=True)",
+        "for q, f in zip(questions, first, strict=False)",
+    ): "``first`` is made from ``questions``, so they are of one length",
 }

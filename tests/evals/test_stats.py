@@ -266,3 +266,8 @@ def test_two_draws_have_a_spread_and_one_has_none(monkeypatch, draws, has_error)
     part = Part(np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]), list("abc"))
     found = stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1])
     assert found.value == pytest.approx(2 / 3) and (found.se is not None) is (found.ci is not None) is has_error
+
+
+def test_one_of_two():
+    # se^2 = 2 * 2 * .25^2 = .25; n_eff = .25 * 2 / (1 * .25) = 2: .5 ± 1.959964 / 5.841459 * sqrt(.5 + .960365)
+    assert stats.mean([0.0, 1.0], ["a", "b"], 1.0).ci == pytest.approx((0.5 - 0.405469, 0.5 + 0.405469), abs=2e-6)

@@ -99,3 +99,51 @@ def test_hull_and_clip():
     assert Box(-5, 10, 700, 20).clipped((640, 480)).xyxy == (0, 10, 640, 20)
     with pytest.raises(ValueError, match="one frame"):
         hull([Box(0, 0, 1, 1), Box(0, 0, 1, 1, UNIT)])
+
+
+def test_a_point_on_an_edge_is_inside():
+    box = Box(10, 20, 30, 40)
+    assert all(box.contains(x, y) for x in (10, 20, 30) for y in (20, 30, 40))
+    assert not any(box.contains(*p) for p in ((9.9, 30), (30.1, 30), (20, 19.9), (20, 40.1)))
+
+
+def test_area_centre_and_emptiness_by_hand():
+    box = Box(10, 20, 40, 60)
+    assert (box.area, box.centre, box.is_empty) == (30 * 40, (25, 40), False)
+    assert Box(10, 20, 10, 60).is_empty and Box(10, 20, 40, 20).is_empty and not Box(10, 20, 10.1, 20.1).is_empty
+    assert Box(40, 60, 10, 20).area == 0.0
+
+
+def test_a_grid_over_the_padded_square_by_hand():
+    # W 300, H 100: side 300, pad (300 - 100) // 2 = 100 above; a unit of 1000 is .3 px: 500 -> 150, y 500 -> 150 - 100
+    assert Box(500, 500, 1000, 600, grid(1000, "square")).to_pixel((300, 100)).xyxy == pytest.approx((150, 50, 300, 80))
+    # an odd difference: (301 - 100) // 2 = 100, not 100.5
+    assert Box(0, 0, 1, 1, SQUARE).to_pixel((301, 100)).xyxy == pytest.approx((0, -100, 301, 201))
+    assert Box(0, 0, 1, 1, SQUARE).to_pixel((100, 301)).xyxy == pytest.approx((-100, 0, 201, 301))
+    assert [grid(1000).name, grid(32, "square").name, resized((616, 448)).name] == [
+        "grid1000",
+        "square-grid32",
+        "resized616x448",
+    ]
+
+
+def test_clipping_at_every_edge():
+    assert Box(-5, -7, 700, 500).clipped((640, 480)).xyxy == (0, 0, 640, 480)
+    assert Box(700, 500, 900, 600).clipped((640, 480)).xyxy == (640, 480, 640, 480)
+    assert Box(-9, -8, -2, -1).clipped((640, 480)).xyxy == (0, 0, 0, 0)
+    assert Box(1, 2, 3, 4).clipped((640, 480)).xyxy == (1, 2, 3, 4)
+
+
+def test_iou_by_hand_along_both_axes():
+    # 10 x 20 and 6 x 30, shifted by (4, 5): they share 6 x 15 = 90; 200 + 180 - 90 = 290
+    a, b = Box(0, 0, 10, 20), Box(4, 5, 10, 35)
+    assert iou(a, b) == pytest.approx(90 / 290)
+    assert iou_arrays(np.array([a.xyxy]), np.array([b.xyxy]))[0] == pytest.approx(90 / 290)
+    assert iou(Box(0, 0, 10, 10), Box(0, 10, 10, 20)) == iou(Box(0, 0, 10, 10), Box(20, 20, 30, 30)) == 0.0
+
+
+def test_arrays_of_small_and_reversed_boxes():
+    # .5 x .5 within .5 x 1: 1 / 2; a reversed box has no area and shares none
+    a = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [5, 5, 3, 9], [5, 5, 9, 3]])
+    b = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 1.0], [2, 2, 9, 9], [2, 2, 9, 9]])
+    assert iou_arrays(a, b).tolist() == [1.0, 0.5, 0.0, 0.0] == iou_arrays(b, a).tolist()

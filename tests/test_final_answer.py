@@ -41,6 +41,23 @@ READ = {
     "<think></think>B<|im_end|>\n<|endoftext|>": "B",
     "<think/>B": "<think/>B",
     "<thinker>B": "<thinker>B",
+    "B <|im_end|> <|im_end|>": "B",
+    "  <|im_end|>": "",
+    "  B  ": "  B  ",  # nothing to cut
+    "<answer>A</answer>B</answer>": "A",  # an end without a beginning closes only what stands before any tag
+    "A</answer>B</answer>": "A",
+    "<think>x</think>A</answer> B": "A",
+    "<answer/>B": "<answer/>B",
+    "<|begin_of_box|>B": "B",
+    "x <|begin_of_box|>A<|end_of_box|> y <|begin_of_box|>B<|end_of_box|>": "B",
+    "<answer>A</answer> <answer>B": "B",
+    "<think>x</think><answer>A</answer><answer></answer>": "",  # closed, and empty
+    "x<answer>A<answer>B</answer>y": "B",
+    "<think>a <answer>B</answer> </think>": "B",
+    "<think>x<answer>B</answer>\n": "B",
+    "<think>a</think>\n  B C \n": "B C",
+    "<answer>A</answer></think><answer>B</answer></think>": "B",
+    "</think></think>B": "B",
 }
 UNREAD = {
     "<think>At first [500, 250, 900, 750] comes to mind, but": ENDLESS,
@@ -52,6 +69,12 @@ UNREAD = {
     "<think>a</think>\n": NOTHING_AFTER,
     "<think>The form is <answer>A</answer>. So B.</think>": NOTHING_AFTER,
     "</think>": NOTHING_AFTER,
+    "<think>a</answer>": ENDLESS,  # the answer never began
+    "<think>a</answer></answer>": ENDLESS,
+    "<think>a<answer><answer>": ENDLESS,
+    "<answer>B</answer><think>": ENDLESS,
+    "<answer>A</answer><think>b</think>": NOTHING_AFTER,
+    "<think>a</answer></think>": NOTHING_AFTER,
 }
 
 
@@ -70,6 +93,8 @@ def test_tags_can_be_demanded() -> None:
     assert tagged_answer("B") is None
     assert tagged_answer("<think>a</think>B") is None
     assert tagged_answer("<think>a</think><answer>B</answer>") == "B"
+    assert tagged_answer("<|begin_of_box|>B<|end_of_box|>") is None
+    assert tagged_answer("<think>a <answer>B</answer></think>") == "B"
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,36 @@ def test_controls():
     with pytest.raises(ValueError, match="no true box"):
         control_box("gold", None, (8, 8), rng)
     assert random_box((100, 50), random.Random("s:1")) == random_box((100, 50), random.Random("s:1"))
+
+
+class Fixed:
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def random(self):
+        return self.numbers.pop(0)
+
+
+def test_a_random_box_by_hand():
+    # centre (.5, .5), half sides .5 * .4 and .5 * .2 of 100 x 50: x 30..70, y 20..30
+    assert random_box((100, 50), Fixed(0.5, 0.5, 0.4, 0.2)).xyxy == pytest.approx((30, 20, 70, 30))
+    # centre (.1, .9), half sides .25: cut at the left and at the bottom
+    assert random_box((100, 50), Fixed(0.1, 0.9, 0.5, 0.5)).xyxy == pytest.approx((0, 32.5, 35, 50))
+
+
+def test_the_evaluation_crop_at_each_edge_of_a_large_picture():
+    # half 112: a speck at the corner (0, 0) is moved to centre 112; one at (1000, 800) back to 888 and 688
+    assert viscot_square112(Box(0, 0, 2, 2), (1000, 800)) == (0, 0, 224, 224)
+    assert viscot_square112(Box(998, 798, 1000, 800), (1000, 800)) == (776, 576, 1000, 800)
+    assert viscot_square112(Box(400, 300, 402, 302), (1000, 800)) == (289, 189, 513, 413)  # centre 401, 301
+    # 300 wide, 500 high: half is 250; the centre (350, 400)
+    assert viscot_square112(Box(200, 150, 500, 650), (1000, 800)) == (100, 150, 600, 650)
+    # coordinates below 0 count as 0: centre (100 // 2, 300), half 112 moves it to 112
+    assert viscot_square112(Box(-50, 200, 100, 400), (1000, 800)) == (0, 188, 224, 412)
+
+
+def test_a_crop_is_never_empty():
+    assert tight(Box(10, 10, 10, 10), (40, 80)) == (10, 10, 11, 11)
+    assert tight(Box(40, 80, 40, 80), (40, 80)) == (39, 79, 40, 80)
+    assert tight(Box(10.2, 10.2, 10.4, 12.4), (40, 80)) == (10, 10, 11, 13)
+    assert compat_visrl(Box(10.5, 10.5, 10.9, 10.9), (40, 40)) == (10, 10, 11, 11)

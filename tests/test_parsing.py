@@ -178,3 +178,30 @@ def test_all_viscot_boxes_convert(shared):
             assert max(abs(a - b) for a, b in zip(numbers, truth.xyxy, strict=True)) <= 0.001 + 1e-9
             n += 1
     assert n == 9937
+
+
+def test_the_frame_of_each_named_format():
+    frames = {name: FORMATS[name].frame for name in FORMATS if name.endswith(("_3dp", "_pixel", "_1000", "_1024"))}
+    expected = {
+        "padded_square_3dp": SQUARE, "wh_norm_3dp": UNIT, "json_pixel": PIXEL, "json_1000": grid(1000),
+        "point_pairs_1000": grid(1000), "box_tag_1000": grid(1000), "box_tag_nested_1000": grid(1000), "loc_1024": grid(1024),
+    }  # fmt: skip
+    assert {name: frames[name] for name in expected} == expected
+
+
+def test_what_each_named_format_writes_by_hand():
+    # a box of pixels 100..300 x 50..400 in 1000 x 500: x .1 .3, y .1 .8; of the square (pad 250 above): y .3 .65
+    box = Box(100, 50, 300, 400)
+    assert {name: FORMATS[name].write(box, SIZE) for name in FORMATS if name in WRITTEN} == WRITTEN
+
+
+WRITTEN = {
+    "padded_square_3dp": "[0.100, 0.300, 0.300, 0.650]",
+    "wh_norm_3dp": "[0.100, 0.100, 0.300, 0.800]",
+    "json_pixel": '{"bbox_2d": [100, 50, 300, 400]}',
+    "json_1000": '{"bbox_2d": [100, 100, 300, 800]}',
+    "point_pairs_1000": "<|box_start|>(100,100),(300,800)<|box_end|>",
+    "box_tag_1000": "<box>100 100 300 800</box>",
+    "box_tag_nested_1000": "<box>[[100, 100, 300, 800]]</box>",
+    "loc_1024": "<loc0102><loc0102><loc0819><loc0307>",  # y x y x: .1, .1, .8, .3 of 1024 are 102.4, 102.4, 819.2, 307.2
+}

@@ -180,3 +180,81 @@ def test_a_request_that_fails_now_and_then_is_asked_again():
 def test_what_is_decided_is_not_asked_again():
     calls, episode = asked_again([Output(error="400 no such model", retry=False)])
     assert (calls, episode.error) == (1, "400 no such model")
+
+
+def test_defaults_are_the_policy_s_and_unknown_names_are_refused():
+    from visrl.errors import UsageError
+    from visrl.rollout.config import rollout_config
+
+    model = FunctionPolicy("f", lambda request: "x", SQUARE)
+    config = rollout_config(model, seed=3)
+    assert (config.protocol.name, config.crop) == (model.default_protocol, model.default_crop)
+    assert (config.box_source, config.seed, config.sampling.seed) == ("predicted", 3, 3)
+    assert rollout_config(model).seed == rollout_config(model).sampling.seed == 0
+    assert rollout_config(model, protocol="direct", crop="tight").crop == "tight"
+    for wrong in ({"protocol": "dirct"}, {"crop": "tigt"}, {"box_source": "gld"}):
+        with pytest.raises(UsageError, match="unknown"):
+            rollout_config(model, **wrong)
+    bare = RolloutConfig(PROTOCOLS["direct"])
+    assert (bare.box_source, bare.crop, bare.seed) == ("predicted", "viscot_square112", 0)
+
+
+def test_tokens_are_known_only_where_all_are():
+    from visrl.policies.protocol import Tokens
+    from visrl.rollout.retry import total
+
+    one = Tokens()
+    assert total([]) == Tokens() and total([one, None]) is None and total([one, one]) == one + one
+
+
+def test_texts_are_as_many_as_asked_for_and_outputs_as_many_as_requests():
+    from visrl.policies.protocol import Request, Sampling
+    from visrl.rollout.retry import ask
+
+    class Gives(FunctionPolicy):
+        def __init__(self, *outputs):
+            super().__init__("g", None, SQUARE)
+            self.outputs = outputs
+
+        def generate(self, requests, sampling):
+            return list(self.outputs)
+
+    asked = [Request("k", "answer", (), None)]
+    (found,) = ask(Gives(Output(("a",))), asked, Sampling(n=2))
+    assert found.error == "2 texts were asked for, 1 came"
+    (found,) = ask(Gives(Output(("a", "b"))), asked, Sampling(n=2))
+    assert (found.error, found.texts) == (None, ("a", "b"))
+    (found,) = ask(Gives(Output(error="no", retry=False)), asked, Sampling(n=2))
+    assert found.error == "no"
+    with pytest.raises(RuntimeError, match="g returned 2 outputs for 1 requests"):
+        ask(Gives(Output(("a",)), Output(("b",))), asked, Sampling())
+    assert ask(Gives(Output(("a",))), [], Sampling()) == []
+
+
+def test_batches_are_as_large_as_asked_for():
+    from visrl.rollout.rollout import batches
+
+    assert [[s.id for s in b] for b in batches([SAMPLE, REC, SAMPLE], 2)] == [["1", "2"], ["1"]]
+    sizes = []
+
+    class Counts(FunctionPolicy):
+        def generate(self, requests, sampling):
+            sizes.append(len(requests))
+            return [Output(("cat",)) for _ in requests]
+
+    list(look_then_answer(Counts("c", None, SQUARE), [SAMPLE] * 9, RolloutConfig(PROTOCOLS["direct"])))
+    assert sizes == [8, 1]
+
+
+def test_the_box_turn_stops_where_the_syntax_ends_and_keeps_its_cache():
+    seen = []
+
+    class Writes(FunctionPolicy):
+        def generate(self, requests, sampling):
+            seen.extend((r.step, r.keep_cache, sampling.stop) for r in requests)
+            return [Output((reply(r),), prompt_tokens=5, output_tokens=2) for r in requests]
+
+    (episode,) = look_then_answer(Writes("w", None, SQUARE), [SAMPLE], RolloutConfig(PROTOCOLS["viscot_train"]))
+    assert seen == [("box", True, ("]",)), ("answer", False, ())]
+    assert (episode.box_step.prompt_tokens, episode.box_step.output_tokens) == (5, 2)
+    assert episode.answer_step.prompt.startswith("user: <image>")

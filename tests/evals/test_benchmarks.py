@@ -93,3 +93,50 @@ def test_sizes_and_pictures_are_those_of_the_files(shared, spec):
         rows = [json.loads(line) for line in file]
     assert len(rows) == spec.n
     assert len({row.get("img_path", row.get("image")) for row in rows}) == spec.n_pictures
+
+
+def test_pictures_add_up_to_those_counted_in_the_published_files():
+    """docs/method.md b2 and c; RefCOCO and RefCOCO+ share their pictures, POPE asks six questions about each."""
+
+    def pictures(name):
+        return [spec.n_pictures for spec in resolve([name])]
+
+    assert pictures("refcoco") == pictures("refcoco+") == [1500, 750, 750] and pictures("refcocog") == [1300, 2600]
+    assert [spec.n for spec in resolve("refcoco,refcoco+,refcocog")] == [
+        10834,
+        5657,
+        5095,
+        10758,
+        5726,
+        4889,
+        4896,
+        9602,
+    ]
+    assert pictures("viscot") == [617, 755, 496, 492, 322, 216, 1255, 938, 889, 327, 485]
+    assert pictures("viscot_visual7w,viscot_emotic") == [900, 588]
+    assert pictures("pope_all") == [500] * 9 and [spec.n for spec in resolve("pope_all")] == [3000] * 9
+    assert (TASKS["pope_coco_random_original"].n, TASKS["pope_coco_random_original"].n_pictures) == (2910, 500)
+    assert (TASKS["mme"].n_pictures, TASKS["mmbench"].n, TASKS["mmbench"].n_pictures) == (1187, 4329, None)
+
+
+def test_the_small_world_s_sizes():
+    assert [spec.n for spec in resolve("world")] == [1000, *[250] * 5, *[200] * 3, 300, 240]
+    assert [spec.n for spec in resolve("world_heldout")] == [1000, 400, 400, 400]
+    assert all(
+        spec.small_world and spec.paper is None and spec.n_pictures is None for spec in resolve("world,world_heldout")
+    )
+    assert not any(spec.small_world for spec in PUBLISHED)
+
+
+def test_which_tasks_need_a_judge_and_stand_in_the_paper():
+    assert {s.name for s in TASKS.values() if s.judge_needed} == {s.name for s in PUBLISHED if s.benchmark == "viscot"}
+    assert TASKS["viscot_cub"].paper == ("viscot", "cub") and TASKS["viscot_emotic"].paper is None
+    assert TASKS["refcoco_val"].paper == ("rec", "refcoco_val") and TASKS["mme"].paper == ("general", "mme_perception")
+    assert [s.name for s in TASKS.values() if s.aliases] == ["viscot_textcap"]
+    assert TASKS["refcoco_val"].box_is_the_answer and not TASKS["mme"].box_is_the_answer
+
+
+def test_groups_with_a_mean():
+    assert {group for group in GROUPS if benchmarks.has_mean(group)} == {
+        "viscot", "pope", "pope_aokvqa", "pope_gqa", "world_viscot", "world_pope",
+    }  # fmt: skip

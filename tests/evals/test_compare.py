@@ -7,7 +7,8 @@ import pytest
 
 from visrl.cli.evaluate import main
 from visrl.errors import UsageError
-from visrl.evals.compare import compare, difference, pair_task, pool
+from visrl.evals.benchmarks import GROUPS
+from visrl.evals.compare import compare, difference, pair_group, pair_task, pool
 from visrl.evals.sample_scores import Row, compact, of_baseline, of_run
 from visrl.regression.prompt_snapshots import data_folder
 
@@ -120,6 +121,116 @@ def test_identical_runs_have_no_difference_and_p_1():
     assert (d.delta, d.se, d.p, d.fixed, d.broken, d.worst) == (0.0, 0.0, 1.0, 0, 0, ())
     shifted = one("refcoco_val", rows("acc@0.5", [0, 0]), rows("acc@0.5", [1, 1]), "acc@0.5")
     assert shifted.se == 0.0 and shifted.p is None  # all changed alike: no p can be given
+
+
+def test_the_worst_are_at_most_five_and_the_largest_drops_come_first():
+    # answers fall by .7 .1 .3 .2 .6 .5, one stays and one rises
+    before = [0.7, 0.1, 0.3, 0.2, 0.6, 0.5, 0.4, 0.0]
+    d = one("viscot_cub", rows("answer", before), rows("answer", [0, 0, 0, 0, 0, 0, 0.4, 1]), "answer")
+    assert [f.sample_id for f in d.worst] == ["0", "4", "5", "2", "3"]
+    assert (d.fixed, d.broken, d.n) == (1, 6, 8)
+    assert d.delta == pytest.approx((1.0 - 2.4) / 8) and d.unit == "fraction"
+
+
+def test_what_got_better_is_never_among_the_worst():
+    d = one("viscot_cub", rows("answer", [0.5, 0.0]), rows("answer", [0.0, 0.5]), "answer")
+    assert [(f.task, f.sample_id, f.before, f.after) for f in d.worst] == [("viscot_cub", "0", 0.5, 0.0)]
+
+
+def test_an_unknown_task_is_counted_in_fractions():
+    d = one("my_task", rows("answer", [0, 1]), rows("answer", [1, 1]), "answer")
+    assert (d.unit, d.before, d.after, d.delta) == ("fraction", 0.5, 1.0, 0.5)
+
+
+def test_what_one_picture_could_change():
+    # percent 100 / 4 pictures; fraction 1 / 2; points 200 / 2
+    assert one("refcoco_val", rows("miou", [0, 0, 0, 0]), rows("miou", [0, 0, 0, 0]), "miou").least_se == 25.0
+    two = rows("answer", [0, 0, 0, 0], list("xxyy"))
+    assert one("viscot_cub", two, two, "answer").least_se == 0.5
+    points = {"a": Row("p", "OCR", {"mme/OCR": 50.0}), "b": Row("q", "OCR", {"mme/OCR": 200.0})}
+    assert one("mme", points, points, "mme/OCR").least_se == 100.0
+    # POPE's mean of three sets of 2, 4 and 8 pictures: 100 / 3 * sqrt(1/4 + 1/16 + 1/64); F1 likewise
+    values = {"accuracy": 1.0, "yes_ratio": 1.0}
+    sets = {
+        f"pope_coco_{name}": {str(i): Row(f"{name}{i}", "", values) for i in range(n)}
+        for name, n in (("random", 2), ("popular", 4), ("adversarial", 8))
+    }
+    found = {d.metric: d for d in compare(sets, sets) if d.task == "pope"}
+    for metric in ("accuracy", "f1"):
+        assert found[metric].least_se == pytest.approx(100 / 3 * math.sqrt(1 / 4 + 1 / 16 + 1 / 64))
+
+
+def test_a_group_s_f1_is_the_mean_of_its_sets():
+    def pope(*answers):  # (right, yes)
+        return {str(i): Row(str(i), "", {"accuracy": r, "yes_ratio": y}) for i, (r, y) in enumerate(answers)}
+
+    right, half = pope((1.0, 1.0), (1.0, 0.0)), pope((1.0, 1.0), (0.0, 1.0))  # F1 1; TP 1, FP 1: 2 / 3
+    missed = pope((1.0, 1.0), (0.0, 0.0))  # TP 1, FN 1: 2 / 3; recall 1/2, precision 1
+    a = {"pope_coco_random": right, "pope_coco_popular": half, "pope_coco_adversarial": missed}
+    found = {d.metric: d for d in compare(a, {**a, "pope_coco_popular": right}) if d.task == "pope"}
+    assert found["f1"].before == pytest.approx(100 * (1 + 2 / 3 + 2 / 3) / 3)
+    assert found["f1"].delta == pytest.approx(100 / 9)
+    assert (found["recall"].before, found["recall"].delta) == (pytest.approx(250 / 3), 0.0)
+    assert found["precision"].before == pytest.approx(250 / 3) and found["precision"].after == pytest.approx(100)
+
+
+def test_groups_whose_mean_nobody_reports_have_none():
+    sets = {name: rows("acc@0.5", [1, 0]) for name in GROUPS["refcoco"]}
+    assert {d.task for d in compare(sets, sets)} == set(sets)
+    # RefCOCO's three splits have no mean; a group of one task would be that task again
+    assert pair_group("refcoco", {name: pair_task(name, a, a) for name, a in sets.items()}) == []
+    assert pair_group("pope", {}) == []
+
+
+def test_a_metric_that_one_set_lacks_is_not_averaged():
+    a = {name: rows("accuracy", [1.0, 0.0]) for name in GROUPS["pope"]}
+    a["pope_coco_random"] = {
+        i: Row(r.cluster, "", {**r.values, "extra": 1.0}) for i, r in a["pope_coco_random"].items()
+    }
+    assert [d.metric for d in compare(a, a) if d.task == "pope"] == ["accuracy"]
+
+
+def test_pope_without_yes_ratio_has_no_f1():
+    a = rows("accuracy", [1.0, 0.0])
+    assert [p.metric for p in pair_task("pope_coco_random", a, a)] == ["accuracy"]
+
+
+def test_unscored_answers_are_in_no_f1():
+    values = [
+        {"accuracy": 1.0, "yes_ratio": 1.0},
+        {"accuracy": 0.0, "yes_ratio": 1.0},
+        {"accuracy": None, "yes_ratio": None},
+    ]
+    a = {str(i): Row(str(i), "", v) for i, v in enumerate(values)}
+    d = one("pope_coco_random", a, a, "f1")
+    assert (d.n, d.unpaired, d.before) == (2, 1, pytest.approx(200 / 3))
+
+
+def test_pooled_flips_are_in_percent_and_unscored_samples_are_counted():
+    a = {"refcoco_val": rows("acc@0.5", [1, None]), "viscot_cub": rows("answer", [0.75], ["9"])}
+    b = {"refcoco_val": rows("acc@0.5", [1, 1]), "viscot_cub": rows("answer", [0.25], ["9"])}
+    d = difference(pool([p for task in a for p in pair_task(task, a[task], b[task])]))
+    assert [(f.before, f.after) for f in d.worst] == [(75.0, 25.0)]
+    assert (d.task, d.metric, d.unit, d.unpaired) == ("pooled", "refcoco_val acc@0.5 + viscot_cub answer", "percent", 1)
+    assert d.least_se == 50.0  # two pictures
+
+
+def test_averages_and_points_are_not_pooled():
+    points = {"a": Row("p", "OCR", {"mme/OCR": 50.0}), "b": Row("q", "OCR", {"mme/OCR": 200.0})}
+    with pytest.raises(ValueError, match="not mme mme/OCR"):
+        pool([p for p in pair_task("mme", points, points) if p.metric == "mme/OCR"])
+    sets = {name: pair_task(name, rows("accuracy", [1]), rows("accuracy", [1])) for name in GROUPS["pope"]}
+    (average,) = pair_group("pope", sets)
+    with pytest.raises(ValueError, match="not averages"):
+        pool([average])
+
+
+def test_the_small_world_s_total_needs_only_the_subtasks_it_has():
+    points = {"a": Row("p", "OCR", {"mme/OCR": 50.0}), "b": Row("q", "OCR", {"mme/OCR": 150.0})}
+    assert [p.metric for p in pair_task("world_mme", points, points)] == ["perception", "mme/OCR"]
+    assert [p.metric for p in pair_task("mme", points, points)] == ["mme/OCR"]
+    d = one("world_mme", points, {**points, "a": Row("p", "OCR", {"mme/OCR": 200.0})}, "perception")
+    assert (d.before, d.after, d.delta, d.n) == (100.0, 175.0, 75.0, 2)  # a sum of one subtask's mean
 
 
 def test_no_common_sample_is_no_pair():

@@ -246,3 +246,107 @@ def test_judges_read_the_answer_not_the_thought():
 def test_the_distance_of_long_answers_is_levenshtein_s():
     # 8,000 letters, 800 of them another: 1 - 800 / 8000
     assert anls("ab" * 4000, "ab" * 3600 + "xx" * 400) == pytest.approx(0.9)
+
+
+def test_half_the_length_is_too_far_whatever_the_lengths():
+    assert anls("ab", "abc") == pytest.approx(2 / 3)  # one of three letters
+    assert anls("ab", "abcd") == 0.0  # two of four
+    assert anls("abc", "abcde") == pytest.approx(3 / 5)
+    assert anls("abcd", "abxd") == pytest.approx(3 / 4)
+    assert anls("a", "") == anls("", "a") == 0.0
+
+
+def test_words_in_a_row_with_their_units():
+    assert contains("red car", "the car is red") == 0.0
+    assert contains("red car", "a big red car") == 1.0
+    assert contains("red $5", "5 red €5, then red $5") == 1.0  # the second place has the unit
+    assert contains("red $5", "red €5 red €5") == 0.0
+    assert contains("$5 red", "red 5 red") == 1.0  # a unit sign may be left out
+    assert contains("b $5", "b b $5 b €5") == 1.0
+    assert exact("red car", "red") == exact("red", "red car") == 0.0
+
+
+def test_grades_need_a_free_end_and_short_words():
+    assert exact("AB-", "AB") == 0.0
+    assert exact("ABC-", "ABC") == 1.0  # a dash behind a word
+    assert exact("C+++", "C") == 1.0  # three are no mark
+
+
+def test_of_many_places_the_first_thousand_are_looked_at():
+    # 999 wrong units, then the right one; one more, and it is out of sight
+    assert contains("$5", "€5 " * 999 + "$5") == 1.0
+    assert contains("$5", "€5 " * 1000 + "$5") == 0.0
+
+
+def test_a_long_text_is_compared_by_its_first_hundred_thousand_letters():
+    assert exact("b" + "a" * 99_999, "b" + "a" * 99_999 + "c") == 1.0
+    assert exact("b" + "a" * 99_998, "b" + "a" * 99_998 + "c") == 0.0
+
+
+def test_all_judges_have_the_paper_s_settings_by_default():
+    found = EndpointJudge("http://h:1/v1", "m")
+    assert (found.temperature, found.concurrency, found.retries, found.timeout, found.kind) == (
+        0.0,
+        16,
+        3,
+        60.0,
+        "model",
+    )
+    assert found.name == "openai:h:1#m/viscot/v1/T0" and EndpointJudge("http://h/v1", "m", 0.5).name.endswith(
+        "#m/viscot/v1/T0.5"
+    )
+    assert "not the paper's judge" in found.description
+    assert "at temperature 0" in make_judge("openai:https://api.openai.com/v1#gpt-3.5-turbo-1106").description
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"), [("score: 0", 0.0), ("score: 1.0", 1.0), ("score: 1.5", 1.0), ("score: 0.0.", 0.0)]
+)
+def test_scores_at_the_ends(reply, value):
+    assert read_reply(reply).value == value
+
+
+class Fails:
+    """A judge that raises on any batch that holds "bad"."""
+
+    name = description = "fails"
+    kind = "rule"
+
+    def __init__(self, error):
+        self.error, self.calls = error, []
+
+    def judge_many(self, items):
+        self.calls.append([item.answer for item in items])
+        if "bad" in self.calls[-1]:
+            raise self.error
+        return [judge.Score(1.0) for _ in items]
+
+
+def test_one_answer_that_breaks_a_judge_takes_no_other_with_it():
+    broken = Fails(ValueError("odd"))
+    found = judge.verdicts(broken, [item("good"), item("bad"), item("fine")])
+    assert [score.value for score in found] == [1.0, None, 1.0]
+    assert found[1].reason == "judge: ValueError: odd"
+    assert broken.calls == [["good", "bad", "fine"], ["good"], ["bad"], ["fine"]]
+    with pytest.raises(UsageError):
+        judge.verdicts(Fails(UsageError("no key", "")), [item("bad")])
+
+
+def test_answers_of_four_thousand_characters_are_shown_whole():
+    assert judge._cut("x" * 4000) == "x" * 4000
+    assert judge._cut("x" * 3999 + "yz") == "x" * 3999 + "y"
+
+
+def test_an_unread_thought_is_judged_without_asking(server):
+    unread = JudgeItem("a", "q", ("cat",), "<think>cat")
+    none = JudgeItem("b", "q", (), "cat")
+    found = at(server).judge_many([unread, none])
+    assert [score.value for score in found] == [0.0, None] and server.seen == []
+
+
+def test_ready_judges_need_their_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert judge.ready_judge("exact").name == "exact"
+    assert judge.ready_judge("openai:http://h/v1#m").key() == "none"
+    with pytest.raises(UsageError, match="needs a key"):
+        judge.ready_judge("openai:https://api.openai.com/v1#gpt-3.5-turbo-1106")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from made import failed, numbers, said, sample, score
 
@@ -153,3 +155,91 @@ def test_a_standard_error_by_question():
 def test_nothing():
     found = numbers(score("mmbench", []))
     assert [(m.value, m.n) for m in found.values()] == [(None, 0), (None, 0)]
+
+
+def test_a_judge_is_right_from_a_half_on():
+    for value, right in ((0.5, 100.0), (0.49, 50.0), (0.0, 50.0)):
+        assert numbers(score("mmbench", circle(1, "A", "the first"), Judge("model", value)))["accuracy"].value == right
+
+
+def test_every_question_counts_alike_whatever_its_rotations():
+    # questions of 2, 3 and 4 rotations; only that of 4 is right throughout: 1 of 3
+    pairs = circle(1, "A", "B") + circle(2, "A", "A", "B") + circle(3, "A", "A", "A", "A")
+    found = numbers(score("mmbench", pairs))
+    assert found["circular"].value == pytest.approx(100 / 3)
+    assert found["accuracy"].value == pytest.approx(100 * 7 / 9)
+    assert (found["circular"].n, found["circular"].n_clusters) == (9, 3)
+
+
+def test_more_rows_than_options_are_a_whole_circle():
+    found = numbers(score("mmbench", circle(1, "A", "A", "A", n_options=2)))["circular"]
+    assert (found.value, found.n) == (100.0, 3)
+
+
+def test_pictures_are_the_clusters_where_the_data_name_them():
+    pairs = circle(1, "A", "A") + circle(2, "A", "B")
+    same = [(replace(made, cluster="p"), episode) for made, episode in pairs]
+    assert numbers(score("mmbench", pairs))["circular"].n_clusters == 2
+    assert numbers(score("mmbench", same))["circular"].n_clusters == 1
+
+
+def test_unread_rows_of_an_open_circle_are_not_counted_as_unparsed_there():
+    pairs = circle(1, "A", "who knows", n_options=3)
+    found = numbers(score("mmbench", pairs))
+    assert (found["accuracy"].n_unparsed, found["circular"].n_unparsed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("I choose B", "B"),
+        ("I choose B. I choose C.", None),  # judgements must agree
+        ("The answer is B. So C.", None),  # a later judgement on another letter
+        ("So C. The answer is B.", "B"),  # an earlier one is corrected
+        ("The answer is not A but B", "B"),
+        ("The answer is A or B", None),
+        ("The answer is B. dog", None),  # C's text behind B
+        ("Option B is wrong", None),
+        ("If the answer is A, it is small", None),
+        ("B is not correct", None),
+        ("A. a finance chart\nB. a banana", None),  # lists the options
+        ("It is yellow\nB", "B"),  # the last line
+        ("It is yellow\nE", None),
+        ("(E) none", None),
+        ("A is correct", "A"),
+        ("the answer is a", "A"),
+        ("the answer is a thing", None),  # an article
+        ("answer: I", None),
+        ("not a banana", None),
+        ("The answer is A dog", "C"),
+        ("The answer is A thing", None),
+        ("The answer is B thing", "B"),
+        ("The answer is A because it is one", "A"),
+        ("The answer is B or A because both fit", None),
+        ("The answer is B and A dog is beside it", "B"),  # an article, no second letter
+        ("It is a big dog. A dog.", None),  # C and D, in two sentences
+    ],
+)
+def test_statements_judgements_and_ends(text, chosen):
+    found = letter(text, OPTIONS)
+    assert found == chosen or (chosen is None and isinstance(found, Unparsed))
+
+
+def test_reasons_of_letters():
+    assert letter("", OPTIONS) == Unparsed("empty output")
+    assert letter(" . ", OPTIONS) == Unparsed("no option is named")
+    assert letter("E", OPTIONS) == Unparsed("E is no option")
+    assert letter("The answer is E", OPTIONS) == Unparsed("E is no option")
+    assert letter("I choose B. I choose C.", OPTIONS) == Unparsed("more than one option is stated")
+    assert letter("B. dog", OPTIONS) == Unparsed("B with another option's text")
+    assert letter("a banana, a dog", OPTIONS) == Unparsed("more than one option is named")
+
+
+def test_an_option_s_text_chooses_in_short_answers_only():
+    # up to 200 characters, or twice what the options hold together where that is more
+    short = {"A": "cat", "B": "dog"}
+    assert letter("It is the dog." + " x" * 93, short) == "B"  # 14 + 186 = 200
+    assert letter("It is the dog." + " x" * 93 + "y", short) == Unparsed("no option is named")
+    long = {"A": "c" * 150, "B": "dog"}
+    assert letter("It is the dog." + " x" * 146, long) == "B"  # 14 + 292 = 306 = 2 * 153
+    assert letter("It is the dog." + " x" * 146 + "y", long) == Unparsed("no option is named")

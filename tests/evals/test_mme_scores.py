@@ -127,3 +127,63 @@ def test_lavin_s_published_answers_give_its_published_numbers(shared):
     assert [found[m].n for m in ("perception", "cognition")] == [2114, 260]
     assert [found[m].n_missing for m in found] == [0] * 17
     assert found["cognition"].n_unparsed == 11
+
+
+def test_the_published_sizes_of_all_subtasks():
+    pairs = [p for g in (*PERCEPTION, *COGNITION) for p in picture("a", "Yes", "No", g)]
+    found = numbers(score("mme", pairs))
+    sizes = {m.removeprefix("mme/"): found[m].n_expected for m in found if m.startswith("mme/")}
+    assert sizes == {
+        "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
+        "landmark": 400, "artwork": 400, "OCR": 40, "commonsense_reasoning": 140, "numerical_calculation": 40,
+        "text_translation": 40, "code_reasoning": 40,
+    }  # fmt: skip
+    assert {m: found[m].n_expected for m in ("perception", "cognition", "accuracy_careful")} == {
+        "perception": 2114, "cognition": 260, "accuracy_careful": 2374,
+    }  # fmt: skip
+
+
+def test_a_subtask_s_error_and_interval_by_hand():
+    # pictures 200, 50, 0 of two questions each: mean 250/3; deviations 350/3, -100/3, -250/3
+    pairs = picture("a", "yes", "no") + picture("b", "yes", "yes") + picture("c", "no", "yes")
+    found = numbers(score("mme", pairs))["mme/OCR"]
+    # D = 2 d / 6 = d / 3; se^2 = 3/2 * (350^2 + 100^2 + 250^2) / 81
+    assert found.se == pytest.approx((1.5 * (350**2 + 100**2 + 250**2) / 81) ** 0.5)
+    assert found.ci == (0.0, 200.0)  # 83.3 ± 4.30 * 60.1 leaves the scale at both ends
+
+
+def test_the_careful_accuracy_is_on_a_scale_of_a_hundred():
+    found = numbers(score("world_mme", picture("a", "yes", "no") + picture("b", "yes", "no")))["accuracy_careful"]
+    # all right on two pictures: 100 * 2 / (2 + 3.84146)
+    assert (found.value, found.n, found.n_unparsed, found.notes) == (100.0, 4, 0, ())
+    assert found.ci == pytest.approx((34.2380, 100.0), abs=1e-4)
+
+
+def test_a_total_s_interval_stays_on_its_own_scale():
+    found = numbers(score("world_mme", picture("a", "yes", "no", "count") + picture("b", "yes", "no", "count")))[
+        "perception"
+    ]
+    assert found.value == 200.0 and found.ci == pytest.approx((68.4760, 200.0), abs=1e-4)  # 200 * .342380
+    pairs = [p for g in ("count", "color") for name in "ab" for p in picture(name + g, "yes", "no", g)]
+    found = numbers(score("world_mme", pairs))["perception"]
+    # 400 points at most, four pictures: 400 * 4 / (4 + 3.84146)
+    assert found.value == 400.0 and found.ci == pytest.approx((204.0436, 400.0), abs=1e-3)
+    assert found.notes == ("sum of 2 subtasks",)
+
+
+def test_three_questions_about_a_picture():
+    rows = [
+        (sample(f"a/{i}", answer="yes", cluster="a", group="OCR"), said(f"a/{i}", a))
+        for i, a in enumerate(("yes", "yes", "no"))
+    ]
+    assert numbers(score("mme", rows))["mme/OCR"].value == pytest.approx(200 / 3)  # 2 of 3, not all
+    broken = [*rows[:2], (rows[2][0], failed("a/2", "boom"))]
+    assert numbers(score("mme", broken))["mme/OCR"].value is None  # two of three scored are not the picture
+
+
+def test_answers_that_are_neither_count_only_where_the_picture_is_scored():
+    half = [(sample("a/0", answer="yes", cluster="a", group="OCR"), said("a/0", "hm"))]
+    found = numbers(score("mme", half))
+    assert found["mme/OCR"].n_unparsed == 0 and found["perception"].n_unparsed == 0
+    found = numbers(score("mme", picture("a", "hm", "hm") + picture("b", "yes", "hm")))
+    assert found["mme/OCR"].n_unparsed == found["perception"].n_unparsed == 3

@@ -140,3 +140,71 @@ def test_llava_s_published_answers_give_its_published_numbers(shared):
     assert found["f1"].value == pytest.approx(86.2459, abs=5e-5)
     assert (found["f1"].n, found["f1"].n_clusters, found["f1"].n_missing) == (3000, 500, 0)
     assert 0.3 < found["accuracy"].se < 1.0
+
+
+def test_yes_or_no_at_the_length_up_to_which_presence_is_an_answer():
+    from visrl.core.types import Unparsed
+    from visrl.evals.scorers.yes_no import yes_or_no
+
+    for length, read in ((300, True), (301, False)):
+        text = "There is a dog." + " x" * 142 + "."  # 15 + 284 + 1 = 300
+        text = text if length == 300 else text + "."
+        assert len(text) == length
+        assert (yes_or_no(text) == "yes") is read and isinstance(yes_or_no(text), Unparsed) is not read
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "said"),
+    [
+        ("There is a dog", "Is there a dog?", "yes"),
+        ("There is a man", "Is there a dog?", None),  # another thing
+        ("There are dogs", "Is there a dog?", "yes"),
+        ("There is a dog", "Are there dogs?", "yes"),
+        ("There is one", "Is there a dog?", "yes"),
+        ("I cannot see it", "Is there a dog?", "no"),
+        ("There is no dog, but there is a cat", "Is there a dog?", None),  # both
+        ("A dog and a cat", "Is there a dog?", None),  # neither
+        ("There might be a dog, there is a dog", "Is there a dog?", None),
+        ("Yes, not sure", "", None),
+        ("Yes\nI was not sure", "", "yes"),  # only the first line takes it back
+        ("The answer is no. Hm, the answer is yes.", "", "yes"),  # the last stated
+        ("没有", "Is there a dog?", "no"),
+    ],
+)
+def test_a_careful_reading(text, question, said):
+    from visrl.core.types import Unparsed
+    from visrl.evals.scorers.yes_no import yes_or_no
+
+    found = yes_or_no(text, question)
+    assert found == said or (said is None and isinstance(found, Unparsed))
+
+
+def test_only_samples_without_an_answer_are_unscored_and_unparsed_ones_are_wrong():
+    rows = [(sample("a", answer="yes"), said("a", "<think>hm")), (sample("b", answer="no"), said("b", "<think>hm"))]
+    rows += [(sample("c", answer="no"), failed("c", "boom")), (sample("d", answer="no"), said("d", None))]
+    found = numbers(score("pope_coco_popular", rows))
+    # an endless thought is the wrong one of yes and no: no for a, yes for b
+    assert (found["accuracy"].value, found["accuracy"].n, found["accuracy"].n_unparsed) == (0.0, 2, 2)
+    assert (found["yes_ratio"].value, found["accuracy_careful"].value, found["accuracy_careful"].n_unparsed) == (
+        50.0,
+        0.0,
+        2,
+    )
+    assert found["f1"].unscored_reasons == {"boom": 1, "no answer was given": 1}
+    assert (found["f1"].n, found["f1"].n_unparsed, found["f1"].value) == (2, 2, 0.0)
+
+
+def test_what_the_rule_cannot_see_is_told_both_ways():
+    found = numbers(score("pope_coco_popular", pairs(("no", "No!"), ("no", "**No**"), ("yes", "Yes, no doubt"))))
+    assert found["accuracy"].notes == (
+        "odd: 2 answers say no and count as yes",
+        "odd: 1 answers say yes and count as no",
+    )
+    assert (found["accuracy"].value, found["accuracy_careful"].value) == (0.0, 100.0)
+    assert found["yes_ratio"].value == pytest.approx(200 / 3) and not found["yes_ratio"].notes
+    assert found["yes_ratio"].se == pytest.approx(100 / 3)  # 1, 1, 0: s^2 = 1/3, / 3
+
+
+def test_a_question_without_a_true_answer_is_unscored():
+    found = numbers(score("pope_coco_popular", [(sample("a"), said("a", "Yes")), *pairs(("yes", "Yes"))]))["accuracy"]
+    assert (found.value, found.n, found.unscored_reasons) == (100.0, 1, {"the sample has no true answer": 1})

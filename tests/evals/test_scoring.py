@@ -84,3 +84,84 @@ def test_reasons_are_few_short_and_all_counted():
     assert sum(reasons.values()) == 150
     assert max(map(len, reasons)) <= 200
     assert not any("\n" in reason for reason in reasons)
+
+
+def test_reasons_at_their_limits():
+    found = commonest({f"r{i:02}": 1 for i in range(20)})
+    assert len(found) == 20 and "other reasons" not in found
+    found = commonest({f"r{i:02}": 2 for i in range(22)} | {"z": 9})
+    assert list(found)[:2] == ["z", "r00"] and found["other reasons"] == 6 and len(found) == 21
+    assert commonest({"x" * 200 + "a": 1, "x" * 200 + "b": 2}) == {"x" * 200: 3}
+
+
+def test_a_group_s_counts_are_sums_and_its_value_the_mean():
+    names = GROUPS["pope"]
+    scored = {n: score(n, [(sample("a", answer="yes"), said("a", "Yes" if n == names[0] else "No"))]) for n in names}
+    scored[names[1]] = score(
+        names[1], [(sample("b", answer="yes"), failed("b", "boom")), (sample("c", answer="no"), said("c", "No"))]
+    )
+    found = {m.metric: m for m in score_group("pope", scored)}["accuracy"]
+    # 1 of 1, 1 of 1, 0 of 1
+    assert found.value == pytest.approx(200 / 3) and (found.n, found.n_unscored) == (3, 1)
+    assert (found.n_expected, found.n_missing, found.unscored_reasons) == (9000, 8996, {"boom": 1})
+    assert score_group("pope", {n: scored[n] for n in names[:2]}) == []
+
+
+def test_recorded_numbers_have_ten_decimals_and_no_minus_zero():
+    import numpy as np
+
+    from visrl.evals.scorers.measure import Estimand, measured
+    from visrl.evals.stats import Part
+
+    found = measured(Estimand("m", (Part(np.array([0.0, 0.0, 1.0]), ["a", "b", "c"]),)), "fraction", 5)
+    assert found.value == 0.3333333333 and (found.n, found.n_expected, found.n_missing) == (3, 5, 2)
+    assert found.se == 0.3333333333  # deviations -1/3 -1/3 2/3: sqrt(3/2 * (6/9) / 9) = 1/3
+    assert found.ci == pytest.approx((1 / 3 - 4.302653 / 3, 1 / 3 + 4.302653 / 3), abs=1e-6)  # t(2)
+    assert all(len(repr(end).partition(".")[2]) <= 10 for end in found.ci)
+    assert str(measured(Estimand("m", (Part(np.array([-1e-12]), ["a"]),)), "fraction", 1).value) == "0.0"
+    assert measured(Estimand("m", (Part(np.array([1.0]), ["a"]),)), "fraction", 0).n_missing == 0  # more than published
+    assert measured(Estimand("yes_ratio", ()), "percent", 0).higher_is_better is False and found.higher_is_better
+
+
+def test_an_odd_sample_is_unscored_and_what_concerns_the_run_is_raised():
+    from visrl.errors import UsageError
+    from visrl.evals.scorers.measure import attempt
+
+    assert attempt(lambda: 7) == 7
+    assert attempt(int, "x").reason.startswith("could not be scored: ValueError: invalid literal")
+
+    def no_key():
+        raise UsageError("no key", "")
+
+    with pytest.raises(UsageError):
+        attempt(no_key)
+
+
+def test_a_column_that_begins_late_and_a_score_that_is_replaced():
+    from visrl.core.types import Score
+    from visrl.evals.scorers.columns import SampleScores
+
+    scores = SampleScores()
+    for name in "abc":
+        scores.add(sample(name))
+    scores.put(2, "m", Score(0.5))
+    scores.put(0, "m", Score(None, "boom"))
+    assert scores.of_row(0) == {"m": Score(None, "boom")} and scores.of_row(1) == {}
+    assert scores.of_row(2) == scores["c"] == {"m": Score(0.5)} and scores.unscored_rows("m") == [0]
+    scores.put(0, "m", Score(1.0))
+    assert scores.of_row(0) == {"m": Score(1.0)} and not scores.unscored("m")
+    scores.add(sample("d"))
+    assert scores["d"] == {} and list(scores) == list("abcd") and len(scores) == 4
+    scores.first = [2]
+    assert list(scores) == list("cabd")
+    assert list(scores.part(scores.column("m")[[0, 2]], [0, 2]).clusters) == ["a", "c"]
+    scores.drop("m")
+    assert scores["c"] == {}
+
+
+def test_what_a_measure_does_not_say_is_zero():
+    from visrl.evals.scorers.measure import Measured
+
+    bare = Measured("m", 1.0, None, None, "percent", 1, 1)
+    assert (bare.n_expected, bare.n_missing, bare.n_unscored, bare.n_unparsed) == (0, 0, 0, 0)
+    assert bare.higher_is_better and bare.judge is None

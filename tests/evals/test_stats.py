@@ -188,3 +188,86 @@ def test_a_ratio_of_one_is_as_sure_as_the_pictures_it_is_defined_in():
     counts = np.array([[1.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 1.0]] * 47)
     part = stats.Part(counts, [str(i) for i in range(50)])
     assert stats.bootstrap([part], RATIOS["precision"]).ci == pytest.approx((3 / 6.841459, 1.0), abs=1e-6)
+
+
+def test_few_clusters_of_several_samples_widen_wilson_s_interval():
+    # 2 samples each: 1 1, 1 1, 1 1, 0 0. p = 6/8; D = 2 * .25 / 8 = 1/16 three times and -3/16; se^2 = 4/3 * 12/256 = 1/16.
+    # n_eff = p q n / ((n - 1) se^2) = (3/16 * 8) / (7/16) = 24/7; times (t(7) / t(3))^2 = (2.364624 / 3.182446)^2: 1.892866.
+    # centre (1.892866 * .75 + 1.920729) / (1.892866 + 3.841459) = .582523, half 1.959964 / 5.734325 * sqrt(.354912 + .960365)
+    found = stats.mean([1.0, 1, 1, 1, 1, 1, 0, 0], list("aabbccdd"), 1.0)
+    assert found.se == pytest.approx(0.25)
+    assert found.ci == pytest.approx((0.582523 - 0.391989, 0.582523 + 0.391989), abs=2e-6)
+
+
+@pytest.mark.parametrize(("right", "n", "wilson"), [(9, 40, True), (11, 40, False), (31, 40, True), (29, 40, False)])
+def test_from_ten_at_either_end_on_the_interval_is_student_s(right, n, wilson):
+    found = stats.mean([1.0] * right + [0.0] * (n - right), [str(i) for i in range(n)], 1.0)
+    half = 2.022691 * found.se  # t(39)
+    students = pytest.approx((right / n - half, right / n + half), abs=1e-6)
+    assert (found.ci == students) is not wilson
+    assert found.ci == (pytest.approx(stats.wilson(right / n, n)) if wilson else students)
+
+
+def test_wilson_by_hand_and_at_the_ends():
+    # n 10, p .4: centre (4 + 1.920729) / 13.841459 = .427753, half 1.959964 / 13.841459 * sqrt(2.4 + .960365) = .259573
+    assert stats.wilson(0.4, 10) == pytest.approx((0.427753 - 0.259573, 0.427753 + 0.259573), abs=2e-6)
+    # z^2 / (n + z^2) = .277533 at the end that is not the proportion itself
+    assert stats.wilson(0.0, 10) == (0.0, pytest.approx(0.277533, abs=1e-6))
+    assert stats.wilson(1.0, 10) == (pytest.approx(0.722467, abs=1e-6), 1.0)
+    assert stats.wilson(1.0 + 1e-9, 10) == stats.wilson(1.0, 10) and stats.wilson(-1e-9, 10) == stats.wilson(0.0, 10)
+
+
+def test_points_do_not_fall_below_zero():
+    # 0, 0, 50: mean 16.7, se 16.7, t(2) = 4.30: -55.0 .. 88.4
+    assert stats.mean([0.0, 0.0, 50.0], list("abc"), 200.0).ci == pytest.approx(
+        (0.0, 50 / 3 + 4.302653 * 50 / 3), abs=1e-4
+    )
+
+
+def test_a_ratio_of_few_is_wilson_s_with_the_samples_its_error_is_worth():
+    # 30 pictures of which 5 are wrong: 5 < 10 at an end, and n_eff is what the bootstrap's error says, at most the pictures
+    part = Part(np.array([[1.0, 1.0]] * 25 + [[0.0, 1.0]] * 5), [str(i) for i in range(30)])
+    found = stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1])
+    assert found.value == pytest.approx(25 / 30)
+    assert found.se == pytest.approx(math.sqrt(25 / 30 * 5 / 30 / 30), rel=0.06)
+    n = min(30.0, 25 / 30 * 5 / 30 / found.se**2)
+    assert 26 < n <= 30 and found.ci == pytest.approx(stats.wilson(25 / 30, n))
+
+
+def test_a_ratio_of_many_has_the_percentiles_of_its_draws():
+    part = Part(np.array([[1.0, 1.0], [0.0, 1.0]] * 50), [str(i) for i in range(100)])
+    found = stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1])
+    # binomial, n 100: at most 39 in 1.8 % of draws, at most 40 in 2.8 %, so the 2.5th percentile is .40, the 97.5th .60
+    assert found.ci == pytest.approx((0.40, 0.60), abs=1e-9)
+
+
+def test_a_ratio_of_one_picture_has_no_standard_error():
+    part = Part(np.array([[1.0, 1.0], [0.0, 1.0]]), ["a", "a"])
+    assert stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1]) == stats.Estimate(0.5, None, None, 2, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 21, 2_000_000])
+def test_each_of_2000_replicates_draws_as_many_clusters_as_there_are(monkeypatch, chunk):
+    monkeypatch.setattr(stats, "_CHUNK", chunk)
+    drawn = np.concatenate(list(stats._draws(7, np.random.default_rng(0))))
+    assert drawn.shape == (2000, 7) and (drawn.sum(axis=1) == 7).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)  # sd of a mean: sqrt(6/7 / 2000) = .02
+
+
+def test_rounding_takes_wilson_s_ends_to_the_scale_and_not_beyond():
+    # the formula alone gives 1 + 2e-16 and -3e-20 here
+    assert stats.wilson(0.9999999999978132, 17)[1] == 1.0
+    assert stats.wilson(1.6453840251302653e-13, 10_000)[0] == 0.0
+
+
+@pytest.mark.parametrize(("draws", "has_error"), [(1, False), (2, True)])
+def test_two_draws_have_a_spread_and_one_has_none(monkeypatch, draws, has_error):
+    monkeypatch.setattr(stats, "BOOTSTRAPS", draws)
+    part = Part(np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]), list("abc"))
+    found = stats.bootstrap([part], lambda sums: sums[..., 0] / sums[..., 1])
+    assert found.value == pytest.approx(2 / 3) and (found.se is not None) is (found.ci is not None) is has_error
+
+
+def test_one_of_two():
+    # se^2 = 2 * 2 * .25^2 = .25; n_eff = .25 * 2 / (1 * .25) = 2: .5 ± 1.959964 / 5.841459 * sqrt(.5 + .960365)
+    assert stats.mean([0.0, 1.0], ["a", "b"], 1.0).ci == pytest.approx((0.5 - 0.405469, 0.5 + 0.405469), abs=2e-6)

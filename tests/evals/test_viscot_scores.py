@@ -133,3 +133,32 @@ def test_a_constant_no_scores_what_cub_s_answers_say(shared):
     found = numbers(score("viscot_cub", pairs, EXACT))["answer"]
     assert found.value == pytest.approx(285 / 492)  # .579
     assert round(found.value, 3) == 0.579
+
+
+def test_answers_and_boxes_that_are_unread_are_counted_each():
+    pairs = [
+        asked("a", "x", "<think>x", GOLD),
+        asked("b", "x", "x", Unparsed("?")),
+        asked("c", "x", "x", Unparsed("?")),
+    ]
+    found = numbers(score("viscot_gqa", pairs, EXACT))
+    assert (found["answer"].n_unparsed, found["box_acc"].n_unparsed) == (1, 2)
+    assert (found["answer"].value, found["box_acc"].value) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    found = numbers(score("viscot_gqa", [asked("a", "x", "x", GOLD)], EXACT))
+    assert (found["answer"].n_unparsed, found["box_acc"].n_unparsed) == (0, 0)
+
+
+def test_one_box_among_many_samples_is_a_box_turn_for_all(monkeypatch):
+    from visrl.evals.scorers import measure
+
+    monkeypatch.setattr(measure, "_CHUNK", 1)  # the last piece asks for no box
+    pairs = [asked("a", "x", "x", GOLD), asked("b", "x", "x"), asked("c", "x", "<think>x")]
+    found = numbers(score("viscot_gqa", pairs, EXACT))
+    assert (found["box_acc"].value, found["box_acc"].n, found["box_acc"].n_unscored) == (1.0, 1, 2)
+    assert (found["answer"].n, found["answer"].n_unparsed) == (3, 1)
+
+
+def test_intervals_of_fractions_stay_in_their_scale():
+    found = numbers(score("viscot_gqa", [asked(i, "x", "x", GOLD, cluster=i) for i in "abcde"], EXACT))
+    for metric in ("answer", "box_acc"):  # five of five: 5 / (5 + 3.84146)
+        assert found[metric].ci == pytest.approx((0.565518, 1.0), abs=1e-6)

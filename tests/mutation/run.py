@@ -126,10 +126,11 @@ def _gate(gate: str, target: Path) -> int:
 
 
 def _pytest(node: str) -> int:
+    """One node, or several parted by blanks."""
     import pytest
 
     os.chdir(ROOT)
-    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", node]))
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *node.split()]))
 
 
 def _gate_said(gate: str, code: int, text: str) -> str:

@@ -176,3 +176,76 @@ def test_a_blind_critic_scores_texts_and_a_policy_that_only_generates_is_refused
     assert make_critic("likelihood", load_policy("blind:base"), "exact").name == "likelihood:blind:base"
     with pytest.raises(UsageError, match="does not report log-probabilities of texts"):
         make_critic("likelihood", load_policy("constant:A"), "exact")
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        ('{"score": 0}', 0.0, ""),
+        ('{"score": 1.0}', 1.0, ""),
+        ('{"score": 1.01}', 1.0, "cut from 1.01"),
+        ('{"score": 0.8, "why": "x"}', 0.8, "lenient"),
+        ("```\n0.25\n```", 0.25, "lenient"),
+        ('{"score": 1e400}', None, "no score in '{\"score\": 1e400}'"),
+        ("score: 0.8.1", None, "no score in 'score: 0.8.1'"),
+        ("   ", None, "empty reply"),
+        ("x" * 70, None, f"no score in {'x' * 60!r}"),
+    ],
+)
+def test_the_reason_of_a_score(text, value, reason):
+    assert (read_score(text).value, read_score(text).reason) == (value, reason)
+
+
+def test_critics_speak_briefly_and_say_what_they_are():
+    critic = Recorder()
+    ScoreCritic(critic).boxes([about(crop="c"), about()])
+    assert [(s.max_tokens, s.temperature, s.n) for _, s in critic.asked] == [(64, 0.0, 1)] * 2
+    assert [request.keep_cache for request, _ in critic.asked] == [False, False]
+    assert [request.turns[0].pictures[0].ref for request, _ in critic.asked] == ["c", "p.png"]  # no crop: the picture
+    assert (ScoreCritic(critic).name, LikelihoodCritic(Scorer([])).name, OracleCritic().name) == (
+        "score:org",
+        "likelihood:org",
+        "oracle",
+    )
+    assert (
+        ScoreCritic(critic).needs_pictures
+        is LikelihoodCritic(critic).needs_pictures
+        is critic.needs_pictures
+        is not None
+    )
+    found = ScoreCritic(critic).describe()
+    assert (found["kind"], found["prompts"], found["model"]) == ("score", "critics/v1", "org")
+    assert OracleCritic("anls").describe() == {"kind": "oracle", "judge": "anls"} and not OracleCritic().needs_pictures
+    assert LikelihoodCritic(Scorer([]), "anls").describe()["judge"] == "anls"
+
+
+def test_likelihoods_are_rounded_to_six_decimals_and_at_most_one():
+    critic = make_critic("likelihood", Scorer([math.log(1 / 3), 1e-9, 0.0]), "exact")
+    assert [j.score.value for j in critic.boxes([about(i) for i in range(3)])] == [0.333333, 1.0, 1.0]
+
+
+def test_a_failed_request_is_no_score():
+    class Down(Recorder):
+        def generate(self, requests, sampling):
+            return [Output(error="503", retry=False) for _ in requests]
+
+    (judged,) = ScoreCritic(Down()).boxes([about(crop="c")])
+    assert (judged.score, judged.error, judged.tokens) == (None, "503", None)
+
+
+def test_the_oracle_without_a_box_has_no_score():
+    (judged,) = OracleCritic().boxes([about()])
+    assert (judged.score.value, judged.score.reason) == (None, "no true box")
+    assert judged.tokens.computed == 0 and OracleCritic().answers([about(0, "Z")])[0].tokens.computed == 0
+
+
+def test_an_online_judge_gives_no_reward():
+    with pytest.raises(UsageError, match="not an offline rule"):
+        make_critic("oracle", None, "openai:http://h/v1#m")
+    assert make_critic("oracle", None, "anls").judge == "anls"
+
+
+def test_equal_crops_are_asked_about_once_and_no_crop_is_none():
+    questions = [about(crop="a"), about(crop="b"), about(crop="a"), about()]
+    different, which = without_repeats(questions)
+    assert [q.crop.ref if q.crop else "" for q in different] == ["a", "b", ""] and which == [0, 1, 0, 2]

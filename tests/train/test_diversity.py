@@ -108,3 +108,49 @@ def test_an_attempt_hangs_on_its_own_randomness():
     alone = control(looks(A, FAR, A, NEAR), 2, SIZE, "paper", rngs(2))[1]
     after_another = control(looks(A, NEAR, A, NEAR), 2, SIZE, "paper", rngs(2))[1]
     assert alone == after_another
+
+
+class Fixed:
+    """Not random: gives what it is told, then says how it was asked."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.asked = list(numbers), []
+
+    def uniform(self, low, high):
+        self.asked.append((low, high))
+        return self.numbers.pop(0)
+
+    def random(self):
+        return self.numbers.pop(0)
+
+
+def test_a_replacement_by_hand():
+    # 80 x 60 times 1 + .25 and 1 - .5: 100 x 30; x = .5 * (400 - 100) = 150, y = .75 * (300 - 30) = 202.5
+    rng = Fixed(0.25, -0.5, 0.5, 0.75)
+    drawn = disjoint_like(A, SIZE, rng)
+    assert drawn.xyxy == pytest.approx((150, 202.5, 250, 232.5))
+    assert rng.asked == [(pytest.approx(-0.4), pytest.approx(0.4))] * 2
+
+
+def test_what_is_larger_than_the_picture_or_touches_is_drawn_again():
+    # 360 x 60 in 400 x 300 at the left: 1 + .25 makes 450 wide, too wide; then 360 x 60 at its own place; then below it
+    left = Box(0, 0, 360, 60)
+    assert disjoint_like(left, SIZE, Fixed(0.25, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0.5)).xyxy == (0, 120, 360, 180)
+    # as wide as the picture is not too wide: 360 * (1 + 1/9) = 400
+    assert disjoint_like(left, SIZE, Fixed(1 / 9, 0, 0.5, 0.5)).xyxy == pytest.approx((0, 120, 400, 180))
+    # and as high: 60 * 5 = 300 beside a box of 40 x 60 at the left edge: x = 1 * (400 - 40)
+    assert disjoint_like(Box(0, 0, 40, 60), SIZE, Fixed(0, 4, 1, 0.5)).xyxy == pytest.approx((360, 0, 400, 300))
+
+
+def test_a_hundred_tries_and_no_more():
+    rng = Fixed(*[0.0] * 400)  # always where the box is
+    assert disjoint_like(Box(0, 0, 40, 60), SIZE, rng) is None
+    assert len(rng.asked) == 200 and rng.numbers == []
+    assert [rng.asked[2 * i][1] for i in (19, 20, 99)] == pytest.approx([0.4, 0.5, 0.8])
+
+
+def test_a_spare_that_touches_a_little_serves():
+    a, spare = Box(0, 0, 105, 10), Box(95, 0, 200, 10)  # IoU .05, the threshold
+    (attempt,) = control(looks(a, a, Unparsed("?"), spare), 1, SIZE, "resample", rngs(1))
+    assert (attempt.boxes[1].box, attempt.boxes[1].source, attempt.boxes[1].text) == (spare, "spare", "said 3")
+    assert attempt.dropped == ""

@@ -102,3 +102,33 @@ def test_a_pair_of_code_is_what_filter_py_would_choose(scores):
         if best >= 0.8 and worst <= 0.2 and best != worst and wins and loses:
             expected = ((wins[0], loses[0]),)
     assert pairs(CODE, *scores) == expected
+
+
+def test_the_official_thresholds():
+    assert (CODE.win_box, CODE.win_answer, CODE.lose_box, CODE.lose_answer) == (0.8, 0.8, 0.2, 0.2)
+    assert (CODE.mode, CODE.box_critic, CODE.pairs) == ("code", True, 1)
+
+
+def test_each_threshold_is_its_own():
+    rule = Rule(win_box=0.5, win_answer=0.6, lose_box=0.3, lose_answer=0.4)
+    assert pairs(rule, (0.6, 0.5), (0.4, 0.3)) == ((0, 1),)
+    for wrong in (
+        ((0.6, 0.49), (0.4, 0.3)),
+        ((0.59, 0.5), (0.4, 0.3)),
+        ((0.6, 0.5), (0.41, 0.3)),
+        ((0.6, 0.5), (0.4, 0.31)),
+    ):
+        assert pairs(rule, *wrong) == ()
+    paper = Rule("paper", win_box=0.5, win_answer=0.6, lose_box=0.3, lose_answer=0.4)
+    assert pairs(paper, (0.6, 0.5), (0.39, 0.29)) == ((0, 1),)
+    for wrong in (
+        ((0.6, 0.49), (0.39, 0.29)),
+        ((0.59, 0.5), (0.39, 0.29)),
+        ((0.6, 0.5), (0.4, 0.29)),
+        ((0.6, 0.5), (0.39, 0.3)),
+    ):
+        assert pairs(paper, *wrong) == ()
+
+
+def test_equal_answers_make_no_pair_even_where_both_thresholds_allow_it():
+    assert pairs(Rule(win_answer=0.5, lose_answer=0.5), (0.5, 1), (0.5, 0)) == ()

@@ -32,3 +32,16 @@ def test_stage_two_minimises_minus_lambda_p_not_plus():
     # P_B = -.6, P_R = -.2: L = -(.5 * -.6 + .25 * -.2) = .35; the poster's printed sign would give -.35
     terms = stage_terms(2, **OFFICIAL)
     assert weighted_sum(terms, {"box": torch.tensor(0.6), "answer": torch.tensor(0.2)}).item() == pytest.approx(0.35)
+
+
+def test_the_scale_is_the_difference_of_both_ratios():
+    # ratios +2 and +5: .5 * (2 - 5) = -1.5
+    p = log_preference(*(torch.tensor([v]) for v in (-10.0, -20.0, -12.0, -25.0)), beta=0.5)
+    assert p.item() == pytest.approx(math.log(1 / (1 + math.exp(1.5))), abs=1e-6)
+
+
+def test_three_terms_are_added():
+    terms = (Term("box", 0.5, 0.1), Term("answer", 0.25, 0.2), Term("answer", 2.0, 0.2))
+    assert weighted_sum(terms, {"box": torch.tensor(1.0), "answer": torch.tensor(3.0)}).item() == pytest.approx(
+        0.5 + 0.75 + 6
+    )

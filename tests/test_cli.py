@@ -168,7 +168,13 @@ def test_same_output_other_request(results, shared, tmp_path, capsys):
         (["--model", "constant:x", "--tasks", "mme", "--limit", "0"], "--limit", "visrl-eval run --help"),
         (["--model", "constant:x", "--tasks", "mme", "--batch-size", "many"], "neither a number nor auto", ""),
         (["--model", "constant:x"], "--tasks", "visrl-eval run --help"),
-        (["score", "/nowhere"], "not a run folder", ""),
+        (["score", "/nowhere"], "/nowhere: no such folder", "visrl-eval --model tiny --tasks world"),
+        (["view", "nowhere"], "nowhere: no such folder", ""),
+        (["view", "nowhere", "--serve"], "nowhere: no such folder", ""),
+        (["compare", "nowhere", "elsewhere"], "nowhere: no such folder", ""),
+        (["veiw", "x"], "veiw", "hint: visrl-eval view --help"),
+        (["tables", "--paper", "rec", "--mine"], "no run is given", "RUN --mine"),
+        ([], "no command", "visrl-eval --help"),
         (["tables", "--paper", "rec", "/nowhere"], "/nowhere: no such file or folder", "a run folder"),
         (["nonsense"], "nonsense", ""),
         (["ls", "taks"], "unknown 'taks'", "tasks"),
@@ -180,6 +186,7 @@ def test_wrong_use_is_exit_2_with_a_hint(args, message, hint, capsys, tmp_path, 
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "\n\nhint: " in err and "Traceback" not in err
     assert message in err and hint in err
+    assert not list(tmp_path.iterdir())  # looking for a folder does not make it
 
 
 def test_a_wrong_judge_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):
@@ -282,9 +289,20 @@ def test_a_second_protocol_beside_the_first(tmp_path, capsys):
     """Constant "yes" looks the same with or without a crop: the questions are asked twice, and nothing changes."""
     argv = ["run", "--model", "constant:yes", "--tasks", "world_rec,world_pope_random", "--limit", "4", "-q"]
     assert main([*argv, "--beside", "direct", "-o", str(tmp_path / "r")]) == 0
-    out = capsys.readouterr().out
-    assert "direct → looked" in out and "50.0 → 50.0 (+0.0)" in out
-    assert not any("world_rec" in line for line in out.split("direct → looked")[1].splitlines())
+    said = capsys.readouterr()
+    head, *_ = said.out.splitlines()
+    assert (
+        head == "looking: world_pope_random accuracy 50.0 → 50.0 % (+0.0), 4 questions"
+    )  # one picture: no standard error
+    assert [line.split() for line in said.out.splitlines() if line.startswith("world_rec")][0][
+        2
+    ] == "0.0"  # nothing beside it
+    assert f"visrl-eval view {tmp_path / 'r' / 'direct'} {tmp_path / 'r'}" in said.err
+    assert main(["show", str(tmp_path / "r")]) == 0  # the same again
+    assert capsys.readouterr().out == said.out
+    assert main(["show", str(tmp_path / "r"), "--all"]) == 0
+    changed = capsys.readouterr().out.split("direct → looked")[1]
+    assert "50.0 → 50.0 (+0.0)" in changed and "world_rec" not in changed
     assert (tmp_path / "r" / "direct" / "episodes.jsonl").read_text().count("\n") == 4
 
 
@@ -305,8 +323,8 @@ def test_what_looking_changed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("visrl.evaluation.on_ray.load_policy", lambda *_: policy)
     argv = ["run", "--model", "looker", "--tasks", "world_viscot_doc", "--limit", "4", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 0
-    (line,) = [s for s in capsys.readouterr().out.split("direct → looked")[1].splitlines() if "answer" in s]
-    assert "0.000 → 1.000 (+1.000" in line
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.startswith("looking: 0.0 → 100.0 % (+100.0")  # none of four, then four of four
 
 
 def test_nothing_to_set_beside(tmp_path, capsys):

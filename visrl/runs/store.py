@@ -203,7 +203,8 @@ class Run:
         self._whole = _locked(self.episodes_path)
         self._cut_torn_line()
         self._take_in()
-        self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
+        again = {"resumed": [*self._meta.get("resumed", []), now()]} if "started" in self._meta else {}
+        self.write_meta(started=self._meta.get("started", now()), **again)
 
     def _check_visible(self) -> None:
         if not (self.folder / "run.json").exists():

@@ -291,12 +291,10 @@ def test_a_second_protocol_beside_the_first(tmp_path, capsys):
     assert main([*argv, "--beside", "direct", "-o", str(tmp_path / "r")]) == 0
     said = capsys.readouterr()
     head, *_ = said.out.splitlines()
-    assert (
-        head == "looking: world_pope_random accuracy 50.0 → 50.0 % (+0.0), 4 questions"
-    )  # one picture: no standard error
-    assert [line.split() for line in said.out.splitlines() if line.startswith("world_rec")][0][
-        2
-    ] == "0.0"  # nothing beside it
+    # yes to 2 of 4: precision 1/2, recall 1, F1 = 2 · 1/2 · 1 / (1 1/2) = 2/3
+    assert head == "looking: world_pope_random f1 66.7 → 66.7 % (+0.0), 4 questions"
+    (rec,) = [line.split() for line in said.out.splitlines() if line.startswith("world_rec")]
+    assert rec == ["world_rec", "acc@0.5", "0.0", "%", "4/1,000"]  # nothing beside it: it has no answer
     assert f"visrl-eval view {tmp_path / 'r' / 'direct'} {tmp_path / 'r'}" in said.err
     assert main(["show", str(tmp_path / "r")]) == 0  # the same again
     assert capsys.readouterr().out == said.out

@@ -101,6 +101,7 @@ def show(
     else:
         print_results(results, json_, compared)
         if not json_:
+            print(file=sys.stderr)
             print_places(folder, compared)
 
 
@@ -177,7 +178,7 @@ def print_places(folder: Path, compared: Compared | None) -> None:
     """Where to look next, on stderr."""
     place = shlex.quote(str(folder))
     inner = "" if compared is None else f"{shlex.quote(str(folder / compared.before))} "
-    print(f"\ndetails: visrl-eval show {place} --all", file=sys.stderr)
+    print(f"details: visrl-eval show {place} --all", file=sys.stderr)
     print(f"{'flips' if inner else 'samples'}: visrl-eval view {inner}{place}", file=sys.stderr)
 
 

@@ -175,7 +175,13 @@ def test_same_output_other_request(results, shared, tmp_path, capsys):
         (["--model", "constant:x", "--tasks", "mme", "--limit", "0"], "--limit", "visrl-eval run --help"),
         (["--model", "constant:x", "--tasks", "mme", "--batch-size", "many"], "neither a number nor auto", ""),
         (["--model", "constant:x"], "--tasks", "visrl-eval run --help"),
-        (["score", "/nowhere"], "not a run folder", ""),
+        (["score", "/nowhere"], "/nowhere: no such folder", "visrl-eval --model tiny --tasks world"),
+        (["view", "nowhere"], "nowhere: no such folder", ""),
+        (["view", "nowhere", "--serve"], "nowhere: no such folder", ""),
+        (["compare", "nowhere", "elsewhere"], "nowhere: no such folder", ""),
+        (["veiw", "x"], "veiw", "hint: visrl-eval view --help"),
+        (["tables", "--paper", "rec", "--mine"], "no run is given", "RUN --mine"),
+        ([], "no command", "visrl-eval --help"),
         (["tables", "--paper", "rec", "/nowhere"], "/nowhere: no such file or folder", "a run folder"),
         (["nonsense"], "nonsense", ""),
         (["ls", "taks"], "unknown 'taks'", "tasks"),
@@ -187,6 +193,7 @@ def test_wrong_use_is_exit_2_with_a_hint(args, message, hint, capsys, tmp_path, 
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "\n\nhint: " in err and "Traceback" not in err
     assert message in err and hint in err
+    assert not list(tmp_path.iterdir())  # looking for a folder does not make it
 
 
 def test_a_wrong_judge_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):
@@ -289,9 +296,19 @@ def test_a_second_protocol_beside_the_first(tmp_path, capsys):
     """Constant "yes" looks the same with or without a crop: the questions are asked twice, and nothing changes."""
     argv = ["run", "--model", "constant:yes", "--tasks", "world_rec,world_pope_random", "--limit", "4", "-q"]
     assert main([*argv, "--beside", "direct", "-o", str(tmp_path / "r")]) == 0
-    out = capsys.readouterr().out
-    assert "direct → looked" in out and "50.0 → 50.0 (+0.0)" in out
-    assert not any("world_rec" in line for line in out.split("direct → looked")[1].splitlines())
+    said = capsys.readouterr()
+    head, *_ = said.out.splitlines()
+    # yes to 2 of 4: precision 1/2, recall 1, F1 = 2 · 1/2 · 1 / (1 1/2) = 2/3
+    assert head == "looking: world_pope_random f1 66.7 → 66.7 % (+0.0), 4 questions"
+    (rec,) = [line.split() for line in said.out.splitlines() if line.startswith("world_rec")]
+    assert rec == ["world_rec", "acc@0.5", "0.0¹", "%", "4/1,000"]  # nothing beside it: it has no answer
+    assert "¹ 4 unparsed, counted as wrong" in said.out  # "yes" holds no box
+    assert f"visrl-eval view {tmp_path / 'r' / 'direct'} {tmp_path / 'r'}" in said.err
+    assert main(["show", str(tmp_path / "r")]) == 0  # the same again
+    assert capsys.readouterr().out == said.out
+    assert main(["show", str(tmp_path / "r"), "--all"]) == 0
+    changed = capsys.readouterr().out.split("direct → looked")[1]
+    assert "50.0 → 50.0 (+0.0)" in changed and "world_rec" not in changed
     assert (tmp_path / "r" / "direct" / "episodes.jsonl").read_text().count("\n") == 4
 
 
@@ -312,11 +329,61 @@ def test_what_looking_changed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("visrl.evaluation.on_ray.load_policy", lambda *_: policy)
     argv = ["run", "--model", "looker", "--tasks", "world_viscot_doc", "--limit", "4", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 0
-    (line,) = [s for s in capsys.readouterr().out.split("direct → looked")[1].splitlines() if "answer" in s]
-    assert "0.000 → 1.000 (+1.000" in line
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.startswith("looking: 0.0 → 100.0 % (+100.0")  # none of four, then four of four
 
 
 def test_nothing_to_set_beside(tmp_path, capsys):
     argv = ["run", "--model", "constant:yes", "--tasks", "world_rec", "--limit", "2", "-q", "--beside", "direct"]
     assert main([*argv, "-o", str(tmp_path / "r")]) == 2
     assert "no task of world_rec asks for an answer" in capsys.readouterr().err
+
+
+def test_training_folders_are_shown_by_phase(tmp_path, capsys):
+    """A folder of pairs has its funnel and its boxes, one of a loop the line of each scored phase, in the loop's order."""
+    pairs = tmp_path / "loop" / "iter1" / "pairs"
+    pairs.mkdir(parents=True)
+    (pairs / "run.json").write_text(json.dumps({"request": {"policy": {}}, "request_hash": "x"}))
+    boxes = {"wp_ln": {"percent": 64.64, "se": 1.5}}
+    (pairs / "manifest.json").write_text(
+        json.dumps({"funnel": {"questions": {"asked": 40, "pairs": 9}}, "boxes": boxes})
+    )
+    for name in ("sft", "base"):
+        (tmp_path / "loop" / name).mkdir()
+        (tmp_path / "loop" / name / "metrics.json").write_text(json.dumps({"line": f"answers of {name}"}))
+    funnel = "asked 40 · pairs 9"
+    assert main(["show", str(pairs)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"pairs: {funnel}", "pairs: WP-LN 64.6 ± 1.5 %"]
+    assert main(["show", str(tmp_path / "loop")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == ["base: answers of base", "sft: answers of sft", f"iter1/pairs: {funnel}"]
+
+
+def test_a_first_run_is_not_called_resumed(world_run):
+    meta = json.loads((world_run / "run.json").read_text())
+    assert "started" in meta and "resumed" not in meta
+    args = ["--model", "constant:no", "--tasks", "world_viscot_doc", "--limit", "10", "-q", "-o", str(world_run)]
+    assert main(args) == 0
+    assert len(json.loads((world_run / "run.json").read_text())["resumed"]) == 1
+
+
+def test_a_run_is_named_as_its_tasks_were_asked_for_and_found_under_its_older_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--model", "constant:no", "--limit", "2", "-q", "--tasks"]
+    assert main([*args, "world_pope"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("constant-no-world_pope-")
+    digest = folder.name[-8:]
+    older = folder.rename(folder.with_name(f"constant-no-world_pope_random+world_pope_popular+worl-{digest}"))
+    assert main([*args, "world_pope"]) == 0
+    assert main([*args, "world_pope_random,world_pope_popular,world_pope_adversarial"]) == 0
+    assert list((tmp_path / "runs").iterdir()) == [older]
+
+
+def test_a_direct_run_says_nothing_of_where_it_looked(tmp_path, capsys):
+    args = ["--model", "constant:no", "--tasks", "world_pope_random", "--limit", "2", "-q", "-o", str(tmp_path / "r")]
+    assert main([*args, "--protocol", "direct"]) == 0
+    assert main(["show", str(tmp_path / "r")]) == 0
+    said = capsys.readouterr()
+    assert "focus" not in said.out + said.err and "crop" not in said.err
+    assert "protocol direct/v1" in said.err

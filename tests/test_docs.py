@@ -60,7 +60,11 @@ def options(program, name):
     from visrl.cli.evaluate import app
 
     command = get_command(app).commands.get(name)
-    return None if command is None else {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+    return (
+        None
+        if command is None
+        else {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+    )
 
 
 def invocations():
@@ -135,6 +139,35 @@ def test_runnable_commands_run(page, tmp_path, monkeypatch, capfd):
                     assert output.startswith("{'answer': (0.5, 2)}\n")  # as the page says
     if left_out:
         pytest.skip(f"no shipped model yet for: {'; '.join(left_out)}")
+
+
+def printed(command):
+    """What the README says that ``command`` prints."""
+    (text,) = [b.text for b in blocks(ROOT / "README.md") if b.commands == [command] and "\n" in b.text.strip()]
+    return text.removeprefix(f"$ {command}\n")
+
+
+def printed_here(command, capsys, *more):
+    from visrl.cli.evaluate import main
+
+    assert main([*words(command)[1:], "--quiet", *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_main_command_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    command = "visrl-eval --model tiny --tasks world --limit 50"
+    if not shipped(command):
+        pytest.skip("no shipped model yet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert printed_here(command, capsys) == printed(command)
+
+
+def test_the_replay_prints_what_the_readme_shows(shared, tmp_path, monkeypatch, capsys):
+    command = "visrl-eval --model replay:baseline__refcoco_val.json.gz --tasks refcoco_val --data DATA"
+    monkeypatch.chdir(shared / "predictions" / "rec")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert printed_here(command, capsys, "--data", str(shared), "-o", str(tmp_path / "r")) == printed(command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -1,6 +1,36 @@
 """visrl: evaluate and train vision-language models that look, then answer.
 
-Import-light on purpose: lmms-eval imports entry points on every start, and ``visrl-eval --help`` must not load torch.
+    import visrl
+
+    run = visrl.evaluate("tiny", "world", limit=50)
+    run.to_pandas()
+
+docs/python.md has an example of each name. Import-light on purpose: lmms-eval imports entry points on every start, and
+``visrl-eval --help`` must not load torch; what is used is imported when it is asked for.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from visrl.api import EvaluatedRun, compare, evaluate, load, parse_box, score
+    from visrl.core.boxes import Box, iou
+
+_PLACES = {
+    **dict.fromkeys(("EvaluatedRun", "compare", "evaluate", "load", "parse_box", "score"), "visrl.api"),
+    **dict.fromkeys(("Box", "iou"), "visrl.core.boxes"),
+}
+
+__all__ = ["Box", "EvaluatedRun", "__version__", "compare", "evaluate", "iou", "load", "parse_box", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'visrl' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl.cli.estimate import estimate
+from visrl.cli.results import check_there, print_comparison
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from visrl.evals.compare import Difference
     from visrl.evals.gates import Finding
 
 BASELINES = Path("results/baselines.yaml")
@@ -46,6 +46,7 @@ def compare(
     from visrl.regression.reports import check_format
 
     check_format(format_)
+    check_there(first, *others)
     rows = of_run(first)
     found: list[dict[str, Any]] = []
     for other in others:
@@ -86,19 +87,6 @@ def _setting(side: Mapping[str, Any], name: str) -> str:
     if name == "box_format" and isinstance(value, dict):
         return " ".join(str(value[key]) for key in ("name", "frame", "mode") if value.get(key))
     return str(value)
-
-
-def print_comparison(title: str, differences: list[Difference], notes: list[str], format_: str) -> None:
-    from visrl.regression.reports import comparison_table
-    from visrl.tables.formats import render, show
-
-    table = comparison_table(title, differences, notes)
-    if format_ == "md":
-        sys.stdout.write(render(table, "md"))
-        return
-    from rich.console import Console
-
-    show(table, Console(highlight=False))
 
 
 def reproduction_page(
@@ -210,6 +198,7 @@ def accept(
         from visrl.regression.gates import accept_run
         from visrl.runs.store import slug
 
+        check_there(run)
         print("\n".join(accept_run(run, slug(name or run.resolve().name), baseline)))
         print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
 

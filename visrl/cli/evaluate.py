@@ -5,7 +5,9 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a gate fai
 
 from __future__ import annotations
 
+import difflib
 import logging
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -14,32 +16,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visrl import __version__
 from visrl.cli import check as check_commands
+from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ls import ls, world
+from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
+from visrl.cli.tables import tables
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
 from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from visrl.core.records import TaskResult
-    from visrl.evals.compare import Difference
     from visrl.evaluation.evaluate import Engine, Options, Outcome
     from visrl.policies.protocol import Policy
+    from visrl.tables.result_tables import Compared
 
 # click's ClickException, or its copy inside newer typers, which do not export it
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _INTERRUPTED = 130  # what newer typers return for a Ctrl-C
 
-ANSWER_METRICS = ("answer", "accuracy", "f1", "perception", "cognition", "circular")
-"""What two protocols are compared by: what both of them say."""
-
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Evaluate models that look, then answer.  `visrl-eval --model M --tasks T` is short for `visrl-eval run …`.",
 )
@@ -59,7 +61,6 @@ DataOption = Annotated[
 JudgeOption = Annotated[
     str, typer.Option("--judge", help="exact | anls | contains | openai:URL#MODEL (who scores free answers)")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="print TaskResults as JSON on stdout")]
 ProtocolOption = Annotated[
     str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
 ]
@@ -83,6 +84,21 @@ FailOption = Annotated[
 RayOption = Annotated[
     int | None, typer.Option(min=1, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"visrl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options of ``visrl-eval`` itself."""
 
 
 @app.command()
@@ -117,6 +133,7 @@ def run(
     own, upstream = own_and_upstream(tasks, ray)
     if own:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
+    _load_quietly(model)
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
         data=data,
@@ -139,13 +156,19 @@ def run(
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
         second = beside or _protocol_beside(own, protocol)
-        beside_it = replace(options, protocol=second, output=outcome.folder / second)
-        changes = [] if second == "none" else _run_beside(policy, own, beside_it, engine, outcome, json_)
+        compared = _run_beside(policy, own, second, options, engine, outcome, json_)
         if processes.is_main:
-            _finish(outcome, fail_on_error, json_, changes, f"{second} → looked")
+            _finish(outcome, fail_on_error, json_, compared)
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _load_quietly(model: str) -> None:
+    """No bar for weights that are here; one that tells of a download stays. transformers reads this when it is imported."""
+    name = model.rpartition("blind:")[2].removeprefix("hf:")
+    if Path(name).exists() or name.count("/") != 1:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
@@ -168,40 +191,37 @@ def _batch_size(text: str, policy: Policy) -> int:
 
 
 def _run_beside(
-    policy: Policy, tasks: list[str], options: Options, engine: Engine, first: Outcome, json_: bool
-) -> list[Difference]:
-    """The questions of ``tasks`` again under ``options``, in a folder within the first run's; what looking changed."""
+    policy: Policy, tasks: list[str], second: str, options: Options, engine: Engine, first: Outcome, json_: bool
+) -> Compared | None:
+    """The questions of ``tasks`` again under protocol ``second``, in a folder within the first run's; what looking changed.
+
+    None under protocol ``none``, and where there is nothing to print.
+    """
     from visrl.evals.benchmarks import resolve
-    from visrl.evals.compare import compare
-    from visrl.evals.sample_scores import of_run
     from visrl.evaluation.evaluate import evaluate
 
+    if second == "none":
+        return None
     asked = [
         spec.name for spec in resolve(tasks) if not spec.box_is_the_answer
     ]  # an expression has no answer but its box
     if not asked:
         raise UsageError(
-            f"--beside {options.protocol}: no task of {', '.join(tasks)} asks for an answer",
+            f"--beside {second}: no task of {', '.join(tasks)} asks for an answer",
             "leave out --beside, or add a task with questions",
         )
-    second = evaluate(policy, asked, options, engine)
-    first.n_samples, first.n_failed = first.n_samples + second.n_samples, first.n_failed + second.n_failed
-    first.skipped, first.problems = first.skipped + second.skipped, first.problems + second.problems
-    if json_ or not second.results:  # of several processes only the first has results
-        first.results += second.results
-        return []
-    found = compare(of_run(second.folder), of_run(first.folder))
-    return [replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS]
+    beside = evaluate(policy, asked, replace(options, protocol=second, output=first.folder / second), engine)
+    first.n_samples, first.n_failed = first.n_samples + beside.n_samples, first.n_failed + beside.n_failed
+    first.skipped, first.problems = first.skipped + beside.skipped, first.problems + beside.problems
+    if json_ or not beside.results:  # of several processes only the first has results
+        first.results += beside.results
+        return None
+    return compare_protocols(first.folder, second, first.results[0].protocol)
 
 
-def _finish(
-    outcome: Outcome, fail_on_error: float, json_: bool, changes: Sequence[Difference] = (), title: str = ""
-) -> None:
-    _print_results(outcome.results, json_)
-    if changes:
-        print()
-        check_commands.print_comparison(title, list(changes), [], "rich")
-    _print_end(outcome.folder, changes, title)
+def _finish(outcome: Outcome, fail_on_error: float, json_: bool, compared: Compared | None = None) -> None:
+    print_results(outcome.results, json_, compared)
+    _print_end(outcome.folder, compared, json_)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
         print(f"{outcome.n_failed} of {outcome.n_samples} samples failed or are unaccounted for", file=sys.stderr)
@@ -216,154 +236,26 @@ def _finish(
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _print_end(folder: Path, changes: Sequence[Difference], title: str) -> None:
-    """What a long table comes to, and where to look next."""
-    from visrl.evals.benchmarks import GROUPS
-    from visrl.regression.reports import change
-
-    print(file=sys.stderr)
-    for d in (d for d in changes if d.task in GROUPS):
-        print(f"{d.task} {d.metric}, {title}: {change(d.before, d.after, d.delta, d.se, d.unit)}", file=sys.stderr)
-    print(f"run: {folder}", file=sys.stderr)
-    print(f"picture by picture: visrl-eval view {shlex.quote(str(folder))}", file=sys.stderr)
+def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
+    """Where the run is, and where to look next; of a run whose records were asked for, only the first."""
+    print(f"\nrun: {folder}", file=sys.stderr)
+    if not quiet:
+        print_places(folder, compared)
 
 
-def _print_results(results: list[TaskResult], json_: bool) -> None:
-    if json_:
-        from visrl.core.records import dump_json
-
-        sys.stdout.write(dump_json([result.model_dump(mode="json") for result in results]))
-    else:
-        from visrl.tables.paper_tables import print_results
-
-        print_results(results)
-
-
-@app.command()
-def score(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
-    judge: Annotated[str | None, typer.Option(help="a judge other than the run's own")] = None,
-    json_: JsonOption = False,
-) -> None:
-    """Score a run again, without generating."""
-    from visrl.evaluation.rescore import score as score_folder
-    from visrl.evaluation.rescore import unjudged
-
-    results = score_folder(folder, judge)
-    _print_results(results, json_)
-    if lost := unjudged(results):
-        print(
-            f"error: incomplete: {lost} answers are unscored: the judge could not be reached\n\n"
-            "hint: the same command asks again",
-            file=sys.stderr,
-        )
-        raise typer.Exit(EXIT_INCOMPLETE)
-
-
-@app.command()
-def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOption = False) -> None:
-    """Print a run's settings and results."""
-    from visrl.core.records import read_records
-    from visrl.runs.store import read_meta
-
-    meta = read_meta(folder)
-    request = meta["request"]
-    facts = ("model", "protocol", "focus", "crop", "limit", "seed")
-    print(" · ".join(f"{fact} {request[fact]}" for fact in facts if request[fact] is not None), file=sys.stderr)
-    _print_results(read_records(folder), json_)
-
-
-@app.command()
-def view(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
-    other: Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="a second run to compare with")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="file of the page; default RUN/report.html", show_default=False),
-    ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="serve the page with all pictures in full size")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
-) -> None:
-    """Write an HTML page of one run or of two."""
-    from visrl.report import serve_page, write_report
-
-    folders = [folder] if other is None else [folder, other]
-    if serve:
-        serve_page(folders, port)
-    else:
-        print(write_report(folders, output))
-
-
-for listing in (ls, world, audit):
+results_commands.register(app)
+for listing in (ls, world, tables, audit):
     app.command()(listing)
-
-
-@app.command()
-def tables(
-    paper: Annotated[str | None, typer.Option(help="general | viscot | rec | datagen")] = None,
-    records: Annotated[
-        list[Path] | None,
-        typer.Argument(help="run folders or record files; default: results/records", show_default=False),
-    ] = None,
-    format_: Annotated[str, typer.Option("--format", help="rich | md | csv | latex")] = "rich",
-    against: Annotated[str | None, typer.Option(help="the published row to compare with")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="exit 1 when results/tables is not what the records give")
-    ] = False,
-    write: Annotated[bool, typer.Option("--write", help="generate results/tables from results/records")] = False,
-    figure: Annotated[
-        str | None, typer.Option("--figure", help="iterations: VisRL over multiple iterations, from a loop's records")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="the figure: PNG or SVG")] = Path("iterations.png"),
-    results: Annotated[Path, typer.Option(help="for --check and --write: the folder of records/ and tables/")] = Path(
-        "results"
-    ),
-) -> None:
-    """Print a table of the paper with our results."""
-    if check or write:
-        check_commands.tables_on_file(results, write)
-        return
-    if paper is None and figure is None:
-        raise UsageError("tables needs --paper, --figure, --check or --write", "for example --paper rec")
-    from visrl.core.records import read_records
-    from visrl.tables.phase_tables import in_order
-
-    places = records or [Path("results/records")]
-    found = in_order([result for place in places for result in read_records(place)])
-    if figure is not None:
-        _draw(figure, found, output)
-    if paper is not None:
-        _print_tables(paper, found, format_, against)
-
-
-def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
-    from visrl.tables.phase_tables import draw_iterations, longest, runs
-
-    if figure != "iterations":
-        raise UsageError(f"unknown figure {figure!r}", "use --figure iterations")
-    run_ = longest(found)
-    draw_iterations(found, run_, output)
-    if len(others := runs(found)) > 1:
-        print(f"drawn: {run_}, the one with most iterations of {len(others)} runs", file=sys.stderr)
-    print(output)
-
-
-def _print_tables(paper: str, found: list[TaskResult], format_: str, against: str | None) -> None:
-    """The paper's table; below viscot's, the phases of each loop of the small world, whose tasks have no column there."""
-    from visrl.tables.paper_tables import print_paper_table, print_table
-    from visrl.tables.phase_tables import of_loops, phase_table, runs
-
-    print_paper_table(paper, found, format_, against)
-    small = [result for result in of_loops(found) if result.small_world]
-    for run_ in runs(small) if paper == "viscot" else ():
-        print_table(phase_table(small, run_), format_)
-
-
 check_commands.register(app)
 
 
-def _command(args: list[str]) -> str:
-    return args[0] if args and not args[0].startswith("-") else ""
+def _hint(args: list[str], commands: Sequence[str]) -> str:
+    """What helps after a command line that could not be understood."""
+    name = args[0] if args and not args[0].startswith("-") else ""
+    if name in commands:
+        return f"visrl-eval {name} --help"
+    close = difflib.get_close_matches(name, commands, n=1)
+    return f"visrl-eval {close[0]} --help" if close else "visrl-eval --help"
 
 
 def _stopped(saved: str, args: list[str]) -> int:
@@ -382,12 +274,15 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
         args.insert(0, "run")
+    command: Any = get_command(app)
+    if not args:
+        return say(UsageError("no command", "visrl-eval --model tiny --tasks world, or visrl-eval --help"))
     try:
-        code = get_command(app).main(args=args, prog_name="visrl-eval", standalone_mode=False)
+        code = command.main(args=args, prog_name="visrl-eval", standalone_mode=False)
     except UsageError as error:
         return say(error)
     except _ClickException as error:
-        print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
+        print(f"error: {error.format_message()}\n\nhint: {_hint(args, list(command.commands))}", file=sys.stderr)
         return EXIT_USAGE
     except Interrupted as stop:
         return _stopped(str(stop), args)

@@ -65,10 +65,12 @@ def _task_table() -> Table:
     from rich.table import Table
 
     from visrl.evals.benchmarks import GROUPS, TASKS
+    from visrl.tables.formats import UNIT_SHOWN
 
     table = Table("task", "n", "version", "unit", "about", box=None, pad_edge=False)
-    for spec in TASKS.values():
-        table.add_row(spec.name, f"{spec.n:,}", spec.version, spec.unit, spec.about)
     for group, members in GROUPS.items():
         table.add_row(group, f"{sum(TASKS[m].n for m in members):,}", "", "", f"group of {len(members)} tasks")
+    table.add_section()
+    for spec in TASKS.values():
+        table.add_row(spec.name, f"{spec.n:,}", spec.version, UNIT_SHOWN[spec.unit], spec.about)
     return table

@@ -27,7 +27,7 @@ from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.runs.job import Batch, Job, missing_batches
 from visrl.runs.progress import progress
-from visrl.runs.store import Finished, Run, episode_to_json, request_hash, slug
+from visrl.runs.store import Finished, Run, episode_to_json, read_meta, request_hash, slug
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
@@ -123,10 +123,18 @@ def describe_request(
     }
 
 
-def default_folder(request: Mapping[str, Any]) -> Path:
-    """runs/<model>-<tasks>-<hash>: the same command finds its own folder again."""
-    tasks = "+".join(request["tasks"])
-    return Path("runs") / f"{slug(request['model'])}-{slug(tasks)[:40]}-{request_hash(request)[:8]}"
+def default_folder(request: Mapping[str, Any], asked: Sequence[str]) -> Path:
+    """runs/<model>-<tasks as they were asked for>-<hash>: the same command finds its own folder again.
+
+    So does a command that asks for the same under other names, and one whose run an older visrl named by every task.
+    """
+    digest = request_hash(request)
+    tasks = "+".join(part.strip() for name in asked for part in name.split(",") if part.strip())
+    folder = Path("runs") / f"{slug(request['model'])}-{slug(tasks)[:40]}-{digest[:8]}"
+    if folder.exists():
+        return folder
+    same = (file.parent for file in sorted(Path("runs").glob(f"*-{digest[:8]}/run.json")))
+    return next((place for place in same if read_meta(place).get("request_hash") == digest), folder)
 
 
 @dataclass(slots=True)
@@ -171,7 +179,7 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
         options = replace(options, data=own_documents(policy))
     config = config_of(policy, options)
     request = describe_request(policy, specs, config, options)
-    outcome = Outcome(options.output or default_folder(request), [])
+    outcome = Outcome(options.output or default_folder(request, tasks), [])
     with Run(outcome.folder, request, processes=init()) as run:
         run.write_meta(model_spec=policy.name, judge=options.judge, command=_command())
         finished = run.finished()

@@ -13,7 +13,8 @@ from xml.etree import ElementTree  # writes only: nothing is parsed here
 from visrl.errors import UsageError, nearest
 from visrl.evals.compare import Difference
 from visrl.evals.gates import Finding, exit_code
-from visrl.tables.formats import Cell, Row, Table, plain
+from visrl.tables.formats import UNIT_SHOWN, Cell, Row, Table, plain
+from visrl.tables.result_tables import change_shown, shown
 
 FORMATS = ("rich", "md")
 _DIGITS = {"percent": 1, "points": 1, "fraction": 3}
@@ -32,7 +33,7 @@ def check_format(name: str) -> None:
 
 
 def change(before: float | None, after: float | None, delta: float | None, se: float | None, unit: str) -> str:
-    """``71.2 → 72.9 (+1.7 ± 0.6)``; ± is one standard error of the difference."""
+    """``71.2 → 72.9 (+1.7 ± 0.6)`` in the metric's own unit, as a suite's floors are; ± is one standard error."""
     if before is None or after is None or delta is None:
         return "—"
     digits = _DIGITS.get(unit, 3)
@@ -45,9 +46,10 @@ def comparison_table(title: str, differences: Sequence[Difference], notes: Seque
     rows = []
     for d in differences:
         flips = f"{d.fixed}/{d.broken}" + (f" ({d.unpaired} unpaired)" if d.unpaired else "")
-        texts = (change(d.before, d.after, d.delta, d.se, d.unit), _p(d.p), str(d.n), flips)
+        said = change_shown(d.before, d.after, d.delta, d.se, d.unit)
+        texts = (said, UNIT_SHOWN[d.unit], _p(d.p), f"{d.n:,}", flips)
         rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), tuple(Cell((text,)) for text in texts)))
-    columns = (("change ± SE", "change"), ("p", "p"), ("n", "n"), ("fixed/broken", "fixed/broken"))
+    columns = (("change ± SE", "change"), ("unit", "unit"), ("p", "p"), ("n", "n"), ("fixed/broken", "fixed/broken"))
     return Table(title, "task and metric", columns, tuple(rows), (*notes, *_worst(differences)))
 
 
@@ -64,7 +66,10 @@ def _worst(differences: Sequence[Difference]) -> list[str]:
     for d in differences:
         if d.worst and d.task not in seen:
             seen.add(d.task)
-            flips = ", ".join(plain(f"{flip.sample_id} ({flip.before:g} → {flip.after:g})", 60) for flip in d.worst)
+            flips = ", ".join(
+                plain(f"{flip.sample_id} ({shown(flip.before, d.unit)} → {shown(flip.after, d.unit)})", 60)
+                for flip in d.worst
+            )
             lines.append(f"worst of {d.task} {d.metric}: {flips}")
     return lines
 

@@ -21,6 +21,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
     out: default ``report.html`` in the folder, and ``report-vs-<first>.html`` in the second of two. Raises UsageError.
     """
+    _check(folders)
     if out is None:
         out = folders[-1] / (
             "report.html" if len(folders) == 1 else f"report-vs-{slug(folders[0].resolve().name)}.html"
@@ -39,6 +40,7 @@ def serve_page(folders: Sequence[Path], port: int = 0) -> None:
     """Show the page with all its pictures until Ctrl-C. Raises UsageError where the port is taken."""
     from visrl.report.serve import PageServer
 
+    _check(folders)
     album = Album()
     with tempfile.TemporaryDirectory() as place:
         page = Path(place) / "report.html"
@@ -53,3 +55,10 @@ def serve_page(folders: Sequence[Path], port: int = 0) -> None:
                 server.serve_forever()
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)
+
+
+def _check(folders: Sequence[Path]) -> None:
+    """Before anything is written: a folder that is missing must not come into being by being looked at."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder", "name a run folder, or one of a training run")

@@ -95,6 +95,29 @@ def write_training_page(folder: Path, out: Path) -> None:
     write_atomically(out, html)
 
 
+def phase_lines(folder: Path) -> list[str]:
+    """The phases of a training folder, a line each: how it scored, what its pairs came to, and what was logged last."""
+    lines = [f"{name}: {said}" for name, said in _ends(folder)]
+    for place in _phases(folder):
+        name = line(str(place.relative_to(folder)) if place != folder else folder.resolve().name)
+        lines += [f"{name}: {said}" for said in _facts(place)]
+    return lines
+
+
+def _facts(place: Path) -> Iterator[str]:
+    """Of one phase's folder: the funnel of its pairs, right and wrong boxes, the last step logged."""
+    manifest, training = _json(place / "manifest.json", {}), _json(place / "training.json", {})
+    for part in (manifest.get("funnel", {}).get("questions", {}), dict(_boxes(manifest.get("boxes")))):
+        if part:
+            yield line(" · ".join(f"{key} {value}" for key, value in part.items()), 200)
+    history = _json(place / "history.json", []) or training.get("log", [])
+    if history:
+        shown = (f"{key} {value:g}" for key, value in history[-1].items() if isinstance(value, (int, float)))
+        yield line(" · ".join(shown), 200)
+    elif not manifest:
+        yield "not finished"
+
+
 def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
     """How each phase of a loop ended, in its order: name, and the line of its scoring (train/loop/scoring.py)."""
     found = [*folder.glob("*/metrics.json"), *folder.glob("*/*/metrics.json")]

@@ -34,6 +34,7 @@ from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
 from visrl.runs.distributed import ALONE, Processes
+from visrl.runs.identity import deciding
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
@@ -46,21 +47,6 @@ Finished = Mapping[str, Collection[str]]
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-STATED_ONLY = frozenset({"tensors", "torch", "transformers", "pixels"})
-"""Of ``model_info``: said in records, but what decides the outputs is said otherwise (weights' hashes, arguments)."""
-
-
-def deciding(value: Any, *, inside: bool = False) -> Any:
-    """A request, or a part of one, without what is only stated: what two commands must agree in to be one run."""
-    if isinstance(value, Mapping):
-        return {
-            key: deciding(item, inside=inside or key == "model_info")
-            for key, item in value.items()
-            if not (inside and key in STATED_ONLY)
-        }
-    return value
 
 
 def request_hash(request: Mapping[str, Any]) -> str:
@@ -229,7 +215,8 @@ class Run:
             raise
         self._cut_torn_line()
         self._take_in()
-        self.write_meta(started=self._meta.get("started", now()), resumed=[*self._meta.get("resumed", []), now()])
+        again = {"resumed": [*self._meta.get("resumed", []), now()]} if "started" in self._meta else {}
+        self.write_meta(started=self._meta.get("started", now()), **again)
 
     def _check_visible(self) -> None:
         if not (self.folder / "run.json").exists():

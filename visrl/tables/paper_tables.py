@@ -1,4 +1,4 @@
-"""Records -> tables: the paper's with ours beside the published rows, and the plain one after a run.
+"""Records -> the paper's tables with ours beside the published rows.
 
 A verdict per cell of ours, against one published row: ``match`` within 2 of our standard errors, ``above`` or ``below`` beyond,
 or ``not comparable`` with every reason in a footnote. The published standard errors are unknown and taken as 0.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from visrl.core.box_rules import UNCOMPARABLE
-from visrl.core.records import TaskResult, interval
+from visrl.core.records import TaskResult
 from visrl.evals import paper
 from visrl.evals.benchmarks import GROUPS, PRIMARY, TASKS
 from visrl.evals.judge import is_papers
@@ -85,20 +85,22 @@ def _method_reasons(result: TaskResult, column: paper.Column, published: paper.R
     return reasons
 
 
-def build(name: str, results: Sequence[TaskResult], against: str | None = None) -> Table:
+def build(name: str, results: Sequence[TaskResult], against: str | None = None, *, mine: bool = False) -> Table:
     """The paper's table ``name`` with a row per model, protocol and focus of ``results`` that has a cell in it.
 
-    against: the published row the verdicts are about; default the table's own. Raises UsageError for unknown names.
+    against: the published row the verdicts are about; default the table's own. mine: our rows alone. Raises UsageError for
+    unknown names.
     """
     table = paper.load(name)
     target = table.row(against or table.against)
     places = {(column.task, column.metric) for column in table.columns}
     ours = split_rows([result for result in results if (result.task, result.metric) in places])
-    rows = [_published_row(row, table, row is target) for row in table.rows]
-    rows += [_our_row(label, found, table, target, first=i == 0) for i, (label, found) in enumerate(ours)]
-    notes = [*_legend(target, bool(ours)), *table.notes]
+    published = () if mine else table.rows
+    rows = [_published_row(row, table, row is target) for row in published]
+    rows += [_our_row(label, found, table, target, first=i == 0 and not mine) for i, (label, found) in enumerate(ours)]
+    notes = [*(_legend(target, bool(ours)) if results else []), *table.notes]
     notes += [f"{column.title}: {column.note}" for column in table.columns if column.note]
-    tidy = [record for row in table.rows for record in _published_records(row, table)]
+    tidy = [record for row in published for record in _published_records(row, table)]
     tidy += [record for label, found in ours for record in _our_records(label, found, table, target)]
     titles = tuple((column.title, column.short) for column in table.columns)
     return Table(table.title, "method", titles, cleaned(rows), tuple(notes), tuple(tidy))
@@ -237,75 +239,19 @@ def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}"
 
 
-# --- after a run
-
-
-def results_table(results: Sequence[TaskResult]) -> Table:
-    """A row per task and metric: value, 95 % interval, n of the expected, and what was unparsed or unscored, if anything was."""
-    flags = [name for name in ("unparsed", "unscored") if any(getattr(r, f"n_{name}") for r in results)]
-    rows = []
-    for result in results:
-        counts = (str(getattr(result, f"n_{name}") or "") for name in flags)
-        texts = (_value(result), _interval(result), _of(result), *counts)
-        why = [f"{count} unscored: {plain(reason)}" for reason, count in result.unscored_reasons.items()]
-        first, *others = (Cell((text,)) for text in texts)
-        cells = (Cell(first.lines, "; ".join([*why, *map(plain, result.notes)])), *others)
-        rows.append(Row(f"{result.task} {result.metric.removeprefix('mme/')}", cells))
-    columns = [
-        ("value ± SE", "value"),
-        ("95 % interval", "95 % CI"),
-        ("n", "n"),
-        *((name, name) for name in flags),
-    ]
-    return Table("", "task and metric", tuple(columns), cleaned(rows), _made_by(results))
-
-
-def _made_by(results: Sequence[TaskResult]) -> tuple[str, ...]:
-    """A line per model, protocol and focus, with the judges of its free answers."""
-    judges: dict[str, dict[str, None]] = {}
-    for result in results:
-        of_one = judges.setdefault(f"{result.model} · {result.protocol} · focus {result.focus}", {})
-        if result.judge:
-            of_one[result.judge] = None
-    return tuple(
-        plain(f"{how} · judge: {', '.join(map(_judge, names))}" if names else how, 200) for how, names in judges.items()
-    )
-
-
-def _judge(name: str) -> str:
-    return "exact match" if name == "exact" else name
-
-
-def _digits(result: TaskResult) -> int:
-    return 4 if result.unit == "fraction" else 2
-
-
-def _value(result: TaskResult) -> str:
-    if result.value is None:
-        return "—"
-    error = "" if result.se is None else f" ± {result.se:.{_digits(result)}f}"
-    return f"{result.value:.{_digits(result)}f}{error}"
-
-
-def _interval(result: TaskResult) -> str:
-    ends = interval(result)
-    return "" if ends is None else "–".join(f"{end:.{_digits(result)}f}" for end in ends)
-
-
-def _of(result: TaskResult) -> str:
-    return str(result.n) if result.n == result.n_expected else f"{result.n}/{result.n_expected}"
-
-
-def print_results(results: Sequence[TaskResult]) -> None:
-    """The table after a run, on stdout."""
-    print_table(results_table(results), "rich")
+# --- on stdout
 
 
 def print_paper_table(
-    name: str, results: Sequence[TaskResult], format_: str = "rich", against: str | None = None
+    name: str,
+    results: Sequence[TaskResult],
+    format_: str = "rich",
+    against: str | None = None,
+    *,
+    mine: bool = False,
 ) -> None:
     """The paper's table with our results, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
-    print_table(build(name, results, against), format_)
+    print_table(build(name, results, against, mine=mine), format_)
 
 
 def print_table(table: Table, format_: str) -> None:

@@ -1,0 +1,209 @@
+"""visrl from Python: what a notebook needs, by the names that ``import visrl`` offers.
+
+Every function raises ``visrl.errors.UsageError`` with a hint, as the command line prints it. docs/python.md has examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from typing_extensions import TypedDict, Unpack
+
+from visrl.core.box_formats import FORMATS
+from visrl.core.boxes import Box, Size
+from visrl.core.records import TaskResult, read_records
+from visrl.core.types import Episode, Unparsed
+from visrl.errors import UsageError, nearest
+from visrl.runs.store import read_episodes, read_meta
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from visrl.evals.compare import Difference
+    from visrl.evals.sample_scores import Rows
+    from visrl.policies.protocol import Policy
+
+Prediction = Mapping[str, Any]
+"""``{"id": …, "text": …}``, or with the text of a box too: ``{"id": …, "box_text": …, "text": …}``."""
+
+
+class Choices(TypedDict, total=False):
+    """What :func:`evaluate` takes beyond model and tasks; left out, the model's or the benchmark's default.
+
+    data: folder of the benchmark files (docs/data.md), else the hub. model_args: as ``--model-args``. limit: the first N
+    samples of each task. output: the run folder. The rest as the options of ``visrl-eval run``.
+    """
+
+    data: Path | str | None
+    model_args: Mapping[str, str]
+    protocol: str | None
+    focus: str
+    crop: str | None
+    limit: int | None
+    batch_size: int | None
+    judge: str
+    seed: int
+    output: Path | str | None
+    max_tokens: int
+    quiet: bool
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run folder, read when asked. Raises UsageError where it is none, or damaged."""
+
+    folder: Path
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """What was asked: model, tasks, protocol, and all else that decides the numbers."""
+        request: dict[str, Any] = read_meta(self.folder)["request"]
+        return request
+
+    @cached_property
+    def records(self) -> list[TaskResult]:
+        """A TaskResult per task or group and metric, in the record's own unit (percent, points or fraction)."""
+        return read_records(self.folder)
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """What the model said about every sample, the last try of each; boxes in pixels of the picture, x1 y1 x2 y2."""
+        last = {(e.task, e.sample_id): e for e in read_episodes(self.folder / "episodes.jsonl")}
+        return list(last.values())
+
+    @cached_property
+    def scores(self) -> Rows:
+        """task -> sample id -> its scores by metric, 0..1; None where a sample could not be scored."""
+        from visrl.evals.sample_scores import of_run
+
+        return of_run(self.folder)
+
+    def value(self, task: str, metric: str | None = None) -> float | None:
+        """One number, in the record's unit. metric: default the task's first. Raises UsageError for one that is not there."""
+        found = {(r.task, r.metric): r.value for r in self.records if r.task == task}
+        key = (task, metric) if metric is not None else next(iter(found), (task, ""))
+        if key not in found:
+            known = {m for _, m in found} if found else {r.task for r in self.records}
+            raise UsageError(
+                f"{self.folder} has no result {' '.join(str(part) for part in key).strip()}",
+                _known(key[1] or task, known),
+            )
+        return found[key]
+
+    def to_pandas(self) -> DataFrame:
+        """A row per sample: task, sample_id, picture, a column per metric (0..1), box, unparsed, said (the answer), error.
+
+        Boxes are x1 y1 x2 y2 in pixels of the picture. Raises UsageError where pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise UsageError("to_pandas needs pandas, which is not installed", "pip install pandas") from error
+        said = {(e.task, e.sample_id): e for e in self.episodes}
+        rows = []
+        for task, of_task in self.scores.items():
+            for sample_id, row in of_task.items():
+                outcome = _outcome(said.get((task, sample_id)))
+                rows.append({"task": task, "sample_id": sample_id, "picture": row.cluster, **row.values, **outcome})
+        return DataFrame(rows)
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    close = nearest(name, names)
+    return close if not close.startswith("`") else f"it has {', '.join(names)}"
+
+
+def _outcome(episode: Episode | None) -> dict[str, Any]:
+    if episode is None:
+        return {}
+    return {
+        "box": episode.box.xyxy if isinstance(episode.box, Box) else None,
+        "unparsed": episode.box.reason if isinstance(episode.box, Unparsed) else None,
+        "said": None if episode.answer_step is None else episode.answer_step.output,
+        "error": episode.error,
+    }
+
+
+def evaluate(model: str | Policy, tasks: str | Sequence[str], **choices: Unpack[Choices]) -> EvaluatedRun:
+    """Run a model on tasks or groups and score it; the same call resumes. What ``visrl-eval run`` does.
+
+    model: a name as ``--model`` takes it, or a Policy. Raises UsageError, also where samples are left without a result.
+    """
+    from visrl.evaluation.evaluate import Options, check_before
+    from visrl.evaluation.evaluate import evaluate as run_tasks
+    from visrl.policies.registry import load_policy
+
+    unknown = [name for name in choices if name not in Choices.__annotations__]
+    if unknown:
+        raise UsageError(f"evaluate has no option {unknown[0]!r}", nearest(unknown[0], Choices.__annotations__))
+    given = dict(choices)
+    arguments, size = choices.get("model_args") or {}, choices.get("batch_size")
+    for name in ("model_args", "batch_size"):
+        given.pop(name, None)
+    for name in ("data", "output"):
+        given[name] = None if given.get(name) is None else Path(str(given[name]))
+    options: dict[str, Any] = {"quiet": True, **given}
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    named = {name: options.get(name) for name in ("protocol", "crop")}
+    check_before(names, judge=options.get("judge", "exact"), data=options["data"], **named)
+    policy = load_policy(model, arguments) if isinstance(model, str) else model
+    outcome = run_tasks(policy, names, Options(batch_size=size or policy.batch_size, **options))
+    if outcome.problems or outcome.n_failed:
+        problems = "; ".join(outcome.problems) or "their reasons are in episodes.jsonl"
+        raise UsageError(
+            f"{outcome.folder}: {outcome.n_failed} samples failed or are unaccounted for: {problems}",
+            f"the rest is scored: visrl.load({str(outcome.folder)!r}); the same call tries failed samples again",
+        )
+    return EvaluatedRun(outcome.folder)
+
+
+def score(predictions: Path | str | Iterable[Prediction], task: str, **choices: Unpack[Choices]) -> EvaluatedRun:
+    """Score outputs that were recorded elsewhere: a file in one of the layouts of docs/data.md, a run folder, or rows.
+
+    Rows are matched by ``id``, never by position. Raises UsageError where one has no document, or no document has one.
+    """
+    if isinstance(predictions, (str, Path)):
+        return evaluate(f"replay:{predictions}", task, **choices)
+    with TemporaryDirectory() as place:
+        file = Path(place) / "predictions.jsonl"
+        file.write_text("".join(json.dumps(dict(row)) + "\n" for row in predictions), encoding="utf-8")
+        return evaluate(f"replay:{file}", task, **choices)
+
+
+def load(run: Path | str) -> EvaluatedRun:
+    """A run folder that is there. Raises UsageError where it is none."""
+    found = EvaluatedRun(Path(run))
+    read_meta(found.folder)
+    return found
+
+
+def compare(a: EvaluatedRun | Path | str, b: EvaluatedRun | Path | str) -> list[Difference]:
+    """The paired difference b - a of every task, group and metric that both have, in the metric's unit (evals/compare.py).
+
+    Raises UsageError where the runs have no scored sample in common.
+    """
+    from visrl.evals.compare import compare as compare_rows
+
+    first, second = (run if isinstance(run, EvaluatedRun) else load(run) for run in (a, b))
+    found = compare_rows(first.scores, second.scores)
+    if not found:
+        raise UsageError(
+            f"{first.folder} and {second.folder} have no scored sample in common", "compare runs of the same tasks"
+        )
+    return found
+
+
+def parse_box(text: str, format: str, size: Size, mode: Literal["lenient", "strict"] = "lenient") -> Box | Unparsed:
+    """The box in a model's text, in pixels of the picture of ``size`` (width, height), or why there is none.
+
+    format: how the model writes boxes, a name of ``visrl.core.box_formats.FORMATS``. Raises UsageError for an unknown one.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown box format {format!r}", nearest(format, FORMATS))
+    return FORMATS[format].with_mode(mode).parse(text, size)

@@ -1,0 +1,203 @@
+"""``visrl-eval show``, ``score`` and ``view``: what came out of a run, as a summary, a table, JSON or a page."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visrl.errors import EXIT_INCOMPLETE, FEW, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from visrl.core.records import TaskResult
+    from visrl.evals.compare import Difference
+    from visrl.tables.result_tables import Compared
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print TaskResults as JSON on stdout")]
+
+ANSWER_METRICS = ("answer", "accuracy", "f1", "perception", "cognition", "circular")
+"""What two protocols are compared by: what both of them say."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``visrl-eval``."""
+    for command in (score, show, view):
+        app.command()(command)
+
+
+def check_there(*folders: Path) -> None:
+    """Raises UsageError for what is no folder of a run, naming the runs that are near."""
+    for folder in folders:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder", _runs_near(folder))
+        inside = [file.parent for file in sorted(folder.glob("*/run.json"))]
+        if inside and not any((folder / name).exists() for name in ("run.json", "recipe.yaml")):
+            raise UsageError(f"{folder} is not a run folder but holds some", f"name one: {_named(inside)}")
+
+
+def _named(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders[:FEW])) + (f" and {len(folders) - FEW} more" if len(folders) > FEW else "")
+
+
+def _runs_near(folder: Path) -> str:
+    """The runs beside a folder that does not exist, or below runs/: those with such a name, else all."""
+    places = [
+        file.parent for place in dict.fromkeys((folder.parent, Path("runs"))) for file in place.glob("*/run.json")
+    ]
+    names = {str(place): place.name for place in sorted(places)}
+    close = difflib.get_close_matches(folder.name, names.values(), n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {_named([Path(place) for place in names if names[place] in close])}?"
+    return f"runs: {_named([Path(place) for place in names])}" if names else "visrl-eval --model tiny --tasks world"
+
+
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    judge: Annotated[str | None, typer.Option(help="a judge other than the run's own")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score a run again, without generating."""
+    from visrl.evaluation.rescore import score as score_folder
+    from visrl.evaluation.rescore import unjudged
+
+    check_there(folder)
+    results = score_folder(folder, judge)
+    print_results(results, json_)
+    if lost := unjudged(results):
+        print(
+            f"error: incomplete: {lost} answers are unscored: the judge could not be reached\n\n"
+            "hint: the same command asks again",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    all_: Annotated[bool, typer.Option("--all", help="every task and metric, not only the summary")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Print a run's settings and results."""
+    from visrl.core.records import read_records
+    from visrl.report.training import is_training, phase_lines
+    from visrl.runs.store import read_meta
+
+    check_there(folder)
+    if is_training(folder):
+        print("\n".join(phase_lines(folder)))
+        return
+    request = read_meta(folder)["request"]
+    print(_settings(request), file=sys.stderr)
+    results, compared = read_records(folder), None if json_ else beside(folder)
+    if all_ and not json_:
+        _print_all(results, compared)
+    else:
+        print_results(results, json_, compared)
+        if not json_:
+            print(file=sys.stderr)
+            print_places(folder, compared)
+
+
+def _settings(request: Mapping[str, Any]) -> str:
+    from visrl.tables.result_tables import is_direct
+
+    without = ("focus", "crop") if is_direct(request["protocol"]) else ()
+    facts = ("model", "protocol", "focus", "crop", "limit", "seed")
+    return " · ".join(f"{fact} {request[fact]}" for fact in facts if request[fact] is not None and fact not in without)
+
+
+def beside(folder: Path) -> Compared | None:
+    """What looking changed, where a run has another protocol's run of the same questions inside (``--beside``)."""
+    from visrl.runs.store import read_meta
+
+    for inner in sorted(file.parent for file in folder.glob("*/run.json")):
+        if (inner / "scores.jsonl").is_file() and (folder / "scores.jsonl").is_file():
+            first, second = read_meta(folder)["request"], read_meta(inner)["request"]
+            if second["protocol"].split("/")[0] == inner.name and first["model"] == second["model"]:
+                return compare_protocols(folder, inner.name, first["protocol"])
+    return None
+
+
+def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
+    """The run of ``protocol`` in ``folder``, against that of ``second`` inside it, by the metrics that both have."""
+    from visrl.evals.compare import compare
+    from visrl.evals.sample_scores import of_run
+    from visrl.tables.result_tables import Compared
+
+    found = compare(of_run(folder / second), of_run(folder))
+    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS)
+    return Compared(second, "looked" if second == "direct" else protocol.split("/")[0], changes)
+
+
+def print_results(results: Sequence[TaskResult], json_: bool, compared: Compared | None = None) -> None:
+    """The summary on stdout: what looking changed, then a line per group. With ``json_`` the records."""
+    if json_:
+        from visrl.core.records import dump_json
+
+        sys.stdout.write(dump_json([result.model_dump(mode="json") for result in results]))
+        return
+    from visrl.tables.paper_tables import print_table
+    from visrl.tables.result_tables import headline, summary_table
+
+    if compared is not None and (said := headline(results, compared)):
+        print(f"{said}\n")
+    print_table(summary_table(results, compared), "rich")
+
+
+def _print_all(results: Sequence[TaskResult], compared: Compared | None) -> None:
+    from visrl.tables.paper_tables import print_table
+    from visrl.tables.result_tables import results_table
+
+    print_table(results_table(results), "rich")
+    if compared is not None and compared.changes:
+        print()
+        print_comparison(f"{compared.before} → {compared.after}", compared.changes, [], "rich")
+
+
+def print_comparison(title: str, differences: Sequence[Difference], notes: Sequence[str], format_: str) -> None:
+    from visrl.regression.reports import comparison_table
+    from visrl.tables.formats import render, show
+
+    table = comparison_table(title, differences, notes)
+    if format_ == "md":
+        sys.stdout.write(render(table, "md"))
+        return
+    from rich.console import Console
+
+    show(table, Console(highlight=False))
+
+
+def print_places(folder: Path, compared: Compared | None) -> None:
+    """Where to look next, on stderr."""
+    place = shlex.quote(str(folder))
+    inner = "" if compared is None else f"{shlex.quote(str(folder / compared.before))} "
+    print(f"details: visrl-eval show {place} --all", file=sys.stderr)
+    print(f"{'flips' if inner else 'samples'}: visrl-eval view {inner}{place}", file=sys.stderr)
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="a second run to compare with")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="file of the page; default RUN/report.html", show_default=False),
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="serve the page with all pictures in full size")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
+) -> None:
+    """Write an HTML page of one run or of two."""
+    from visrl.report import serve_page, write_report
+
+    folders = [folder] if other is None else [folder, other]
+    check_there(*folders)
+    if serve:
+        serve_page(folders, port)
+    else:
+        print(write_report(folders, output))

@@ -231,7 +231,7 @@ def print_paper_table(
     *,
     mine: bool = False,
 ) -> None:
-    """The paper's table with our results, if any were given, on stdout, in one of formats.FORMATS. Raises UsageError as ``build``."""
+    """What ``build`` gives, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
     print_table(build(name, results, against, mine=mine), format_)
 
 

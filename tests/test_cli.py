@@ -179,6 +179,7 @@ def test_same_output_other_request(results, shared, tmp_path, capsys):
         (["view", "nowhere"], "nowhere: no such folder", ""),
         (["view", "nowhere", "--serve"], "nowhere: no such folder", ""),
         (["compare", "nowhere", "elsewhere"], "nowhere: no such folder", ""),
+        (["check", "--suite", "smoke", "--run", "nowhere"], "nowhere: no such folder", ""),
         (["veiw", "x"], "veiw", "hint: visrl-eval view --help"),
         (["tables", "--paper", "rec", "--mine"], "no run is given", "RUN --mine"),
         ([], "no command", "visrl-eval --help"),

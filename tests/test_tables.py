@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,8 @@ def test_every_cell_is_shown_at_any_width(name, width):
     for row in table.rows:
         for cell in row.cells:
             assert cell.lines[0] in text
-    assert "None of the given runs" not in text  # none was given
+    assert "None of the given runs" in text
+    assert "the given runs" not in render(build(name, None), "rich", width)  # none was given
 
 
 def test_names_from_outside_are_data_in_every_format():
@@ -257,3 +259,11 @@ def test_the_schema_in_docs_is_the_records():
     assert json.loads(path.read_text(encoding="utf-8")) == TaskResult.model_json_schema(), (
         "docs/task_result.schema.json is out of date: write TaskResult.model_json_schema() into it with records.dump_json"
     )
+
+
+def test_ours_alone():
+    """--mine: the paper's rows are left out, of the flat records too; the verdict stays."""
+    ours = [result(n=10834, n_expected=10834, value=92.9, se=0.3)]
+    both, mine = build("rec", ours), build("rec", ours, mine=True)
+    assert mine.rows == (replace(both.rows[-1], opens_section=False),) and len(both.rows) > 1
+    assert {record["source"] for record in mine.tidy} == {"visrl"}

@@ -134,6 +134,7 @@ def check(
     from visrl.regression.reports import check_format
 
     check_format(format_)
+    check_there(*(run or ()))
     loaded = load_suite(suite)
     with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
         runs = Path(scratch) if save is None else save / "runs"

@@ -37,8 +37,8 @@ def check_there(*folders: Path) -> None:
     for folder in folders:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder", _runs_near(folder))
-        inside = [file.parent for file in sorted(folder.glob("*/run.json"))]
-        if inside and not any((folder / name).exists() for name in ("run.json", "recipe.yaml")):
+        inside = [file.parent for file in sorted(folder.glob("*/episodes.jsonl"))]
+        if inside and not (folder / "run.json").exists():
             raise UsageError(f"{folder} is not a run folder but holds some", f"name one: {_named(inside)}")
 
 

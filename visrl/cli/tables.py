@@ -53,7 +53,7 @@ def tables(
     if figure is not None:
         _draw(figure, _read(records or [RECORDS]), output)
     if paper is not None:
-        _print_tables(paper, _read(records or []), format_, against, mine)
+        _print_tables(paper, _read(records) if records else None, format_, against, mine)
 
 
 def _read(places: Sequence[Path]) -> list[TaskResult]:
@@ -75,12 +75,12 @@ def _draw(figure: str, found: list[TaskResult], output: Path) -> None:
     print(output)
 
 
-def _print_tables(paper: str, found: list[TaskResult], format_: str, against: str | None, mine: bool) -> None:
+def _print_tables(paper: str, found: list[TaskResult] | None, format_: str, against: str | None, mine: bool) -> None:
     """The paper's table; below viscot's, the phases of each loop of the small world, whose tasks have no column there."""
     from visrl.tables.paper_tables import print_paper_table, print_table
     from visrl.tables.phase_tables import of_loops, phase_table, runs
 
     print_paper_table(paper, found, format_, against, mine=mine)
-    small = [result for result in of_loops(found) if result.small_world]
+    small = [result for result in of_loops(found or []) if result.small_world]
     for run_ in runs(small) if paper == "viscot" else ():
         print_table(phase_table(small, run_), format_)

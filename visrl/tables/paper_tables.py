@@ -85,20 +85,20 @@ def _method_reasons(result: TaskResult, column: paper.Column, published: paper.R
     return reasons
 
 
-def build(name: str, results: Sequence[TaskResult], against: str | None = None, *, mine: bool = False) -> Table:
+def build(name: str, results: Sequence[TaskResult] | None, against: str | None = None, *, mine: bool = False) -> Table:
     """The paper's table ``name`` with a row per model, protocol and focus of ``results`` that has a cell in it.
 
-    against: the published row the verdicts are about; default the table's own. mine: our rows alone. Raises UsageError for
-    unknown names.
+    against: the published row the verdicts are about; default the table's own. mine: our rows alone. results None: the
+    paper alone. Raises UsageError for unknown names.
     """
     table = paper.load(name)
     target = table.row(against or table.against)
     places = {(column.task, column.metric) for column in table.columns}
-    ours = split_rows([result for result in results if (result.task, result.metric) in places])
+    ours = split_rows([result for result in results or () if (result.task, result.metric) in places])
     published = () if mine else table.rows
     rows = [_published_row(row, table, row is target) for row in published]
     rows += [_our_row(label, found, table, target, first=i == 0 and not mine) for i, (label, found) in enumerate(ours)]
-    notes = [*(_legend(target, bool(ours)) if results else []), *table.notes]
+    notes = [*([] if results is None else _legend(target, bool(ours))), *table.notes]
     notes += [f"{column.title}: {column.note}" for column in table.columns if column.note]
     tidy = [record for row in published for record in _published_records(row, table)]
     tidy += [record for label, found in ours for record in _our_records(label, found, table, target)]
@@ -244,13 +244,13 @@ def _number(value: float, digits: int) -> str:
 
 def print_paper_table(
     name: str,
-    results: Sequence[TaskResult],
+    results: Sequence[TaskResult] | None,
     format_: str = "rich",
     against: str | None = None,
     *,
     mine: bool = False,
 ) -> None:
-    """The paper's table with our results, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
+    """What ``build`` gives, on stdout, in one of formats.FORMATS. Raises UsageError for unknown names."""
     print_table(build(name, results, against, mine=mine), format_)
 
 

@@ -56,7 +56,7 @@ NEAR = {
     "evals/suite.py": "evals/test_gate_rules evals/test_gates evals/test_shipped_suites",
     "evals/scorers/columns.py": "evals/test_scoring evals/test_rec_scores evals/test_mme_scores",
     "evals/scorers/letters.py": "evals/test_mmbench_scores evals/test_extractors",
-    "evals/scorers/measure.py": "evals/test_scoring evals/test_rec_scores evals/test_pope_scores",
+    "evals/scorers/measure.py": "evals/test_scoring evals/test_mme_scores evals/test_rec_scores evals/test_pope_scores",
     "evals/scorers/mmbench.py": "evals/test_mmbench_scores",
     "evals/scorers/mme.py": "evals/test_mme_scores",
     "evals/scorers/plain_text.py": "evals/test_mmbench_scores evals/test_extractors",

@@ -9,7 +9,7 @@ file run in a forked process, stopping at the first failure; where they pass, al
 failed, could not be collected, or did not end in time. Mutants listed in equivalent.py are counted, and not tried.
 
 Prints every survivor; exit code 1 when less than ``--threshold`` percent of those tried were killed.
-(The name is not random.py: as a script's neighbour that would shadow the standard library's module.)
+(It is not called random alone: as a script's neighbour that would shadow the standard library's module.)
 """
 
 import argparse

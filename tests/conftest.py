@@ -15,7 +15,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 FAST = (
     "test_architecture.py", "test_boxes.py", "test_parsing.py", "test_focus.py", "test_rollout.py", "test_runs.py",
     "test_tables.py", "test_phase_tables.py",
-    "evals/test_benchmarks.py", "evals/test_judge.py", "evals/test_mmbench_scores.py", "evals/test_mme_scores.py",
+    "evals/test_benchmarks.py", "evals/test_gate_rules.py", "evals/test_judge.py", "evals/test_mmbench_scores.py", "evals/test_mme_scores.py",
     "evals/test_paper.py", "evals/test_pope_scores.py", "evals/test_rec_scores.py", "evals/test_scoring.py",
     "evals/test_stats.py", "evals/test_viscot_scores.py",
     "policies/test_families.py", "policies/test_layout.py", "report/test_report_parts.py", "report/test_report_training.py",

@@ -147,3 +147,9 @@ def test_arrays_of_small_and_reversed_boxes():
     a = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [5, 5, 3, 9], [5, 5, 9, 3]])
     b = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 1.0], [2, 2, 9, 9], [2, 2, 9, 9]])
     assert iou_arrays(a, b).tolist() == [1.0, 0.5, 0.0, 0.0] == iou_arrays(b, a).tolist()
+
+
+def test_the_hull_of_one_box_is_that_box():
+    assert hull([Box(1, 2, 3, 4, UNIT)]) == Box(1, 2, 3, 4, UNIT)
+    with pytest.raises(ValueError, match="one frame"):
+        hull([])

@@ -233,6 +233,16 @@ def test_the_small_world_s_total_needs_only_the_subtasks_it_has():
     assert (d.before, d.after, d.delta, d.n) == (100.0, 175.0, 75.0, 2)  # a sum of one subtask's mean
 
 
+def test_a_folder_without_scores_says_where_they_are_or_how_to_make_them(tmp_path):
+    with pytest.raises(UsageError, match=r"has no scores\.jsonl") as error:
+        of_run(tmp_path)
+    assert error.value.hint == f"visrl-eval score {tmp_path}"
+    (tmp_path / "score").mkdir()
+    with pytest.raises(UsageError) as error:
+        of_run(tmp_path)
+    assert error.value.hint == f"name {tmp_path / 'score'}"
+
+
 def test_no_common_sample_is_no_pair():
     assert pair_task("refcoco_val", rows("acc@0.5", [1]), {"other": Row("x", "", {"acc@0.5": 1.0})}) == []
 

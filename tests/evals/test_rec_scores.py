@@ -115,8 +115,8 @@ def test_what_a_7b_model_really_answered_scores_as_its_authors_say(shared, state
 
 def test_a_centre_is_tested_along_both_axes():
     # true box 0..100 both ways; boxes of 20 x 20 whose centres lie at (50, 50), (50, 100), (50, 101), (101, 50), (-1, 50)
-    centres = ((50, 50), (50, 100), (50, 101), (101, 50), (-1, 50), (50, -1), (0, 0))
+    centres = ((50, 50), (50, 100), (50, 101), (101, 50), (-1, 50), (50, -1), (0, 0), (100, 50))
     pairs = [one(str(i), Box(x - 10, y - 10, x + 10, y + 10)) for i, (x, y) in enumerate(centres)]
     scores = score("refcoco_val", pairs)
-    assert [scores.samples[str(i)]["centre_acc"].value for i in range(7)] == [1, 1, 0, 0, 0, 0, 1]
-    assert numbers(scores)["centre_acc"].value == pytest.approx(300 / 7)
+    assert [scores.samples[str(i)]["centre_acc"].value for i in range(8)] == [1, 1, 0, 0, 0, 0, 1, 1]
+    assert numbers(scores)["centre_acc"].value == pytest.approx(400 / 8)

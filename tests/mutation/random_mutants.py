@@ -9,7 +9,7 @@ file run in a forked process, stopping at the first failure; where they pass, al
 failed, could not be collected, or did not end in time. Mutants listed in equivalent.py are counted, and not tried.
 
 Prints every survivor; exit code 1 when less than ``--threshold`` percent of those tried were killed.
-(The name is not random.py: as a script's neighbour that would shadow the standard library's module.)
+(It is not called random alone: as a script's neighbour that would shadow the standard library's module.)
 """
 
 import argparse
@@ -37,26 +37,26 @@ MEMORY = 24 << 30  # bytes of address space: a loop without end must not take th
 
 _EVALS = (
     "evals/test_scoring evals/test_judge evals/test_extractors evals/test_rec_scores evals/test_pope_scores evals/test_mme_scores \
-evals/test_mmbench_scores evals/test_viscot_scores evals/test_stats evals/test_compare evals/test_gates evals/test_benchmarks \
+evals/test_mmbench_scores evals/test_viscot_scores evals/test_stats evals/test_compare evals/test_gate_rules evals/test_gates evals/test_benchmarks \
 evals/test_paper evals/test_shipped_suites test_replay test_tables"
 )
 _CORE = "test_boxes test_focus test_parsing test_final_answer test_rollout test_replay evals/test_rec_scores evals/test_viscot_scores"
 _TRAIN = "train/test_train_losses train/test_selection train/test_diversity train/test_critics train/test_pairs"
 AREAS = {"evals/": _EVALS, "visrl/core/": _CORE, "visrl/rollout/": _CORE, "visrl/train/": _TRAIN}
 NEAR = {
-    "evals/baselines.py": "evals/test_gates",
+    "evals/baselines.py": "evals/test_gate_rules evals/test_gates",
     "evals/benchmarks.py": "evals/test_benchmarks",
-    "evals/compare.py": "evals/test_compare evals/test_gates",
+    "evals/compare.py": "evals/test_compare evals/test_gate_rules evals/test_gates",
     "evals/equal_words.py": "evals/test_judge",
-    "evals/gates.py": "evals/test_gates",
+    "evals/gates.py": "evals/test_gate_rules evals/test_gates",
     "evals/judge.py": "evals/test_judge",
     "evals/paper.py": "evals/test_paper test_tables",
-    "evals/sample_scores.py": "evals/test_compare evals/test_gates",
+    "evals/sample_scores.py": "evals/test_compare evals/test_gate_rules evals/test_gates",
     "evals/stats.py": "evals/test_stats evals/test_rec_scores",
-    "evals/suite.py": "evals/test_gates evals/test_shipped_suites",
+    "evals/suite.py": "evals/test_gate_rules evals/test_gates evals/test_shipped_suites",
     "evals/scorers/columns.py": "evals/test_scoring evals/test_rec_scores evals/test_mme_scores",
     "evals/scorers/letters.py": "evals/test_mmbench_scores evals/test_extractors",
-    "evals/scorers/measure.py": "evals/test_scoring evals/test_rec_scores evals/test_pope_scores",
+    "evals/scorers/measure.py": "evals/test_scoring evals/test_mme_scores evals/test_rec_scores evals/test_pope_scores",
     "evals/scorers/mmbench.py": "evals/test_mmbench_scores",
     "evals/scorers/mme.py": "evals/test_mme_scores",
     "evals/scorers/plain_text.py": "evals/test_mmbench_scores evals/test_extractors",

@@ -115,7 +115,7 @@ def test_a_suspect_or_lost_published_value_is_told():
 def test_general_holds_perception_circular_and_the_mean_f1():
     found = [
         result("mme", "perception", 1526.0, 20.0, 2114, unit="points"),
-        result("mmbench", "circular", 60.0, 1.0, 4329),
+        result("mmbench", "circular", 60.0, 1.0, 4329, task_version="2"),
         result("pope", "f1", 88.9, 0.5, 9000),
         result("mme", "mme/OCR", 100.0, 20.0, 40, unit="points"),  # belongs nowhere
     ]

@@ -22,7 +22,7 @@ from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request, Sampling
-from visrl.policies.servers.endpoint import EndpointPolicy, Server
+from visrl.policies.servers.endpoint import EndpointPolicy, Reply, Server
 from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 
@@ -107,12 +107,14 @@ def test_the_same_episodes_as_in_process(protocol, port, folder):
     served = list(look_then_answer(endpoint(f"http://127.0.0.1:{port}/v1", folder), samples(), look, batch_size=5))
     local = list(look_then_answer(HFPolicy.load(str(folder), box_format="paper"), samples(), look, batch_size=5))
 
-    def bare(episodes):  # a server that is cut off mid-stream does not count tokens
+    def bare(
+        episodes,
+    ):  # a server that is cut off mid-stream counts no tokens, and only servers say how an output ended
         return [
             replace(
                 e,
                 **{
-                    s: v and replace(v, prompt_tokens=None, output_tokens=None)
+                    s: v and replace(v, prompt_tokens=None, output_tokens=None, finish_reason=None, seen_sizes=None)
                     for s in ("box_step", "answer_step")
                     for v in [getattr(e, s)]
                 },
@@ -165,9 +167,9 @@ def test_a_refusal_is_not_tried_again(port, folder):
 class Spy(EndpointPolicy):
     """Keeps the bodies instead of sending them."""
 
-    async def _stream(self, client, body, stops):
+    async def _stream(self, client, body, sampling):
         self.bodies = [*getattr(self, "bodies", []), json.loads(json.dumps(body))]
-        return "[0.1, 0.2, 0.3, 0.4]"
+        return Reply("[0.1, 0.2, 0.3, 0.4]", "stop")
 
 
 def test_the_second_turn_starts_with_the_bytes_of_the_first(folder):

@@ -17,17 +17,18 @@ from visrl.policies.recorded.prediction_files import QUESTION_AND_BOX, Key, Pred
 
 def sample_keys(sample: CoTSample) -> list[Key]:
     """The keys a row may have for this document, the surest first."""
-    picture, question = sample.meta.get("picture", sample.cluster), sample.meta.get("raw_question", sample.question)
+    shown = picture_key(sample.meta.get("picture", sample.cluster))
+    asked = question_key(sample.meta.get("raw_question", sample.question))
     keys: list[Key] = [("id", sample.id)]
     if sample.group:
-        keys.append(("group+picture+question", sample.group.lower(), picture_key(picture), question_key(question)))
-    keys.append(("picture+question", picture_key(picture), question_key(question)))
+        keys.append(("group+picture+question", sample.group.lower(), shown, asked))
+    keys.append(("picture+question", shown, asked))
     if "question_id" in sample.meta:
-        keys.append(("question_id+question", str(sample.meta["question_id"]), question_key(question)))
+        keys.append(("question_id+question", str(sample.meta["question_id"]), asked))
     if "index" in sample.meta:
         keys.append(("index", str(sample.meta["index"])))
     if sample.kind == "rec" and sample.box is not None:
-        keys.append((QUESTION_AND_BOX, question_key(question)))
+        keys.append((QUESTION_AND_BOX, asked))
     return keys
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl.cli import check as check_commands
+from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.ls import ls, world
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
@@ -263,9 +264,9 @@ def score(
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN")], json_: JsonOption = False) -> None:
     """Print a run's settings and results."""
     from visrl.core.records import read_records
-    from visrl.runs.store import read_meta
+    from visrl.runs.meta import read_evaluation
 
-    meta = read_meta(folder)
+    meta = read_evaluation(folder)
     request = meta["request"]
     facts = ("model", "protocol", "focus", "crop", "limit", "seed")
     print(" · ".join(f"{fact} {request[fact]}" for fact in facts if request[fact] is not None), file=sys.stderr)
@@ -365,33 +366,35 @@ def _command(args: list[str]) -> str:
     return args[0] if args and not args[0].startswith("-") else ""
 
 
-def _stopped(saved: str, args: list[str]) -> int:
-    if rank():
-        return EXIT_INCOMPLETE
-    print(f"\nstopped: {printable(saved)}; the same command resumes from there:", file=sys.stderr)
-    print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
-    return EXIT_INCOMPLETE
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
-    from typer.main import get_command
-
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
         args.insert(0, "run")
+    with command_line():
+        return _end_of(args)
+
+
+def _end_of(args: list[str]) -> int:
+    from typer.main import get_command
+
+    saved = "finished samples are kept"
     try:
         code = get_command(app).main(args=args, prog_name="visrl-eval", standalone_mode=False)
+        if code != _INTERRUPTED:
+            return shutdown(code if isinstance(code, int) else EXIT_DONE)
     except UsageError as error:
         return say(error)
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: visrl-eval {_command(args)} --help", file=sys.stderr)
         return EXIT_USAGE
     except Interrupted as stop:
-        return _stopped(str(stop), args)
+        saved = str(stop)
+    except BrokenPipeError:
+        return reader_gone()
+    except OSError as error:  # the last net: a file that the system refuses is no fault of the program
+        return say(refused(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped("finished samples are kept", args)
-    if code == _INTERRUPTED:
-        return _stopped("finished samples are kept", args)
-    return shutdown(code if isinstance(code, int) else EXIT_DONE)
+        pass  # said below
+    return stopped(printable(saved), printable(shlex.join(["visrl-eval", *args]), 2000))

@@ -25,7 +25,7 @@ RECIPES = {
 SUITE = """about: one run
 paired:
   - {{baseline: accepted, model: 'constant:[0.1, 0.1, 0.6, 0.6]', tasks: {task}, limit: 8, seed: 0, batch_size: 4,
-     cells: [{{task: {task}, metric: box_acc, floor: 5.0}}]}}
+     cells: [{{task: {task}, metric: answer, floor: 5.0}}]}}
 """
 
 

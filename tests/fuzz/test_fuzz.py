@@ -140,6 +140,7 @@ def started(folder, valid, output, body):
     give_up = time.monotonic() + 60
     while not (episodes.exists() and episodes.read_bytes().count(b"\n") >= 2) and time.monotonic() < give_up:
         time.sleep(0.02)
+    time.sleep(0.1)  # into the next batch
     return process
 
 
@@ -195,7 +196,7 @@ def test_a_full_disk_at_closing_keeps_the_good_error(folder, valid):
 
     with pytest.raises(UsageError, match="No space left on device") as caught, Run(folder / "full", {"a": 1}) as run:
         run._file.close()
-        run._file = open("/dev/full", "wb")
+        run._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the run closes it
         run.append([Episode("1", TASK, error="x" * 10)])
     assert "finished samples are kept" in caught.value.hint
 

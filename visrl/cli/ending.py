@@ -40,8 +40,8 @@ class _Stop:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Within: stdout takes any text, and signals stop the command as this module says. One that is ignored, as ``nohup`` does with
-    SIGHUP, stays ignored.
+    """Within: stdout takes any text, and signals stop the command as this module says. One that is ignored stays so, as
+    ``nohup`` wants of SIGHUP.
     """
     _any_text_on_stdout()
     if threading.current_thread() is not threading.main_thread():

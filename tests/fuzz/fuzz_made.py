@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a damaged name of a model is not asked for anywhere
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from runs_made import drawn
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from visrl.core.json_files import check, read_as
+from visrl.core.json_files import check, read_object
 from visrl.errors import UsageError
 
 HINT = "start a new run with another --output"
@@ -52,8 +52,14 @@ class EvaluationRequest(BaseModel):
     limit: int | None = Field(ge=1)
 
 
+class Evaluation(BaseModel):
+    """A run.json of an evaluation."""
+
+    request: EvaluationRequest
+
+
 _META = TypeAdapter(RunMeta)
-_REQUEST = TypeAdapter(EvaluationRequest)
+_EVALUATION = TypeAdapter(Evaluation)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         inside = folder / "score"  # of a loop's phase
         hint = f"{inside} is one" if (inside / "run.json").is_file() else "runs are written below runs/"
         raise UsageError(f"{folder} is not a run folder: it has no run.json", hint)
-    return read_as(path, _META, HINT).model_dump(exclude_unset=True)
+    return check(read_object(path, HINT), _META, f"{path}: damaged", HINT).model_dump(exclude_unset=True)
 
 
 def unlike_documents(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -75,7 +81,7 @@ def unlike_documents(first: Mapping[str, Any], other: Mapping[str, Any]) -> list
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """run.json of an evaluation: its ``request`` has every field of :class:`EvaluationRequest`. Raises UsageError otherwise."""
     meta, path = read_meta(folder), folder / "run.json"
-    asked = check(meta["request"], _REQUEST, f"{path}: damaged: request", HINT)
+    asked = check(meta, _EVALUATION, f"{path}: damaged", HINT).request
     if lost := [task for task in asked.tasks if task not in asked.data]:
         raise UsageError(f"{path}: damaged: request.data has no {lost[0]}", HINT)
     return meta

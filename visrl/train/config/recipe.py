@@ -230,7 +230,10 @@ def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
     """Read a recipe, put ``values`` at their dotted keys and check it. Raises UsageError naming the file and the key."""
     tree = read_yaml(path)
     tree["kind"] = values.get("kind", tree.get("kind"))
-    upgrade(tree)
+    try:
+        upgrade(tree)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", error.hint) from error
     kind = kind_of(tree["kind"])
     sources = dict.fromkeys((key for key, _ in flat(tree)), path.name)
     keys = override(tree, {_current(key, kind.renamed): value for key, value in values.items()})

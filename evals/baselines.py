@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from visrl.core.json_files import check
 from visrl.core.records import TaskResult, write_atomically
-from visrl.errors import UsageError, nearest
+from visrl.errors import UsageError, nearest, refused
 from visrl.evals.benchmarks import GROUPS
+from visrl.evals.plain_yaml import read_plain
 from visrl.evals.sample_scores import Rows, compact, of_baseline
 
+_WRITES = "visrl-eval accept RUN writes it"
 _HEADER = "# Accepted runs; written by `visrl-eval accept RUN`, reviewed as a diff. Scores per sample lie beside it.\n"
 SAME = ("task_version", "protocol", "focus", "crop", "judge", "box_format", "sampling", "limit", "data", "unit")
 """Fields of a TaskResult that must be equal in both runs of a pair. Model, weights, seed and library versions may differ."""
@@ -78,11 +82,9 @@ def read_entries(path: Path) -> dict[str, Entry]:
     """All entries of a baselines file; none where there is no file. Raises UsageError for a damaged one."""
     if not path.exists():
         return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return {str(name): Entry.model_validate(item) for name, item in value.items()}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:  # ValidationError is a ValueError
-        raise UsageError(f"{path}: not a file of baselines: {error}", "visrl-eval accept RUN writes it") from error
+    said = "not a file of baselines"
+    value = read_plain(path, _WRITES, said=said) or {}
+    return check(value, TypeAdapter(dict[str, Entry]), f"{path}: {said}", _WRITES)
 
 
 def read_baseline(path: Path, name: str) -> Baseline:
@@ -123,11 +125,23 @@ def accept(path: Path, name: str, results: Sequence[TaskResult], rows: Rows, see
         numbers=[Number.model_validate(r.model_dump(include=set(Number.model_fields))) for r in results],
     )
     entries = {**read_entries(path), name: entry}
-    (path.parent / scores).parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / scores).write_bytes(packed)
+    _write_packed(path.parent / scores, packed)
     value = {key: entries[key].model_dump(mode="json") for key in sorted(entries)}
     write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
     return entry
+
+
+def _write_packed(path: Path, packed: bytes) -> None:
+    """Beside, then renamed: scores that were cut by a full disk must not stand where accepted ones stood."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(packed)
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # it may never have come to be
+            beside.unlink()
+        raise refused(error, path) from error
 
 
 def mismatches(number: Number, fresh: TaskResult) -> Iterator[str]:

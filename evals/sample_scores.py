@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from visrl.core.json_files import check, decode_object, reason
 from visrl.errors import UsageError
+
+_AGAIN = "score the run again: visrl-eval score RUN"
+_MOST = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +47,61 @@ def of_run(folder: Path) -> Rows:
     for where, item in _objects(path):
         if "cluster" not in item:
             raise UsageError(f"{where}: scored by an older visrl, without pictures", f"visrl-eval score {folder}")
-        with_reasons = rows.setdefault(_get(item, "task", where), {})
-        with_reasons[_get(item, "sample_id", where)] = Row(
-            item["cluster"], item.get("group", ""), _get(item, "scores", where)
-        )
+        try:
+            task, sample_id, row = row_from_json(item)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{where}: damaged: {reason(error)}", _AGAIN) from error
+        rows.setdefault(task, {})[sample_id] = row
     return rows
+
+
+def row_from_json(item: Any) -> tuple[str, str, Row]:
+    """Task, sample id and scores of a line of scores.jsonl. Raises KeyError or TypeError on another shape, naming the field."""
+    if not isinstance(item, dict):
+        raise TypeError("not a JSON object")
+    texts = item["task"], item["sample_id"], item.get("cluster", ""), item.get("group", "")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("one of task, sample_id, cluster and group is not a text")
+    scores, reasons = item["scores"], item.get("reasons", {})
+    if not isinstance(scores, dict) or not all(map(_is_value, scores.values())):
+        raise TypeError("scores are not numbers or null by metric")
+    if not isinstance(reasons, dict) or not all(isinstance(text, str) for text in reasons.values()):
+        raise TypeError("reasons are not texts by metric")
+    return texts[0], texts[1], Row(texts[2], texts[3], scores)
+
+
+def _is_value(found: Any) -> bool:
+    return found is None or (type(found) in (int, float) and abs(found) < _MOST)
 
 
 def of_baseline(path: Path) -> Rows:
     """The scores of a compact file. Raises UsageError naming the damaged line."""
     rows: Rows = {}
     for where, item in _objects(path):
-        ids, values = _get(item, "ids", where), _get(item, "values", where)
-        columns = [_get(item, "clusters", where), _get(item, "groups", where), *values.values()]
-        if any(len(column) != len(ids) for column in columns):
+        packed = check(item, _PACKED, f"{where}: damaged", "write it again: visrl-eval accept RUN")
+        columns: list[Sequence[Any]] = [packed.clusters, packed.groups, *packed.values.values()]
+        if any(len(column) != len(packed.ids) for column in columns):
             raise UsageError(f"{where}: columns of unequal length", "write it again: visrl-eval accept RUN")
-        rows[_get(item, "task", where)] = {
-            sample_id: Row(cluster, group, dict(_present(values, found)))
-            for sample_id, cluster, group, *found in zip(ids, *columns, strict=True)
+        rows[packed.task] = {
+            sample_id: Row(cluster, group, dict(_present(packed.values, found)))
+            for sample_id, cluster, group, *found in zip(packed.ids, *columns, strict=True)
         }
     return rows
+
+
+class _Packed(BaseModel):
+    """A line of a compact file."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    task: str
+    ids: list[str]
+    clusters: list[str]
+    groups: list[str]
+    values: dict[str, list[float | Literal[""] | None]]
+
+
+_PACKED = TypeAdapter(_Packed)
 
 
 def _present(names: Iterable[str], found: Iterable[Any]) -> Iterator[tuple[str, float | None]]:
@@ -88,24 +130,14 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-    except (OSError, EOFError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}", "is the file complete?") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UsageError(f"{path}: cannot be read: {reason(error)}", "is the file complete?") from error
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also breaks at U+2028, which a text may hold
+        if not line and text.endswith("\n") and number > text.count("\n"):
+            return
         where = f"{path}:{number}"
         try:
-            item = json.loads(line, parse_constant=_refuse)
+            item = decode_object(line)
         except ValueError as error:
-            raise UsageError(f"{where}: damaged: {error}", "score the run again: visrl-eval score RUN") from error
-        if not isinstance(item, dict):
-            raise UsageError(f"{where}: not a JSON object", "score the run again: visrl-eval score RUN")
+            raise UsageError(f"{where}: damaged: {reason(error)}", _AGAIN) from error
         yield where, item
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not a score")
-
-
-def _get(item: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in item:
-        raise UsageError(f"{where}: no {name!r}", "score the run again: visrl-eval score RUN")
-    return item[name]

@@ -6,11 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from visrl.core.json_files import reason
 from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import GROUPS, TASKS, resolve
+from visrl.evals.plain_yaml import read_plain
+
+_KEYS = "docs/ci.md describes the keys"
 
 
 class _Strict(BaseModel):
@@ -90,9 +93,9 @@ def load_suite(name: str) -> Suite:
     if not path.is_file():
         raise UsageError(f"unknown suite {name!r}", f"{nearest(name, known)}\nsuites: {', '.join(known)}, or a file")
     try:
-        suite = Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, ValidationError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a suite: {error}", "docs/ci.md describes the keys") from error
+        suite = Suite.model_validate(read_plain(path, _KEYS, said="not a suite") or {})
+    except ValidationError as error:
+        raise UsageError(f"{path}: not a suite: {reason(error)}", _KEYS) from error
     if not (suite.prompts or suite.exact or suite.paired or suite.paper):
         raise UsageError(
             f"{path}: the suite checks nothing", "a suite has at least one of prompts, exact, paired and paper"

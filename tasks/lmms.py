@@ -28,7 +28,7 @@ from visrl.core.types import CoTSample, Episode, Step, Unparsed
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, Benchmark
 from visrl.evals.scorers.scoring import SCORERS
-from visrl.runs.store import episode_from_json, episode_to_json
+from visrl.runs.lines import episode_from_json, episode_to_json
 from visrl.tasks import SOURCES, adapt, documents
 
 if TYPE_CHECKING:

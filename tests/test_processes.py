@@ -86,6 +86,8 @@ def test_what_a_killed_process_had_finished_is_kept_and_any_number_goes_on(data,
 def test_a_part_is_taken_in_once_nobody_writes_it_and_without_its_torn_line(tmp_path):
     request = {"model": "m", "tasks": {"t": "1"}}
     part = tmp_path / "episodes.rank1.jsonl"
+    with Run(tmp_path, request):
+        pass  # its run.json: a part without one is refused (tests/fuzz)
     with _locked(part) as orphan:  # of a run whose first process was killed
         orphan.write(b'{"task": "t", "sample_id": "1"}\n{"task": "t", "sam')
         orphan.flush()

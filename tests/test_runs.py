@@ -7,7 +7,8 @@ import pytest
 from visrl.core.boxes import Box
 from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
-from visrl.runs.store import Run, episode_from_json, episode_to_json, read_episodes, request_hash, slug
+from visrl.runs.lines import episode_from_json, episode_to_json, read_episodes
+from visrl.runs.store import Run, request_hash, slug
 
 REQUEST = {"model": "m", "tasks": {"t": "1"}}
 EPISODES = [

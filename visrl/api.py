@@ -20,7 +20,8 @@ from visrl.core.boxes import Box, Size
 from visrl.core.records import TaskResult, read_records
 from visrl.core.types import Episode, Unparsed
 from visrl.errors import UsageError, nearest
-from visrl.runs.store import read_episodes, read_meta
+from visrl.runs.lines import read_episodes
+from visrl.runs.meta import read_meta
 
 if TYPE_CHECKING:
     from pandas import DataFrame

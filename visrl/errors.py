@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -23,6 +24,15 @@ class UsageError(Exception):
 
     def __str__(self) -> str:
         return f"error: {self.message}\n\nhint: {self.hint}" if self.hint else f"error: {self.message}"
+
+
+def refused(error: OSError, place: object = None, hint: str = "") -> UsageError:
+    """What the system would not do to a file, as an error: a full disk, no permission, a folder where a file should be."""
+    where = place if place is not None else error.filename
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = hint or "free disk space and run the same command again; what is finished is kept"
+    return UsageError(f"{where}: {why}" if where is not None else why, hint or "check the place and its permissions")
 
 
 class Interrupted(Exception):

@@ -260,7 +260,7 @@ def test_compact_file_is_exact_and_the_same_every_time(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"task": "t", "sample_id": "1", "cluster": "c", "scores": {"m": NaN}}', "NaN is not a score"),
+        ('{"task": "t", "sample_id": "1", "cluster": "c", "scores": {"m": NaN}}', "NaN is not a finite number"),
         ('{"task": "t", "sample_id": "1", "scores": {"m": 1}}', "older visrl"),
         ('{"task": "t", "cluster": "c", "scores": {}}', "no 'sample_id'"),
         ("[1]", "not a JSON object"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from visrl.evals.benchmarks import TASKS, resolve
 from visrl.evals.judge import make_judge
 from visrl.evals.scorers.scoring import score_task
-from visrl.runs.store import read_episodes
+from visrl.runs.lines import read_episodes
 from visrl.tasks import load
 
 

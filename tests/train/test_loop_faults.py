@@ -333,7 +333,7 @@ def test_a_broken_file_and_impossible_stages_are_named(world):
     folder, _ = world
     loop.run(recipe(folder))
     (folder / "run/sft/outputs.json").write_text('{"weights')
-    with pytest.raises(UsageError, match=r"sft/outputs.json is not JSON"):
+    with pytest.raises(UsageError, match=r"sft/outputs.json: damaged: "):
         loop.run(recipe(folder))
     for stages in ("[1,1]", "[2,1]", "[]"):
         with pytest.raises(UsageError, match=r"stages are \[1\], \[2\] or \[1, 2\]"):

@@ -50,6 +50,7 @@ def compare(
     rows = of_run(first)
     found: list[dict[str, Any]] = []
     for other in others:
+        _refuse_other_documents(first, other)
         differences = compare_rows(rows, of_run(other))
         if not differences:
             raise UsageError(f"{first} and {other} have no scored sample in common", "compare runs of the same tasks")
@@ -68,11 +69,22 @@ def _called(folder: Path, beside: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name == beside.name else folder.name
 
 
+def _refuse_other_documents(first: Path, other: Path) -> None:
+    """A difference between answers to different questions says nothing, however alike the samples' ids are."""
+    from visrl.runs.meta import read_evaluation, unlike_documents
+
+    if unlike := unlike_documents(*(read_evaluation(folder)["request"] for folder in (first, other))):
+        raise UsageError(
+            f"{first} and {other} ran on different documents of {', '.join(unlike)}",
+            "run both on the same data; `data` in each run.json says what they saw",
+        )
+
+
 def _unlike(first: Path, other: Path) -> list[str]:
     """What two runs did differently besides the model: the difference may be that."""
-    from visrl.runs.store import read_meta
+    from visrl.runs.meta import read_evaluation
 
-    a, b = read_meta(first), read_meta(other)
+    a, b = read_evaluation(first), read_evaluation(other)
     sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
     expected = {"model", "model_info", "data_folder", "tasks", "data"}
     names = [n for n in {**sides[0], **sides[1]} if n not in expected and sides[0].get(n) != sides[1].get(n)]

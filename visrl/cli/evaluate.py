@@ -20,10 +20,11 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
+from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
@@ -258,36 +259,38 @@ def _hint(args: list[str], commands: Sequence[str]) -> str:
     return f"visrl-eval {close[0]} --help" if close else "visrl-eval --help"
 
 
-def _stopped(saved: str, args: list[str]) -> int:
-    if rank():
-        return EXIT_INCOMPLETE
-    print(f"\nstopped: {printable(saved)}; the same command resumes from there:", file=sys.stderr)
-    print(f"  {printable(shlex.join(['visrl-eval', *args]), 2000)}", file=sys.stderr)
-    return EXIT_INCOMPLETE
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
-    from typer.main import get_command
-
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
         args.insert(0, "run")
-    command: Any = get_command(app)
+    with command_line():
+        return _end_of(args)
+
+
+def _end_of(args: list[str]) -> int:
+    from typer.main import get_command
+
+    saved = "finished samples are kept"
     if not args:
         return say(UsageError("no command", "visrl-eval --model tiny --tasks world, or visrl-eval --help"))
+    command: Any = get_command(app)
     try:
         code = command.main(args=args, prog_name="visrl-eval", standalone_mode=False)
+        if code != _INTERRUPTED:
+            return shutdown(code if isinstance(code, int) else EXIT_DONE)
     except UsageError as error:
         return say(error)
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: {_hint(args, list(command.commands))}", file=sys.stderr)
         return EXIT_USAGE
     except Interrupted as stop:
-        return _stopped(str(stop), args)
+        saved = str(stop)
+    except BrokenPipeError:
+        return reader_gone()
+    except OSError as error:  # the last net: a file that the system refuses is no fault of the program
+        return say(refused(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped("finished samples are kept", args)
-    if code == _INTERRUPTED:
-        return _stopped("finished samples are kept", args)
-    return shutdown(code if isinstance(code, int) else EXIT_DONE)
+        pass  # said below
+    return stopped(printable(saved), printable(shlex.join(["visrl-eval", *args]), 2000))

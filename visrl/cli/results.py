@@ -87,13 +87,13 @@ def show(
     """Print a run's settings and results."""
     from visrl.core.records import read_records
     from visrl.report.training import is_training, phase_lines
-    from visrl.runs.store import read_meta
+    from visrl.runs.meta import read_evaluation
 
     check_there(folder)
     if is_training(folder):
         print("\n".join(phase_lines(folder)))
         return
-    request = read_meta(folder)["request"]
+    request = read_evaluation(folder)["request"]
     print(_settings(request), file=sys.stderr)
     results, compared = read_records(folder), None if json_ else beside(folder)
     if all_ and not json_:
@@ -115,7 +115,7 @@ def _settings(request: Mapping[str, Any]) -> str:
 
 def beside(folder: Path) -> Compared | None:
     """What looking changed, where a run has another protocol's run of the same questions inside (``--beside``)."""
-    from visrl.runs.store import read_meta
+    from visrl.runs.meta import read_meta
 
     for inner in sorted(file.parent for file in folder.glob("*/run.json")):
         if (inner / "scores.jsonl").is_file() and (folder / "scores.jsonl").is_file():

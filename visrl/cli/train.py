@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.errors import EXIT_DONE, UsageError
+from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
@@ -63,10 +65,23 @@ def run(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def main() -> None:
-    """The console script: exit codes 0 done, 2 wrong use, 3 incomplete."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script: exit codes 0 done, 2 wrong use, 3 incomplete (a signal, or questions that failed)."""
+    with command_line():
+        raise SystemExit(_end_of(sys.argv[1:] if argv is None else argv))
+
+
+def _end_of(arguments: Sequence[str]) -> int:
     try:
-        code = run(sys.argv[1:])
+        return shutdown(run(arguments))
     except UsageError as error:
-        raise SystemExit(say(error)) from error
-    raise SystemExit(shutdown(code))
+        return say(error)
+    except Interrupted as stop:
+        saved = str(stop)
+    except KeyboardInterrupt:
+        saved = "what is finished is kept"
+    except BrokenPipeError:
+        return reader_gone()
+    except OSError as error:  # the last net: a file that the system refuses is no fault of the program
+        return say(refused(error))
+    return stopped(printable(saved), printable(shlex.join(["visrl-train", *arguments]), 2000))

@@ -10,14 +10,17 @@ import json
 import os
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from visrl.errors import UsageError
+from visrl.core.json_files import read_as
+from visrl.errors import UsageError, refused
 
 SCHEMA_VERSION = 1
+_SCORE_AGAIN = "`visrl-eval score RUN` writes the records of a run again"
 Unit = Literal["percent", "points", "fraction"]
 
 
@@ -80,19 +83,28 @@ def dump_json(value: Any) -> str:
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a text, or pieces of one as they come, beside, fsync and rename: a reader, or a full disk, never leaves half a file.
 
-    Raises OSError.
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, is written as its escape. Raises UsageError where the system
+    refuses; what was there before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"  # not mkstemp's: its files are for their owner alone
     try:
-        with beside.open("x", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        _take_away(beside)
+        raise refused(error, path) from error
     except BaseException:
-        beside.unlink(missing_ok=True)
+        _take_away(beside)
         raise
+
+
+def _take_away(path: Path) -> None:
+    with suppress(OSError):  # it may never have come to be; the first error is the one to be said
+        path.unlink()
 
 
 def write_results(path: Path, results: Iterable[TaskResult]) -> None:
@@ -100,13 +112,8 @@ def write_results(path: Path, results: Iterable[TaskResult]) -> None:
 
 
 def read_results(path: Path) -> list[TaskResult]:
-    """The results in a record file. Raises UsageError naming a damaged one."""
-    try:
-        return [TaskResult.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise UsageError(
-            f"{path}: not a record: {error}", "`visrl-eval score RUN` writes the records of a run again"
-        ) from error
+    """The results in a record file. Raises UsageError naming a damaged one and its field."""
+    return read_as(path, TypeAdapter(list[TaskResult]), _SCORE_AGAIN, "not a record")
 
 
 def read_records(place: Path) -> list[TaskResult]:

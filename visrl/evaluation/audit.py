@@ -91,7 +91,7 @@ def run_hints(
 ) -> Iterator[tuple[str, str]]:
     """(task, :func:`frame_hint`) of every task of a run whose boxes fit another frame, from its first outputs with a box."""
     from visrl.evals.benchmarks import TASKS
-    from visrl.runs.store import read_episodes
+    from visrl.runs.lines import read_episodes
     from visrl.tasks import load
 
     first: dict[str, dict[str, Episode]] = {task: {} for task in tasks if TASKS[task].benchmark in ("rec", "viscot")}

@@ -26,8 +26,10 @@ from visrl.rollout.config import RolloutConfig, check_names, rollout_config
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.runs.job import Batch, Job, missing_batches
+from visrl.runs.lines import episode_to_json
+from visrl.runs.meta import read_meta
 from visrl.runs.progress import progress
-from visrl.runs.store import Finished, Run, episode_to_json, read_meta, request_hash, slug
+from visrl.runs.store import Finished, Run, request_hash, slug
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult

@@ -26,9 +26,10 @@ from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.runs.job import batches
+from visrl.runs.lines import episode_from_json, episode_to_json
 from visrl.runs.progress import progress
 from visrl.runs.ray_pool import REMOTE, Pool, Stage, connect
-from visrl.runs.store import Finished, Run, episode_from_json, episode_to_json
+from visrl.runs.store import Finished, Run
 
 Key = tuple[str, int]
 """(task, number of a batch)"""

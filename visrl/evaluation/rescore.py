@@ -14,7 +14,9 @@ from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, resolve
-from visrl.runs.store import read_meta, recorded, slug, write_scores
+from visrl.runs.lines import recorded
+from visrl.runs.meta import read_evaluation
+from visrl.runs.store import slug, write_scores
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
@@ -33,7 +35,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     from visrl.evals.judge import ready_judge
     from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 
-    meta = read_meta(folder)
+    meta = read_evaluation(folder)
     request = meta["request"]
     spec_of_judge = judge_spec or meta.get("judge", "exact")
     judge = ready_judge(spec_of_judge)
@@ -41,6 +43,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     scored: dict[str, TaskScores] = {}
     found: dict[str, list[TaskResult]] = {}
     with recorded(folder / "episodes.jsonl") as by_task:
+        _refuse_lost(folder, specs, by_task)
         for spec in specs:
             if episodes := by_task.get(spec.name):
                 samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
@@ -55,13 +58,34 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
             found[group] = _results(group, members, score_group(group, scored), request, judge)
     results = [result for of_one in found.values() for result in of_one]
     _refuse_silence(folder, results, judge)
+    _check_there(folder)
     for name, of_one in found.items():
         if of_one:
             write_results(folder / "records" / f"{slug(name)}.json", of_one)
     write_scores(folder, (row for task, scores in scored.items() for row in _rows(task, scores.samples)))
     if judge_spec is not None and meta.get("judge") != judge_spec:
         write_atomically(folder / "run.json", dump_json({**meta, "judge": judge_spec}))
+    _check_there(folder)
     return results
+
+
+def _refuse_lost(folder: Path, specs: Sequence[TaskSpec], by_task: Mapping[str, object]) -> None:
+    """Scores must not be emptied because the outputs they are of are gone."""
+    lost = [s.name for s in specs if s.name not in by_task and (folder / "records" / f"{slug(s.name)}.json").exists()]
+    if lost or not (folder / "episodes.jsonl").exists():
+        raise UsageError(
+            f"{folder / 'episodes.jsonl'} has no outputs{' of ' + ', '.join(lost) if lost else ''}: nothing to score",
+            "put it back, or run the model again; scores and records are unchanged",
+        )
+
+
+def _check_there(folder: Path) -> None:
+    """Before and after writing: a folder that was moved away meanwhile would be made anew, with records alone."""
+    if not all((folder / name).is_file() for name in ("run.json", "episodes.jsonl")):
+        raise UsageError(
+            f"{folder} was moved or deleted while it was being scored",
+            "its outputs are where it is now: move it back and score it again",
+        )
 
 
 def unjudged(results: Sequence[TaskResult]) -> int:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from visrl.core.boxes import Box
+from visrl.core.json_files import read_object
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.core.types import Episode, Unparsed
 from visrl.errors import UsageError
@@ -28,7 +29,9 @@ from visrl.evals.gates import Finding
 from visrl.evals.sample_scores import Rows, of_run
 from visrl.evals.suite import Cell, Paired, Suite
 from visrl.regression.prompt_snapshots import data_folder, prompts_file, read_prompts, render_all
-from visrl.runs.store import read_episodes, read_meta, slug
+from visrl.runs.lines import read_episodes
+from visrl.runs.meta import read_evaluation
+from visrl.runs.store import slug
 
 if TYPE_CHECKING:
     from visrl.evaluation.evaluate import Outcome
@@ -110,7 +113,7 @@ def check_replays(origin: str, scratch: Path) -> Iterator[Finding]:
     """A finding per replay of ``shipped`` or ``shared``; inconclusive where the data are absent."""
     folder = replay_folder(origin)
     path = recorded_file()
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    recorded = read_object(path, "visrl-eval accept --exact writes it") if path.exists() else {}
     for replay in replays(origin):
         if folder is None:
             reason = "the published predictions are not here: set VISRL_SHARED"
@@ -179,7 +182,7 @@ def fresh_folder(scratch: Path, name: str) -> Path:
 def record_replays(scratch: Path) -> list[str]:
     """Write recorded.json anew from today's scoring; returns the replays whose numbers changed. For ``accept --exact``."""
     path = recorded_file()
-    old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    old = read_object(path, "delete it and accept again") if path.exists() else {}
     new: dict[str, Any] = {}
     for origin in ("shipped", "shared"):
         folder = replay_folder(origin)
@@ -301,7 +304,7 @@ def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
     """Make a finished run a baseline; returns a line per number, as ``old → new``. Raises UsageError as baselines.accept."""
     from visrl.evals.baselines import accept, read_entries
 
-    request = read_meta(folder)["request"]
+    request = read_evaluation(folder)["request"]
     old = read_entries(baselines).get(name)
     before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
     entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])

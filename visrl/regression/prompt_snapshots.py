@@ -18,6 +18,7 @@ from typing import Any
 
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.boxes import Box
+from visrl.core.json_files import read_object
 from visrl.core.prompts import PROTOCOLS, Protocol
 from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import CoTSample, Turn
@@ -136,7 +137,7 @@ def prompts_file() -> Path:
 def read_prompts(path: Path) -> Prompts:
     """The texts on file. Raises UsageError for a damaged file, or for a text that is not what its hash says."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_object(path, "visrl-eval accept --prompts")
         texts: dict[str, str] = value["texts"]
         wrong = [key for key, text in texts.items() if text_hash(text) != key]
         if wrong:
@@ -147,7 +148,7 @@ def read_prompts(path: Path) -> Prompts:
             for protocol, hashes in item["hashes"].items()
             for family, key in hashes.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: no prompts on file: {error}", "visrl-eval accept --prompts") from error
 
 

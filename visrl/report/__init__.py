@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.errors import UsageError, printable
+from visrl.errors import UsageError, printable, refused
 from visrl.report.page import write_page
 from visrl.report.pictures import Album
 from visrl.report.training import is_training, write_training_page
@@ -32,7 +32,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         else:
             write_page(folders, out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written: {error}", "choose another place with --output") from error
+        raise refused(error, out, "choose another place with --output") from error
     return out
 
 

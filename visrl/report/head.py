@@ -14,6 +14,7 @@ from visrl.evals.compare import Difference, compare
 from visrl.evals.sample_scores import of_run
 from visrl.report.rows import RunView
 from visrl.report.text import line
+from visrl.runs.meta import unlike_documents
 
 _SPAN = {"percent": 100.0, "fraction": 1.0}
 """What a whole bar stands for; points have no common scale."""
@@ -164,6 +165,9 @@ def score_row(result: TaskResult) -> ScoreRow:
 def differences(views: Sequence[RunView]) -> tuple[DifferenceRow, ...]:
     """The paired differences of two runs (evals/compare.py), the metric that matters first; a notice where there are none."""
     if len(views) < 2:
+        return ()
+    if unlike := unlike_documents(views[0].request, views[1].request):
+        views[0].notices.append(f"no paired comparison: the runs saw different documents of {', '.join(unlike)}")
         return ()
     try:
         found = compare(of_run(views[0].folder), of_run(views[1].folder))

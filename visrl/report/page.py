@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -281,12 +281,12 @@ def _assemble(
         tasks=list(dict.fromkeys(index.shared.get("task", ()))),
     )
     before, _, after = html.partition("<!--data-->")
-    page.write(before.encode())
+    page.write(before.encode(errors="backslashreplace"))
     page.write(f'<script type="application/json" id="index">{json_block(data)}</script>\n'.encode())
     for part in (details, pictures):
         part.seek(0)
         shutil.copyfileobj(part, page, 1 << 20)
-    page.write(after.encode())
+    page.write(after.encode(errors="backslashreplace"))
 
 
 def _figures(found: Sequence[Mapping[str, TaskFigures]], heads: Sequence[Header]) -> list[tuple[TaskFigures, Header]]:
@@ -312,5 +312,6 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             beside.chmod(0o644)
             beside.replace(path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may be gone; the first error is the one to be said
+                beside.unlink(missing_ok=True)
             raise

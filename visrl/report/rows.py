@@ -6,18 +6,20 @@ of one over 100. Documents that cannot be loaded (the data folder moved) leave a
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from visrl.core.boxes import Box, iou
+from visrl.core.json_files import decode_object
 from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
-from visrl.runs.store import episode_from_json, read_meta, read_placed
+from visrl.evals.sample_scores import row_from_json
+from visrl.runs.lines import episode_from_json, read_placed
+from visrl.runs.meta import read_evaluation
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
@@ -32,14 +34,17 @@ NOT_SCORED = "not scored yet: visrl-eval score RUN"
 class Lines:
     """A .jsonl file by (task, sample id): the offset of each sample's last line. A torn last line is dropped with a warning.
 
-    Raises UsageError naming the line for anything else that is damaged.
+    check: raises ValueError, KeyError or TypeError for a line of another shape. Raises UsageError naming such a line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[Any], object] | None = None) -> None:
+        def key_of(row: Any) -> Key:
+            if check is not None:
+                check(row)
+            return row["task"], row["sample_id"]
+
         self.path = path
-        self._offsets: dict[Key, int] = {
-            key: place for place, key in read_placed(path, lambda row: (row["task"], row["sample_id"]))
-        }
+        self._offsets: dict[Key, int] = {key: place for place, key in read_placed(path, key_of)}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -56,8 +61,7 @@ class Lines:
             return None
         with self.path.open("rb") as file:
             file.seek(self._offsets[key])
-            row: dict[str, Any] = json.loads(file.readline())
-            return row
+            return decode_object(file.readline())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +131,10 @@ class RunView:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta = read_meta(folder)
+        self.meta = read_evaluation(folder)
         self.request: dict[str, Any] = self.meta["request"]
-        self.episodes = Lines(folder / "episodes.jsonl")
-        self.scores = Lines(folder / "scores.jsonl")
+        self.episodes = Lines(folder / "episodes.jsonl", episode_from_json)
+        self.scores = Lines(folder / "scores.jsonl", row_from_json)
         self.notices: list[str] = []
         waiting = sum(key not in self.scores for key in self.episodes)
         if waiting:

@@ -9,7 +9,6 @@ Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, f
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from visrl.core.json_files import read_json
 from visrl.core.records import write_atomically
 from visrl.errors import PictureError, UsageError
 from visrl.report.figures import HEIGHT, WIDTH, polyline
@@ -145,7 +145,7 @@ def _phase(place: Path, root: Path) -> PhasePage:
     training, manifest = _json(place / "training.json", {}), _json(place / "manifest.json", {})
     settings = _json(place / "settings.json", {}) or training.get("recipe", {}) or manifest.get("request", {})
     history = _json(place / "history.json", []) or training.get("log", [])
-    funnel = manifest.get("funnel", {})
+    funnel = _mapping(manifest.get("funnel"))
     pairs = [row for path in sorted(place.glob("pairs*.jsonl")) for row in _pairs(path, settings)]
     return PhasePage(
         line(str(place.relative_to(root)) if place != root else root.resolve().name),
@@ -162,10 +162,15 @@ def _phase(place: Path, root: Path) -> PhasePage:
 def _json(path: Path, default: Any) -> Any:
     if not path.is_file():
         return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: damaged: {error}", "delete it and run the phase that wrote it again") from error
+    hint = "delete it and run the phase that wrote it again"
+    found = read_json(path, hint)
+    if type(found) is not type(default):
+        raise UsageError(f"{path}: damaged: not a JSON {'list' if default == [] else 'object'}", hint)
+    return found
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
 
 
 def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
@@ -207,7 +212,8 @@ def _stages(tree: Any) -> tuple[tuple[str, int, float], ...]:
 
 def curves(history: Any) -> tuple[Curve, ...]:
     """One curve per kind of quantity: the losses together, the margins together, and so on."""
-    rows = [row for row in history if isinstance(row, Mapping) and _number(row.get("step")) is not None]
+    logged = history if isinstance(history, list) else []
+    rows = [row for row in logged if isinstance(row, Mapping) and _number(row.get("step")) is not None]
     kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -266,7 +272,8 @@ def _pairs(path: Path, settings: Any) -> Iterable[PairCard]:
     from visrl.train.data.rows import PairRow, read_rows
 
     data = settings.get("data") if isinstance(settings, Mapping) else None
-    folder = Path(data["pictures"]) if isinstance(data, Mapping) and data.get("pictures") else path.parent
+    named = _mapping(data).get("pictures")
+    folder = Path(named) if isinstance(named, str) and named else path.parent
     return [_card(row, folder) for row in islice(read_rows(path, PairRow), PAIRS_SHOWN)]
 
 

@@ -21,26 +21,27 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
-from visrl.core.boxes import Box
 from visrl.core.records import dump_json, write_atomically
-from visrl.core.types import Episode, Step, Unparsed
-from visrl.errors import UsageError
+from visrl.core.types import Episode
+from visrl.errors import UsageError, refused
 from visrl.runs.distributed import ALONE, Processes
 from visrl.runs.identity import deciding
+from visrl.runs.lines import episode_to_json, read_episodes, read_lines
+from visrl.runs.meta import read_meta
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
+KEPT = "finished samples are kept; free disk space and run the same command again"
 _LINE = json.JSONEncoder(allow_nan=False)  # made once: json.dumps would make one per line
 _SCORES = json.JSONEncoder(allow_nan=False, sort_keys=True)
-Line = TypeVar("Line")
 Finished = Mapping[str, Collection[str]]
 """task -> ids of its samples that need not run again"""
 
@@ -57,117 +58,6 @@ def request_hash(request: Mapping[str, Any]) -> str:
 def slug(text: str) -> str:
     """A file name from user text: word characters, dot, plus and minus; at most 60, never empty or hidden."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60] or "run"
-
-
-def episode_to_json(episode: Episode) -> dict[str, Any]:
-    """An episode as a JSON object; None fields are left out."""
-    box = episode.box
-    value: dict[str, Any] = {"task": episode.task, "sample_id": episode.sample_id}
-    if isinstance(box, Box):
-        value["box"] = list(box.xyxy)
-    elif isinstance(box, Unparsed):
-        value["unparsed"] = box.reason
-    if episode.looked_at is not None:
-        value["looked_at"] = list(episode.looked_at)
-    for name in ("box_step", "answer_step"):
-        step: Step | None = getattr(episode, name)
-        if step is not None:
-            value[name] = {k: v for k in Step.__slots__ if (v := getattr(step, k)) is not None}
-    if episode.error is not None:
-        value["error"] = episode.error
-    return value
-
-
-def episode_from_json(value: Mapping[str, Any]) -> Episode:
-    """The inverse of :func:`episode_to_json`. Raises KeyError, TypeError or ValueError on another shape."""
-    box: Box | Unparsed | None = None
-    if "box" in value:
-        box = Box(*value["box"])
-    elif "unparsed" in value:
-        box = Unparsed(value["unparsed"])
-    looked = value.get("looked_at")
-    return Episode(
-        sample_id=value["sample_id"],
-        task=value["task"],
-        box_step=_step(value.get("box_step")),
-        box=box,
-        looked_at=None if looked is None else (looked[0], looked[1], looked[2], looked[3]),
-        answer_step=_step(value.get("answer_step")),
-        error=value.get("error"),
-    )
-
-
-def _step(value: Mapping[str, Any] | None) -> Step | None:
-    if value is None:
-        return None
-    sizes = value.get("seen_sizes")
-    return Step(**{**value, "seen_sizes": None if sizes is None else tuple((w, h) for w, h in sizes)})
-
-
-def read_episodes(path: Path) -> Iterator[Episode]:
-    """Episodes in file order; see :func:`read_lines`."""
-    return read_lines(path, episode_from_json)
-
-
-def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
-    """What ``make`` makes of each JSON line, in order. A torn last line (a kill in mid-write) is dropped with a warning.
-
-    Raises UsageError naming the line for anything else that is damaged: nothing is skipped in silence.
-    """
-    return (made for _, made in read_placed(path, make))
-
-
-def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, Line]]:
-    """The same, each after the number of its line's first byte."""
-    if not path.exists():
-        return
-    place = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
-                return
-            try:
-                yield place, make(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(
-                    f"{path}:{number}: damaged: {error}",
-                    "delete that line to run its sample again, or choose a new --output",
-                ) from error
-            place += len(line)
-
-
-class Recorded(Mapping[str, Episode]):
-    """The last episode of each of a task's samples, read from the file when it is asked for: holds ids and places."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.places: dict[str, int] = {}
-
-    def __getitem__(self, sample_id: str) -> Episode:
-        self._file.seek(self.places[sample_id])
-        return episode_from_json(json.loads(self._file.readline()))
-
-    def __contains__(self, sample_id: object) -> bool:
-        return sample_id in self.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-@contextmanager
-def recorded(path: Path) -> Iterator[Mapping[str, Recorded]]:
-    """task -> its episodes, while the file is open. Reads every line once; raises UsageError as :func:`read_lines`."""
-    with ExitStack() as files:
-        found: dict[str, Recorded] = {}
-        for place, episode in read_placed(path, episode_from_json):
-            if episode.task not in found:
-                found[episode.task] = Recorded(files.enter_context(path.open("rb")))
-            found[episode.task].places[episode.sample_id] = place
-        yield found
 
 
 @dataclass(slots=True)
@@ -200,9 +90,13 @@ class Run:
                 self._check_visible()
             self._file = self._whole if self.processes.world_size == 1 else _locked(self._part(self.processes.rank))
         except OSError as error:
+            self._let_go()
             raise UsageError(
                 f"{self.folder}: cannot write the run: {error}", "choose another place with --output"
             ) from error
+        except BaseException:
+            self._let_go()
+            raise
         return self
 
     def _open(self) -> None:
@@ -234,6 +128,7 @@ class Run:
         Raises UsageError where a process wrote to a folder that the first does not see.
         """
         self.sync()
+        self._check_place()
         if self.processes.world_size == 1:
             return
         assert self._file is not None, "a Run is gathered inside its with-block"
@@ -265,8 +160,9 @@ class Run:
     def _check_request(self) -> dict[str, Any]:
         path = self.folder / "run.json"
         if not path.exists():
+            self._refuse_orphans()
             return {}
-        meta: dict[str, Any] = read_meta(self.folder)
+        meta = read_meta(self.folder)
         if meta["request_hash"] != request_hash(self.request):
             if self._forget_failures():
                 return {}
@@ -288,6 +184,15 @@ class Run:
         for path in (*self.folder.glob("records/*.json"), *self.folder.glob("scores.jsonl")):
             path.unlink()
         return True
+
+    def _refuse_orphans(self) -> None:
+        """Lines without their run.json are of a model and data nobody can name: another run must not add to them."""
+        for path in (self.episodes_path, *self.folder.glob(self._part("*").name)):
+            if path.is_file() and path.stat().st_size:
+                raise UsageError(
+                    f"{self.folder} has {path.name} but no run.json: whose outputs these are is not known",
+                    "put its run.json back, give a new --output, or delete that folder",
+                )
 
     def _cut_torn_line(self) -> None:
         """Before appending: half a line from a killed process would glue itself to the next one."""
@@ -322,18 +227,35 @@ class Run:
             self._file.write("".join(lines).encode("ascii"))
             self._file.flush()
             self._written += len(lines)
-            if time.monotonic() - self._synced > FSYNC_EVERY_S:
-                self.sync()
         except OSError as error:
-            raise UsageError(
-                f"{self.episodes_path}: {error}",
-                "finished samples are kept; free disk space and run the same command again",
-            ) from error
+            raise refused(error, self.episodes_path, KEPT) from error
+        if time.monotonic() - self._synced > FSYNC_EVERY_S:
+            self.sync()
+            self._check_place()
 
     def sync(self) -> None:
+        """Everything appended so far, onto the disk. Raises UsageError when it refuses."""
         if self._file is not None and not self._file.closed:
-            os.fsync(self._file.fileno())
+            try:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise refused(error, self.episodes_path, KEPT) from error
             self._synced = time.monotonic()
+
+    def _check_place(self) -> None:
+        """Raise UsageError where the folder is no longer there, or another one is: an open file is written wherever it went."""
+        path = self.episodes_path if self.processes.world_size == 1 else self._part(self.processes.rank)
+        try:
+            there, asked = path.stat(), (self.folder / "run.json").is_file()
+        except OSError:
+            there, asked = None, False
+        ours = os.fstat(self._file.fileno()) if self._file is not None else None
+        if not asked or there is None or ours is None or not os.path.samestat(there, ours):
+            raise UsageError(
+                f"{self.folder} was moved, deleted or replaced during the run",
+                "what was finished is where that folder is now: move it back and run the same command again",
+            )
 
     def write_meta(self, **facts: Any) -> None:
         """Update run.json: the request and its hash, and what must stay out of records (times, durations, argv)."""
@@ -345,13 +267,25 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.sync()
-        for file in (self._file, self._whole):
-            if file is not None:
-                file.close()
+        try:
+            self.sync()
+            if value is None:
+                self._check_place()
+        except UsageError:
+            if value is None:  # else the error that ends the run is the one to be said
+                raise
+        finally:
+            self._let_go()
         part = self._part(self.processes.rank)
         if self.processes.world_size > 1 and part.exists() and not part.stat().st_size:
             part.unlink()
+
+    def _let_go(self) -> None:
+        """Close the files. What a full disk did not take was said when it was written: closing tries, and fails, again."""
+        for file in (self._file, self._whole):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
 
 
 def _failed(line: Any) -> bool:
@@ -375,17 +309,3 @@ def write_scores(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """scores.jsonl: a line per sample, metric -> value, or null with a reason."""
     lines = (_SCORES.encode(row) + "\n" for row in rows)
     write_atomically(folder / "scores.jsonl", lines)
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """run.json of a run folder. Raises UsageError where there is none, or it is damaged."""
-    path = folder / "run.json"
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        inside = folder / "score"  # of a loop's phase
-        hint = f"{inside} is one" if (inside / "run.json").is_file() else "runs are written below runs/"
-        raise UsageError(f"{folder} is not a run folder: it has no run.json", hint) from error
-    except ValueError as error:
-        raise UsageError(f"{path}: damaged: {error}", "start a new run with another --output") from error
-    return meta

@@ -23,6 +23,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from visrl.core.json_files import read_object
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.common.models import TrainableModel, bare
@@ -110,7 +111,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file() or not any(file != path for file in folder.iterdir()):
         write_atomically(path, dump_json(asked))
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(path, "choose another output folder, or delete this one")
     for key in sorted({*found, *asked}):
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)

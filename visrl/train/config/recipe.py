@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from visrl.errors import UsageError, nearest
+from visrl.errors import UsageError, nearest, printable
+from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -34,7 +34,7 @@ OLD_KINDS = {"base": "small_model"}
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -86,9 +86,9 @@ class ModelSection(Section):
 class LoraSection(Section):
     """Low-rank adapters; leave the section out to train all weights."""
 
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
+    r: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target: str | None = Field(
         default=None, description="a regex of module names; default: every linear of the language model"
     )
@@ -100,7 +100,7 @@ class DataSection(Section):
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     format: Literal["visrl", "viscot", "cot", "official", "world_oracle"] = "visrl"
-    limit: int | None = Field(default=None, description="only the first rows")
+    limit: int | None = Field(default=None, ge=1, description="only the first rows")
 
     @property
     def file(self) -> Path:
@@ -113,8 +113,8 @@ class DataSection(Section):
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML where ``5e-6`` is a number (YAML 1.1 reads it as text)."""
+class _Loader(PlainLoader):
+    """Plain YAML where ``5e-6`` is a number (YAML 1.1 reads it as text)."""
 
 
 _Loader.add_implicit_resolver(
@@ -149,12 +149,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises UsageError for a missing file or one that is not a mapping."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "the folder recipes/ has examples") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: {error}", "recipes are YAML mappings") from error
+    tree = read_plain(path, "recipes are YAML mappings; the folder recipes/ has examples", _Loader)
     if not isinstance(tree, dict):
         raise UsageError(f"{path} is not a mapping", "recipes are YAML mappings with a `kind`, for example `kind: sft`")
     return tree
@@ -168,7 +163,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not separator or not key:
             raise UsageError(f"--set {setting!r} is not key=value", "for example --set trainer.learning_rate=1e-5")
         values.pop(key, None)  # set again: after what was set in between
-        values[key] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        values[key] = parse_yaml(text, f"--set {printable(key, 60)}", "values are YAML, as in a recipe", _Loader)
     return values
 
 
@@ -215,8 +210,8 @@ def kind_of(name: Any) -> Kind:
     """A kind by its name. Raises UsageError for one that is unknown, or not in this installation."""
     if name is None:
         raise UsageError("the recipe has no kind", f"add `kind: …`, one of {', '.join(KINDS)}")
-    if name not in KINDS:
-        raise UsageError(f"unknown kind {name!r}", nearest(str(name), KINDS))
+    if not isinstance(name, str) or name not in KINDS:
+        raise UsageError(f"unknown kind {printable(repr(name), 60)}", nearest(str(name), KINDS))
     try:
         kind: Kind = importlib.import_module(KINDS[name]).KIND
     except ModuleNotFoundError as error:
@@ -235,7 +230,10 @@ def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
     """Read a recipe, put ``values`` at their dotted keys and check it. Raises UsageError naming the file and the key."""
     tree = read_yaml(path)
     tree["kind"] = values.get("kind", tree.get("kind"))
-    upgrade(tree)
+    try:
+        upgrade(tree)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", error.hint) from error
     kind = kind_of(tree["kind"])
     sources = dict.fromkeys((key for key, _ in flat(tree)), path.name)
     keys = override(tree, {_current(key, kind.renamed): value for key, value in values.items()})

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from visrl.core.json_files import read_object
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.config.recipe import Recipe, flat, upgrade
@@ -117,6 +118,9 @@ def _config_in(folder: Path) -> dict[str, Any] | None:
     """What a phase was begun with, in the keys of now."""
     config = _read(stored(folder, CONFIG))
     if config is not None and "recipe" in config:
+        if not isinstance(config["recipe"], dict):
+            hint = f"delete {folder} to run that phase again"
+            raise UsageError(f"{stored(folder, CONFIG)}: damaged: recipe is not a JSON object", hint)
         upgrade(config["recipe"])
     return config
 
@@ -155,11 +159,7 @@ def _short(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}", f"delete {path.parent} to run that phase again") from error
-    return found
+    return read_object(path, f"delete {path.parent} to run that phase again")
 
 
 def begin(folder: Path, config: Mapping[str, Any]) -> None:

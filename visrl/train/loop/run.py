@@ -14,7 +14,6 @@ stale is named, and redone only with ``--set redo=true``.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shlex
 import subprocess
@@ -27,7 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from pydantic import BaseModel, TypeAdapter
 
+from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.config.recipe import Kind, Resolved
@@ -213,9 +214,21 @@ def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
         )
 
 
-def _funnel(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["funnel"]
-    return found
+def _funnel(folder: Path) -> _Funnel:
+    hint = f"delete {folder} to make its pairs again"
+    return read_as(folder / "manifest.json", TypeAdapter(_Manifest), hint).funnel
+
+
+class _Funnel(BaseModel):
+    """The counts of manifest.json that the loop's line says."""
+
+    pairs: int
+    questions: dict[str, int]
+    failed: dict[str, int] = {}
+
+
+class _Manifest(BaseModel):
+    funnel: _Funnel
 
 
 def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) -> Path | None:
@@ -250,8 +263,8 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
     """``iter1/pairs: 512 pairs of 3000 questions · win box right 64.5 %``."""
     folder = recipe.output / phase.name
     counts = _funnel(folder)
-    said = f"{phase.name}: {counts['pairs']} pairs of {counts['questions']['asked']} questions"
-    if failed := sum(counts.get("failed", {}).values()):
+    said = f"{phase.name}: {counts.pairs} pairs of {counts.questions.get('asked', 0)} questions"
+    if failed := sum(counts.failed.values()):
         said += f" · {failed} failed and were left out"
     file = folder / "records" / "datagen.json"
     if not file.is_file():

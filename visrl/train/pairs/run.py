@@ -24,9 +24,11 @@ from visrl.policies.registry import load_policy
 from visrl.rollout.config import rollout_config
 from visrl.runs.distributed import init
 from visrl.runs.job import Job, missing_batches
+from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
-from visrl.runs.store import Run, now, read_lines, request_hash
+from visrl.runs.store import Run, now, request_hash
 from visrl.train.data.rows import write_rows
+from visrl.train.pairs.chain_lines import checked
 from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
@@ -140,7 +142,10 @@ def finished(path: Path, known: Mapping[str, CoTSample]) -> dict[str, QuestionSt
     """The questions with a line, the last one counting."""
 
     def read(value: Any) -> QuestionState:
-        return from_json(value, known[value["id"]])
+        line = checked(value)
+        if line["id"] not in known:
+            raise ValueError(f"id {line['id']!r} is no question of this recipe")
+        return from_json(line, known[line["id"]])
 
     return {state.sample.id: state for state in read_lines(path, read)}
 

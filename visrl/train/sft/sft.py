@@ -58,7 +58,7 @@ class ChainSection(Section):
     crop: CropName = "tight"
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
     max_tokens: int | None = Field(
-        default=None, description="stop at a longer sequence, naming it; nothing is ever cut"
+        default=None, ge=1, description="stop at a longer sequence, naming it; nothing is ever cut"
     )
 
 

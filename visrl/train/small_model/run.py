@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visrl.core.json_files import read_object
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
@@ -42,24 +43,24 @@ class SmallModelRecipe(Recipe):
 
     kind: Literal["small_model"]
     split: str = Field(description="whose pictures are shown")
-    pictures: int | None = Field(default=None, description="only the split's first pictures: label scarcity")
+    pictures: int | None = Field(default=None, ge=1, description="only the split's first pictures: label scarcity")
     start: str | None = Field(
         default=None, description="a checkpoint to go on from, a shipped name or a folder; random weights otherwise"
     )
-    steps: int
-    batch: int = 32
-    lr: float = Field(default=1.5e-3, description="AdamW's peak; Muon's is ten times that")
-    decay: float = Field(default=0.1, description="weight decay of Muon's matrices")
-    warmup: int = Field(default=100, description="steps of linear warm-up")
+    steps: int = Field(ge=1)
+    batch: int = Field(default=32, ge=1)
+    lr: float = Field(default=1.5e-3, gt=0, description="AdamW's peak; Muon's is ten times that")
+    decay: float = Field(default=0.1, ge=0, description="weight decay of Muon's matrices")
+    warmup: int = Field(default=100, ge=1, description="steps of linear warm-up")
     hold: float = Field(
-        default=0.3, description="the share of the steps before the rate falls along a half cosine to 5 %"
+        default=0.3, ge=0, le=1, description="the share of the steps before the rate falls along a half cosine to 5 %"
     )
     lessons: dict[str, tuple[float, float]] = Field(
         description="lesson -> share of the batches at the start and at the end, linear in between"
     )
-    log_every: int = 100
-    watch_every: int = Field(default=500, description="steps between looks at val; 0: never")
-    workers: int = Field(default=1, description="processes that draw; the model itself runs on one thread")
+    log_every: int = Field(default=100, ge=1)
+    watch_every: int = Field(default=500, ge=0, description="steps between looks at val; 0: never")
+    workers: int = Field(default=1, ge=0, description="processes that draw; the model itself runs on one thread")
 
     @property
     def folder(self) -> Path | None:
@@ -259,7 +260,9 @@ def _before(start: Path | None) -> dict[str, Any] | None:
     path = start and start / "training.json"
     if not path or not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
+    record = read_object(path, "start from another checkpoint")
+    if not isinstance(record.get("log"), list):
+        raise UsageError(f"{path}: damaged: log is not a list", "start from another checkpoint")
     return {**record, "log": record["log"][-1:]}
 
 

@@ -16,8 +16,6 @@ import re
 import string
 from typing import NamedTuple
 
-from rapidfuzz.distance import Levenshtein
-
 READ = 100_000
 _ARTICLES = frozenset({"a", "an", "the"})
 _QUOTES = "‘’“”–—…"
@@ -113,5 +111,7 @@ def anls(standard: str, answer: str) -> float:
         return 1.0
     if abs(len(a) - len(b)) * 2 >= longer:  # the distance is at least that: a megabyte of answer costs nothing
         return 0.0
+    from rapidfuzz.distance import Levenshtein  # only where it is needed: it takes 20 ms to import
+
     distance = Levenshtein.distance(a, b) / longer
     return 1.0 - distance if distance < 0.5 else 0.0

@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any
 
 from visrl.core.records import TaskResult
 from visrl.core.types import CoTSample, Episode
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec, has_mean
 from visrl.evals.judge import Judge
-from visrl.evals.scorers import mmbench, mme, pope, rec, viscot
 from visrl.evals.scorers.columns import SampleScores
 from visrl.evals.scorers.measure import Estimand, Measured, measured
 
 Scorer = Callable[
     [TaskSpec, Iterable[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]
 ]
-SCORERS: dict[Benchmark, Scorer] = {
-    "rec": rec.score,
-    "viscot": viscot.score,
-    "pope": pope.score,
-    "mme": mme.score,
-    "mmbench": mmbench.score,
+SCORERS: dict[Benchmark, str] = {
+    "rec": "visrl.evals.scorers.rec",
+    "viscot": "visrl.evals.scorers.viscot",
+    "pope": "visrl.evals.scorers.pope",
+    "mme": "visrl.evals.scorers.mme",
+    "mmbench": "visrl.evals.scorers.mmbench",
 }
+"""The module whose ``score`` is a benchmark's. Imported where it is used: one benchmark does not pay for the words of another."""
+
+
+def scorer_of(benchmark: Benchmark) -> Scorer:
+    """The scorer of a benchmark."""
+    score: Scorer = import_module(SCORERS[benchmark]).score
+    return score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +57,7 @@ def score_task(
 
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """
-    scores, estimands = SCORERS[spec.benchmark](spec, samples, episodes, judge)
+    scores, estimands = scorer_of(spec.benchmark)(spec, samples, episodes, judge)
     metrics = [measured(what, spec.unit, spec.n) for what in estimands]
     return TaskScores(spec, scores, metrics, estimands)
 

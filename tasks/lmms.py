@@ -27,7 +27,7 @@ from visrl.core.prompts import P_REC
 from visrl.core.types import CoTSample, Episode, Step, Unparsed
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, Benchmark
-from visrl.evals.scorers.scoring import SCORERS
+from visrl.evals.scorers.scoring import scorer_of
 from visrl.runs.lines import episode_from_json, episode_to_json
 from visrl.tasks import SOURCES, adapt, documents
 
@@ -167,7 +167,7 @@ def process_results(task: str, doc: Doc, results: Sequence[str]) -> dict[str, An
     """metric -> this sample's value in the unit of the task; no entry where it has none. Totals get the answer to work on."""
     spec, sample = TASKS[task], sample_of(doc)
     episode = deserialize_episode(sample, results[0])
-    scores, estimands = SCORERS[spec.benchmark](spec, [sample], {sample.id: episode}, _judge())
+    scores, estimands = scorer_of(spec.benchmark)(spec, [sample], {sample.id: episode}, _judge())
     scale = 100.0 if spec.unit == "percent" else 1.0
     mine = scores[sample.id]
     found: dict[str, Any] = {
@@ -208,7 +208,7 @@ def total(task: str, metric: str, items: Sequence[Mapping[str, Any]]) -> float:
         for item in items
     }
     chosen = [sample for key, sample in samples.items() if key in episodes]
-    _, estimands = SCORERS[spec.benchmark](spec, chosen, episodes, _judge())
+    _, estimands = scorer_of(spec.benchmark)(spec, chosen, episodes, _judge())
     value = next((what.estimate().value for what in estimands if what.metric == metric), None)
     return math.nan if value is None else value
 

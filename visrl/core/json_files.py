@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ def decode(data: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, saying what it is."""
     text = data.decode() if isinstance(data, bytes) else data
     try:
-        value = _DECODER.decode(text)
+        value = (_CAREFUL if _SUSPICIOUS.search(text) else _PLAIN).decode(text)
     except RecursionError as error:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
@@ -120,4 +121,7 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, parse_int=_integer)
+_CAREFUL = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, parse_int=_integer)
+_PLAIN = json.JSONDecoder()
+_SUSPICIOUS = re.compile(rf"[eE]\+?[0-9]{{3}}|[0-9]{{{MAX_DIGITS}}}|NaN|Infinity")
+"""What a number must hold to be infinite, or longer than allowed: only such texts are decoded number by number."""

@@ -18,6 +18,8 @@ from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
 Line = TypeVar("Line")
+_STEP = frozenset(Step.__slots__)
+_COUNT = (int, type(None))  # a bool is none of them
 
 
 def episode_to_json(episode: Episode) -> dict[str, Any]:
@@ -83,17 +85,16 @@ def _is_number(found: Any) -> bool:
 
 
 def _step(value: Mapping[str, Any], name: str) -> Step | None:
-    if name not in value:
+    found = value.get(name)
+    if found is None and name not in value:
         return None
-    found = value[name]
-    if not isinstance(found, dict) or not found.keys() <= set(Step.__slots__):
+    if not isinstance(found, dict) or not found.keys() <= _STEP:
         raise TypeError(f"{name} is not a step")
-    counts = (found.get(field) for field in ("prompt_tokens", "output_tokens"))
-    if not all(count is None or _is_integer(count) for count in counts):
+    read, generated = found.get("prompt_tokens"), found.get("output_tokens")
+    if type(read) not in _COUNT or type(generated) not in _COUNT:
         raise TypeError(f"{name}: a number of tokens is not an integer")
-    prompt, output = _text(found, "prompt"), _text(found, "output")
     ended = None if found.get("finish_reason") is None else _text(found, "finish_reason")
-    return Step(prompt, output, found.get("prompt_tokens"), found.get("output_tokens"), ended, _sizes(found))
+    return Step(_text(found, "prompt"), _text(found, "output"), read, generated, ended, _sizes(found))
 
 
 def _sizes(step: Mapping[str, Any]) -> tuple[Size, ...] | None:

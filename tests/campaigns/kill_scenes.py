@@ -19,7 +19,7 @@ RECIPES = {
     "sft": "kind: sft\noutput: out\nseed: 5\nmodel: {path: sft, dtype: float32}\ndata: {path: chains.jsonl}\n" + TRAINER,
     "sft-lora": "kind: sft\noutput: out\nseed: 5\nmodel: {path: sft, dtype: float32}\ndata: {path: chains.jsonl}\n"
     "lora: {r: 2, dropout: 0.1}\n" + TRAINER,
-    "dpo": "kind: dpo\noutput: out\nseed: 5\nmodel: {path: sft, dtype: float32}\ndata: {format: world_oracle, limit: 8}\n" + TRAINER,
+    "dpo": "kind: dpo\noutput: out\nseed: 5\nmodel: {path: sft, dtype: float32}\ndata: {path: pairs.jsonl}\n" + TRAINER,
     "small_model": "kind: small_model\noutput: out\nseed: 5\nstart: base\nsplit: train\nsteps: 4\nbatch: 4\nwatch_every: 0\nlog_every: 1\n"
     "workers: 0\nlessons: {box: [0.6, 0.6], look: [0.4, 0.4]}\n",
     "pairs": "kind: pairs\noutput: out\nseed: 0\npolicy: {model: sft, args: {dtype: float64}}\n"
@@ -91,20 +91,16 @@ def _finished_run(folder: Path) -> None:
 def _recipes(folder: Path) -> None:
     for name, text in RECIPES.items():
         (folder / f"{name}.yaml").write_text(text)
-    rows = []
-    for number, (task, row) in enumerate(_world_rows()):
-        x1, y1, x2, y2 = row["box"]
-        chain = {"box": [x1, y1, x2, y2], "answer": row["answer"]}
-        rows.append({"id": f"c{number}", "picture": f"world:train:{row['picture']}", "question": row["question"], "chain": chain})
-    (folder / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _world_rows():
     from visrl.train.data.questions import QuestionSection, load_questions
 
+    chains, pairs = [], []
     for sample in load_questions(QuestionSection(format="world", split="train", limit=12)):
-        name = sample.picture.ref.rpartition(":")[2]
-        yield sample.task, {"box": sample.box.xyxy, "answer": sample.answers[0], "picture": name, "question": sample.question}
+        row = {"id": sample.id, "picture": sample.picture.ref, "question": sample.question}
+        chosen = {"box": sample.box.xyxy, "answer": sample.answers[0]}
+        chains.append({**row, "chain": chosen})
+        pairs.append({**row, "win": chosen, "lose": {"box": [1, 1, 30, 30], "answer": "no"}})
+    for name, rows in (("chains", chains), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _fake_pairs() -> int:

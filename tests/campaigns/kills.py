@@ -8,6 +8,7 @@ process that has imported everything, so that a kill costs what the command does
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import os
@@ -96,7 +97,9 @@ def new_folder(inputs, place):
 def campaign(scene, count, dice, work, keep):
     """Kills until there were ``count``. Returns the row of the table, and whether it found a fault."""
     inputs = work / "inputs"
-    scene.make(inputs) if inputs.mkdir(parents=True) is None else None
+    inputs.mkdir(parents=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        scene.make(inputs)
     took, calm = [], None
     for _ in range(2):  # twice: the undisturbed command itself must give one result
         folder, began = new_folder(inputs, work / "run"), time.monotonic()

@@ -32,6 +32,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.data.candidates import Demonstration
+from visrl.train.data.fingerprint import demonstrations_hash
 from visrl.train.data.load import load_demonstrations
 from visrl.train.sft.collator import SFTCollator
 
@@ -135,9 +136,10 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
 
 def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
-    claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}))
+    chains = load_demonstrations(recipe.data)
+    claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains))
     if not finished(recipe.output):
-        run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), load_demonstrations(recipe.data))
+        run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), chains)
     return EXIT_DONE
 
 

@@ -68,10 +68,33 @@ def _drawn(folder: Path) -> None:
 
 
 EVALUATION = (
-    *("run", "--model", "constant:[0.1, 0.1, 0.6, 0.6]", "--tasks", "viscot_vsr", "--data", "data", "--batch-size", "2"),
+    *(
+        "run",
+        "--model",
+        "constant:[0.1, 0.1, 0.6, 0.6]",
+        "--tasks",
+        "viscot_vsr",
+        "--data",
+        "data",
+        "--batch-size",
+        "2",
+    ),
     *("-o", "out", "-q"),
 )
-MODEL = ("run", "--model", "tiny", "--tasks", "world_viscot_doc", "--limit", "8", "--batch-size", "2", "-o", "out", "-q")
+MODEL = (
+    "run",
+    "--model",
+    "tiny",
+    "--tasks",
+    "world_viscot_doc",
+    "--limit",
+    "8",
+    "--batch-size",
+    "2",
+    "-o",
+    "out",
+    "-q",
+)
 
 
 def _finished_run(folder: Path) -> None:

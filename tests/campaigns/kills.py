@@ -109,7 +109,9 @@ def campaign(scene, count, dice, work, keep):
             raise SystemExit(f"{scene.name}: undisturbed, it ended with {code}: {(folder / 'log').read_text()[-3000:]}")
         again = files(folder / "out")
         if calm is not None and again != calm:
-            raise SystemExit(f"{scene.name}: two undisturbed runs differ: {[n for n in calm if calm[n] != again.get(n)]}")
+            raise SystemExit(
+                f"{scene.name}: two undisturbed runs differ: {[n for n in calm if calm[n] != again.get(n)]}"
+            )
         calm = again
     kills, folders, leftovers, faults = 0, 0, 0, Counter()
     while kills < count:
@@ -136,7 +138,10 @@ def judged(code, folder, calm):
     if "Traceback" in said:
         return "traceback: " + said.strip().splitlines()[-1][:90]
     if code != 0:
-        return f"exit {code}: " + next((line for line in reversed(said.splitlines()) if line.startswith("error: ")), "")[:100]
+        return (
+            f"exit {code}: "
+            + next((line for line in reversed(said.splitlines()) if line.startswith("error: ")), "")[:100]
+        )
     now = files(folder / "out")
     different = [name for name in sorted({*now, *calm}) if now.get(name) != calm.get(name)]
     return f"different: {', '.join(different)}" if different else None
@@ -147,19 +152,28 @@ def main():
     parser.add_argument("scenes", nargs="*", metavar="SCENE", help=", ".join(SCENES))
     parser.add_argument("--count", type=int, default=2000, help="kills in all")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "kills-kept", help="where faulty folders go")
+    parser.add_argument(
+        "--keep", type=Path, default=Path(tempfile.gettempdir()) / "kills-kept", help="where faulty folders go"
+    )
     args = parser.parse_args()
     preload()
     chosen = args.scenes or list(SCENES)
     parts = {name: SHARES.get(name, 1) for name in chosen}
-    print(f"{'command':<22} {'alone':>7} {'kills':>6} {'folders':>8} {'files':>6} {'left over':>10}  faults", flush=True)
+    print(
+        f"{'command':<22} {'alone':>7} {'kills':>6} {'folders':>8} {'files':>6} {'left over':>10}  faults", flush=True
+    )
     found, kills = False, 0
     for name, part in parts.items():
         with tempfile.TemporaryDirectory() as work:
             dice = random.Random(f"{args.seed} {name}")
-            row, fault = campaign(SCENES[name], -(-args.count * part // sum(parts.values())), dice, Path(work), args.keep)
+            row, fault = campaign(
+                SCENES[name], -(-args.count * part // sum(parts.values())), dice, Path(work), args.keep
+            )
         found, kills = found or fault, kills + row[2]
-        print(f"{row[0]:<22} {row[1]:>5.2f} s {row[2]:>6} {row[3]:>8} {row[4]:>6} {row[5]:>10}  {sum(row[6].values())}", flush=True)
+        print(
+            f"{row[0]:<22} {row[1]:>5.2f} s {row[2]:>6} {row[3]:>8} {row[4]:>6} {row[5]:>10}  {sum(row[6].values())}",
+            flush=True,
+        )
         for fault_said, n in row[6].most_common():
             print(f"{n:>8} {fault_said}", flush=True)
     print(f"{kills} kills", flush=True)

@@ -14,7 +14,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("perf", "evals")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "perf"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "evals"))
 from growth import OPTIONS, READERS
 from made import said, sample, score
 
@@ -36,7 +37,14 @@ WORDS = (
     "<loc0001>|<loc0000><loc0001><loc1023><loc1023>|<loc9999>|<|box_start|>|<|box_end|>|{\"bbox_2d\": [|\"label\": \"x\"}|box_2d|bbox|"
     "<|begin_of_box|>|<|end_of_box|>|<s>|</s>|<pad>|[INST]|0x1F|١٢٣|½|²|1_000|1,000|+1|--1|1-2|e5|1e5|[1e5,|[.1|,]|[,|x1=|xmin: "
 )  # fmt: skip
-PIECES = tuple(piece for piece in WORDS.split("|") if piece) + ("|", "9" * 400, "[" * 300, "<think>" * 20, " " * 2000, "1," * 500)
+PIECES = tuple(piece for piece in WORDS.split("|") if piece) + (
+    "|",
+    "9" * 400,
+    "[" * 300,
+    "<think>" * 20,
+    " " * 2000,
+    "1," * 500,
+)
 ALPHABETS = ("[](){}0123456789.,eE+-<>/ ", "ABCDabcd.,()* \n:", "yesnoYESNO .,!?", "".join(map(chr, range(256))))
 
 
@@ -105,7 +113,11 @@ def _rule(rule):
 
 
 EXTRACTORS = {
-    **{name: _checked(name, read) for name, read in READERS.items() if not name.startswith("box ") and name not in JUDGES},
+    **{
+        name: _checked(name, read)
+        for name, read in READERS.items()
+        if not name.startswith("box ") and name not in JUDGES
+    },
     **{rule.__name__: _rule(rule) for rule in (exact, contains, anls)},
     "letter, odd options": _odd_options,
 }
@@ -135,7 +147,12 @@ def scored(task, texts):
             pairs.append((sample(name, kind="rec", box=TRUTH), said(name, None, box=box)))
             continue
         more = {"options": OPTIONS} if task == "mmbench" else {}
-        question = {"answer": about["answers"], "group": "OCR" if task == "mme" else name, "cluster": f"p{number // 2}", **more}
+        question = {
+            "answer": about["answers"],
+            "group": "OCR" if task == "mme" else name,
+            "cluster": f"p{number // 2}",
+            **more,
+        }
         pairs.append((sample(name, **question), said(name, text)))
     found = score(task, pairs, make_judge(judge)) if judge else score(task, pairs)
     for number, text in enumerate(texts):
@@ -155,13 +172,13 @@ class Tally:
 
     def one(self, name, read, text, number):
         self.read[name] += 1
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             if not read(text, number):
                 self.note(name, "a wrong kind of answer", text)
         except Exception:  # noqa: BLE001 - whatever comes out is the finding
             self.note(name, traceback.format_exc().strip().splitlines()[-1], text)
-        spent = time.perf_counter() - began
+        spent = time.process_time() - began
         if spent > self.slowest[name]:
             self.slowest[name] = spent
         if spent > SLOW_S:
@@ -170,14 +187,14 @@ class Tally:
     def several(self, task, texts):
         name = f"scorer {task}"
         self.read[name] += len(texts)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             for fine, text in scored(task, texts):
                 if not fine:
                     self.note(name, "unscored, or no score", text)
         except Exception:  # noqa: BLE001 - whatever comes out is the finding
             self.note(name, traceback.format_exc().strip().splitlines()[-1], texts[0])
-        self.slowest[name] = max(self.slowest[name], (time.perf_counter() - began) / len(texts))
+        self.slowest[name] = max(self.slowest[name], (time.process_time() - began) / len(texts))
 
 
 def campaign(count, seed, each, batch=1000):
@@ -210,12 +227,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--each", type=int, default=len(BOXES), help="extractors and box formats per output, in turn; default: all")
+    parser.add_argument(
+        "--each", type=int, default=len(BOXES), help="extractors and box formats per output, in turn; default: all"
+    )
     args = parser.parse_args()
     began = time.monotonic()
     tally = campaign(args.count, args.seed, args.each)
     print("\n".join(table(tally)))
-    print(f"{args.count} outputs, {sum(tally.read.values())} readings, {sum(tally.bad.values())} faults, {time.monotonic() - began:.0f} s")
+    print(
+        f"{args.count} outputs, {sum(tally.read.values())} readings, {sum(tally.bad.values())} faults, {time.monotonic() - began:.0f} s"
+    )
     return bool(tally.bad)
 
 

@@ -49,7 +49,7 @@ READ = [
     (DPOTrainer, "_total_train_tokens", "the tokens seen so far"),
     (DPOTrainer, "self._metrics", "metrics by mode, put aside for each term"),
     (SFTTrainer, "self._total_train_tokens", "the tokens seen so far, restored on resume"),
-    (SFTTrainer, 'self._metrics[mode]', "metrics since the last line, restored on resume"),
+    (SFTTrainer, "self._metrics[mode]", "metrics since the last line, restored on resume"),
     (Trainer, "self._tr_loss += tr_loss_step", "the losses since the last line, restored on resume"),
     (Trainer, "self._total_loss_scalar += tr_loss_scalar", "the losses of all logged steps, restored on resume"),
     (Trainer, "self._globalstep_last_logged = self.state.global_step", "the step of the last line, restored on resume"),

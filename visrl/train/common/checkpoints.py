@@ -1,8 +1,8 @@
 """Checkpoints of a phase: which one training goes on from, and what transformers leaves out of them.
 
-``checkpoint-N/files.json``        name -> bytes and CRC-32 of every file: what was cut or changed since is noticed before it is used
-``checkpoint-N/window-RANK.json``  losses and metrics since the last logged line, and the tokens seen: a resumed phase logs what an
-undisturbed one does
+``checkpoint-N/files.json``        name -> bytes and CRC-32 of every file: what was cut or changed since is noticed before use
+``checkpoint-N/window-RANK.json``  losses and metrics since the last line of the history, and the tokens seen: a resumed phase
+logs what an undisturbed one does
 """
 
 from __future__ import annotations

@@ -82,13 +82,13 @@ class PhaseTrainer(Trainer):
         """Nothing where all steps are done: transformers, resumed from its last step within an epoch, takes one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-            self.model.train()  # as after a step: TRL keeps what it logs by the model's mode
             return
         super()._run_epoch(**more)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The mean loss at the end is of all steps, not of those since a checkpoint."""
         if "train_loss" in logs:
+            self.model.train()  # as after a step, if there was none: TRL keeps what it logs by the model's mode
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
@@ -36,6 +36,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _a_place(cls, value: Any) -> Any:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("no file has a null byte in its name")
+        return value
+
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
     if not stages or list(stages) != sorted(set(stages)):
@@ -52,7 +59,7 @@ class Recipe(Section):
 
     kind: str
     output: Path = Field(description="the run's folder")
-    seed: int = Field(default=88, description="the official seed (docs/method.md e)")
+    seed: int = Field(default=88, ge=0, lt=2**32, description="the official seed (docs/method.md e)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from visrl.core.boxes import Box
+from visrl.core.json_files import decode_foreign
 from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
@@ -178,7 +179,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, decode_foreign(line)
             except ValueError as error:
                 raise UsageError(f"{path}:{number}: not JSON: {error}", "each line is one JSON object") from error
 

@@ -185,6 +185,6 @@ def text(row: Row, name: str) -> str:
 def whole_number(row: Row, name: str) -> int:
     """A field that must be a whole number. Raises KeyError or TypeError."""
     value = row[name]
-    if not isinstance(value, int) or isinstance(value, bool):
+    if type(value) is not int:  # a bool is none
         raise TypeError(f"{name} is {value!r:.40}, not a whole number")
     return value

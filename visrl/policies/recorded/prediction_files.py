@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from visrl.core.boxes import Box
@@ -102,7 +103,7 @@ def question_key(text: str) -> str:
 
 def picture_key(name: str) -> str:
     """A picture's stem: published files name one picture 0020.png, 0020.jpg or code_reasoning/0020.txt."""
-    return PurePosixPath(name.replace("\\", "/")).stem.lower()
+    return posixpath.splitext(posixpath.basename(name.replace("\\", "/").rstrip("/")))[0].lower()
 
 
 def read_predictions(source: Path, questions: Path | None = None) -> PredictionFile:

@@ -37,14 +37,8 @@ WORDS = (
     "<loc0001>|<loc0000><loc0001><loc1023><loc1023>|<loc9999>|<|box_start|>|<|box_end|>|{\"bbox_2d\": [|\"label\": \"x\"}|box_2d|bbox|"
     "<|begin_of_box|>|<|end_of_box|>|<s>|</s>|<pad>|[INST]|0x1F|١٢٣|½|²|1_000|1,000|+1|--1|1-2|e5|1e5|[1e5,|[.1|,]|[,|x1=|xmin: "
 )  # fmt: skip
+LONG = ("|", "9" * 400, "[" * 300, "<think>" * 20, " " * 2000, "1," * 500)
 PIECES = [*(piece for piece in WORDS.split("|") if piece), *LONG]
-    "|",
-    "9" * 400,
-    "[" * 300,
-    "<think>" * 20,
-    " " * 2000,
-    "1," * 500,
-)
 ALPHABETS = ("[](){}0123456789.,eE+-<>/ ", "ABCDabcd.,()* \n:", "yesnoYESNO .,!?", "".join(map(chr, range(256))))
 
 

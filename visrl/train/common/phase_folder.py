@@ -32,6 +32,7 @@ from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
 
 STAGING = ".staging"
+FINAL_STAGING = ".staging-final"
 DATA = "data_sha256"
 
 
@@ -139,7 +140,7 @@ def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     """
     path = folder / "settings.json"
     asked = json.loads(dump_json({**settings, DATA: data}))
-    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+    if not path.is_file() or not any(file.name not in (path.name, ".lock") for file in folder.iterdir()):
         write_atomically(path, dump_json(asked))
         return
     found = read_object(path, "choose another output folder, or delete this one")
@@ -177,6 +178,7 @@ def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:
     """What all processes go on from: the first one looks, and says what is wrong to all."""
     newest, message, hint = None, "", ""
     if trainer.accelerator.is_main_process:
+        _clear(folder)
         try:
             newest = newest_whole(folder)
         except UsageError as error:
@@ -187,10 +189,18 @@ def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:
     return newest
 
 
+def _clear(folder: Path) -> None:
+    """Take away what a killed process was writing: its pieces must not end up beside ours."""
+    for place in (folder / STAGING, folder / FINAL_STAGING):
+        shutil.rmtree(place, ignore_errors=True)
+    for piece in folder.glob(".*.tmp"):
+        piece.unlink()
+
+
 def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:
     """Write what a finished phase leaves. Under FSDP and DeepSpeed every process takes part in gathering the weights."""
     history = trainer.state.log_history
-    beside = folder / f"{STAGING}-final"
+    beside = folder / FINAL_STAGING
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.save_model(str(beside))
     if not trainer.accelerator.is_main_process:

@@ -16,6 +16,7 @@ from trl import DPOConfig
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import TrainableModel, load_trainable, own_forward, sliding_window, why_not_shared
 from visrl.train.common.phase_folder import claim, finished, train
 from visrl.train.common.trainer_args import OWN, trainer_config
@@ -99,6 +100,12 @@ class DPORecipe(Recipe):
 def run(recipe: DPORecipe) -> int:
     """Train the stages that are not finished. Raises UsageError."""
     pairs = load_preferences(recipe.data)
+    with exclusive(recipe.output, "training here"):
+        _stages(recipe, pairs)
+    return EXIT_DONE
+
+
+def _stages(recipe: DPORecipe, pairs: list[Preference]) -> None:
     data = preferences_hash(pairs)
     before: Path | None = None
     trainable: TrainableModel | None = None
@@ -111,7 +118,6 @@ def run(recipe: DPORecipe) -> int:
             )
             run_stage(recipe, stage, trainable, pairs)
         before = folder / "final"
-    return EXIT_DONE
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:

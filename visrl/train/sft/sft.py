@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.conversations import count as conversations_of
+from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import TrainableModel, load_trainable, own_forward
 from visrl.train.common.phase_folder import PhaseTrainer, claim, finished, train
 from visrl.train.common.trainer_args import OWN, trainer_config
@@ -137,9 +138,10 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
 def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
     chains = load_demonstrations(recipe.data)
-    claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains))
-    if not finished(recipe.output):
-        run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), chains)
+    with exclusive(recipe.output, "training here"):
+        claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains))
+        if not finished(recipe.output):
+            run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), chains)
     return EXIT_DONE
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.core.json_files import read_object
+from visrl.core.records import write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
@@ -279,7 +280,7 @@ def run(recipe: SmallModelRecipe) -> int:
         "log": log,
         "before": _before(recipe.folder),
     }
-    (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(recipe.output / "training.json", json.dumps(record, indent=1) + "\n")
     from visrl.train.small_model.probes import plot
 
     plot(log, recipe.output / "training.png", recipe.output.name)

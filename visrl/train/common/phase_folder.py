@@ -30,6 +30,7 @@ from visrl.errors import UsageError
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
+from visrl.train.common.writing import writing
 
 STAGING = ".staging"
 FINAL_STAGING = ".staging-final"
@@ -97,7 +98,8 @@ class PhaseTrainer(Trainer):
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(folder / name):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
         write_window(folder / STAGING / name, self.args.process_index, window_of(self))
@@ -170,7 +172,8 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
         print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
     trainer.resumed = _newest(trainer, folder)
     trainer.train(resume_from_checkpoint=None if trainer.resumed is None else str(trainer.resumed))
-    conclude(trainer, trainable, folder)
+    with writing(folder / "final"):
+        conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 
@@ -100,7 +101,18 @@ class DataSection(Section):
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     format: Literal["visrl", "viscot", "cot", "official", "world_oracle"] = "visrl"
+    protocol: ProtocolName | None = Field(
+        default=None, description="of rows that name none: those of other people's formats, and chains without the field"
+    )
     limit: int | None = Field(default=None, ge=1, description="only the first rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        """Files of other formats name no protocol: what is trained must stand in the recipe."""
+        if isinstance(data, dict) and data.get("protocol") is None and data.get("format") in IMPORTED:
+            return {**data, "protocol": DEFAULT_PROTOCOL}
+        return data
 
     @property
     def file(self) -> Path:
@@ -110,6 +122,8 @@ class DataSection(Section):
         return self.path
 
 
+IMPORTED = ("viscot", "cot", "official")
+"""Formats of other people's files, which say nothing of how their rows are to be asked."""
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from visrl.core.boxes import Box
+from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
@@ -32,7 +33,14 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
         raise UsageError(
             f"data.format {section.format} holds preference pairs, not demonstrations", "SFT reads visrl, viscot or cot"
         )
-    return demonstrations(_usable(section, rows, left_out), _pictures(section))
+    usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, left_out)]
+    return demonstrations(usable, _pictures(section))
+
+
+def _asked_by(row: Row, protocol: ProtocolName | None) -> Row:
+    """The row with the protocol of its recipe, where it names none itself."""
+    named = protocol is None or "protocol" in row.model_fields_set
+    return row if named else row.model_copy(update={"protocol": protocol})
 
 
 def load_preferences(section: DataSection) -> list[Preference]:
@@ -44,10 +52,13 @@ def load_preferences(section: DataSection) -> list[Preference]:
 
         return list(world_pairs(section.limit))
     if section.format == "visrl":
+        if section.protocol is not None:
+            raise UsageError("data.protocol: pairs have theirs: what their boxes were asked with", "leave it out")
         left_out: dict[str, int] = {}
         rows = in_their_pictures(read_rows(section.file, PairRow), _boxes_of_pair, section.file, left_out)
     elif section.format == "official":
-        rows, tally = import_pairs(section.file, section.pictures)
+        imported, tally = import_pairs(section.file, section.pictures)
+        rows = [_asked_by(row, section.protocol) for row in imported]
         left_out = tally.left_out
     else:
         raise UsageError(

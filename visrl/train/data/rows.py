@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -122,9 +122,13 @@ def _valid(place: str, read: Callable[[], Row]) -> Row:
 
 
 def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
-    """One row a line, written beside and renamed; defaults are left out."""
-    dumped = (row.model_dump(mode="json", exclude_defaults=True, by_alias=True) for row in rows)
+    """One row a line, written beside and renamed; defaults are left out, but never a chain's protocol, which may be inherited."""
+    dumped = (_with_protocol(row, row.model_dump(mode="json", exclude_defaults=True, by_alias=True)) for row in rows)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in dumped))
+
+
+def _with_protocol(row: ChainRow | PairRow, dumped: dict[str, Any]) -> dict[str, Any]:
+    return {**dumped, "protocol": row.protocol} if isinstance(row, ChainRow) else dumped
 
 
 def picture_in(folder: Path, name: str) -> Picture:

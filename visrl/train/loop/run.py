@@ -32,6 +32,7 @@ from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.config.recipe import Kind, Resolved
+from visrl.train.loop.looks import check_looks, look_of, scored, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
     OUTPUTS,
@@ -47,7 +48,7 @@ from visrl.train.loop.phase_state import (
     reuse,
     stored,
 )
-from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
+from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, own_recipe, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
 from visrl.train.pairs.command import generate_pairs
@@ -78,6 +79,7 @@ def run(recipe: LoopRecipe) -> int:
     _same_arithmetic()
     _check_scoring(recipe)
     with exclusive(recipe.output):
+        _check_looks(recipe)
         if not recipe.redo:
             _refuse_stale(recipe)
         prune(recipe)
@@ -244,7 +246,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
         begin(place, asked)
     scored = {"weights": state.now.sha256()}
     if not _same(stored(place, OUTPUTS), scored):
-        score_phase(place, phase.label, state.now, recipe.score)
+        score_phase(place, phase.label, state.now, scoring_of(recipe))
         end(place, scored)
     print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
     return folder
@@ -252,7 +254,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
 
 def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
     """What decides the scoring of a phase."""
-    return recipe.score.model_dump(mode="json", exclude={"batch_size"})
+    return scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
 
 
 def _same(path: Path, asked: Mapping[str, Any]) -> bool:
@@ -281,6 +283,7 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
 def status(recipe: LoopRecipe) -> list[str]:
     """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
     _check_scoring(recipe)
+    _check_looks(recipe)
     return [f"{name}: {word}" for name, word, _ in _statuses(recipe)]
 
 
@@ -316,6 +319,13 @@ def _check_scoring(recipe: LoopRecipe) -> None:
     from visrl.evaluation.evaluate import check_before
 
     check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
+
+
+def _check_looks(recipe: LoopRecipe) -> None:
+    """Raises UsageError where SFT teaches another way of looking than pairs and scores use."""
+    own = [(phase, own_recipe(recipe, phase)) for phase in phases(recipe) if phase.iteration <= 1]
+    found = [look_of(phase.name, resolved) for phase, resolved in own if resolved is not None]
+    check_looks(recipe, [*filter(None, found), scored(recipe)])
 
 
 def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:

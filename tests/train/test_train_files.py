@@ -56,7 +56,7 @@ def test_rows_without_their_picture_are_left_out_counted_and_named(tmp_path, cap
     write_rows(tmp_path / "p.jsonl", rows)
     found = load_preferences(DataSection(path=tmp_path / "p.jsonl", pictures=tmp_path))
     assert [pair.sample.id for pair in found] == ["r0"]
-    assert "1 picture missing (first: r1)" in capsys.readouterr().err
+    assert "1 without their picture: 1 of 2 pictures missing under" in capsys.readouterr().err
 
 
 def test_one_id_twice_is_an_error(tmp_path):

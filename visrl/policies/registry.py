@@ -28,7 +28,22 @@ def parse_model_args(text: str) -> dict[str, str]:
 
 def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
-    args = dict(args or {})
+    kind, rest, args = kind_and_place(spec, args or {})
+    if kind == "blind":
+        from visrl.policies.blind import Blind
+
+        return Blind(load_policy(rest, args))
+    return _KINDS[kind]()(rest, **args)
+
+
+def looks_at_pictures(spec: str) -> bool:
+    """Whether the model that a user named will open pictures: recorded outputs and constants do not."""
+    return spec.partition(":")[0] not in ("replay", "constant")
+
+
+def kind_and_place(spec: str, args: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:
+    """The kind of model that a user named, where it is, and its arguments. Raises UsageError as :func:`load_policy` does."""
+    args = dict(args)
     if "pretrained" in args:  # as lmms-eval and lm-evaluation-harness name a model: a kind, and where it is
         if spec not in _KINDS:
             raise UsageError(
@@ -44,11 +59,7 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
         else:
             known = [*CHECKPOINTS, *(f"{name}:" for name in (*_KINDS, "blind"))]
             raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
-    if kind == "blind":
-        from visrl.policies.blind import Blind
-
-        return Blind(load_policy(rest, args))
-    return _KINDS[kind]()(rest, **args)
+    return kind, rest, args
 
 
 def _is_hub_id(spec: str) -> bool:

@@ -28,6 +28,7 @@ from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
+from visrl.train.config.recipe import flat
 
 STAGING = ".staging"
 
@@ -103,15 +104,22 @@ def into_place(beside: Path, final: Path) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference; a claim
-    under which nothing was written yet is taken over.
+    """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
+    check_claim(folder, settings)
+    path = folder / "settings.json"
+    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+        write_atomically(path, dump_json(settings))
+
+
+def check_claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError where a folder holds something else, naming the first difference; a claim under which nothing was
+    written yet is none. A key that older versions do not have, and that says nothing, is no difference.
     """
     path = folder / "settings.json"
-    asked = json.loads(dump_json(settings))
     if not path.is_file() or not any(file != path for file in folder.iterdir()):
-        write_atomically(path, dump_json(asked))
         return
-    found = read_object(path, "choose another output folder, or delete this one")
+    asked = dict(flat(json.loads(dump_json(settings))))
+    found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     for key in sorted({*found, *asked}):
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)

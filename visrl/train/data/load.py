@@ -79,15 +79,17 @@ def _pictures(section: DataSection) -> Path:
 
 def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:
     """The rows whose pictures are there, up to ``limit``; says how many were left out and why."""
-    missing = set(missing_pictures(rows, _pictures(section)))
-    reasons = dict(left_out) | ({"picture missing": len(missing)} if missing else {})
-    if reasons:
-        said = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        first = f" (first: {sorted(missing)[0]})" if missing else ""
-        print(f"{section.path}: left out: {said}{first}", file=sys.stderr)
-    kept = list(islice((row for row in rows if row.id not in missing), section.limit))
+    missing = missing_pictures(rows, _pictures(section))
+    gone = set(missing.names)
+    usable = [row for row in rows if row.picture not in gone]
+    reasons = [f"{count} {reason}" for reason, count in sorted(left_out.items())]
+    reasons += [f"{len(rows) - len(usable)} without their picture: {missing}"] if missing else []
+    kept = list(islice(usable, section.limit))
     if not kept:
-        raise UsageError(f"{section.path} has no usable row", f"are the pictures below {section.pictures}?")
+        said = "; ".join(reasons) or "it is empty"
+        raise UsageError(f"{section.path} has no usable row: {said}", "are data.path and data.pictures right?")
+    if reasons:
+        print(f"{section.path}: left out: {'; '.join(reasons)}", file=sys.stderr)
     _unique(section, kept)
     return kept
 

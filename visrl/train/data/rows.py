@@ -21,6 +21,7 @@ from visrl.core.prompts import ProtocolName
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
+from visrl.tasks.pictures import Missing
 from visrl.train.data.candidates import Candidate, Demonstration, Preference
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
@@ -209,9 +210,10 @@ def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
     ]
 
 
-def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
-    """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
-    return [row.id for row in rows if not is_there(row.picture, folder)]
+def missing_pictures(rows: Sequence[_Question], folder: Path) -> Missing:
+    """The pictures that have no file: their rows are left out, counted and named before training starts."""
+    names = list(dict.fromkeys(row.picture for row in rows))
+    return Missing([name for name in names if not is_there(name, folder)], len(names), str(folder))
 
 
 def is_there(name: str, folder: Path) -> bool:

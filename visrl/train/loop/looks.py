@@ -7,7 +7,6 @@ says that it is meant; then the phases are listed. ``protocol`` and ``crop`` of 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -66,7 +65,8 @@ def look_of(name: str, resolved: Resolved, taught: Collection[str] = ()) -> Look
     named = values.get("protocol")
     if resolved.recipe.kind == "pairs":
         named = named or DEFAULT_PROTOCOL
-    looking = {protocol for protocol in taught or [named] if protocol is not None and PROTOCOLS[protocol].looks}
+    asked = taught or ([named] if named is not None else [])
+    looking = {protocol for protocol in asked if PROTOCOLS[protocol].looks}
     return Look(name, frozenset(looking), str(values["crop"]))
 
 
@@ -77,10 +77,12 @@ def _value(resolved: Resolved, key: str) -> str | None:
     return None if node is None else str(node)
 
 
-def check_looks(recipe: LoopRecipe, looks: Collection[Look]) -> None:
-    """Say how the phases look where they differ. Raises UsageError where one that teaches differs from those that follow it."""
+def check_looks(recipe: LoopRecipe, looks: Collection[Look]) -> str:
+    """How the phases look, a line each, where they differ; "" where they do not. Raises UsageError where SFT differs from those
+    that follow it, and nobody said that it is meant.
+    """
     if len({look.crop for look in looks}) == 1 and len(frozenset().union(*(look.protocols for look in looks))) <= 1:
-        return
+        return ""
     wrong = list(_differences(looks))
     said = "\n".join(f"  {look}" for look in looks)
     if wrong and not recipe.mixed:
@@ -88,7 +90,7 @@ def check_looks(recipe: LoopRecipe, looks: Collection[Look]) -> None:
             f"the loop teaches one way of looking and uses another: {'; '.join(wrong)}\n{said}",
             "give the loop one `protocol:` and one `crop:` and leave them out elsewhere; `mixed: true` if this is meant",
         )
-    print(f"phases look in more than one way:\n{said}", file=sys.stderr)
+    return f"phases look in more than one way:\n{said}"
 
 
 def _differences(looks: Collection[Look]) -> Iterator[str]:

@@ -32,6 +32,7 @@ from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.config.recipe import Kind, Resolved
+from visrl.train.loop.before import check, check_scoring
 from visrl.train.loop.looks import check_looks, look_of, scored, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
@@ -77,9 +78,10 @@ def run(recipe: LoopRecipe) -> int:
             "start it without one; `launch: accelerate launch … --no_python` in the recipe starts its training phases",
         )
     _same_arithmetic()
-    _check_scoring(recipe)
+    check_scoring(recipe)
     with exclusive(recipe.output):
-        _check_looks(recipe)
+        if said := _check_looks(recipe):
+            print(said, file=sys.stderr)
         if not recipe.redo:
             _refuse_stale(recipe)
         prune(recipe)
@@ -282,9 +284,9 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
 
 def status(recipe: LoopRecipe) -> list[str]:
     """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
-    _check_scoring(recipe)
-    _check_looks(recipe)
-    return [f"{name}: {word}" for name, word, _ in _statuses(recipe)]
+    check_scoring(recipe)
+    said = _check_looks(recipe)
+    return [f"{name}: {word}" for name, word, _ in _statuses(recipe)] + ([said] if said else [])
 
 
 def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
@@ -314,18 +316,11 @@ def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
             first = phase.name
 
 
-def _check_scoring(recipe: LoopRecipe) -> None:
-    """It comes after hours of training; its errors come first. Raises UsageError."""
-    from visrl.evaluation.evaluate import check_before
-
-    check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
-
-
-def _check_looks(recipe: LoopRecipe) -> None:
-    """Raises UsageError where SFT teaches another way of looking than pairs and scores use."""
+def _check_looks(recipe: LoopRecipe) -> str:
+    """How phases look, where they differ. Raises UsageError where SFT teaches another way than pairs and scores use."""
     own = [(phase, own_recipe(recipe, phase)) for phase in phases(recipe) if phase.iteration <= 1]
     found = [look_of(phase.name, resolved) for phase, resolved in own if resolved is not None]
-    check_looks(recipe, [*filter(None, found), scored(recipe)])
+    return check_looks(recipe, [*filter(None, found), scored(recipe)])
 
 
 def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:
@@ -384,4 +379,4 @@ def _same_arithmetic() -> None:
         torch.set_flush_denormal(True)
 
 
-KIND = Kind(LoopRecipe, run, status, renamed={"more": "continued_sft"})
+KIND = Kind(LoopRecipe, run, check, status, renamed={"more": "continued_sft"})

@@ -11,10 +11,12 @@ The same command finishes what is missing.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+from visrl.policies.before import check_policy
 from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
 from visrl.train.data.questions import load_questions
@@ -45,4 +47,21 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
     return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
 
 
-KIND = Kind(PairsRecipe, run, renamed={"sampling.spares": "sampling.extra_samples"})
+def check(recipe: PairsRecipe) -> None:
+    """Raises UsageError for questions, a policy or a critic that are not there, unless the pairs are."""
+    if (recipe.output / "manifest.json").is_file():
+        return
+    check_critic(recipe)
+    check_policy(recipe.policy.model, recipe.policy.args)
+    load_questions(recipe.data)
+
+
+def check_critic(recipe: PairsRecipe) -> None:
+    """Raises UsageError for a critic that is not there, and for Ray that is not installed."""
+    if recipe.ray is not None and importlib.util.find_spec("ray") is None:
+        raise UsageError("`ray:` was set, and Ray is not installed", "pip install 'visrl[ray]'")
+    if recipe.critic.model is not None:
+        check_policy(recipe.critic.model, recipe.critic.args)
+
+
+KIND = Kind(PairsRecipe, run, check, renamed={"sampling.spares": "sampling.extra_samples"})

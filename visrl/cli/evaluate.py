@@ -127,6 +127,7 @@ def run(
     """Evaluate a model; the same command resumes a run."""
     from visrl.evaluation.evaluate import Options, check_before, check_pictures, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
+    from visrl.policies.before import check_policy
     from visrl.policies.registry import looks_at_pictures, parse_model_args
     from visrl.runs.distributed import init
 
@@ -137,6 +138,8 @@ def run(
         if looks_at_pictures(model):
             check_pictures(own, data, limit)
     _load_quietly(model)
+    if model.startswith(("endpoint:", "openai:")):
+        check_policy(model, parse_model_args(model_args))
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
         data=data,

@@ -25,7 +25,7 @@ def check_policy(spec: str, args: Mapping[str, str]) -> None:
     elif kind in ("endpoint", "openai"):
         from visrl.policies.servers.endpoint import EndpointPolicy
 
-        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).close()
+        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_server()
 
 
 def check_files(path: str, args: Mapping[str, Any]) -> None:

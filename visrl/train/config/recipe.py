@@ -199,7 +199,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Put values at their dotted keys, in order and in place. Returns the dotted keys set, within a mapping too."""
+    """Put values at their dotted keys, in order and in place; None takes a key away, so that its default counts. Returns the
+    dotted keys set, within a mapping too.
+
+    Below ``set`` it stays: there it takes a key away from the recipe that is set.
+    """
     for key, value in values.items():
         node = tree
         *parents, last = key.split(".")
@@ -208,7 +212,10 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
             if not isinstance(child, dict):
                 child = node[parent] = {}
             node = child
-        node[last] = deepcopy(value)
+        if value is None and "set" not in parents:
+            node.pop(last, None)
+        else:
+            node[last] = deepcopy(value)
     return [name for name, _ in flat(values)]
 
 

@@ -29,7 +29,7 @@ from visrl.policies.hf.complete import no_report, require_complete, tensors_load
 from visrl.policies.hf.own_template import say_if_ignored
 from visrl.policies.hf.quantization import quantization
 from visrl.runs.distributed import rank
-from visrl.runs.hub import require_checkpoint
+from visrl.runs.hub import require_checkpoint, settle
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter", "lora": "adapter"}
@@ -299,9 +299,9 @@ def _hint(path: str, error: BaseException) -> str:
 
 def folder_of(path: str, revision: str) -> Path:
     """The folder a checkpoint's files lie in; for a hub id, the snapshot in the cache."""
-    require_checkpoint(path, revision)
     if Path(path).is_dir():
         return Path(path)
+    settle()
     return Path(str(cached_file(path, "config.json", revision=revision or None))).parent
 
 

@@ -16,6 +16,7 @@ from trl import DPOConfig
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.runs.distributed import rank
 from visrl.train.common.models import (
     TrainableModel,
     check_model,
@@ -24,7 +25,7 @@ from visrl.train.common.models import (
     sliding_window,
     why_not_shared,
 )
-from visrl.train.common.phase_folder import check_claim, claim, finished, train
+from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.config.recipe import (
     DataSection,
@@ -116,6 +117,9 @@ def run(recipe: DPORecipe) -> int:
             )
             claim(folder, settings(recipe, stage))
             run_stage(recipe, stage, trainable, pairs)
+            if rank() == 0:
+                protocols = {str(pair.protocol) for pair in pairs}
+                say_where(folder / "final", recipe.model, protocols, recipe.step.crop)
         before = folder / "final"
     return EXIT_DONE
 

@@ -30,7 +30,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
-from visrl.errors import EXIT_DONE, UsageError
+from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring
 from visrl.train.loop.looks import check_looks, look_of, scored, scoring_of
@@ -52,7 +52,7 @@ from visrl.train.loop.phase_state import (
 from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, own_recipe, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
-from visrl.train.pairs.command import generate_pairs
+from visrl.train.pairs.command import NO_PAIRS, generate_pairs, why_none
 from visrl.train.pairs.recipe import PairsRecipe
 
 
@@ -213,9 +213,7 @@ def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
         hint = "the same command tries them again; max_failed says how many the loop may go on without"
         raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
     if not (resolved.recipe.output / "pairs.jsonl").read_bytes():
-        raise UsageError(
-            f"{phase.name}: no question gave a pair", "use more questions or other thresholds (docs/pairs.md)"
-        )
+        raise Incomplete(f"{phase.name}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
 
 
 def _funnel(folder: Path) -> _Funnel:

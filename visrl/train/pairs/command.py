@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, Incomplete, UsageError
 from visrl.policies.before import check_policy
 from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
@@ -35,6 +36,13 @@ def run(recipe: PairsRecipe) -> int:
     print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
     if failed := sum(counts["failed"].values()):
         print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+    if not counts["pairs"]:
+        raise Incomplete(f"{recipe.output}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
+    place = recipe.output / "pairs.jsonl"
+    print(
+        f"train on them, in a recipe of kind dpo: --set data.path={place} --set data.pictures={recipe.data.pictures}",
+        file=sys.stderr,
+    )
     return EXIT_INCOMPLETE if failed else EXIT_DONE
 
 
@@ -45,6 +53,25 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
     if recipe.ray is not None:
         return generate_on_ray(recipe)
     return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
+
+
+NO_PAIRS = "a policy that writes readable, differing boxes, a critic that can judge, more questions (docs/pairs.md, the funnel)"
+_LOST_AT = {
+    "answered": "every request failed",
+    "parsed": "no attempt had two boxes that could be read",
+    "distinct": "all chains of a question were the same",
+    "scored": "the critic's replies held no score",
+    "above_and_below_by_answer": "no question had both a right and a wrong answer",
+    "paired": "no box of a right answer scored high, and of a wrong one low",
+}
+
+
+def why_none(funnel: Mapping[str, Any]) -> str:
+    """Where the last question was lost, and why attempts were dropped."""
+    questions, dropped = funnel["questions"], funnel.get("attempts", {}).get("dropped", {})
+    first = next((why for step, why in _LOST_AT.items() if not questions.get(step)), "none was asked")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"of {questions.get('asked', 0)}, {first}" + (f" (attempts dropped: {reasons})" if reasons else "")
 
 
 def check(recipe: PairsRecipe) -> None:

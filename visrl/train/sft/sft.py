@@ -17,9 +17,10 @@ from trl import SFTConfig, SFTTrainer
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.runs.distributed import rank
 from visrl.train.common.conversations import count as conversations_of
 from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
-from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, train
+from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
 from visrl.train.config.recipe import (
@@ -141,6 +142,9 @@ def run(recipe: SFTRecipe) -> int:
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
         claim(recipe.output, asked)
         run_sft(recipe, trainable, chains)
+        if rank() == 0:
+            protocols = {str(chain.protocol) for chain in chains}
+            say_where(recipe.output / "final", recipe.model, protocols, recipe.chain.crop)
     return EXIT_DONE
 
 

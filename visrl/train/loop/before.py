@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection
 
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import check_before, check_pictures
@@ -40,8 +40,7 @@ def check(recipe: LoopRecipe) -> None:
     check_policy(_spec(recipe.base), recipe.score.args)
     if recipe.sft is not None and recipe.sft.model is not None:
         check_policy(_spec(recipe.sft.model), recipe.score.args)
-    looks = list(_looks(recipe, todo))
-    check_looks(recipe, [*looks, scored(recipe)])
+    check_looks(recipe, own_looks(recipe, todo))
     check_pictures([recipe.score.tasks], recipe.score.data, recipe.score.limit)
 
 
@@ -62,15 +61,15 @@ def check_launcher(launch: str | None) -> None:
         raise UsageError(f"launch: no command {launch!r} on this machine", "for example: accelerate launch --no_python")
 
 
-def _looks(recipe: LoopRecipe, todo: list[Phase]) -> Iterator[Look]:
-    """How each phase of a recipe looks, the data of those to come read."""
+def own_looks(recipe: LoopRecipe, read: Collection[Phase] = ()) -> list[Look]:
+    """How each phase of a recipe looks, and scoring; the data of those to ``read`` are read: it tells what their rows teach."""
+    looks = []
     for phase in phases(recipe):
         resolved = own_recipe(recipe, phase) if phase.iteration <= 1 else None
         if resolved is not None:
-            taught = _checked(recipe, phase, resolved) if phase in todo else set()
-            look = look_of(phase.name, resolved, taught)
-            if look is not None:
-                yield look
+            look = look_of(phase.name, resolved, _checked(recipe, phase, resolved) if phase in read else ())
+            looks += [look] if look is not None else []
+    return [*looks, scored(recipe)]
 
 
 def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:

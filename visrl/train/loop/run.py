@@ -32,8 +32,8 @@ from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.config.recipe import Kind, Resolved
-from visrl.train.loop.before import check, check_scoring
-from visrl.train.loop.looks import check_looks, look_of, scored, scoring_of
+from visrl.train.loop.before import check, check_scoring, own_looks
+from visrl.train.loop.looks import check_looks, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
     OUTPUTS,
@@ -49,7 +49,7 @@ from visrl.train.loop.phase_state import (
     reuse,
     stored,
 )
-from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, own_recipe, phase_recipe, phases
+from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
 from visrl.train.pairs.command import NO_PAIRS, generate_pairs, why_none
@@ -316,9 +316,7 @@ def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
 
 def _check_looks(recipe: LoopRecipe) -> str:
     """How phases look, where they differ. Raises UsageError where SFT teaches another way than pairs and scores use."""
-    own = [(phase, own_recipe(recipe, phase)) for phase in phases(recipe) if phase.iteration <= 1]
-    found = [look_of(phase.name, resolved) for phase, resolved in own if resolved is not None]
-    return check_looks(recipe, [*filter(None, found), scored(recipe)])
+    return check_looks(recipe, own_looks(recipe))
 
 
 def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:

@@ -125,16 +125,21 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, check_before, evaluate, own_and_upstream
+    from visrl.evaluation.evaluate import Options, check_before, check_pictures, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
-    from visrl.policies.registry import parse_model_args
+    from visrl.policies.before import check_policy
+    from visrl.policies.registry import looks_at_pictures, parse_model_args
     from visrl.runs.distributed import init
 
     processes = init()
     own, upstream = own_and_upstream(tasks, ray)
     if own:
         check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
+        if looks_at_pictures(model):
+            check_pictures(own, data, limit)
     _load_quietly(model)
+    if model.startswith(("endpoint:", "openai:")):
+        check_policy(model, parse_model_args(model_args))
     policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
     options = Options(
         data=data,

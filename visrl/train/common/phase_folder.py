@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from visrl.core.json_files import read_object
+from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
+from visrl.train.config.recipe import ModelSection, flat
 
 STAGING = ".staging"
 
@@ -103,15 +105,22 @@ def into_place(beside: Path, final: Path) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference; a claim
-    under which nothing was written yet is taken over.
+    """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
+    check_claim(folder, settings)
+    path = folder / "settings.json"
+    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+        write_atomically(path, dump_json(settings))
+
+
+def check_claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError where a folder holds something else, naming the first difference; a claim under which nothing was
+    written yet is none. A key that older versions do not have, and that says nothing, is no difference.
     """
     path = folder / "settings.json"
-    asked = json.loads(dump_json(settings))
     if not path.is_file() or not any(file != path for file in folder.iterdir()):
-        write_atomically(path, dump_json(asked))
         return
-    found = read_object(path, "choose another output folder, or delete this one")
+    asked = dict(flat(json.loads(dump_json(settings))))
+    found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     for key in sorted({*found, *asked}):
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)
@@ -135,6 +144,20 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
     trainer.train(resume_from_checkpoint=newest)
     conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop: str) -> None:
+    """Where a phase's weights are, and the command that scores them as they were trained."""
+    lora = (final / "adapter_config.json").is_file()
+    args = {"dtype": model.dtype, "box_format": model.box_format, "processor": model.processor if lora else None}
+    said = ",".join(f"{name}={value}" for name, value in args.items() if value)
+    looking = sorted(name for name in protocols if PROTOCOLS[name].looks)
+    how = f"--protocol {looking[0]} --crop {crop}" if looking else "--protocol direct"
+    print(f"weights: {final}" + (" (a LoRA; its base is found by its config)" if lora else ""), file=sys.stderr)
+    print(
+        f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data",
+        file=sys.stderr,
+    )
 
 
 def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:

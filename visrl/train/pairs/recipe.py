@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.errors import UsageError
+from visrl.policies.registry import fitting
 from visrl.train.config.recipe import Recipe, Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.critics import CriticKind
@@ -16,13 +18,23 @@ from visrl.train.pairs.selection import Mode, Rule
 
 
 def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them."""
+    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
     if not isinstance(args, dict):
         return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items()}
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
 
 
 ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+
+
+def _take_away(model: str, args: dict[str, str]) -> None:
+    """Leave out, in place, the arguments of another kind of model: a recipe's for weights where ``--set`` names a server."""
+    try:
+        fits, _ = fitting(model, args)
+    except UsageError:
+        return  # said when the model is looked for
+    for name in args.keys() - fits.keys():
+        del args[name]
 
 
 class PolicySection(Section):
@@ -31,6 +43,11 @@ class PolicySection(Section):
     model: str
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> PolicySection:
+        _take_away(self.model, self.args)
+        return self
 
 
 class CriticSection(Section):
@@ -41,6 +58,14 @@ class CriticSection(Section):
     args: ModelArgs = Field(default_factory=dict)
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
     judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> CriticSection:
+        if self.model is not None:
+            _take_away(self.model, self.args)
+            if self.model.startswith(("endpoint:", "openai:")):
+                self.args.setdefault("box_format", "paper")  # a critic says no boxes
+        return self
 
 
 class SamplingSection(Section):

@@ -10,7 +10,7 @@ from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName
 from visrl.train.config.recipe import Recipe, Section
 from visrl.train.data.questions import QuestionSection
-from visrl.train.pairs.critics import CriticKind
+from visrl.train.common.critics import CriticKind
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule
 

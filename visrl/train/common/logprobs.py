@@ -1,7 +1,7 @@
 """One forward of a batch of preference pairs -> log-probabilities of the completions' tokens, in TRL's order.
 
 TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1].
-:class:`PairScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
+:class:`BranchScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
 that every loss and metric of TRL works on it unchanged; the real forward runs in the layout the batch was collated in
 (prefix_sharing.py).
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from visrl.train.common.vision_cache import FeatureStore, picture_kwargs
-from visrl.train.dpo.prefix_sharing import Layout, additive, block_mask, branch_positions, join
+from visrl.train.common.prefix_sharing import Layout, additive, block_mask, branch_positions, join
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,26 +52,34 @@ def compact(batch: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-class PairScorer:
+class BranchScorer:
     """A model, a collated batch and its family: call it as TRL calls a model with a fused head.
 
     model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
     Batch (R rows of n branches, see prefix_sharing.py and encoding.stack): ``prompt_ids``, ``prompt_mask`` [R, P],
     ``positions`` [R, P] or [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...],
-    ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need.
+    ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need. temperature: logits are divided by
+    it, as they were where the completions were sampled.
     """
 
     def __init__(
-        self, model: Any, base: Any, family: Family, batch: dict[str, Any], store: FeatureStore | None = None
+        self,
+        model: Any,
+        base: Any,
+        family: Family,
+        batch: dict[str, Any],
+        store: FeatureStore | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.model, self.base, self.family, self.batch, self.store = model, base, family, batch, store
+        self.temperature = temperature
         prompt, (_, branches, width) = batch["prompt_ids"].shape[1], batch["completions"].shape
         self.layout = Layout(prompt, width, branches)
 
     def __call__(self, *, detail: bool = True, **_: Any) -> TokenScores:
         """The scores of the batch; TRL's compact inputs are the same batch and are not read again."""
         logits = self.model(**self.inputs()).logits  # [R, kept, V]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         batch, columns = self.batch, self.layout.columns().to(logits.device)
         rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
         picked = logits[rows, columns[None], batch["completions"]]  # [R, n, C]

@@ -42,8 +42,8 @@ def logs(trainable, stage_folder, term):
 
 def box_log_probabilities(t):
     """[N, 2] of a model, by the plain path, one pair at a time."""
-    from visrl.train.dpo.collator import PairCollator
     from visrl.train.common.logprobs import BranchScorer
+    from visrl.train.dpo.collator import PairCollator
 
     collator = PairCollator(PAIRS, t.encoder, ("box",), shared=False)
     rows = []

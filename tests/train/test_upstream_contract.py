@@ -14,8 +14,8 @@ import trl
 from transformers import Trainer, trainer_utils
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.common.logprobs import TokenScores
+from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.dpo.trainer import StepDPOTrainer
 from visrl.train.sft.sft import MaskedSFTTrainer
 

@@ -22,10 +22,10 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from visrl.errors import UsageError
+from visrl.train.common.logprobs import BranchScorer, TokenScores, compact
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.dpo.collator import PairCollator
-from visrl.train.common.logprobs import BranchScorer, TokenScores, compact
 from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
 from visrl.train.dpo.reference_logprobs import compute_reference, data_hash, read_reference, write_reference
 

@@ -8,9 +8,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.train.common.critics import CriticKind
 from visrl.train.config.recipe import Recipe, Section
 from visrl.train.data.questions import QuestionSection
-from visrl.train.common.critics import CriticKind
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule
 

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
+from visrl.train.common.critics import ModelArgs
 from visrl.train.config.recipe import Recipe, Section, Stages, flat
-from visrl.train.pairs.recipe import ModelArgs
 
 
 def _dotted(found: Any) -> Any:

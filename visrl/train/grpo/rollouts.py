@@ -1,7 +1,7 @@
 """Groups of chains: the policy in training looks and answers k times per question, by evaluation's own steps (rollout/steps.py).
 
 All boxes of a question come from one prefill. A chain whose box cannot be read goes on from the whole picture, as evaluation
-has it. Randomness hangs on (seed, question, ``stream``, place in the group) and on nothing else; the trainer's stream is its step.
+has it. Randomness hangs on (seed, question, ``stream``, place in the group) and on nothing else; a trainer's stream is its step.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         turns = self.encoding.turns(groups)
         batch: dict[str, Any] = Trainer._prepare_inputs(self, {"turns": turns, **compact_inputs(turns, credited)})
         batch["ids"] = [group.sample.id for group in groups]
-        self._log_means({"tokens/trained": torch.tensor([float(trained_tokens(turns))])})
+        self._log_sum("tokens/trained", trained_tokens(turns))
         every = self.args.steps_per_generation * self.num_iterations
         with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             if self.args.gradient_accumulation_steps % every:
@@ -248,13 +248,12 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
     def _log_rewards(self, groups: Sequence[Group], values: Mapping[str, Tensor]) -> None:
         lengths = torch.tensor([[float(chain.length) for chain in group.chains] for group in groups])
         unparsed = torch.tensor([[float(bool(chain.unparsed)) for chain in group.chains] for group in groups])
-        computed = [float(group.tokens.computed) if group.tokens else torch.nan for group in groups]
+        self._log_sum("tokens/generated", sum(group.tokens.computed for group in groups if group.tokens))
         self._log_means(
             {
                 **{f"rewards/{name}": found for name, found in values.items()},
                 "completions/mean_length": lengths,
                 "completions/unparsed": unparsed,
-                "tokens/generated": torch.tensor([sum(computed)]),
             }
         )
 
@@ -263,6 +262,11 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         for name, values in figures.items():
             everywhere = self.accelerator.gather(values.to(self.accelerator.device))
             self._metrics["train"][name].append(everywhere.nanmean().item())
+
+    def _log_sum(self, name: str, count: int) -> None:
+        """A sum over all processes."""
+        mine = torch.tensor(float(count), device=self.accelerator.device)
+        self._metrics["train"][name].append(self.accelerator.gather(mine).sum().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

@@ -12,7 +12,7 @@ chains are drawn next, so that a resumed run draws the chains that an undisturbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import CoTSample
@@ -75,19 +76,36 @@ class StartingWeights:
     """The trained parameters of a model as they were when its phase began: the reference, whatever is trained."""
 
     def __init__(self, model: Any) -> None:
-        self._kept = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
+        self._model = model
+        self._kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model as it was; afterwards as it is."""
-        now = [p.data for p, _ in self._kept]
+        """The model as it was; afterwards as it is. Looked up by name: a resumed adapter has new parameters."""
+        parameters = dict(self._model.named_parameters())
+        now = {name: parameters[name].data for name in self._kept}
         try:
-            for p, before in self._kept:
-                p.data = before
+            for name, before in self._kept.items():
+                parameters[name].data = before
             yield
         finally:
-            for (p, _), data in zip(self._kept, now, strict=True):
-                p.data = data
+            for name, data in now.items():
+                parameters[name].data = data
+
+
+class EpochOrder(RepeatSampler):
+    """TRL's order of questions, shuffled anew by seed and epoch alone. TRL's hangs on the epochs its process has seen, so that a
+    run resumed in a later epoch would take other questions.
+    """
+
+    def __init__(self, epoch: Callable[[], int], **more: Any) -> None:
+        super().__init__(**more)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(1000 * self.seed + self._epoch())
+        yield from super().__iter__()
 
 
 class GroupTrainer(PhaseTrainer, GRPOTrainer):
@@ -136,6 +154,17 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         self.reference = StartingWeights(trainable.model) if beta else None
 
     # --- drawing
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
+        return EpochOrder(
+            lambda: int(self.state.epoch or 0),
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """One micro-batch of the groups drawn last; new ones every ``steps_per_generation * num_iterations`` of them."""

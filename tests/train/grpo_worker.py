@@ -12,7 +12,8 @@ from visrl.train.common.models import load_trainable
 from visrl.train.config.recipe import ModelSection
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo import rewards
-from visrl.train.grpo.phase import GRPORecipe, GRPOSection, reward_plan, run_phase
+from visrl.train.grpo.phase import reward_plan, run_phase
+from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
 
 K = 4
 

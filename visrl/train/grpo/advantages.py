@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["mean", "mean_std", "leave_one_out"]
+Credit = Literal["step", "chain"]
+"""Whose rewards a token's advantage comes from: its turn's, or all of the chain's."""
 EPSILON = 1e-4
 NO_SPREAD = 1e-8
 """A group whose rewards differ by less teaches nothing."""

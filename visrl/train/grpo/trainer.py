@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -35,7 +35,7 @@ from visrl.train.common.logprobs import BranchScorer
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.common.vision_cache import evaluating
-from visrl.train.grpo.advantages import Baseline, advantages, weighted, without_spread
+from visrl.train.grpo.advantages import Baseline, Credit, advantages, weighted, without_spread
 from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
 from visrl.train.grpo.rewards import RewardTools, reward_named
 from visrl.train.grpo.rollouts import Group, RolloutPlan, draw_groups
@@ -43,7 +43,6 @@ from visrl.train.grpo.rollouts import Group, RolloutPlan, draw_groups
 if TYPE_CHECKING:
     from torch import Tensor
 
-Credit = Literal["step", "chain"]
 KEPT = "rollouts"
 
 

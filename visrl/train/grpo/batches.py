@@ -1,4 +1,4 @@
-"""Groups -> batches. One row per different prompt, its completions as branches (common/prefix_sharing.py).
+"""Groups -> batches. One row per different prompt, its completions as branches (visrl/train/common/prefix_sharing.py).
 
 The box turn of a group is one row of k branches. Answer turns that were shown the same crop after the same words are one row,
 too; the others have rows of their own, padded with empty branches to the widest. A reply is the very tokens that were sampled.

@@ -38,7 +38,7 @@ from visrl.train.common.vision_cache import evaluating
 from visrl.train.grpo.advantages import Baseline, Credit, advantages, weighted, without_spread
 from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
 from visrl.train.grpo.rewards import RewardTools, reward_named
-from visrl.train.grpo.rollouts import Group, RolloutPlan, draw_groups
+from visrl.train.grpo.rollouts import STEPS, Group, RolloutPlan, draw_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,7 +177,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         """Groups of these questions, scored, in batches as the steps take them."""
         groups = self._rollouts(questions)
         values = {name: _tensor(reward_named(name)(groups, self.rewards.tools)) for name in self.rewards.names}
-        credited = {step: self._advantages(step, values) for step in ("box", "answer")}
+        credited = {step: self._advantages(step, values) for step in STEPS}
         self._log_rewards(groups, values)
         self._last = [_kept(g, values, credited, i) for i, g in enumerate(groups[: self.keep])]
         per = len(groups) // self.args.steps_per_generation

@@ -2,8 +2,8 @@
 
 The trainer keeps TRL's losses, metrics, PEFT, checkpointing and distribution. Ours is what the method adds: a batch
 has a part per term (box, answer), each with its own lambda and beta; the forward pass computes picture and question
-once for chosen and rejected (visrl/train/common/prefix_sharing.py); the reference is the policy at the start of the phase, computed
-once (reference_logprobs.py).
+once for chosen and rejected (visrl/train/common/prefix_sharing.py); the reference is the policy at the start of the
+phase, computed once (reference_logprobs.py).
 
 Departures from the official code (docs/method.md g): 1. crops are in the frame of the boxes. 2. every family, not
 one. 3. rows are never cut at a length. 4. pictures are not shrunk to 512 x 512 first.

@@ -1,7 +1,7 @@
 """Rewards by name: the functions that evaluation scores with, of the critics, or a third party's.
 
 ``iou``, ``acc@0.5``   of the box with the true one (evals/scorers/rec.py: strictly above 0.5); questions without a box: none
-``box_critic``         s^b: whether the crop holds what the question asks for (visrl/train/common/critics.py); no true box is needed
+``box_critic``         s^b: whether the crop holds what the question asks for (visrl/train/common/critics.py); no true box
 ``answer_critic``      s^r, likewise of the answer
 ``answer``             whether the answer agrees with the standard answers, by an offline judge of the evaluation
 ``format``             1 where the box could be read and an answer was given, else 0

@@ -42,14 +42,14 @@ def logs(trainable, stage_folder, term):
 
 def box_log_probabilities(t):
     """[N, 2] of a model, by the plain path, one pair at a time."""
+    from visrl.train.common.logprobs import BranchScorer
     from visrl.train.dpo.collator import PairCollator
-    from visrl.train.dpo.logprobs import PairScorer
 
     collator = PairCollator(PAIRS, t.encoder, ("box",), shared=False)
     rows = []
     for i in range(len(PAIRS)):
         with torch.no_grad():
-            scores = PairScorer(t.model, t.base, t.family, collator([{"row": i}])["box"])()
+            scores = BranchScorer(t.model, t.base, t.family, collator([{"row": i}])["box"])()
         rows.append(scores.log_probs.sum(1))
     return torch.stack(rows)
 

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
     "small_model": "visrl.train.small_model.run",
+    "grpo": "visrl.train.grpo.phase",
     "pairs": "visrl.train.pairs.command",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",

@@ -19,6 +19,7 @@ from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 KEYS: Mapping[str, Mapping[str, str]] = {
     "sft": {"protocol": "data.protocol", "crop": "chain.crop"},
     "pairs": {"protocol": "protocol", "crop": "crop"},
+    "grpo": {"protocol": "grpo.protocol", "crop": "grpo.crop"},
     "dpo": {"crop": "step.crop"},  # pairs have their protocol
 }
 """Kind of recipe -> where it says how one looks. A small model's lessons are what they are."""

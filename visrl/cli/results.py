@@ -191,13 +191,19 @@ def view(
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="serve the page with all pictures in full size")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
+    open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
-    """Write an HTML page of one run or of two."""
-    from visrl.report import serve_page, write_report
+    """Write an HTML page of one run or of two, of a training run, or an index of a folder of runs."""
+    from visrl.report import open_page, serve_page, write_report
 
     folders = [folder] if other is None else [folder, other]
     check_there(*folders)
     if serve:
-        serve_page(folders, port)
-    else:
-        print(write_report(folders, output))
+        serve_page(folders, port, in_browser=open_)
+        return
+    page = write_report(folders, output)
+    print(page)
+    address = page.resolve().as_uri()
+    print(address, file=sys.stderr)
+    if open_:
+        open_page(address)

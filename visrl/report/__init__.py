@@ -13,7 +13,7 @@ from visrl.report.pictures import Album
 from visrl.report.training import is_training, write_training_page
 from visrl.runs.store import slug
 
-__all__ = ["serve_page", "write_page", "write_report", "write_training_page"]
+__all__ = ["open_page", "serve_page", "write_page", "write_report", "write_training_page"]
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -36,7 +36,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def serve_page(folders: Sequence[Path], port: int = 0) -> None:
+def open_page(address: str) -> None:
+    """Open a page in the user's browser; where there is none, say so and go on: the address has been printed."""
+    import webbrowser
+
+    if not webbrowser.open(address):
+        print("no browser found: open the address above in one", file=sys.stderr)
+
+
+def serve_page(folders: Sequence[Path], port: int = 0, *, in_browser: bool = False) -> None:
     """Show the page with all its pictures until Ctrl-C. Raises UsageError where the port is taken."""
     from visrl.report.serve import PageServer
 
@@ -51,6 +59,8 @@ def serve_page(folders: Sequence[Path], port: int = 0) -> None:
             raise UsageError(f"port {port}: {error}", "--port 0 takes any that is free") from error
         with server:
             print(printable(f"{server.url}  (Ctrl-C stops)"), file=sys.stderr)
+            if in_browser:
+                open_page(server.url)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

@@ -91,7 +91,7 @@ def write_training_page(folder: Path, out: Path) -> None:
     phases = [_phase(place, folder) for place in _phases(folder)]
     title = line(f"Training · {folder.resolve().name}")
     shown = {"title": title, "ends": _ends(folder), "phases": phases, "width": WIDTH, "height": HEIGHT}
-    html = render("training.html.j2", None, served=False, **shown)
+    html = render("training.html.j2", (), served=False, **shown)
     write_atomically(out, html)
 
 

@@ -363,3 +363,77 @@ def test_served_page_has_all_pictures(browser, runs, tmp_path):
         page.close()
         server.shutdown()
     assert complaints == []
+
+
+# --- the other pages
+
+
+@pytest.fixture(scope="module")
+def index(runs, one):
+    return write_report([runs[0].parent]).as_uri()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A loop's folder: records of two phases, a history, critics' scores, eight pairs without pictures."""
+    folder = tmp_path_factory.mktemp("training") / "loop"
+    for name in ("sft", "iter1/pairs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sft" / "history.json").write_text(json.dumps([{"step": s, "loss": 1 / s} for s in (1, 2, 3)]))
+    pair = {"id": "1", "picture": "p.png", "size": [40, 20], "question": made.EVIL, "win": {"box": [1, 2, 9, 9]}, "lose": {"box": [20, 2, 30, 12]}}  # fmt: skip
+    (folder / "iter1" / "pairs" / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
+    boxes = {"wp_ln": {"n": 8, "percent": 100.0, "se": 0.0}}
+    (folder / "iter1" / "pairs" / "manifest.json").write_text(
+        json.dumps({"funnel": {"questions": {"asked": 9, "paired": 8}}, "boxes": boxes})
+    )
+    (folder / "sft" / "metrics.json").write_text(json.dumps({"line": "answers 60.0"}))
+    return write_report([folder]).as_uri()
+
+
+@pytest.fixture(scope="module")
+def ablations(tmp_path_factory):
+    lines = [
+        {"variant": v, "metric": m, "difference": d, "difference_se": 1.0}
+        for v, d in (("a", -9.0), ("b", 4.0))
+        for m in ("answers", "box")
+    ]
+    folder = tmp_path_factory.mktemp("ablations")
+    (folder / "summary.json").write_text(json.dumps(lines))
+    return write_report([folder]).as_uri()
+
+
+def shown_rows(page):
+    return page.locator("#table tbody tr:visible th").all_inner_texts()
+
+
+def test_the_index_sorts_filters_and_keeps_it_in_the_address(look, index):
+    page = look(index)
+    assert shown_rows(page)[:2] == ["b", "a"]  # 99 and 80 of 100
+    page.locator(".sort", has_text="run").click()
+    assert shown_rows(page)[0] == "a" and page.url.endswith("#sort=0")
+    page.locator(".sort", has_text="value").focus()
+    page.keyboard.press("Enter")  # numbers: the largest first
+    assert shown_rows(page)[0] == "b"
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("/")
+    page.keyboard.type("model-a")
+    assert set(shown_rows(page)) == {"a"} and "q=model-a" in page.url
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_training_page_opens_pairs_by_the_keyboard(look, training):
+    page = look(training)
+    cards = page.locator("details.card")
+    assert cards.count() == 8 and page.locator("details.card:visible").count() == 6
+    cards.first.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert cards.first.locator("dl").is_visible() and "<script>" in cards.first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("which", ["index", "training", "ablations"])
+def test_other_pages_are_accessible(look, request, which):
+    page = look(request.getfixturevalue(which))
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert violations(page) == []

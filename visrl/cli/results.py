@@ -32,13 +32,13 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def check_there(*folders: Path) -> None:
-    """Raises UsageError for what is no folder of a run, naming the runs that are near."""
+def check_there(*folders: Path, several: bool = False) -> None:
+    """Raises UsageError for what is no folder of a run, naming the runs that are near. several: a folder of runs will do."""
     for folder in folders:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder", _runs_near(folder))
         inside = [file.parent for file in sorted(folder.glob("*/episodes.jsonl"))]
-        if inside and not (folder / "run.json").exists():
+        if inside and not several and not (folder / "run.json").exists():
             raise UsageError(f"{folder} is not a run folder but holds some", f"name one: {_named(inside)}")
 
 
@@ -183,7 +183,9 @@ def print_places(folder: Path, compared: Compared | None) -> None:
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="a run folder, one of a training run, or a folder of runs")
+    ],
     other: Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="a second run to compare with")] = None,
     output: Annotated[
         Path | None,
@@ -197,7 +199,7 @@ def view(
     from visrl.report import open_page, serve_page, write_report
 
     folders = [folder] if other is None else [folder, other]
-    check_there(*folders)
+    check_there(*folders, several=other is None and not serve)
     if serve:
         serve_page(folders, port, in_browser=open_)
         return

@@ -172,11 +172,7 @@ def _kind(name: str) -> str:
             return kind
     if name in ("learning_rate", "grad_norm"):
         return name.replace("_", " ")
-    return (
-        "accuracy"
-        if name.split("/")[0] in ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy")
-        else ""
-    )
+    return "accuracy" if name in _WATCHED else ""
 
 
 _WATCHED = ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy")

@@ -46,12 +46,12 @@ def summary_rows(
     inside = {member: row.task for row in rows if row.group for member in GROUPS[row.task]}
     names = [row.task for row in rows]
 
-    def place(row: SummaryRow) -> tuple[bool, int, bool, int, str]:
+    def when(row: SummaryRow) -> tuple[bool, int, bool, int, str]:
         """Groups before lone tasks, each before its members, wherever its record was."""
         of = inside.get(row.task, row.task)
         return of not in inside.values(), names.index(of), row.task in inside, names.index(row.task), row.metric
 
-    return tuple(replace(row, member=row.task in inside) for row in sorted(rows, key=place))
+    return tuple(replace(row, member=row.task in inside) for row in sorted(rows, key=when))
 
 
 def _row(key: tuple[str, str], values: tuple[ScoreRow | None, ...], change: str, tasks: Sequence[str]) -> SummaryRow:

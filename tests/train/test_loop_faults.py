@@ -272,7 +272,7 @@ def test_a_stage_that_was_interrupted_goes_on_in_another_place(world, monkeypatc
         pass
 
     def run(found):
-        claim(found.output / "stage1", stages.settings(found, 1))
+        claim(found.output / "stage1", stages.settings(found, 1), "rows")
         if not (folder / "moved").exists():
             raise Stop
         real(found)

@@ -147,12 +147,14 @@ def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
 def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
     from visrl.train.common.phase_folder import claim
 
-    claim(tmp_path, {"seed": 3})  # nothing came of it: a recipe put right takes the folder
-    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    claim(tmp_path, {"seed": 3}, "rows")  # nothing came of it: a recipe put right takes the folder
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "rows")
     (tmp_path / "checkpoint-1").mkdir()
-    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "rows")
     with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
-        claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}})
+        claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}}, "rows")
+    with pytest.raises(UsageError, match="made with other rows than the data have now"):
+        claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "other rows")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -38,7 +38,9 @@ CALLABLES = [
     (Trainer, "_prepare_inputs", ("inputs",)),
     (Trainer, "remove_callback", ("callback",)),
     (Trainer, "create_model_card", ()),
-    (trainer_utils, "get_last_checkpoint", ("folder",)),
+    (Trainer, "_run_epoch", ("epoch",)),
+    (Trainer, "log", ("logs", "start_time")),
+    (trainer_utils, "sort_checkpoints", ("output_dir",)),
     (trainer_utils, "rotate_checkpoints", ("output_dir", "save_total_limit", "use_mtime")),
 ]
 # what our code, standing in the library's place, sets or reads: words of the library's source
@@ -46,6 +48,11 @@ READ = [
     (DPOTrainer, "_precompute_model_hash", "the hash of the weights a phase starts from"),
     (DPOTrainer, "_total_train_tokens", "the tokens seen so far"),
     (DPOTrainer, "self._metrics", "metrics by mode, put aside for each term"),
+    (SFTTrainer, "self._total_train_tokens", "the tokens seen so far, restored on resume"),
+    (SFTTrainer, "self._metrics[mode]", "metrics since the last line, restored on resume"),
+    (Trainer, "self._tr_loss += tr_loss_step", "the losses since the last line, restored on resume"),
+    (Trainer, "self._total_loss_scalar += tr_loss_scalar", "the losses of all logged steps, restored on resume"),
+    (Trainer, "self._globalstep_last_logged = self.state.global_step", "the step of the last line, restored on resume"),
     (DPOTrainer, "self.beta", "set for each term"),
     (DPOTrainer, "self.precompute_ref_logps", "true: the reference's numbers come with the batch"),
     (DPOTrainer, 'inputs["ref_chosen_logps"]', "the reference's numbers"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
 from visrl.errors import UsageError, nearest, printable
@@ -38,6 +38,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _a_place(cls, value: Any) -> Any:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("no file has a null byte in its name")
+        return value
+
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
     if not stages or list(stages) != sorted(set(stages)):
@@ -54,7 +61,7 @@ class Recipe(Section):
 
     kind: str
     output: Path = Field(description="the run's folder")
-    seed: int = Field(default=88, description="the official seed (docs/method.md e)")
+    seed: int = Field(default=88, ge=0, lt=2**32, description="the official seed (docs/method.md e)")
 
 
 @dataclass(frozen=True, slots=True)

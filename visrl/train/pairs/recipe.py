@@ -45,10 +45,10 @@ class SelectionSection(Section):
     """Which chains become pairs (selection.py)."""
 
     mode: Mode = "code"
-    win_box: float = 0.8
-    win_answer: float = 0.8
-    lose_box: float = 0.2
-    lose_answer: float = 0.2
+    win_box: float = Field(default=0.8, ge=0, le=1)
+    win_answer: float = Field(default=0.8, ge=0, le=1)
+    lose_box: float = Field(default=0.2, ge=0, le=1)
+    lose_answer: float = Field(default=0.2, ge=0, le=1)
     box_critic: bool = Field(default=True, description="false: the ablation without bounding box critics")
     pairs: int = Field(default=1, ge=1, description="at most so many of a question; `paper` only")
 

@@ -14,8 +14,8 @@ import trl
 from transformers import Trainer, trainer_utils
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from visrl.train.common.logprobs import TokenScores
 from visrl.train.common.phase_folder import PhaseTrainer
-from visrl.train.dpo.logprobs import TokenScores
 from visrl.train.dpo.trainer import StepDPOTrainer
 from visrl.train.sft.sft import MaskedSFTTrainer
 
@@ -58,7 +58,7 @@ READ = [
     (DPOTrainer, 'inputs["ref_chosen_logps"]', "the reference's numbers"),
     (DPOTrainer, 'inputs["ref_rejected_logps"]', "the reference's numbers"),
     (DPOTrainer, 'inputs["completion_mask"]', "which tokens count"),
-    (DPOTrainer, "outputs.log_probs", "what a model with the fused head returns, as PairScorer does"),
+    (DPOTrainer, "outputs.log_probs", "what a model with the fused head returns, as BranchScorer does"),
     (DPOTrainer, "fused_lm_head=True", "asks for it"),
     (DPOTrainer, 'add_adapter("ref"', "the copy of a continued adapter, which is taken away again"),
 ]

@@ -17,6 +17,7 @@ class Busy(UsageError):
     """Another process is at work in this folder."""
 
 
+LOCK = ".lock"
 _HELD: set[TextIO] = set()
 
 
@@ -31,12 +32,15 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextmanager
 def exclusive(output: Path, doing: str = "running this loop") -> Iterator[None]:
-    """Hold ``output``, made if it is not there; of several processes of one run the first holds it for all. Raises Busy."""
+    """Hold ``output``, made if it is not there, and taken away again if nothing came into it; of several processes of one run
+    the first holds it for all. Raises Busy.
+    """
     if rank() != 0:
         yield
         return
+    made = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a") as file:
+    with (output / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -46,3 +50,6 @@ def exclusive(output: Path, doing: str = "running this loop") -> Iterator[None]:
             yield
         finally:
             _HELD.discard(file)
+            if made and output.is_dir() and [path.name for path in output.iterdir()] == [LOCK]:
+                (output / LOCK).unlink()
+                output.rmdir()

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import rotate_checkpoints
 
 from visrl.core.json_files import read_object
+from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
 from visrl.train.common.writing import writing
+from visrl.train.config.recipe import ModelSection, flat
 
 STAGING = ".staging"
 FINAL_STAGING = ".staging-final"
@@ -137,15 +139,29 @@ def into_place(beside: Path, final: Path) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
-    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference; a claim
-    under which nothing was written yet is taken over. data: the hash of the rows (visrl/train/data/fingerprint.py).
+    """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
+    check_claim(folder, settings, data)
+    path = folder / "settings.json"
+    if not path.is_file() or not _holds_more(folder):
+        write_atomically(path, dump_json({**settings, DATA: data}))
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether there is anything but a claim, and the lock of who is at work."""
+    return any(file.name not in ("settings.json", ".lock") for file in folder.iterdir())
+
+
+def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+    """Raises UsageError where a folder holds something else, naming the first difference; a claim under which nothing was
+    written yet is none. A key that older versions do not have, and that says nothing, is no difference.
+
+    data: the hash of the rows (visrl/train/data/fingerprint.py).
     """
     path = folder / "settings.json"
-    asked = json.loads(dump_json({**settings, DATA: data}))
-    if not path.is_file() or not any(file.name not in (path.name, ".lock") for file in folder.iterdir()):
-        write_atomically(path, dump_json(asked))
+    if not path.is_file() or not _holds_more(folder):
         return
-    found = read_object(path, "choose another output folder, or delete this one")
+    asked = dict(flat(json.loads(dump_json({**settings, DATA: data}))))
+    found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     if found.setdefault(DATA, data) != data:  # an older visrl wrote none
         raise UsageError(
             f"{folder} was made with other rows than the data have now",
@@ -175,6 +191,20 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
     with writing(folder / "final"):
         conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop: str) -> None:
+    """Where a phase's weights are, and the command that scores them as they were trained."""
+    lora = (final / "adapter_config.json").is_file()
+    args = {"dtype": model.dtype, "box_format": model.box_format, "processor": model.processor if lora else None}
+    said = ",".join(f"{name}={value}" for name, value in args.items() if value)
+    looking = sorted(name for name in protocols if PROTOCOLS[name].looks)
+    how = f"--protocol {looking[0]} --crop {crop}" if looking else "--protocol direct"
+    print(f"weights: {final}" + (" (a LoRA; its base is found by its config)" if lora else ""), file=sys.stderr)
+    print(
+        f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data",
+        file=sys.stderr,
+    )
 
 
 def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:

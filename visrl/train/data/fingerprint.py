@@ -31,9 +31,22 @@ def demonstrations_hash(rows: Iterable[Demonstration]) -> str:
     return digest.hexdigest()
 
 
+def questions_hash(samples: Iterable[CoTSample]) -> str:
+    """sha256 of every question in order, with its true box and its standard answers."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        box = sample.box and sample.box.xyxy
+        digest.update(repr((*_put(sample), box, sample.answers)).encode())
+    return digest.hexdigest()
+
+
 def _asked(sample: CoTSample, protocol: ProtocolName) -> tuple[Any, ...]:
-    picture = sample.picture and sample.picture.ref
-    return sample.id, sample.question, sample.instruction, sample.kind, protocol, picture
+    *words, picture = _put(sample)
+    return *words, protocol, picture
+
+
+def _put(sample: CoTSample) -> tuple[Any, ...]:
+    return sample.id, sample.question, sample.instruction, sample.kind, sample.picture and sample.picture.ref
 
 
 def _said(chain: Candidate) -> tuple[Any, ...]:

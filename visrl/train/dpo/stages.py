@@ -16,9 +16,17 @@ from trl import DPOConfig
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.runs.distributed import rank
 from visrl.train.common.exclusive import exclusive
-from visrl.train.common.models import TrainableModel, load_trainable, own_forward, sliding_window, why_not_shared
-from visrl.train.common.phase_folder import claim, finished, train
+from visrl.train.common.models import (
+    TrainableModel,
+    check_model,
+    load_trainable,
+    own_forward,
+    sliding_window,
+    why_not_shared,
+)
+from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.config.recipe import (
     DataSection,
@@ -111,13 +119,24 @@ def _stages(recipe: DPORecipe, pairs: list[Preference]) -> None:
     trainable: TrainableModel | None = None
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
-        claim(folder, settings(recipe, stage), data)
+        check_claim(folder, settings(recipe, stage), data)
         if not finished(folder):
             trainable = trainable or load_trainable(
                 _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed
             )
+            claim(folder, settings(recipe, stage), data)
             run_stage(recipe, stage, trainable, pairs)
+            if rank() == 0:
+                protocols = {str(pair.protocol) for pair in pairs}
+                say_where(folder / "final", recipe.model, protocols, recipe.step.crop)
         before = folder / "final"
+
+
+def check(recipe: DPORecipe) -> None:
+    """Raises UsageError for a model or for pairs that are not there, unless every stage is finished."""
+    if not all(finished(recipe.output / f"stage{stage}") for stage in recipe.step.stages):
+        check_model(recipe.model, recipe.lora)
+        _check(load_preferences(recipe.data), recipe.step.terms(recipe.step.stages[-1]))
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
@@ -183,4 +202,4 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
         )
 
 
-KIND = Kind(DPORecipe, run)
+KIND = Kind(DPORecipe, run, check)

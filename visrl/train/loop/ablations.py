@@ -26,6 +26,7 @@ from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import render
 from visrl.train.common.exclusive import Busy
 from visrl.train.config.recipe import Kind, Recipe, read_yaml, resolve
+from visrl.train.loop import before
 from visrl.train.loop import run as loop
 from visrl.train.loop.phases import phases
 from visrl.train.loop.recipe import LoopRecipe
@@ -165,4 +166,10 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
             )
 
 
-KIND = Kind(AblationsRecipe, run, status)
+def check(recipe: AblationsRecipe) -> None:
+    """Raises UsageError for a variant that is no recipe, and for what the method itself lacks; variants share its data."""
+    method, *_ = jobs(recipe)
+    before.check(method.recipe)
+
+
+KIND = Kind(AblationsRecipe, run, check, status)

@@ -240,6 +240,8 @@ class EndpointJudge:
             return list(await asyncio.gather(*(self._judge(client, item, gate) for item in items)))
 
     async def _judge(self, client: AsyncOpenAI, item: JudgeItem, gate: asyncio.Semaphore) -> Score:
+        import asyncio
+
         if not item.standard:
             return Score(None, "the sample has no standard answer")
         answer = read(item)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from visrl.core.box_formats import unfenced
 from visrl.core.boxes import Box, iou
@@ -30,7 +30,7 @@ from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
-from visrl.policies.registry import load_policy
+from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
 from visrl.train.config.recipe import Section
 
@@ -54,13 +54,23 @@ CriticKind = Literal["score", "likelihood", "oracle"]
 
 
 def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them."""
+    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
     if not isinstance(args, dict):
         return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items()}
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
 
 
 ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+
+
+def take_away_unfit(model: str, args: dict[str, str]) -> None:
+    """Leave out, in place, the arguments of another kind of model: a recipe's for weights where ``--set`` names a server."""
+    try:
+        fits, _ = fitting(model, args)
+    except UsageError:
+        return  # said when the model is looked for
+    for name in args.keys() - fits.keys():
+        del args[name]
 
 
 class CriticSection(Section):
@@ -71,6 +81,14 @@ class CriticSection(Section):
     args: ModelArgs = Field(default_factory=dict)
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
     judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> CriticSection:
+        if self.model is not None:
+            take_away_unfit(self.model, self.args)
+            if self.model.startswith(("endpoint:", "openai:")):
+                self.args.setdefault("box_format", "paper")  # a critic says no boxes
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they 
     "model_init_kwargs": "model",
     "sync_ref_model": "visrl: the reference is the start of the phase",
     "disable_tqdm": "visrl",
+    "save_only_model": "visrl: from a checkpoint without the optimiser's state nothing can go on",
 }
 
 

@@ -25,9 +25,10 @@ from visrl.errors import UsageError
 from visrl.train.common.logprobs import BranchScorer, TokenScores, compact
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
+from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
-from visrl.train.dpo.reference_logprobs import compute_reference, data_hash, read_reference, write_reference
+from visrl.train.dpo.reference_logprobs import compute_reference, read_reference, write_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +83,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
 
         The first process looks, and tells the others: the folder may be on its machine alone.
         """
-        data = data_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
+        data = preferences_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
         weights: str = self._precompute_model_hash
         fresh = self.state.global_step == 0
         main = self.accelerator.is_main_process

@@ -15,12 +15,22 @@ from trl import GRPOConfig
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.types import CoTSample
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.policies.before import check_policy
 from visrl.policies.protocol import Sampling
+from visrl.runs.distributed import rank
 from visrl.train.common.critics import load_critic
-from visrl.train.common.models import TrainableModel, load_trainable, own_forward, sliding_window, why_not_shared
-from visrl.train.common.phase_folder import claim, finished, train
+from visrl.train.common.models import (
+    TrainableModel,
+    check_model,
+    load_trainable,
+    own_forward,
+    sliding_window,
+    why_not_shared,
+)
+from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import trainer_config
 from visrl.train.config.recipe import Kind
+from visrl.train.data.fingerprint import questions_hash
 from visrl.train.data.questions import load_questions
 from visrl.train.grpo.batches import GroupEncoder
 from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
@@ -31,12 +41,27 @@ from visrl.train.grpo.trainer import GroupTrainer, RewardPlan
 
 def run(recipe: GRPORecipe) -> int:
     """Train what is not finished. Raises UsageError."""
-    claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}))
+    questions = load_questions(recipe.data)
+    asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
+    check_claim(recipe.output, asked, data)
     if not finished(recipe.output):
-        questions = load_questions(recipe.data)
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
-        run_phase(recipe, trainable, questions, reward_plan(recipe))
+        rewards = reward_plan(recipe)
+        claim(recipe.output, asked, data)
+        run_phase(recipe, trainable, questions, rewards)
+        if rank() == 0:
+            protocol = recipe.grpo.protocol or trainable.family.default_protocol
+            say_where(recipe.output / "final", recipe.model, {protocol}, recipe.grpo.crop)
     return EXIT_DONE
+
+
+def check(recipe: GRPORecipe) -> None:
+    """Raises UsageError for a model, a critic or questions that are not there, unless the phase is finished."""
+    if not finished(recipe.output):
+        check_model(recipe.model, recipe.lora)
+        if recipe.critic is not None and recipe.critic.model is not None:
+            check_policy(recipe.critic.model, recipe.critic.args)
+        load_questions(recipe.data)
 
 
 def reward_plan(recipe: GRPORecipe) -> RewardPlan:
@@ -87,4 +112,4 @@ def rollout_plan(section: GRPOSection, trainable: TrainableModel, args: GRPOConf
     return RolloutPlan(protocol, sampling, section.crop)
 
 
-KIND = Kind(GRPORecipe, run)
+KIND = Kind(GRPORecipe, run, check)

@@ -18,6 +18,7 @@ from visrl.errors import UsageError
 from visrl.train.config.recipe import OLD_KINDS, Recipe, Resolved, flat, read_yaml, resolve
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.recipe import GRPORecipe
+from visrl.train.loop.looks import shared
 from visrl.train.loop.recipe import LoopRecipe, PhaseSection, RLSection
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.world import CHECKPOINTS
@@ -27,6 +28,8 @@ CONTINUED_SEED = 1000
 """How far the seed of continued SFT is from the warm-up's: beyond the seeds of any study."""
 Overrides = dict[str, Any]
 """Dotted key -> what the loop puts there."""
+WIRED = ("output", "seed", "step.stages", "policy.model", "policy.name", "model.path", "model.adapter", "start")
+"""Keys whose own values do not count."""
 ADDED_TO = {"data.skip"}
 """Put there by the loop, but from the value that is set."""
 
@@ -136,13 +139,15 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
     """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
     section = _section(recipe, phase)
     kind = _kind(phase, section)
-    before: Overrides = {}
+    own = _own(section)
+    before: Overrides = dict(shared(recipe, own))
     if phase.what == "pairs":
-        overrides = _pairs_overrides(recipe, phase, state, section)
+        overrides = _pairs_overrides(recipe, phase, state, section, own)
     elif phase.what == "rl":
-        before, overrides = _rl_overrides(phase, state)
+        data, overrides = _rl_overrides(phase, state)
+        before |= data
     elif phase.what == "policy_gradient":
-        overrides = _policy_gradient_overrides(recipe, phase, state, section)
+        overrides = _policy_gradient_overrides(recipe, phase, state, section, own)
     else:
         overrides = _start_overrides(kind, state)
     # with the warm-up's own seed, further training would see its very examples again, in the same order
@@ -153,6 +158,24 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
     if phase.what == "rl":
         overrides |= {"data.path": str(state.pairs)}
     return resolved, overrides
+
+
+def own_recipe(recipe: LoopRecipe, phase: Phase) -> Resolved | None:
+    """A phase's recipe with the loop's protocol and crop, before anything else is put in. None where there is none."""
+    if phase.what == "ready":
+        return None
+    section = _section(recipe, phase)
+    own = _own(section)
+    return resolve(section.recipe, {**_settings(section), **shared(recipe, own)})
+
+
+def _own(section: PhaseSection) -> Resolved:
+    return resolve(section.recipe, _settings(section))
+
+
+def _settings(section: PhaseSection) -> Overrides:
+    """What is set of a phase, without what the loop puts there itself, which is refused elsewhere."""
+    return {key: value for key, value in section.set.items() if key not in WIRED}
 
 
 def _refuse_overridden(phase: Phase, section: PhaseSection, overridden: set[str]) -> None:
@@ -203,19 +226,23 @@ def _rl_overrides(phase: Phase, state: State) -> tuple[Overrides, Overrides]:
     return {"data": data}, {**_model(state.now), "step.stages": [phase.stage]}
 
 
-def _pairs_overrides(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Overrides:
+def _pairs_overrides(
+    recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection, resolved: Resolved
+) -> Overrides:
     overrides = _asked("policy", state.now, state.label)
-    own = resolve(section.recipe, section.set).recipe
+    own = resolved.recipe
     assert isinstance(own, PairsRecipe), "of kind pairs, as _kind() checks"
     if own.critic.kind != "oracle" and "critic.model" not in section.set:
         overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
     return overrides | _fresh_questions(phase, own.data)
 
 
-def _policy_gradient_overrides(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Overrides:
+def _policy_gradient_overrides(
+    recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection, resolved: Resolved
+) -> Overrides:
     """The newest model, M_org as critic where one is asked, fresh questions, and the baseline that the method names."""
     overrides = _model(state.now)
-    own = resolve(section.recipe, section.set).recipe
+    own = resolved.recipe
     assert isinstance(own, GRPORecipe), "of kind grpo, as _kind() checks"
     if own.critic is not None and own.critic.kind != "oracle" and "critic.model" not in section.set:
         overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")

@@ -79,8 +79,8 @@ class ScoreSection(Section):
     tasks: str = Field(default="world_viscot", description="tasks or groups, comma-separated")
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     data: Path | None = Field(default=None, description="folder of benchmark files")
-    protocol: ProtocolName | None = None
-    crop: CropName | None = Field(default=None, description="default: the model's own")
+    protocol: ProtocolName | None = Field(default=None, description="default: the loop's")
+    crop: CropName | None = Field(default=None, description="default: the loop's")
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=128, ge=1)
@@ -102,6 +102,11 @@ class LoopRecipe(Recipe):
     iterations: int = Field(default=1, ge=0)
     stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
+    protocol: ProtocolName | None = Field(
+        default=None, description="of every phase whose own recipe names none; without it each phase's default"
+    )
+    crop: CropName | None = Field(default=None, description="likewise")
+    mixed: bool = Field(default=False, description="SFT may teach another protocol or crop than is sampled and scored")
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
         default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"

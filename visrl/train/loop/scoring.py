@@ -33,7 +33,9 @@ ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 
 
 def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
-    """Run the remaining samples of the phase's scoring. Raises UsageError where samples failed for good."""
+    """Run the remaining samples of the phase's scoring: section with protocol and crop filled in (looks.py). Raises UsageError
+    where samples failed for good.
+    """
     from visrl.policies.registry import load_policy
 
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName
-from visrl.train.common.critics import CriticSection, ModelArgs
+from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
 from visrl.train.config.recipe import Recipe, Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
@@ -21,6 +21,11 @@ class PolicySection(Section):
     model: str
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> PolicySection:
+        take_away_unfit(self.model, self.args)
+        return self
 
 
 class SamplingSection(Section):
@@ -40,10 +45,10 @@ class SelectionSection(Section):
     """Which chains become pairs (selection.py)."""
 
     mode: Mode = "code"
-    win_box: float = 0.8
-    win_answer: float = 0.8
-    lose_box: float = 0.2
-    lose_answer: float = 0.2
+    win_box: float = Field(default=0.8, ge=0, le=1)
+    win_answer: float = Field(default=0.8, ge=0, le=1)
+    lose_box: float = Field(default=0.2, ge=0, le=1)
+    lose_answer: float = Field(default=0.2, ge=0, le=1)
     box_critic: bool = Field(default=True, description="false: the ablation without bounding box critics")
     pairs: int = Field(default=1, ge=1, description="at most so many of a question; `paper` only")
 

@@ -42,7 +42,7 @@ FEW = {**SMALL, "num_train_epochs": 3, "learning_rate": 1e-5}  # the first step 
 
 
 class Critic(BaseHTTPRequestHandler):
-    """Any answer is right but none; a crop is good or bad by its bytes."""
+    """An answer is right if it is A; a crop is good or bad by its bytes."""
 
     def log_message(self, *_):
         pass
@@ -54,7 +54,7 @@ class Critic(BaseHTTPRequestHandler):
         parts = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
         text = "".join(part.get("text", "") for part in parts)
         digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-        score = float(not text.endswith("given answer: ")) if "given answer" in text else digest[0] % 2
+        score = float(text.endswith("A")) if "given answer" in text else digest[0] % 2
         chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "NAME"}
         said = [({"content": json.dumps({"score": score})}, None), ({}, "stop")]
         events = [{**chunk, "choices": [{"index": 0, "delta": d, "finish_reason": end}]} for d, end in said]

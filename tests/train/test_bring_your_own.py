@@ -32,17 +32,14 @@ SHOWN = "qwen2.5-vl-7b"
 COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", GUIDE, re.S) for line in block.splitlines()]
 DRY, LOOP, TABLE, VIEW, JUDGED, SFT, PAIRS, RL, SCORE_SFT, SCORE_RL = COMMANDS
 FAMILIES = {"qwen2.5-vl-7b": "qwen2_5_vl", "llava-next-7b": "llava_next", "paligemma2-10b": "paligemma2"}
-SMALL = {
-    "num_train_epochs": 25,
-    "gradient_accumulation_steps": 1,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 1e-2,
-}
+TAUGHT = {"qwen2.5-vl-7b": (25, "B"), "llava-next-7b": (25, "A"), "paligemma2-10b": (40, "A")}
+"""Epochs after which a model writes boxes, and an answer that it gives to some of its crops, so that there are pairs."""
+SMALL = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
 FEW = {**SMALL, "num_train_epochs": 3, "learning_rate": 1e-5}  # the first step warms up
 
 
 class Critic(BaseHTTPRequestHandler):
-    """An answer is right if it is A; a crop is good or bad by its bytes."""
+    """One letter is right, whatever was asked; a crop is good or bad by its bytes."""
 
     def log_message(self, *_):
         pass
@@ -54,7 +51,7 @@ class Critic(BaseHTTPRequestHandler):
         parts = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
         text = "".join(part.get("text", "") for part in parts)
         digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-        score = float(text.endswith("A")) if "given answer" in text else digest[0] % 2
+        score = float(text.endswith(self.server.right)) if "given answer" in text else digest[0] % 2
         chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "NAME"}
         said = [({"content": json.dumps({"score": score})}, None), ({}, "stop")]
         events = [{**chunk, "choices": [{"index": 0, "delta": d, "finish_reason": end}]} for d, end in said]
@@ -72,7 +69,7 @@ def critic():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Critic)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield server
     server.shutdown()
 
 
@@ -84,15 +81,17 @@ def shrink(path, **sections):
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
-def place(tmp_path, name, critic):
-    """A folder as the guide wants it."""
+def place(tmp_path, name, server):
+    """A folder as the guide wants it. Returns the critic's URL."""
+    epochs, server.right = TAUGHT[name]
+    critic = f"http://127.0.0.1:{server.server_address[1]}/v1"
     bring(tmp_path, FAMILIES[name])
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     here = tmp_path / "recipes"
     box_format = yaml.safe_load((here / f"{name}-sft.yaml").read_text())["model"].get("box_format", "native")
     args = {"dtype": "float32", "box_format": box_format}
     model = {"path": "model", "dtype": "float32"}
-    shrink(here / f"{name}-sft.yaml", model=model, data={"limit": 12}, trainer=SMALL)
+    shrink(here / f"{name}-sft.yaml", model=model, data={"limit": 12}, trainer={**SMALL, "num_train_epochs": epochs})
     shrink(here / f"{name}-rl.yaml", model=model, trainer=FEW)
     shrink(
         here / "pairs-visrl.yaml",
@@ -103,6 +102,7 @@ def place(tmp_path, name, critic):
     )
     score = {"tasks": "viscot_cub", "max_tokens": 40, "args": args}
     shrink(here / f"{name}-loop.yaml", base="model", score=score)
+    return critic
 
 
 def words(command, name, critic):
@@ -124,7 +124,7 @@ def one_thread():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_loop_by_the_guides_commands(name, critic, tmp_path, monkeypatch, capsys):
-    place(tmp_path, name, critic)
+    critic = place(tmp_path, name, critic)
     monkeypatch.chdir(tmp_path)
     assert do(DRY, name, critic) == 0
     assert capsys.readouterr().out.split("\n")[:3] == ["base: to run", "sft: to run", "iter1/pairs: to run"]
@@ -158,7 +158,7 @@ def start_and_kill(command, path):
 
 def test_phase_by_phase_by_the_guides_commands(critic, tmp_path, monkeypatch, capsys):
     """LoRA folders are the policies; pairs are made by Ray's workers where Ray is installed; each phase says how it is scored."""
-    place(tmp_path, SHOWN, critic)
+    critic = place(tmp_path, SHOWN, critic)
     monkeypatch.chdir(tmp_path)
     for command in (SFT, RL):
         if command == RL:

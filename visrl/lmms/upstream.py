@@ -55,7 +55,7 @@ def _rows(task: str, values: Mapping[str, Any], found: Mapping[str, Any]) -> Ite
     n = found.get("n-samples", {}).get(task, {}).get("effective")
     for key, value in values.items():
         metric, _, how = key.partition(",")
-        if metric.endswith("_stderr") or not how or not isinstance(value, int | float):
+        if "_stderr" in metric or not how or not isinstance(value, int | float):
             continue
         error = values.get(f"{metric}_stderr,{how}")
         yield {

@@ -20,8 +20,6 @@ import numpy as np
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS, TASKS, Unit, has_mean
 from visrl.evals.sample_scores import Row, Rows
-from visrl.evals.scorers.mme import TOTALS
-from visrl.evals.scorers.pope import RATIOS
 from visrl.evals.stats import Estimate, Floats, Part
 
 Statistic = Callable[[Floats], Floats]
@@ -164,6 +162,8 @@ def _ratios(
     task: str, found: Mapping[str, Paired], a: Mapping[str, Row], b: Mapping[str, Row], both: Sequence[str]
 ) -> list[Paired]:
     """POPE's F1, precision and recall, from each sample's ``accuracy`` and ``yes_ratio``."""
+    from visrl.evals.scorers.pope import RATIOS  # here: other benchmarks do not pay for the words of answers
+
     if "accuracy" not in found or "yes_ratio" not in found:
         return []
     names = ("accuracy", "yes_ratio")
@@ -181,6 +181,8 @@ def _counts(row: Row) -> tuple[float, float, float]:
 
 
 def _totals(task: str, found: Mapping[str, Paired]) -> list[Paired]:
+    from visrl.evals.scorers.mme import TOTALS
+
     totals = []
     for name, members in TOTALS.items():
         parts = [found[f"mme/{member}"] for member in members if f"mme/{member}" in found]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from visrl.core.json_files import decode_foreign
 from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
 from visrl.tasks.hub import Hub
@@ -131,8 +132,8 @@ def json_lines(path: Path) -> Iterator[Document]:
     """Documents of a file with a JSON object per line."""
     for where, line in lines(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = decode_foreign(line)
+        except ValueError as error:
             raise UsageError(f"{where}: not JSON: {error}", "each line is one JSON object") from error
         yield Document(where, _object(row, where))
 
@@ -184,6 +185,6 @@ def text(row: Row, name: str) -> str:
 def whole_number(row: Row, name: str) -> int:
     """A field that must be a whole number. Raises KeyError or TypeError."""
     value = row[name]
-    if not isinstance(value, int) or isinstance(value, bool):
+    if type(value) is not int:  # a bool is none
         raise TypeError(f"{name} is {value!r:.40}, not a whole number")
     return value

@@ -33,11 +33,14 @@ def sample(row: Row, task: str) -> CoTSample:
 
 
 _LONGEST = 1_000_000  # pixels of a side
+_NUMBERS = frozenset({int, float})  # a bool is neither
 _OVERHANG = 1.0  # pixels that an annotation may reach over an edge; none of the 57,457 published ones does
 
 
 def _refuse_another_convention(found: Box, extent: tuple[int, int]) -> None:
     """Raises ValueError for a box that cannot be x1, y1, x2, y2 in pixels of its picture."""
+    if 0 <= found.x1 < found.x2 <= extent[0] and 0 <= found.y1 < found.y2 <= extent[1] and found.x2 > 1.0:
+        return
     if max(map(abs, found.xyxy)) <= 1.0 < min(extent):
         raise ValueError(f"bbox {list(found.xyxy)} is smaller than a pixel: fractions of the picture?")
     if found.is_empty:
@@ -58,7 +61,7 @@ def box(numbers: Any) -> Box:
     """x1, y1, x2, y2 in pixels. Raises TypeError or ValueError for anything but four finite numbers."""
     if not isinstance(numbers, list) or len(numbers) != 4:
         raise ValueError(f"bbox {numbers!r:.80} is not four numbers")
-    if not {*map(type, numbers)} <= {int, float}:  # a bool is neither
+    if not {*map(type, numbers)} <= _NUMBERS:
         raise TypeError(f"bbox {numbers!r:.80} is not four numbers")
     try:
         x1, y1, x2, y2 = map(float, numbers)

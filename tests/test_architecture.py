@@ -212,8 +212,8 @@ def test_help_and_ls_load_nothing_heavy(command):
 
 
 def test_core_needs_little():
-    """The standard library; beyond it pydantic for records, and PIL and numpy where a picture or an array is in hand."""
-    allowed = {"visrl", "pydantic", "PIL", "numpy", *sys.stdlib_module_names}
+    """The standard library; beyond it pydantic and msgspec for what is on disk, and PIL and numpy where a picture or an array is in hand."""
+    allowed = {"visrl", "msgspec", "pydantic", "PIL", "numpy", *sys.stdlib_module_names}
     found = {
         f"{module} imports {name}"
         for module, file in modules().items()

@@ -259,6 +259,36 @@ def test_links_to_headings_lead_to_headings(page):
     assert [(target.name, anchor) for target, anchor in targets if anchor not in anchors(target)] == []
 
 
+def pixels(drawing):
+    """A drawing with its pictures as hashes of their pixels: compressors differ from machine to machine."""
+    import base64
+    import hashlib
+    import io
+
+    from PIL import Image
+
+    def hashed(found):
+        return hashlib.sha256(Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB").tobytes()).hexdigest()
+
+    return re.sub(r"data:image/png;base64,([^\"]+)", hashed, drawing)
+
+
+def test_the_picture_at_the_top_is_what_the_model_answers():
+    if not shipped("--model tiny"):
+        pytest.skip("no shipped model yet")
+    done = subprocess.run(
+        [sys.executable, "-c", "import hero; print(hero.hero())"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "docs" / "img")}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    there = (ROOT / "docs" / "img" / "hero.svg").read_text(encoding="utf-8")
+    assert pixels(done.stdout.strip()) == pixels(there.strip()), "python docs/img/hero.py"
+
+
+def test_pictures_stay_small():
+    """The repository is cloned whole: no picture of the documentation is above 100 kB."""
+    assert [file.name for file in (ROOT / "docs").rglob("*.*g") if file.stat().st_size > 100_000] == []
+
+
 def test_drawings_are_what_the_code_draws():
     done = subprocess.run(
         [sys.executable, "-c", "import draw, json; print(json.dumps(draw.drawings()))"],

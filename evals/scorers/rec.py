@@ -53,17 +53,19 @@ def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[st
                 scores.put(item[0], metric, Score(None, reason))
         else:
             boxed.append(item)
-    boxed = _measurable(boxed, metrics, scores)
-    columns = match(boxed)
+    boxed, columns = _measurable(boxed, metrics, scores)
     for metric, name in metrics.items():
         scores.fill(metric, [row for row, *_ in boxed], columns[name])
     return sum(isinstance(episode.box, Unparsed) for _, _, episode in boxed)
 
 
-def _measurable(boxed: list[Done], metrics: Iterable[str], scores: SampleScores) -> list[Done]:
-    """The items whose boxes can be compared; the others are entered as unscored, with the reason."""
-    if not isinstance(attempt(match, boxed), Score):
-        return boxed
+def _measurable(
+    boxed: list[Done], metrics: Iterable[str], scores: SampleScores
+) -> tuple[list[Done], dict[str, Floats]]:
+    """The items whose boxes can be compared, and their metrics; the others are entered as unscored, with the reason."""
+    columns = attempt(match, boxed)
+    if not isinstance(columns, Score):
+        return boxed, columns
     good = []
     for item in boxed:
         found = attempt(match, [item])
@@ -72,7 +74,7 @@ def _measurable(boxed: list[Done], metrics: Iterable[str], scores: SampleScores)
                 scores.put(item[0], metric, found)
         else:
             good.append(item)
-    return good
+    return good, match(good)
 
 
 def match(boxed: Sequence[Done]) -> dict[str, Floats]:

@@ -1,5 +1,6 @@
 """The page in a real browser: filters, search, keys, two runs, hostile text, accessibility. Skips without chromium."""
 
+import json
 import os
 import shutil
 import sys
@@ -109,15 +110,17 @@ def test_filters_search_and_pages(look, one):
 def test_sort_by_iou(look, one):
     page = look(one)
     choose(page, "sort", "IoU, lowest")
-    assert "IoU .00" in page.locator(".card").first.inner_text()
+    assert "IoU 0.00" in page.locator(".card").first.inner_text()
     choose(page, "sort", "IoU, highest")
-    assert "IoU .9" in page.locator(".card").first.inner_text() or "IoU 1.0" in page.locator(".card").first.inner_text()
+    assert (
+        "IoU 0.9" in page.locator(".card").first.inner_text() or "IoU 1.0" in page.locator(".card").first.inner_text()
+    )
 
 
 def test_a_sample_shows_picture_boxes_crop_and_both_turns(look, one):
     page = look(one)
     page.locator(".card").first.click()
-    dialog = page.locator("dialog")
+    dialog = page.locator("#sample")
     assert dialog.is_visible()
     picture = dialog.locator("svg.scene").first
     assert "true box" in picture.get_attribute("aria-label") and "Picture" in picture.get_attribute("aria-label")
@@ -142,6 +145,7 @@ def test_a_sample_shows_picture_boxes_crop_and_both_turns(look, one):
         "looked at",
         "IoU with the true box",
         "box_acc",
+        "Other questions about this picture",
     ):
         assert part in text
     assert "Please first provide the bounding box coordinate" in dialog.locator("pre").first.inner_text()
@@ -173,15 +177,83 @@ def test_keys(look, one):
     assert f"{number + 1} of 100" in page.locator("#s-title").inner_text()
     page.keyboard.press("ArrowRight")
     assert f"{number + 2} of 100" in page.locator("#s-title").inner_text()
-    assert page.url.endswith(f"#s{number + 1}")
+    assert page.url.endswith(f"#sample=viscot_vsr%2F{1000 + number + 1}")
+    page.keyboard.press("k")
+    assert f"{number + 1} of 100" in page.locator("#s-title").inner_text()
+    page.keyboard.press("j")
     page.keyboard.press("Escape")
-    assert not page.locator("dialog").is_visible()
+    assert not page.locator("#sample").is_visible()
     assert page.evaluate(focused) == number + 1
 
 
-def test_a_link_opens_its_sample(look, one):
-    page = look(f"{one}#s41")
-    assert "What colour is thing 41?" in page.locator("dialog").inner_text()
+def test_the_address_holds_filters_and_sample(look, one):
+    page = look(f"{one}#show=wrong&iou=0-0.5&sort=high&sample=viscot_vsr%2F1081")
+    assert "What colour is thing 81?" in page.locator("#sample").inner_text()
+    page.keyboard.press("Escape")
+    # of the twenty wrong answers the ten with odd ids have a wrong box
+    assert count(page) == "10 of 100 samples"
+    assert page.input_value("#sort") == "high" and page.locator("#between").inner_text() == "0.00 – 0.50"
+    assert page.url.split("#")[1] == "show=wrong&sort=high&iou=0-0.5"
+    page.click("#reset")
+    assert count(page) == "100 samples" and page.url.split("#")[1] == "sort=high"
+    page.evaluate("location.hash = 'q=thing+42%3F&show=nonsense&iou=x'")
+    sync_api.expect(page.locator("#count")).to_have_text("1 of 100 samples")
+
+
+def test_parts_of_the_page_are_filters(look, one):
+    page = look(one)
+    page.locator(".chip-rw").click()
+    assert count(page) == "10 of 100 samples" and page.locator(".chip-rw").get_attribute("aria-pressed") == "true"
+    # the histogram's first bar: the fifty odd ids, a corner or unparsed
+    page.locator("rect[data-low='0.0']").first.click()
+    assert count(page) == "50 of 100 samples" and page.locator("#between").inner_text() == "0.00 – 0.05"
+    page.locator("#scores + details summary").click()
+    page.locator(".scores .pick").first.click()
+    assert count(page) == "100 samples" and page.input_value("#task") == "viscot_vsr"
+
+
+def test_the_ids_shown_are_a_file(look, one):
+    page = look(one)
+    page.locator(".chip-rw").click()
+    with page.expect_download() as started:
+        page.click("#export")
+    lines = Path(started.value.path()).read_text().splitlines()
+    assert len(lines) == 10
+    assert json.loads(lines[0]) == {"task": "viscot_vsr", "sample_id": "1080"}
+
+
+def test_other_questions_on_the_picture(look, one):
+    page = look(one)
+    page.locator(".card").first.click()
+    page.locator(".others button").click()
+    assert "viscot_vsr · 1001" in page.locator("#s-title").inner_text()
+
+
+def test_the_keyboard_alone_is_enough(look, one):
+    """Tab to a kind of outcome, Enter; j and Enter to a sample of it, j to the next; ? explains; sections by their links."""
+    page = look(one)
+    focused = "document.activeElement.textContent"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if "box right, answer wrong" in page.evaluate(focused):
+            break
+    page.keyboard.press("Enter")
+    assert count(page) == "10 of 100 samples"
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    assert "1 of 10 · viscot_vsr · 1080" in page.locator("#s-title").inner_text()
+    page.keyboard.press("j")
+    assert "2 of 10 · viscot_vsr · 1082" in page.locator("#s-title").inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert "next and previous sample" in page.locator("#help").inner_text()
+    page.keyboard.press("j")
+    page.keyboard.press("Escape")
+    assert not page.locator("#help").is_visible()
+    page.locator("#sections a").last.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "about"
+    assert page.url.split("#")[1] == "show=rw"  # a section's link leaves the filters alone
 
 
 def test_two_runs_show_flips_first(look, two):
@@ -195,9 +267,16 @@ def test_two_runs_show_flips_first(look, two):
     choose(page, "result", "broken in B")
     assert count(page) == "1 of 100 samples"
     page.locator(".card").click()
-    text = page.locator("dialog").inner_text()
+    text = page.locator("#sample").inner_text()
     assert "broken from A to B" in text and text.count("2 · answer") == 2
-    assert "0.800 → 0.990 (+0.190 ±" in page.locator("main").inner_text()
+    assert "80.0 → 99.0 % (+19.0 ±" in page.locator("main").inner_text()
+    page.keyboard.press("Escape")
+    page.click("#reset")
+    choose(page, "sort", "answer score A → B, largest drop")
+    assert "thing 0?" in page.locator(".card").first.inner_text()
+    # 1000's box is right in both; odd ids have a wrong box in A and a true one in B
+    choose(page, "sort", "IoU A → B, largest gain")
+    assert "A ✓ right\nIoU 0.00" in page.locator(".card").first.inner_text()
 
 
 def test_the_page_fits_its_width(look, two):
@@ -217,7 +296,7 @@ def test_hostile_text_runs_nothing_and_is_shown(look, hostile):
     page = look(hostile)
     for i in range(3):
         page.evaluate("(i) => { location.hash = ''; document.querySelectorAll('.card')[i].click(); }", i)
-        shown = page.locator("dialog").inner_text()
+        shown = page.locator("#sample").inner_text()
         assert "<script>window.hacked=1</script>" in shown and "⟨U+202E⟩" in shown
         page.keyboard.press("Escape")
     page.wait_for_timeout(100)
@@ -251,7 +330,7 @@ def violations(page):
     ]
 
 
-@pytest.mark.parametrize("which", ["two", "hostile"])
+@pytest.mark.parametrize("which", ["one", "two", "hostile"])
 def test_accessible(look, request, which):
     """axe-core finds nothing moderate or worse, in light and dark, on the page and in a sample."""
     page = look(request.getfixturevalue(which))
@@ -284,3 +363,77 @@ def test_served_page_has_all_pictures(browser, runs, tmp_path):
         page.close()
         server.shutdown()
     assert complaints == []
+
+
+# --- the other pages
+
+
+@pytest.fixture(scope="module")
+def index(runs, one):
+    return write_report([runs[0].parent]).as_uri()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A loop's folder: records of two phases, a history, critics' scores, eight pairs without pictures."""
+    folder = tmp_path_factory.mktemp("training") / "loop"
+    for name in ("sft", "iter1/pairs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sft" / "history.json").write_text(json.dumps([{"step": s, "loss": 1 / s} for s in (1, 2, 3)]))
+    pair = {"id": "1", "picture": "p.png", "size": [40, 20], "question": made.EVIL, "win": {"box": [1, 2, 9, 9]}, "lose": {"box": [20, 2, 30, 12]}}  # fmt: skip
+    (folder / "iter1" / "pairs" / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
+    boxes = {"wp_ln": {"n": 8, "percent": 100.0, "se": 0.0}}
+    (folder / "iter1" / "pairs" / "manifest.json").write_text(
+        json.dumps({"funnel": {"questions": {"asked": 9, "paired": 8}}, "boxes": boxes})
+    )
+    (folder / "sft" / "metrics.json").write_text(json.dumps({"line": "answers 60.0"}))
+    return write_report([folder]).as_uri()
+
+
+@pytest.fixture(scope="module")
+def ablations(tmp_path_factory):
+    lines = [
+        {"variant": v, "metric": m, "difference": d, "difference_se": 1.0}
+        for v, d in (("a", -9.0), ("b", 4.0))
+        for m in ("answers", "box")
+    ]
+    folder = tmp_path_factory.mktemp("ablations")
+    (folder / "summary.json").write_text(json.dumps(lines))
+    return write_report([folder]).as_uri()
+
+
+def shown_rows(page):
+    return page.locator("#table tbody tr:visible th").all_inner_texts()
+
+
+def test_the_index_sorts_filters_and_keeps_it_in_the_address(look, index):
+    page = look(index)
+    assert shown_rows(page)[:2] == ["b", "a"]  # 99 and 80 of 100
+    page.locator(".sort", has_text="run").click()
+    assert shown_rows(page)[0] == "a" and page.url.endswith("#sort=0")
+    page.locator(".sort", has_text="value").focus()
+    page.keyboard.press("Enter")  # numbers: the largest first
+    assert shown_rows(page)[0] == "b"
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("/")
+    page.keyboard.type("model-a")
+    assert set(shown_rows(page)) == {"a"} and "q=model-a" in page.url
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_training_page_opens_pairs_by_the_keyboard(look, training):
+    page = look(training)
+    cards = page.locator("details.card")
+    assert cards.count() == 8 and page.locator("details.card:visible").count() == 6
+    cards.first.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert cards.first.locator("dl").is_visible() and "<script>" in cards.first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("which", ["index", "training", "ablations"])
+def test_other_pages_are_accessible(look, request, which):
+    page = look(request.getfixturevalue(which))
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert violations(page) == []

@@ -61,7 +61,7 @@ def test_index_holds_what_happened(page):
     run = index["runs"][0]
     ids = index["shared"]["id"]
     assert ids == [str(i) for i in range(1000, 1012)]
-    assert run["unparsed"] == [0, 0, 0, 1] * 3
+    assert run["unparsed"] == ["", "", "", "no list of four numbers"] * 3
     # even ids carry the true box rounded to three decimals: right; odd ones a corner or nothing
     assert run["boxRight"] == [1, 0, 1, 0] * 3
     assert run["answerRight"] == [1] * 8 + [0] * 4
@@ -75,7 +75,7 @@ def test_details_hold_both_turns(page):
     assert detail["runs"][0]["look"]["output"] == "I see nothing."
     assert "Please first provide the bounding box" in detail["runs"][0]["look"]["prompt"]
     assert detail["runs"][0]["reply"]["output"] == "orange"
-    assert detail["runs"][0]["unparsed"]
+    assert detail["runs"][0]["look"]["seen"] is None  # this model does not say at what size it sees
     assert detail["answers"] == ["orange"]
 
 
@@ -90,9 +90,9 @@ def test_each_picture_once(page):
 def test_numbers_of_the_head(page):
     assert "model-a" in page and "visrl_train/v1" in page and "abababab" in page
     assert "visrl-eval --model model-a --tasks viscot_vsr" in page
-    # 8 of 12 answers; unparsed 3
-    assert re.search(r"0\.667", page)
-    assert "12 boxes, 3 unparsed" in page
+    # 8 of 12 answers, one standard error clustered by 6 pictures; 6 of 12 boxes; unparsed 3
+    assert re.search(r"answers right 66\.7 ± \d+\.\d %, 12 questions · boxes right 50\.0 %", page)
+    assert "12 boxes, 6 right, 3 unparsed" in page
 
 
 def test_policy_allows_our_script_and_style_only(page):
@@ -186,10 +186,11 @@ def test_two_runs_flips_and_paired_test(folder, other, tmp_path):
     index = data_blocks(text)["index"]
     a, b = (run["right"] for run in index["runs"])
     assert [x for x, y in zip(a, b, strict=True) if x and not y] == [1, 1]  # 1000 and 1001 broken
-    # answers: 8 of 12 before, 10 of 12 after: .667 → .833 (+.167), 4 fixed, 2 broken
-    assert "0.667 → 0.833 (+0.167 ±" in text
-    cells = re.findall(r"<tr[^>]*>\s*<th scope=\"row\">viscot_vsr</th><td>answer</td>(.*?)</tr>", text, re.S)[0]
-    assert re.findall(r'<td class="num">([^<]*)</td>', cells)[1:] == ["4", "2", "12", "0"]
+    # answers: 8 of 12 before, 10 of 12 after: 66.7 → 83.3 % (+16.7), 4 fixed, 2 broken, 12 pairs, none unpaired
+    assert "A → B: 66.7 → 83.3 % (+16.7 ±" in text
+    row = r'data-task="viscot_vsr">viscot_vsr</span></th><td>answer</td><td class="change">66.7 → 83.3 (.*?)</tr>'
+    cells = re.findall(row, text, re.S)[0]
+    assert re.findall(r'<td class="num more">([^<]*)</td>', cells)[1:] == ["4", "2", "12", "0"]
 
 
 def test_flip():
@@ -236,9 +237,41 @@ def test_lines_keep_the_last_of_a_sample_and_name_a_damaged_one(tmp_path):
 
 def test_command_writes_into_the_run_and_says_where(folder, other, capsys):
     assert main(["view", str(folder)]) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    said = capsys.readouterr()
+    assert said.out.strip() == str(folder / "report.html")
+    assert said.err.strip() == (folder / "report.html").as_uri()
     assert main(["view", str(folder), str(other)]) == 0
     assert capsys.readouterr().out.strip() == str(other / "report-vs-a.html")
+
+
+def test_open_hands_the_page_to_the_browser(folder, monkeypatch, capsys):
+    import webbrowser
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    assert main(["view", str(folder), "--open"]) == 0
+    assert "no browser" not in capsys.readouterr().err
+    assert main(["view", str(folder), "--open"]) == 0
+    assert "no browser found" in capsys.readouterr().err
+    assert opened == 2 * [(folder / "report.html").as_uri()]
+
+
+def test_the_size_at_which_the_shipped_models_see(tmp_path):
+    """64 x 64 for the picture, and for the crop of the second turn: two marks in its prompt."""
+    assert main(["--model", "tiny", "--tasks", "world_viscot_doc", "--limit", "1", "-o", str(tmp_path), "-q"]) == 0
+    detail = data_blocks(write_report([tmp_path]).read_text())["d0"][0]["runs"][0]
+    assert detail["look"]["seen"] == [[64, 64]] and detail["reply"]["seen"] == [[64, 64], [64, 64]]
+
+
+def test_groups_stand_before_their_members(tmp_path):
+    assert main(["--model", "constant:no", "--tasks", "world", "--limit", "1", "-o", str(tmp_path), "-q"]) == 0
+    text = write_report([tmp_path]).read_text()
+    strip = re.search(r'<table class="bars">(.*?)</table>', text, re.S).group(1)
+    names = re.findall(r'data-task="(\w+)"', strip)
+    assert names[0] == "world_viscot" and names[6:8] == ["world_pope", "world_pope_adversarial"]
+    assert names[10:] == ["world_mmbench", "world_mme", "world_rec"]
+    groups = data_blocks(text)["index"]["groups"]
+    assert groups["world_pope"] == [f"world_pope_{name}" for name in ("random", "popular", "adversarial")]
 
 
 def test_no_run_is_wrong_use(tmp_path, capsys):

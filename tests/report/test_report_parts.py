@@ -11,7 +11,7 @@ from PIL import Image
 from visrl.core.types import Picture
 from visrl.errors import PictureError
 from visrl.report import pictures
-from visrl.report.figures import HEIGHT, TaskFigures
+from visrl.report.figures import CELLS, HEIGHT, HeatMap, RunFigures, TaskFigures
 from visrl.report.pictures import Album, choose, side_for
 from visrl.report.serve import PageServer
 from visrl.report.text import clip, json_block, line, visible
@@ -61,6 +61,27 @@ def test_calibration_is_a_mean_with_its_error():
     assert dot.y == pytest.approx(HEIGHT * 0.25)
     assert (dot.low, dot.high) == (pytest.approx(HEIGHT * 0.5), pytest.approx(0.0))
     assert dot.label == "IoU 0.7–0.8: mean answer score 0.75 ± 0.25, n 4"
+
+
+def test_a_heat_map_counts_the_cells_whose_centre_is_inside():
+    heat = HeatMap("boxes")
+    # 240 x 480: cells of 10 x 20 with centres at 5, 15, … and 10, 30, …; x from 0 to 20 covers two, y from 30 to 69 two
+    heat.add((0.0, 30.0, 20.0, 69.0), (240, 480))
+    heat.add((0.0, -50.0, 9.0, 31.0), (240, 480))  # outside is cut off: one column, centres 10 and 30
+    assert heat.counts[0] == 1 and heat.counts[CELLS] == 2
+    assert heat.cells() == [(0, 0, 0.5), (0, 1, 1.0), (1, 1, 0.5), (0, 2, 0.5), (1, 2, 0.5)]
+    assert heat.most == 1.0
+    heat.add((-30.0, 0.0, -20.0, 480.0), (240, 480))  # beside the picture: nothing covered, and counted
+    assert (sum(heat.counts), heat.n) == (6, 3)
+
+
+def test_figures_of_several_tasks_begin_with_their_sum():
+    run = RunFigures()
+    run.add("a", 0.9, 1.0, unparsed=False)
+    assert [figures.task for figures in run.shown()] == ["a"]
+    run.add("b", 0.2, None, unparsed=False)
+    run.add("c", None, 1.0, unparsed=False)  # no boxes, no figure
+    assert [(figures.task, figures.n_boxes) for figures in run.shown()] == [("", 2), ("a", 1), ("b", 1)]
 
 
 def test_pictures_are_chosen_from_each_kind_in_turn():

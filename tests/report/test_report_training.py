@@ -8,7 +8,8 @@ from PIL import Image
 
 from visrl.cli.evaluate import main
 from visrl.report.figures import HEIGHT, WIDTH
-from visrl.report.training import curves, is_training
+from visrl.report.training import is_training
+from visrl.report.training_figures import chart, curves, forest, score_histogram
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def test_page(folder, capsys):
         ("answered", "20"),
         ("paired", "5"),
     ]  # widest first, ties in the order they are passed
-    assert "WP-LN" in text and "60.0 ± 24.5 %" in text
+    assert "WP-LN" in text and "60.0 ± 24.5 % · chosen box right, rejected box wrong" in text
+    assert "54 more pairs" in text  # six of the sixty are there to see
     assert "⟨U+202E⟩yes" in text and "trainer.beta" in text
     # win box 1, 2, 11, 12 as x, y, width, height
     assert 'class="box k-true" x="1.0" y="2.0" width="10.0" height="10.0"' in text
@@ -72,9 +74,81 @@ def test_curves_scale_from_zero_to_the_largest():
     assert loss.lines[0].last == "0.35"
 
 
+def test_accuracies_have_the_whole_scale():
+    """What a loss is called after is none: box/entropy of a DPO log has no curve here."""
+    (found,) = curves([{"step": 1, "point": 0.25, "box/entropy": 3.0}, {"step": 2, "point": 0.5}])
+    assert (found.low, found.high) == ("0", "1")
+    assert [line.points for line in found.lines] == [
+        f"{WIDTH / 2:.1f},{HEIGHT * 0.75:.1f} {WIDTH:.1f},{HEIGHT / 2:.1f}"
+    ]
+
+
+def test_phases_are_in_the_order_of_time(folder, capsys):
+    """Of an iteration the pairs, then what is trained on them; set-aside phases are none."""
+    for name in (
+        "iter2/rl1/stage1",
+        "iter1/rl2/stage2",
+        "iter1/rl1/stage1",
+        "iter2/pairs",
+        "iter1/pairs",
+        "sft",
+        "old/sft-1",
+    ):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "history.json").write_text('[{"step": 1, "loss": 1.0}]')
+    assert main(["view", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    names = re.findall(r"<h2 id=.h-\d+.><bdi>([\w/]+)", text)
+    of_loop = ["sft", "iter1/pairs", "iter1/rl1/stage1", "iter1/rl2/stage2", "iter2/pairs", "iter2/rl1/stage1"]
+    assert [name for name in names if name in of_loop] == of_loop and "old/sft-1" not in names
+
+
+def test_a_chart_has_a_row_per_name():
+    found = chart("t", {"base": {"a": (20.0, None)}, "SFT": {"a": (60.0, 5.0), "b": (90.0, 20.0)}}, differences=False)
+    assert [name for name, _ in found.names] == ["base", "SFT"] and found.series == ("a", "b")
+    # 60 ± 5 of 100; 90 + 20 is cut at the end of the scale
+    assert [(w.x, w.low, w.high) for w in found.whiskers] == [
+        (0.2 * WIDTH, 0.2 * WIDTH, 0.2 * WIDTH),
+        (0.6 * WIDTH, 0.55 * WIDTH, 0.65 * WIDTH),
+        (0.9 * WIDTH, 0.7 * WIDTH, WIDTH),
+    ]
+    assert found.whiskers[1].label == "SFT: a 60.0 ± 5.0"
+    assert chart("t", {}, differences=False) is None
+
+
+def test_ablations_are_a_forest_around_zero(tmp_path, capsys):
+    lines = [
+        {"variant": "full", "metric": "answers", "value": 70.0, "se": 1.0, "seeds": 2},
+        {
+            "variant": "<b>no-rl",
+            "metric": "answers",
+            "value": 60.0,
+            "se": 1.0,
+            "difference": -10.0,
+            "difference_se": 2.0,
+        },
+        {"variant": "more", "metric": "answers", "value": 73.0, "se": 1.0, "difference": 3.0, "difference_se": 1.0},
+    ]
+    found = forest(lines)
+    # from -12 and +4, rounded outwards to fives: -15 to 5, zero three quarters across
+    assert [label for _, label in found.ticks] == ["-15", "-5", "+5"] and found.zero == 0.75 * WIDTH
+    assert [w.x for w in found.whiskers] == [0.25 * WIDTH, 0.9 * WIDTH]
+    (tmp_path / "summary.json").write_text(json.dumps(lines))
+    assert main(["view", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;no-rl: answers right -10.0 ± 2.0" in text and "<b>no-rl" not in text
+
+
+def test_critics_scores_are_counted_in_tenths():
+    found = score_histogram("scores of boxes", [0.0, 0.05, 1.0, 0.95])
+    assert found.lines[0].last == "4 scores, 0.50 on average" and found.high == "2"
+    # two in the first tenth, two in the last: both at the top, from 0 to a tenth of the width
+    assert found.lines[0].points.startswith(f"0.0,0.0 {WIDTH / 10:.1f},0.0 ")
+
+
 def test_a_quantity_logged_once_is_drawn():
     (found,) = curves([{"step": 7, "box": 0.5}])
-    assert found.lines[0].points == f"{WIDTH - 6:.1f},0.0 {WIDTH:.1f},0.0"
+    assert found.lines[0].points == f"{WIDTH - 6:.1f},{HEIGHT / 2:.1f} {WIDTH:.1f},{HEIGHT / 2:.1f}"  # of 0 to 1
 
 
 def test_nothing_to_show_is_wrong_use(tmp_path, capsys):

@@ -13,12 +13,12 @@ from pairs_made import FakeCritic, FakePolicy, questions, recipe
 from visrl.core.boxes import Box
 from visrl.core.records import read_records
 from visrl.errors import UsageError
+from visrl.train.common.critics import ScoreCritic
 from visrl.train.config.recipe import DataSection, load_recipe
 from visrl.train.data.load import load_preferences
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.data.rows import PairRow, read_rows
 from visrl.train.pairs import command
-from visrl.train.pairs.critics import ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler, from_json, to_json
 

@@ -21,6 +21,7 @@ from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
@@ -126,22 +127,16 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, check_before, check_pictures, evaluate, own_and_upstream
+    from visrl.evaluation.evaluate import Options, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
-    from visrl.policies.before import check_policy
-    from visrl.policies.registry import looks_at_pictures, parse_model_args
+    from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
     processes = init()
     own, upstream = own_and_upstream(tasks, ray)
-    if own:
-        check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
-        if looks_at_pictures(model):
-            check_pictures(own, data, limit)
-    _load_quietly(model)
-    if model.startswith(("endpoint:", "openai:")):
-        check_policy(model, parse_model_args(model_args))
-    policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
+    arguments = parse_model_args(model_args)
+    _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
+    policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
         data=data,
         protocol=protocol,
@@ -180,6 +175,21 @@ def _run_upstream(tasks: list[str], policy: Policy, options: Options, json_: boo
     if not json_:
         upstream.print_upstream(found)
     return upstream.failed(found), upstream.rows(found) if json_ else []
+
+
+def _check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
+    """Raises UsageError for what can be seen to be missing or wrong before a model is loaded; then readies its loading."""
+    from visrl.evaluation.evaluate import check_before, check_pictures
+    from visrl.policies.before import check_policy
+    from visrl.policies.registry import looks_at_pictures
+
+    if own:
+        check_before(own, **asked)
+        if looks_at_pictures(model):
+            check_pictures(own, asked["data"], limit)
+    _load_quietly(model)
+    if model.startswith(("endpoint:", "openai:")):
+        check_policy(model, arguments)
 
 
 def _load_quietly(model: str) -> None:
@@ -272,7 +282,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, audit):
+for listing in (ls, world, tables, leaderboard, audit):
     app.command()(listing)
 check_commands.register(app)
 

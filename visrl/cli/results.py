@@ -32,13 +32,13 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def check_there(*folders: Path) -> None:
-    """Raises UsageError for what is no folder of a run, naming the runs that are near."""
+def check_there(*folders: Path, several: bool = False) -> None:
+    """Raises UsageError for what is no folder of a run, naming the runs that are near. several: a folder of runs will do."""
     for folder in folders:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder", _runs_near(folder))
         inside = [file.parent for file in sorted(folder.glob("*/episodes.jsonl"))]
-        if inside and not (folder / "run.json").exists():
+        if inside and not several and not (folder / "run.json").exists():
             raise UsageError(f"{folder} is not a run folder but holds some", f"name one: {_named(inside)}")
 
 
@@ -183,7 +183,9 @@ def print_places(folder: Path, compared: Compared | None) -> None:
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="a run folder, one of a training run, or a folder of runs")
+    ],
     other: Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="a second run to compare with")] = None,
     output: Annotated[
         Path | None,
@@ -191,13 +193,19 @@ def view(
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="serve the page with all pictures in full size")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
+    open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
-    """Write an HTML page of one run or of two."""
-    from visrl.report import serve_page, write_report
+    """Write an HTML page of one run or of two, of a training run, or an index of a folder of runs."""
+    from visrl.report import open_page, serve_page, write_report
 
     folders = [folder] if other is None else [folder, other]
-    check_there(*folders)
+    check_there(*folders, several=other is None and not serve)
     if serve:
-        serve_page(folders, port)
-    else:
-        print(write_report(folders, output))
+        serve_page(folders, port, in_browser=open_)
+        return
+    page = write_report(folders, output)
+    print(page)
+    address = page.resolve().as_uri()
+    print(address, file=sys.stderr)
+    if open_:
+        open_page(address)

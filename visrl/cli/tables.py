@@ -69,8 +69,8 @@ def _read(places: Sequence[Path]) -> list[TaskResult]:
             unfinished.append(error)
     if unfinished and not found:
         raise unfinished[0]
-    for error in unfinished:
-        print(f"left out: {error.message}", file=sys.stderr)
+    for left_out in unfinished:
+        print(f"left out: {left_out.message}", file=sys.stderr)
     return in_order(found)
 
 

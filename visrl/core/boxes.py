@@ -82,7 +82,8 @@ class Box:
     frame: Frame = PIXEL
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.xyxy)):
+        finite = math.isfinite
+        if not (finite(self.x1) and finite(self.y1) and finite(self.x2) and finite(self.y2)):
             raise ValueError(f"a box needs four finite numbers, not {self.xyxy}")
 
     @property

@@ -42,6 +42,7 @@ _MARKS = re.compile(
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"<\|(?P<answer_starts>begin_of_box)\|>|<\|(?P<answer_ends>end_of_box)\|>")
+_MARKED = re.compile(r"[<◁]|think\]", re.IGNORECASE)  # what every mark holds
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<|return|>", "<end_of_turn>", "</s>", "<eos>")
 
 
@@ -67,6 +68,8 @@ def tagged_answer(text: str) -> str | Unparsed | None:
 
 def _find(text: str) -> tuple[str | Unparsed, bool]:
     """The answer, and whether answer tags hold it."""
+    if not _MARKED.search(text):
+        return text, False
     text = _without_turn_end(text)
     marks = _marks(text, _MARKS)
     if not marks:

@@ -1,8 +1,8 @@
 """JSON files read back, whoever wrote or damaged them: from bytes to checked values in one way, for every reader.
 
 What no file of ours holds is refused before anything is made of it: NaN and infinite numbers, numbers of more than ``MAX_DIGITS``
-digits, nesting deeper than ``MAX_DEPTH``, bytes that are not UTF-8. Errors name the file, the line where there are lines, and the
-field.
+digits, nesting deeper than ``MAX_DEPTH``, bytes that are not UTF-8. Other tools' files may hold it. Errors name file,
+line and field, where there are such.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from visrl.errors import UsageError, printable
@@ -26,12 +27,41 @@ def decode(data: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, saying what it is."""
     text = data.decode() if isinstance(data, bytes) else data
     try:
-        value = (_CAREFUL if _SUSPICIOUS.search(text) else _PLAIN).decode(text)
-    except RecursionError as error:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
+        value = _CAREFUL.decode(text) if _LONG.search(text) else msgspec.json.decode(text)
+    except (
+        msgspec.MsgspecError,
+        RecursionError,
+    ):  # or it holds half a surrogate pair, which Python's own decoder takes
+        value = _carefully(text)
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     return value
+
+
+def decode_foreign(text: str) -> Any:
+    """The value of another tool's JSON text: NaN and infinite numbers, which many write, are read. Raises ValueError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        try:
+            return json.loads(text)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+
+
+def decode_as(data: bytes | str, shape: msgspec.json.Decoder[Value]) -> Value:
+    """The value of a JSON text in a declared shape: decoded and checked in one go. Raises ValueError naming the field."""
+    try:
+        return shape.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return msgspec.convert(decode(data), shape.type)
+
+
+def _carefully(text: str) -> Any:
+    try:
+        return _CAREFUL.decode(text)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
@@ -122,6 +152,4 @@ def _finite(text: str) -> float:
 
 
 _CAREFUL = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, parse_int=_integer)
-_PLAIN = json.JSONDecoder()
-_SUSPICIOUS = re.compile(rf"[eE]\+?[0-9]{{3}}|[0-9]{{{MAX_DIGITS}}}|NaN|Infinity")
-"""What a number must hold to be infinite, or longer than allowed: only such texts are decoded number by number."""
+_LONG = re.compile(rf"[0-9]{{{MAX_DIGITS}}}")

@@ -80,8 +80,8 @@ def why_unscored(text: str | None, finish_reason: Any = None, refusal: Any = Non
     empty = text is None or not text.strip()
     if reason in _CUT and empty:
         return f"cut before anything was said: finish_reason {reason}"
-    if text is not None and (found := next((e for e in CLIENT_ERRORS if text.strip().startswith(e)), None)):
-        return f"the recorded text is a client's error: {found}"
+    if text is not None and text.lstrip().startswith(CLIENT_ERRORS):
+        return f"the recorded text is a client's error: {next(e for e in CLIENT_ERRORS if e in text)}"
     return None
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FAR_BETTER = 20.0
 """Percentage points of acc@0.5 by which another frame must be ahead to be named at the end of a run."""
-LOOKED_AT = 400
+LOOKED_AT = 200
 """So many outputs of a run are read for that."""
 _USUAL_LIMIT = "1003520"  # 1,280 tokens of 28 x 28: what Qwen's model cards advise
 _READ_BY_US: tuple[Mode, ...] = ("lenient", "strict")

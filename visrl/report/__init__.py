@@ -10,24 +10,28 @@ from pathlib import Path
 from visrl.errors import UsageError, printable, refused
 from visrl.report.page import write_page
 from visrl.report.pictures import Album
+from visrl.report.runs_page import is_folder_of_runs, write_runs_page
 from visrl.report.training import is_training, write_training_page
 from visrl.runs.store import slug
 
-__all__ = ["serve_page", "write_page", "write_report", "write_training_page"]
+__all__ = ["open_page", "serve_page", "write_page", "write_report", "write_runs_page", "write_training_page"]
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """The page of one run folder, of two runs side by side, or of a training folder; returns where it is.
+    """The page of one run folder, of two runs side by side, of a training folder, or of all runs in one; returns where it is.
 
-    out: default ``report.html`` in the folder, and ``report-vs-<first>.html`` in the second of two. Raises UsageError.
+    out: default ``report.html`` in the folder, ``report-vs-<first>.html`` in the second of two, ``index.html`` in a folder of
+    runs. Raises UsageError.
     """
     _check(folders)
+    many = is_folder_of_runs(folders)
     if out is None:
-        out = folders[-1] / (
-            "report.html" if len(folders) == 1 else f"report-vs-{slug(folders[0].resolve().name)}.html"
-        )
+        beside = f"report-vs-{slug(folders[0].resolve().name)}.html"
+        out = folders[-1] / ("index.html" if many else "report.html" if len(folders) == 1 else beside)
     try:
-        if len(folders) == 1 and is_training(folders[0]):
+        if many:
+            write_runs_page(folders[0], out)
+        elif len(folders) == 1 and is_training(folders[0]):
             write_training_page(folders[0], out)
         else:
             write_page(folders, out)
@@ -36,7 +40,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def serve_page(folders: Sequence[Path], port: int = 0) -> None:
+def open_page(address: str) -> None:
+    """Open a page in the user's browser; where there is none, say so and go on: the address has been printed."""
+    import webbrowser
+
+    if not webbrowser.open(address):
+        print("no browser found: open the address above in one", file=sys.stderr)
+
+
+def serve_page(folders: Sequence[Path], port: int = 0, *, in_browser: bool = False) -> None:
     """Show the page with all its pictures until Ctrl-C. Raises UsageError where the port is taken."""
     from visrl.report.serve import PageServer
 
@@ -51,6 +63,8 @@ def serve_page(folders: Sequence[Path], port: int = 0) -> None:
             raise UsageError(f"port {port}: {error}", "--port 0 takes any that is free") from error
         with server:
             print(printable(f"{server.url}  (Ctrl-C stops)"), file=sys.stderr)
+            if in_browser:
+                open_page(server.url)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

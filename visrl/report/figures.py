@@ -1,8 +1,9 @@
-"""The two figures of a task: how good the boxes are, and what good boxes are worth.
+"""The figures of a run: how good the boxes are, what good boxes are worth, and where boxes lie.
 
 Histogram of IoU: 20 bins of 0.05, the right ones (IoU > 0.5, strictly) apart from the wrong. Calibration: the mean score of the
 answers (0..1) in 10 bins of IoU with its standard error s / sqrt(n), not clustered by picture: it says whether a better box
-comes with a better answer, and is no number to report.
+comes with a better answer, and is no number to report. Heat map: a grid over the picture, whatever its shape; a cell counts the
+boxes that cover its centre.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import dataclass, field
 
 BINS = 20
 STEPS = 10
+CELLS = 24
+"""Of a heat map, across and down."""
 WIDTH, HEIGHT = 300.0, 110.0
 """The drawing's inner area in user units; the template adds axes around it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of the histogram, in user units from the top left. ``right``: the boxes in it count as right."""
+    """A bar of the histogram, in user units from the top left, for IoU from ``low`` to ``high``. right: they count as right."""
 
     x: float
     y: float
@@ -27,6 +30,8 @@ class Bar:
     height: float
     right: bool
     label: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +79,14 @@ class TaskFigures:
     def n_answers(self) -> int:
         return sum(self.count)
 
+    @property
+    def most(self) -> int:
+        """Boxes in the tallest bar: the upper end of the histogram's axis."""
+        return max(map(sum, zip(self.right, self.wrong, strict=True)), default=0)
+
     def bars(self) -> list[Bar]:
         """The histogram; a bin split by 0.5 exactly has its wrong part below."""
-        most = max(map(sum, zip(self.right, self.wrong, strict=True)), default=0) or 1
-        wide = WIDTH / BINS
+        most, wide = self.most or 1, WIDTH / BINS
         bars = []
         for i in range(BINS):
             base = HEIGHT
@@ -86,7 +95,8 @@ class TaskFigures:
                     high = HEIGHT * n / most
                     base -= high
                     label = f"IoU {i / BINS:.2f}–{(i + 1) / BINS:.2f}: {n:,} {'right' if right else 'wrong'}"
-                    bars.append(Bar(wide * i + 0.75, base, wide - 1.5, high, right, label))
+                    place = (wide * i + 0.75, base, wide - 1.5, high)
+                    bars.append(Bar(*place, right, label, i / BINS, (i + 1) / BINS))
         return bars
 
     def dots(self) -> list[Dot]:
@@ -107,6 +117,59 @@ class TaskFigures:
         return Dot(
             WIDTH * (i + 0.5) / STEPS, y(mean), y(mean - se), y(mean + se), 2.5 + 4.5 * math.sqrt(n / most), label
         )
+
+
+@dataclass(slots=True)
+class HeatMap:
+    """How often each part of a picture is inside a box. what: whose boxes; counts: row by row, from the top left."""
+
+    what: str
+    counts: list[int] = field(default_factory=lambda: [0] * CELLS * CELLS)
+    n: int = 0
+
+    def add(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
+        """A box x1 y1 x2 y2 in pixels of a picture of ``size`` (width, height)."""
+        self.n += 1
+        columns, rows = (_inside(box[i], box[i + 2], size[i]) for i in (0, 1))
+        for y in rows:
+            for x in columns:
+                self.counts[y * CELLS + x] += 1
+
+    def cells(self) -> list[tuple[int, int, float]]:
+        """(column, row, share of the boxes that cover it) of each cell that one covers."""
+        return [(i % CELLS, i // CELLS, round(count / self.n, 3)) for i, count in enumerate(self.counts) if count]
+
+    @property
+    def most(self) -> float:
+        """The largest share of the boxes that cover one cell."""
+        return max(self.counts) / self.n if self.n else 0.0
+
+
+def _inside(low: float, high: float, length: int) -> range:
+    """The cells whose centre, at (i + 1/2) / CELLS of ``length``, lies from ``low`` to ``high``."""
+    first = math.ceil(min(max(low / length, 0.0), 1.0) * CELLS - 0.5)
+    last = math.floor(min(max(high / length, 0.0), 1.0) * CELLS - 0.5)
+    return range(max(first, 0), min(last, CELLS - 1) + 1)
+
+
+@dataclass(slots=True)
+class RunFigures:
+    """All figures of one run. whole: over all tasks."""
+
+    tasks: dict[str, TaskFigures] = field(default_factory=dict)
+    whole: TaskFigures = field(default_factory=lambda: TaskFigures(""))
+    true: HeatMap = field(default_factory=lambda: HeatMap("true boxes"))
+    predicted: HeatMap = field(default_factory=lambda: HeatMap("predicted boxes"))
+
+    def add(self, task: str, overlap: float | None, quality: float | None, *, unparsed: bool) -> None:
+        """One sample, as :meth:`TaskFigures.add` takes it."""
+        for figures in (self.tasks.setdefault(task, TaskFigures(task)), self.whole):
+            figures.add(overlap, quality, unparsed=unparsed)
+
+    def shown(self) -> list[TaskFigures]:
+        """Those with boxes: of several tasks the sum first."""
+        found = [figures for figures in self.tasks.values() if figures.n_boxes]
+        return [self.whole, *found] if len(found) > 1 else found
 
 
 def polyline(points: Iterable[tuple[float, float]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visrl.core.records import TaskResult, interval, read_records
@@ -15,6 +15,8 @@ from visrl.evals.sample_scores import of_run
 from visrl.report.rows import RunView
 from visrl.report.text import line
 from visrl.runs.meta import unlike_documents
+from visrl.tables.formats import UNIT_SHOWN
+from visrl.tables.result_tables import change_shown, shown
 
 _SPAN = {"percent": 100.0, "fraction": 1.0}
 """What a whole bar stands for; points have no common scale."""
@@ -22,11 +24,12 @@ _SPAN = {"percent": 100.0, "fraction": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A result as the table shows it. low, mid, high: the interval in per cent of the scale, None without one."""
+    """A result as people read it: a share in percent, MME in points. low, mid, high: in per cent of the scale, else None."""
 
     result: TaskResult
     primary: bool
     value: str
+    unit: str
     error: str
     interval: str
     low: float | None = None
@@ -48,11 +51,13 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceRow:
-    """`71.2 → 72.9 (+1.7 ± 0.6)`."""
+    """`71.2 → 72.9 (+1.7 ± 0.6)`; ``by`` is what stands in the brackets."""
 
     difference: Difference
     primary: bool
     text: str
+    by: str
+    unit: str
     p: str
 
 
@@ -144,22 +149,23 @@ def _primary(task: str) -> str:
 
 
 def score_row(result: TaskResult) -> ScoreRow:
-    primary = result.metric == _primary(result.task)
+    primary, unit = result.metric == _primary(result.task), UNIT_SHOWN[result.unit]
     if result.value is None:
-        return ScoreRow(result, primary, "–", "", line(result.notes[-1]) if result.notes else "")
-    digits = 3 if result.unit == "fraction" else 1
+        return ScoreRow(result, primary, "–", unit, "", line(result.notes[-1]) if result.notes else "")
     ci, span = interval(result), _SPAN.get(result.unit)
     row = ScoreRow(
         result,
         primary,
-        f"{result.value:.{digits}f}",
-        "" if result.se is None else f"± {result.se:.{digits}f}",
-        "" if ci is None else f"{ci[0]:.{digits}f} – {ci[1]:.{digits}f}",
+        shown(result.value, result.unit),
+        unit,
+        "" if result.se is None else f"± {shown(result.se, result.unit)}",
+        "" if ci is None else f"{shown(ci[0], result.unit)} – {shown(ci[1], result.unit)}",
     )
-    if ci is None or span is None:
+    if span is None:
         return row
-    low, mid, high = (round(100.0 * min(max(x / span, 0.0), 1.0), 2) for x in (ci[0], result.value, ci[1]))
-    return ScoreRow(result, primary, row.value, row.error, row.interval, low, mid, high)
+    ends = (result.value, result.value) if ci is None else ci
+    low, mid, high = (round(100.0 * min(max(x / span, 0.0), 1.0), 2) for x in (ends[0], result.value, ends[1]))
+    return replace(row, low=low, mid=mid, high=high)
 
 
 def differences(views: Sequence[RunView]) -> tuple[DifferenceRow, ...]:
@@ -179,11 +185,11 @@ def differences(views: Sequence[RunView]) -> tuple[DifferenceRow, ...]:
 
 
 def _difference_row(difference: Difference) -> DifferenceRow:
-    primary = difference.metric == _primary(difference.task)
+    primary, unit = difference.metric == _primary(difference.task), UNIT_SHOWN[difference.unit]
     if difference.before is None or difference.after is None or difference.delta is None:
-        return DifferenceRow(difference, primary, "–", "")
-    digits = 3 if difference.unit == "fraction" else 1
-    error = "" if difference.se is None else f" ± {difference.se:.{digits}f}"
-    change = f"{difference.before:.{digits}f} → {difference.after:.{digits}f}"
+        return DifferenceRow(difference, primary, "–", "", unit, "")
     p = "" if difference.p is None else "< .001" if difference.p < 0.001 else f"{difference.p:.3f}"
-    return DifferenceRow(difference, primary, f"{change} ({difference.delta:+.{digits}f}{error})", p)
+    by = shown(difference.delta, difference.unit, "+")
+    by += "" if difference.se is None else f" ± {shown(difference.se, difference.unit)}"
+    said = change_shown(difference.before, difference.after, difference.delta, difference.se, difference.unit)
+    return DifferenceRow(difference, primary, said, by, unit, p)

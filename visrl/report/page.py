@@ -21,10 +21,11 @@ from typing import IO, TYPE_CHECKING, Any
 from visrl import __version__
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Step
-from visrl.report.figures import TaskFigures
+from visrl.report.figures import HeatMap, RunFigures, TaskFigures
 from visrl.report.head import Header, differences, header
 from visrl.report.pictures import Album, choose, side_for
 from visrl.report.rows import Outcome, RunView, flip
+from visrl.report.summary import first_sentence, summary_rows
 from visrl.report.text import clip, json_block, line
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 BLOCK = 100
 FILES = Path(__file__).parent
+SCRIPTS = ("base.js", "grid.js", "sample.js", "keys.js")
 _BOX_DIGITS = 1
 _RUN_COLUMNS = (
     *("status", "boxRight", "right", "answerRight", "quality"),
@@ -64,7 +66,7 @@ class Gathered:
     views: list[RunView]
     index: Index
     album: Album
-    figures: list[dict[str, TaskFigures]]
+    figures: list[RunFigures]
 
 
 def write_page(folders: Sequence[Path], out: Path, *, album: Album | None = None) -> Gathered:
@@ -87,7 +89,7 @@ def gather(folders: Sequence[Path], details: IO[bytes], album: Album) -> Gathere
     """Read the runs once, sample by sample; details go to ``details`` as blocks."""
     views = [RunView(folder) for folder in folders]
     index = Index(runs=tuple({} for _ in views))
-    figures: list[dict[str, TaskFigures]] = [{} for _ in views]
+    figures = [RunFigures() for _ in views]
     block: list[dict[str, Any]] = []
     for sample in views[0].samples():
         outcomes = [view.outcome(sample) for view in views]
@@ -95,9 +97,9 @@ def gather(folders: Sequence[Path], details: IO[bytes], album: Album) -> Gathere
         index.add(_shared_row(sample, picture), [_run_row(outcome) for outcome in outcomes])
         if picture is not None:
             index.kinds.setdefault(_kind(outcomes), []).append(picture)
-        for tasks, outcome in zip(figures, outcomes, strict=True):
-            _count(tasks, sample, outcome)
-        block.append(_detail(sample, outcomes))
+        for of_run, outcome in zip(figures, outcomes, strict=True):
+            _count(of_run, sample, outcome)
+        block.append(_detail(sample, outcomes, [view.seen_side for view in views]))
         if len(block) == BLOCK:
             _write_block(details, len(index) // BLOCK - 1, block)
             block = []
@@ -116,10 +118,15 @@ def _kind(outcomes: Sequence[Outcome | None]) -> str:
     return "unparsed" if first.unparsed else f"{first.box_right} {first.answer_right}"
 
 
-def _count(tasks: dict[str, TaskFigures], sample: CoTSample, outcome: Outcome | None) -> None:
-    if outcome is not None:
-        task = tasks.setdefault(sample.task, TaskFigures(sample.task))
-        task.add(outcome.overlap, outcome.quality, unparsed=bool(outcome.unparsed))
+def _count(figures: RunFigures, sample: CoTSample, outcome: Outcome | None) -> None:
+    if outcome is None:
+        return
+    figures.add(sample.task, outcome.overlap, outcome.quality, unparsed=bool(outcome.unparsed))
+    if sample.size is not None:
+        if sample.box is not None:
+            figures.true.add(sample.box.xyxy, sample.size)
+        if isinstance(outcome.episode.box, Box):
+            figures.predicted.add(outcome.episode.box.xyxy, sample.size)
 
 
 def _numbers(box: Box | None) -> list[float] | None:
@@ -151,31 +158,34 @@ def _run_row(outcome: Outcome | None) -> dict[str, Any]:
         "answerRight": None if outcome.answer_right is None else int(outcome.answer_right),
         "quality": None if outcome.quality is None else round(outcome.quality, 3),
         "iou": None if outcome.overlap is None else round(outcome.overlap, 3),
-        "unparsed": int(bool(outcome.unparsed)),
+        "unparsed": line(outcome.unparsed, 160),
         "box": _numbers(box) if isinstance(box, Box) else None,
         "looked": outcome.episode.looked_at,
         "output": line(step.output, 120) if step is not None else "",
     }
 
 
-def _detail(sample: CoTSample, outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
-    """What the page of one sample shows besides its row of the index."""
+def _detail(sample: CoTSample, outcomes: Sequence[Outcome | None], sides: Sequence[int | None]) -> dict[str, Any]:
+    """What the page of one sample shows besides its row of the index. sides: per run, the one size at which its model sees."""
+    runs = [
+        None if outcome is None else _run_detail(outcome, side) for outcome, side in zip(outcomes, sides, strict=True)
+    ]
     return {
         "question": clip(sample.question),
         "instruction": clip(sample.instruction, 500),
         "answers": [clip(answer, 500) for answer in sample.answers[:20]],
         "cluster": line(sample.cluster, 200),
         "group": line(sample.group, 80),
-        "runs": [None if outcome is None else _run_detail(outcome) for outcome in outcomes],
+        "runs": runs,
     }
 
 
-def _run_detail(outcome: Outcome) -> dict[str, Any]:
+def _run_detail(outcome: Outcome, side: int | None) -> dict[str, Any]:
     episode = outcome.episode
     return {
-        "look": _step(episode.box_step),
-        "reply": _step(episode.answer_step),
-        "unparsed": line(outcome.unparsed, 300),
+        "look": _step(episode.box_step, side),
+        "reply": _step(episode.answer_step, side),
+        "padded": side is not None,
         "error": clip(episode.error or "", 1000),
         "scores": [
             [name, None if value is None else round(value, 4), line(outcome.reasons.get(name, ""), 200)]
@@ -185,13 +195,17 @@ def _run_detail(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _step(step: Step | None) -> dict[str, Any] | None:
+def _step(step: Step | None, side: int | None) -> dict[str, Any] | None:
+    """seen: width and height of each picture of the prompt as the model saw it, None where that is not known."""
     if step is None:
         return None
+    fixed = None if side is None else [(side, side)] * step.prompt.count("<image>")
     return {
         "prompt": clip(step.prompt),
         "output": clip(step.output),
         "tokens": [step.prompt_tokens, step.output_tokens],
+        "ended": step.finish_reason,
+        "seen": step.seen_sizes or fixed,
     }
 
 
@@ -212,12 +226,14 @@ def _environment() -> Environment:
     )
 
 
-def render(template: str, script: str | None, *, served: bool, **values: Any) -> str:
-    """A template with our style and script in it and a policy that lets nothing else run or load.
+def render(template: str, scripts: Sequence[str], *, served: bool, **values: Any) -> str:
+    """A template with our style and scripts in it and a policy that lets nothing else run or load.
 
-    script: a file beside this one, or None for a page without any. served: pictures come from the server of the page.
+    scripts: files beside this one that run as one script, in order. served: pictures come from the server of the page.
     """
-    style, code = (FILES / "page.css").read_text("utf-8"), (FILES / script).read_text("utf-8") if script else ""
+    style = (FILES / "page.css").read_text("utf-8")
+    parts = [(FILES / script).read_text("utf-8") for script in scripts]
+    code = "\n".join(["(() => {", *parts, "})();"]) if parts else ""
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -254,31 +270,37 @@ def _assemble(
     served: bool,
 ) -> None:
     """Head, data, pictures, end: the template is split where the data belongs."""
-    index = gathered.index
-    changes = differences(gathered.views)  # may leave a notice for the headers
+    index, views = gathered.index, gathered.views
+    changes = differences(views)  # may leave a notice for the headers
+    heads = [header(view, letter) for view, letter in zip(views, "AB", strict=False)]
+    tasks = list(dict.fromkeys(index.shared.get("task", ())))
+    rows = summary_rows(heads, changes, tasks)
     data = {
         "n": len(index),
         "block": BLOCK,
         "served": served,
         "shared": index.shared,
         "runs": index.runs,
+        "groups": {row.task: row.tasks for row in rows if row.group and row.tasks},
         "embedded": None if served else list(embedded),
         "errors": gathered.album.errors,
         "sizes": gathered.album.sizes,
     }
-    heads = [header(view, letter) for view, letter in zip(gathered.views, "AB", strict=False)]
     html = render(
         "page.html.j2",
-        "page.js",
+        SCRIPTS,
         served=served,
         heads=heads,
+        sentence=first_sentence(views, heads, changes),
+        summary=rows,
         n=len(index),
         n_pictures=len(gathered.album.pictures),
         n_embedded=len(embedded),
         figures=_figures(gathered.figures, heads),
+        heat=_heat(gathered.figures, heads),
         differences=changes,
         looks=any(value is not None for run in index.runs for value in run.get("looked", ())),
-        tasks=list(dict.fromkeys(index.shared.get("task", ()))),
+        tasks=[row.task for row in rows if row.group and row.tasks] + tasks,
     )
     before, _, after = html.partition("<!--data-->")
     page.write(before.encode(errors="backslashreplace"))
@@ -289,15 +311,17 @@ def _assemble(
     page.write(after.encode(errors="backslashreplace"))
 
 
-def _figures(found: Sequence[Mapping[str, TaskFigures]], heads: Sequence[Header]) -> list[tuple[TaskFigures, Header]]:
-    """Tasks in order, the runs of one task side by side; those without boxes left out."""
-    names = dict.fromkeys(name for tasks in found for name in tasks)
-    return [
-        (tasks[name], head)
-        for name in names
-        for tasks, head in zip(found, heads, strict=True)
-        if name in tasks and tasks[name].n_boxes
-    ]
+def _figures(found: Sequence[RunFigures], heads: Sequence[Header]) -> list[tuple[TaskFigures, Header]]:
+    """All tasks together, then task by task; the runs of one side by side; those without boxes left out."""
+    of_runs = [{figures.task: figures for figures in run.shown()} for run in found]
+    names = dict.fromkeys(name for tasks in of_runs for name in tasks)
+    return [(tasks[name], head) for name in names for tasks, head in zip(of_runs, heads, strict=True) if name in tasks]
+
+
+def _heat(found: Sequence[RunFigures], heads: Sequence[Header]) -> list[tuple[HeatMap, str]]:
+    """The true boxes once, then the predicted ones of each run, with its letter."""
+    maps = [(found[0].true, ""), *((run.predicted, head.letter) for run, head in zip(found, heads, strict=True))]
+    return [(heat, letter if len(heads) > 1 else "") for heat, letter in maps if heat.n]
 
 
 @contextmanager

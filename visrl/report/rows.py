@@ -20,6 +20,7 @@ from visrl.evals.benchmarks import TASKS
 from visrl.evals.sample_scores import row_from_json
 from visrl.runs.lines import episode_from_json, read_placed
 from visrl.runs.meta import read_evaluation
+from visrl.world import IMAGE_SIZE
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
@@ -139,6 +140,11 @@ class RunView:
         waiting = sum(key not in self.scores for key in self.episodes)
         if waiting:
             self.notices.append(f"{waiting:,} samples have no scores yet: visrl-eval score {folder}")
+
+    @property
+    def seen_side(self) -> int | None:
+        """Side of the square at which the run's model sees every picture, padded; None where that is not known beforehand."""
+        return IMAGE_SIZE if self.request["model_info"].get("family") == "world" else None
 
     def outcome(self, sample: CoTSample) -> Outcome | None:
         """What became of ``sample`` in this run; None where it was not run."""

@@ -1,55 +1,39 @@
-"""A training folder as a page: curves, the phases' settings, what pair generation threw away, and chosen and rejected boxes.
+"""A training folder as a page, in order of time: how each phase ended, then phase by phase curves, settings and pairs.
 
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
-``metrics.json`` (how a phase of a loop was scored), ``history.json`` (a list of logged steps), ``training.json`` (the same under
-``log``), ``settings.json``, ``manifest.json`` (request, funnel, right and wrong boxes of pair generation), ``pairs*.jsonl``
-(visrl.train.data.rows.PairRow).
+``records/`` and ``metrics.json`` (how a phase of a loop was scored), ``summary.json`` (of ablations), ``history.json`` (a list of
+logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json`` (request, funnel, right and wrong
+boxes of pair generation), ``chains.jsonl`` (critics' scores), ``pairs*.jsonl`` (visrl.train.data.rows.PairRow).
 """
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from visrl.core.json_files import read_json
-from visrl.core.records import write_atomically
-from visrl.errors import PictureError, UsageError
-from visrl.report.figures import HEIGHT, WIDTH, polyline
+from visrl.core.records import read_records, write_atomically
+from visrl.errors import UsageError
+from visrl.report.figures import HEIGHT, WIDTH
 from visrl.report.page import render
-from visrl.report.pictures import encoded
-from visrl.report.text import clip, line
-from visrl.tables.phase_tables import order
+from visrl.report.text import line
+from visrl.report.training_figures import Chart, Curve, curves, forest, number, phase_chart, score_histogram
+from visrl.report.training_pairs import AT_FIRST, PairCard, cards
+from visrl.runs.lines import read_lines
+from visrl.tables.phase_tables import order, runs
 
 DEPTH = 4
-PAIRS_SHOWN = 60
-STUB = 6.0
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2")
-"""Lines of one curve are told apart by dashes as well as by colour."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    name: str
-    points: str
-    dash: str
-    colour: int
-    last: str
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Quantities of one scale over steps. low, high: the ends of the y axis; steps: the last step."""
-
-    title: str
-    low: str
-    high: str
-    steps: int
-    lines: tuple[Line, ...]
+KINDS = {
+    "WP-LN": "chosen box right, rejected box wrong: what training wants",
+    "WP-LP": "both boxes right",
+    "WN-LN": "both boxes wrong: only the answers differ",
+    "WN-LP": "chosen box wrong, rejected box right: teaches the wrong box",
+    "WP": "chosen box right",
+}
+"""The poster's names for right (P) and wrong (N) boxes of the chosen (W, win) and the rejected (L, lose) chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +44,49 @@ class PhasePage:
     settings: tuple[tuple[str, str], ...]
     curves: tuple[Curve, ...]
     funnel: tuple[tuple[str, int, float], ...]
-    boxes: tuple[tuple[str, str], ...]
+    boxes: tuple[tuple[str, str, str], ...]
+    scores: tuple[Curve, ...]
     counts: tuple[tuple[str, str], ...]
     pairs: tuple[PairCard, ...]
     n_pairs: int
 
 
-@dataclass(frozen=True, slots=True)
-class PairCard:
-    """A preference pair. chosen, rejected: x, y, width, height in pixels, or None; picture: a data URI or ""."""
-
-    question: str
-    size: tuple[int, int] | None
-    picture: str
-    chosen: tuple[float, float, float, float] | None
-    rejected: tuple[float, float, float, float] | None
-    chosen_answer: str
-    rejected_answer: str
-    chosen_scores: str
-    rejected_scores: str
-
-
 def is_training(folder: Path) -> bool:
     """Whether a folder has something of training in it, and no run of an evaluation."""
-    return not (folder / "episodes.jsonl").is_file() and any(True for _ in _phases(folder))
+    if (folder / "episodes.jsonl").is_file():
+        return False
+    return (folder / "summary.json").is_file() or any(True for _ in _phases(folder))
 
 
 def write_training_page(folder: Path, out: Path) -> None:
     """Write the page. Raises UsageError for a damaged file, OSError where ``out`` cannot be written."""
-    phases = [_phase(place, folder) for place in _phases(folder)]
-    title = line(f"Training · {folder.resolve().name}")
-    shown = {"title": title, "ends": _ends(folder), "phases": phases, "width": WIDTH, "height": HEIGHT}
-    html = render("training.html.j2", None, served=False, **shown)
-    write_atomically(out, html)
+    summary = _json(folder / "summary.json", [])
+    # ablations are many loops: each has a page of its own
+    phases = [] if summary else [_phase(place, folder) for place in _phases(folder)]
+    shown = {
+        "title": line(f"Training · {folder.resolve().name}"),
+        "charts": _charts(folder, summary),
+        "ends": _ends(folder),
+        "loops": [line(str(place.relative_to(folder))) for place in _loops(folder)] if summary else [],
+        "phases": phases,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "at_first": AT_FIRST,
+    }
+    write_atomically(out, render("training.html.j2", (), served=False, **shown))
+
+
+def _charts(folder: Path, summary: list[Any]) -> list[Chart]:
+    """Phases by their records, of ablations the differences to the full method."""
+    if summary:
+        return [found for found in [forest(summary)] if found is not None]
+    results = read_records(folder) if (folder / "records").is_dir() else []
+    return [found for run in runs(results) if (found := phase_chart(results, run)) is not None]
+
+
+def _loops(folder: Path) -> list[Path]:
+    """The loops of an ablation's folder: ``variant/seed``."""
+    return sorted({file.parents[1] for file in folder.glob("*/*/*/metrics.json")})
 
 
 def phase_lines(folder: Path) -> list[str]:
@@ -107,7 +101,8 @@ def phase_lines(folder: Path) -> list[str]:
 def _facts(place: Path) -> Iterator[str]:
     """Of one phase's folder: the funnel of its pairs, right and wrong boxes, the last step logged."""
     manifest, training = _json(place / "manifest.json", {}), _json(place / "training.json", {})
-    for part in (manifest.get("funnel", {}).get("questions", {}), dict(_boxes(manifest.get("boxes")))):
+    boxes = {name: value for name, value, _ in _boxes(manifest.get("boxes"))}
+    for part in (manifest.get("funnel", {}).get("questions", {}), boxes):
         if part:
             yield line(" · ".join(f"{key} {value}" for key, value in part.items()), 200)
     history = _json(place / "history.json", []) or training.get("log", [])
@@ -126,19 +121,30 @@ def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
     return tuple((line(name), line(str(_json(files[name], {}).get("line", "")))) for name in names)
 
 
+_STEP = re.compile(r"iter(\d+)/(pairs|rl(\d+))")
+
+
+def _when(place: Path, root: Path) -> tuple[tuple[int, ...], str]:
+    """Phases in the order in which a loop runs them; of an iteration the pairs before what is trained on them."""
+    name = str(place.relative_to(root))
+    found = _STEP.match(name)
+    return ((9, int(found[1]), int(found[3] or 0)) if found else order(name.split("/")[0])), name
+
+
 def _phases(folder: Path) -> Iterator[Path]:
-    """The folders that hold something to show, outermost first, checkpoints left out."""
+    """The folders that hold something to show, in order of time, checkpoints and phases set aside left out."""
     names = ("history.json", "training.json", "manifest.json", "pairs*.jsonl")
-    places = [folder]
+    places, found = [folder], list[Path]()
     for _ in range(DEPTH):
-        yield from (place for place in places if any(any(place.glob(name)) for name in names))
-        places = sorted(
+        found += [place for place in places if any(any(place.glob(name)) for name in names)]
+        places = [
             child
             for place in places
             if place.is_dir()
             for child in place.iterdir()
-            if child.is_dir() and not child.name.startswith(("checkpoint-", "."))
-        )
+            if child.is_dir() and not child.name.startswith(("checkpoint-", ".")) and child.name != "old"
+        ]
+    yield from sorted(found, key=lambda place: _when(place, folder))
 
 
 def _phase(place: Path, root: Path) -> PhasePage:
@@ -146,15 +152,16 @@ def _phase(place: Path, root: Path) -> PhasePage:
     settings = _json(place / "settings.json", {}) or training.get("recipe", {}) or manifest.get("request", {})
     history = _json(place / "history.json", []) or training.get("log", [])
     funnel = _mapping(manifest.get("funnel"))
-    pairs = [row for path in sorted(place.glob("pairs*.jsonl")) for row in _pairs(path, settings)]
+    pairs = [row for path in sorted(place.glob("pairs*.jsonl")) for row in cards(path, settings)]
     return PhasePage(
         line(str(place.relative_to(root)) if place != root else root.resolve().name),
         _flat(settings),
         curves(history),
         _stages(funnel.get("questions", {})),
         _boxes(manifest.get("boxes")),
+        _critics(place / "chains.jsonl"),
         _flat({k: v for k, v in funnel.items() if k != "questions"}),
-        tuple(pairs[:PAIRS_SHOWN]),
+        tuple(pairs),
         sum(sum(1 for text in path.open("rb") if text.strip()) for path in place.glob("pairs*.jsonl")),
     )
 
@@ -185,14 +192,31 @@ def _flat(tree: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
-def _boxes(tree: Any) -> tuple[tuple[str, str], ...]:
-    """Right (P) and wrong (N) boxes of the chosen (W) and the rejected (L) chain, per cent of the pairs: the poster's table 4."""
+def _boxes(tree: Any) -> tuple[tuple[str, str, str], ...]:
+    """Right and wrong boxes of pairs, per cent with standard error, and what the name means: the poster's table 4."""
     found = tree.items() if isinstance(tree, Mapping) else ()
-    return tuple(
-        (line(name.upper().replace("_", "-"), 20), f"{row['percent']:.1f} ± {row['se']:.1f} %")
-        for name, row in found
-        if isinstance(row, Mapping) and _number(row.get("percent")) is not None and _number(row.get("se")) is not None
-    )
+    rows = []
+    for key, row in found:
+        name = line(key.upper().replace("_", "-"), 20)
+        if isinstance(row, Mapping) and number(row.get("percent")) is not None and number(row.get("se")) is not None:
+            rows.append((name, f"{row['percent']:.1f} ± {row['se']:.1f} %", KINDS.get(name, "")))
+    return tuple(sorted(rows, key=lambda row: [*KINDS, row[0]].index(row[0])))
+
+
+def _critics(path: Path) -> tuple[Curve, ...]:
+    """How each critic's scores of the sampled chains are spread. Raises UsageError for a damaged line."""
+    if not path.is_file():
+        return ()
+    from visrl.train.pairs.chain_lines import checked
+
+    found: dict[str, list[float]] = {"scores of answers": [], "scores of boxes": []}
+    for row in read_lines(path, checked):
+        for trial in row.get("trials", ()):
+            for name, key in zip(found, ("answer_score", "box_score"), strict=True):
+                value = number((trial.get(key) or {}).get("value"))
+                if value is not None:
+                    found[name].append(value)
+    return tuple(score_histogram(name, values) for name, values in found.items() if values)
 
 
 # of stages that let everything through: the order they are passed in
@@ -205,108 +229,3 @@ def _stages(tree: Any) -> tuple[tuple[str, int, float], ...]:
     most = max(found.values(), default=0) or 1
     ranked = sorted(found.items(), key=lambda item: (-item[1], _ORDER.get(item[0], len(_ORDER))))
     return tuple((line(name.replace("_", " "), 80), n, round(100.0 * n / most, 2)) for name, n in ranked)
-
-
-# --- curves
-
-
-def curves(history: Any) -> tuple[Curve, ...]:
-    """One curve per kind of quantity: the losses together, the margins together, and so on."""
-    logged = history if isinstance(history, list) else []
-    rows = [row for row in logged if isinstance(row, Mapping) and _number(row.get("step")) is not None]
-    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            kind, number = _kind(name), _number(value)
-            if kind and number is not None:
-                kinds.setdefault(kind, {}).setdefault(name, []).append((float(row["step"]), number))
-    return tuple(_curve(kind, lines) for kind, lines in kinds.items())
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def _kind(name: str) -> str:
-    """Which curve a logged quantity belongs to; "" for none."""
-    if name.startswith("loss/") or name.endswith("loss"):
-        return "loss"
-    for ending, kind in (("margins", "reward margin"), ("accuracies", "reward accuracy")):
-        if name.endswith(ending):
-            return kind
-    if name in ("learning_rate", "grad_norm"):
-        return name.replace("_", " ")
-    # what a small model is watched by (train/small_model/probes.py): accuracies 0..1
-    return "accuracy" if name in ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy") else ""
-
-
-def _stub(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A single point as a short line to it: a line of one point is not drawn."""
-    (x, y) = points[0]
-    return [(x - STUB, y), (x, y)] if len(points) == 1 else points
-
-
-def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Curve:
-    values = [value for points in series.values() for _, value in points]
-    low, high = min(*values, 0.0), max(*values, 0.0)
-    span = (high - low) or 1.0
-    steps = max(step for points in series.values() for step, _ in points) or 1.0
-    lines = tuple(
-        Line(
-            line(name, 40),
-            polyline(_stub([(WIDTH * step / steps, HEIGHT * (1 - (value - low) / span)) for step, value in points])),
-            DASHES[i % len(DASHES)],
-            i % 6,
-            f"{points[-1][1]:.4g}",
-        )
-        for i, (name, points) in enumerate(series.items())
-    )
-    return Curve(kind, f"{low:.3g}", f"{high:.3g}", int(steps), lines)
-
-
-# --- pairs
-
-
-def _pairs(path: Path, settings: Any) -> Iterable[PairCard]:
-    from visrl.train.data.rows import PairRow, read_rows
-
-    data = settings.get("data") if isinstance(settings, Mapping) else None
-    named = _mapping(data).get("pictures")
-    folder = Path(named) if isinstance(named, str) and named else path.parent
-    return [_card(row, folder) for row in islice(read_rows(path, PairRow), PAIRS_SHOWN)]
-
-
-def _card(row: Any, folder: Path) -> PairCard:
-    picture, size = _picture(row.picture, folder)
-    return PairCard(
-        clip(row.question, 400),
-        row.size or size,
-        picture,
-        _rectangle(row.chosen.box),
-        _rectangle(row.rejected.box),
-        clip(row.chosen.answer, 300),
-        clip(row.rejected.answer, 300),
-        _scores(row.chosen.scores),
-        _scores(row.rejected.scores),
-    )
-
-
-def _picture(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
-    """A data URI and the original's size; "" and None where there is no such picture below ``folder``."""
-    from visrl.train.data.rows import picture_in
-
-    try:
-        image = picture_in(folder, name).open()
-    except (PictureError, UsageError):
-        return "", None
-    data = base64.b64encode(encoded(image, 384)).decode()
-    return f"data:image/webp;base64,{data}", image.size
-
-
-def _rectangle(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
-    return None if box is None else (box[0], box[1], box[2] - box[0], box[3] - box[1])
-
-
-def _scores(scores: Mapping[str, float]) -> str:
-    return " · ".join(f"{line(name, 30)} {value:.2g}" for name, value in scores.items())

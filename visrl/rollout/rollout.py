@@ -100,7 +100,7 @@ def _box_turn(policy: Policy, rollouts: Sequence[_Rollout], config: RolloutConfi
             continue
         rollout.box_text = output.texts[0]
         box = parse_box(policy.box_format, rollout.box_text, rollout.size)
-        rollout.episode = replace(rollout.episode, box_step=_step(turns, output), box=box)
+        rollout.episode = Episode(rollout.sample.id, rollout.sample.task, _step(turns, output), box)
 
 
 def _asks_for_box(sample: CoTSample, config: RolloutConfig) -> bool:

@@ -9,17 +9,17 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
-from visrl.core.boxes import Box, Size
-from visrl.core.json_files import decode, reason
+import msgspec
+
+from visrl.core.boxes import Box
+from visrl.core.json_files import decode, decode_as, reason
 from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
 Line = TypeVar("Line")
-_STEP = frozenset(Step.__slots__)
-_COUNT = (int, type(None))  # a bool is none of them
 
 
 def episode_to_json(episode: Episode) -> dict[str, Any]:
@@ -41,76 +41,64 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
     return value
 
 
+class _StepLine(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: str
+    output: str
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    seen_sizes: list[tuple[int, int]] | None = None
+
+
+_Number = (
+    Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
+)  # integers stay integers: the bytes of a run are kept
+
+
+class _EpisodeLine(msgspec.Struct):
+    sample_id: str
+    task: str
+    box: tuple[_Number, _Number, _Number, _Number] | msgspec.UnsetType = msgspec.UNSET
+    unparsed: str | msgspec.UnsetType = msgspec.UNSET
+    looked_at: tuple[int, int, int, int] | None = None
+    box_step: _StepLine | None = None
+    answer_step: _StepLine | None = None
+    error: str | None = None
+
+
+_EPISODE = msgspec.json.Decoder(_EpisodeLine)
+
+
+def episode_from_line(line: bytes) -> Episode:
+    """The episode of a line of episodes.jsonl. Raises ValueError on another shape, naming the field."""
+    return _episode(decode_as(line, _EPISODE))
+
+
 def episode_from_json(value: Any) -> Episode:
-    """The inverse of :func:`episode_to_json`. Raises KeyError, TypeError or ValueError on another shape, naming the field."""
-    if not isinstance(value, dict):
-        raise TypeError("not a JSON object")
+    """The inverse of :func:`episode_to_json`. Raises ValueError on another shape, naming the field."""
+    return _episode(msgspec.convert(value, _EpisodeLine))
+
+
+def _episode(line: _EpisodeLine) -> Episode:
     box: Box | Unparsed | None = None
-    if "box" in value:
-        box = Box(*_four(value, "box", _is_number))
-    elif "unparsed" in value:
-        box = Unparsed(_text(value, "unparsed"))
-    looked = value.get("looked_at")
-    return Episode(
-        sample_id=_text(value, "sample_id"),
-        task=_text(value, "task"),
-        box_step=_step(value, "box_step"),
-        box=box,
-        looked_at=None if looked is None else _four(value, "looked_at", _is_integer),
-        answer_step=_step(value, "answer_step"),
-        error=None if value.get("error") is None else _text(value, "error"),
-    )
+    if line.box is not msgspec.UNSET:
+        box = Box(*line.box)
+    elif line.unparsed is not msgspec.UNSET:
+        box = Unparsed(line.unparsed)
+    looked, error = line.looked_at, line.error
+    return Episode(line.sample_id, line.task, _step(line.box_step), box, looked, _step(line.answer_step), error)
 
 
-def _text(value: Mapping[str, Any], name: str) -> str:
-    found = value[name]
-    if not isinstance(found, str):
-        raise TypeError(f"{name} is not a text")
-    return found
-
-
-def _four(value: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) -> tuple[Any, Any, Any, Any]:
-    found = value[name]
-    if not isinstance(found, list) or len(found) != 4 or not all(map(fits, found)):
-        raise TypeError(f"{name} is not four {'integers' if fits is _is_integer else 'numbers'}")
-    return found[0], found[1], found[2], found[3]
-
-
-def _is_integer(found: Any) -> bool:
-    return type(found) is int  # a bool is none here
-
-
-def _is_number(found: Any) -> bool:
-    return type(found) in (int, float)
-
-
-def _step(value: Mapping[str, Any], name: str) -> Step | None:
-    found = value.get(name)
-    if found is None and name not in value:
+def _step(line: _StepLine | None) -> Step | None:
+    if line is None:
         return None
-    if not isinstance(found, dict) or not found.keys() <= _STEP:
-        raise TypeError(f"{name} is not a step")
-    read, generated = found.get("prompt_tokens"), found.get("output_tokens")
-    if type(read) not in _COUNT or type(generated) not in _COUNT:
-        raise TypeError(f"{name}: a number of tokens is not an integer")
-    ended = None if found.get("finish_reason") is None else _text(found, "finish_reason")
-    return Step(_text(found, "prompt"), _text(found, "output"), read, generated, ended, _sizes(found))
-
-
-def _sizes(step: Mapping[str, Any]) -> tuple[Size, ...] | None:
-    found = step.get("seen_sizes")
-    if found is None:
-        return None
-    if not isinstance(found, list) or not all(
-        isinstance(size, list) and len(size) == 2 and all(map(_is_integer, size)) for size in found
-    ):
-        raise TypeError("seen_sizes is not a list of widths and heights")
-    return tuple((width, height) for width, height in found)
+    sizes = None if line.seen_sizes is None else tuple(line.seen_sizes)
+    return Step(line.prompt, line.output, line.prompt_tokens, line.output_tokens, line.finish_reason, sizes)
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
     """Episodes in file order; see :func:`read_lines`."""
-    return read_lines(path, episode_from_json)
+    return (episode for _, episode in _placed(path, episode_from_line))
 
 
 def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
@@ -123,6 +111,10 @@ def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[Line]:
 
 def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, Line]]:
     """The same, each after the number of its line's first byte."""
+    return _placed(path, lambda line: make(decode(line)))
+
+
+def _placed(path: Path, made_of: Callable[[bytes], Line]) -> Iterator[tuple[int, Line]]:
     if not path.exists():
         return
     place = 0
@@ -132,7 +124,7 @@ def read_placed(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[int, 
                 log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
                 return
             try:
-                made = make(decode(line))
+                made = made_of(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {reason(error)}",
@@ -158,7 +150,7 @@ class Recorded(Mapping[str, Episode]):
 
     def __getitem__(self, sample_id: str) -> Episode:
         self._file.seek(self.places[sample_id])
-        return episode_from_json(decode(self._file.readline()))
+        return episode_from_line(self._file.readline())
 
     def __contains__(self, sample_id: object) -> bool:
         return sample_id in self.places
@@ -175,7 +167,7 @@ def recorded(path: Path) -> Iterator[Mapping[str, Recorded]]:
     """task -> its episodes, while the file is open. Reads every line once; raises UsageError as :func:`read_lines`."""
     with ExitStack() as files:
         found: dict[str, Recorded] = {}
-        for place, episode in read_placed(path, episode_from_json):
+        for place, episode in _placed(path, episode_from_line):
             if episode.task not in found:
                 found[episode.task] = Recorded(files.enter_context(path.open("rb")))
             found[episode.task].places[episode.sample_id] = place

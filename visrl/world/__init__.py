@@ -15,6 +15,8 @@ from pathlib import Path
 from visrl.errors import UsageError, nearest
 
 CHECKPOINTS = ("tiny", "sft", "base")
+IMAGE_SIZE = 64
+"""Pixels of the square at which the small models see a picture or a crop, padded with the mean colour."""
 VERSION = "1"
 """Of pictures and questions: changing a pixel or a word needs a new one (tests/world/test_scenes.py)."""
 

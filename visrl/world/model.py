@@ -18,11 +18,12 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from visrl.core.chat_format import template
 from visrl.core.prompts import P_BOX, P_DETAIL, P_REC, P_RL
+from visrl.world import IMAGE_SIZE
 from visrl.world.chat_format import BINS, LAYOUT
 from visrl.world.general_questions import vocabulary
 from visrl.world.vision_tower import ConvStemConfig
 
-IMAGE_SIZE, PATCH = 64, 8
+PATCH = 8
 PICTURE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<|user|>", "<|assistant|>")

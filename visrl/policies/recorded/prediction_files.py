@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from visrl.core.boxes import Box
+from visrl.core.json_files import decode_foreign
 from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
@@ -101,7 +103,7 @@ def question_key(text: str) -> str:
 
 def picture_key(name: str) -> str:
     """A picture's stem: published files name one picture 0020.png, 0020.jpg or code_reasoning/0020.txt."""
-    return PurePosixPath(name.replace("\\", "/")).stem.lower()
+    return posixpath.splitext(posixpath.basename(name.replace("\\", "/").rstrip("/")))[0].lower()
 
 
 def read_predictions(source: Path, questions: Path | None = None) -> PredictionFile:
@@ -178,7 +180,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, decode_foreign(line)
             except ValueError as error:
                 raise UsageError(f"{path}:{number}: not JSON: {error}", "each line is one JSON object") from error
 

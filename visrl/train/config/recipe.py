@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
 from visrl.errors import UsageError, nearest, printable
@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
     "small_model": "visrl.train.small_model.run",
+    "grpo": "visrl.train.grpo.phase",
     "pairs": "visrl.train.pairs.command",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",
@@ -37,6 +38,13 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _a_place(cls, value: Any) -> Any:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("no file has a null byte in its name")
+        return value
 
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +62,7 @@ class Recipe(Section):
 
     kind: str
     output: Path = Field(description="the run's folder")
-    seed: int = Field(default=88, description="the official seed (docs/method.md e)")
+    seed: int = Field(default=88, ge=0, lt=2**32, description="the official seed (docs/method.md e)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class QuestionSection(Section):
     path: Path | None = Field(default=None, description="the file; none for `world`")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     limit: int | None = Field(
-        default=None, description="only the first questions, in file order, as the official sampling"
+        default=None, ge=1, description="only the first questions, in file order, as the official sampling"
     )
     tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
     split: str = Field(default="rl", description="of `world`")

@@ -138,8 +138,7 @@ def picture_in(folder: Path, name: str) -> Picture:
         from visrl.world.samples import picture_of
 
         return picture_of(name.removeprefix(WORLD))
-    root = folder.resolve()
-    path = (root / name).resolve()
+    root, path = _resolved(folder, name)
     if not path.is_relative_to(root):
         raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
 
@@ -160,6 +159,15 @@ def picture_in(folder: Path, name: str) -> Picture:
         return decoded(data, name)
 
     return Picture(name, load)
+
+
+def _resolved(folder: Path, name: str) -> tuple[Path, Path]:
+    try:
+        root = folder.resolve()
+        return root, (root / name).resolve()
+    except (ValueError, OSError) as error:  # a null byte, a loop of links
+        hint = "pictures are named relative to data.pictures"
+        raise UsageError(f"picture {name!r} in {str(folder)!r}: {error}", hint) from error
 
 
 def sample_of(row: _Question, folder: Path) -> CoTSample:

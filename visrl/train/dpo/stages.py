@@ -38,6 +38,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.data.candidates import Preference
+from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import Term, stage_terms
@@ -110,16 +111,17 @@ class DPORecipe(Recipe):
 def run(recipe: DPORecipe) -> int:
     """Train the stages that are not finished. Raises UsageError."""
     pairs = load_preferences(recipe.data)
+    data = preferences_hash(pairs)
     before: Path | None = None
     trainable: TrainableModel | None = None
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
-        check_claim(folder, settings(recipe, stage))
+        check_claim(folder, settings(recipe, stage), data)
         if not finished(folder):
             trainable = trainable or load_trainable(
                 _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed
             )
-            claim(folder, settings(recipe, stage))
+            claim(folder, settings(recipe, stage), data)
             run_stage(recipe, stage, trainable, pairs)
             if rank() == 0:
                 protocols = {str(pair.protocol) for pair in pairs}

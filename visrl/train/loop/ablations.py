@@ -38,7 +38,7 @@ class AblationsRecipe(Recipe):
     kind: Literal["ablations"]
     recipe: Path = Field(description="the loop, relative to this file")
     set: dict[str, Any] = Field(default_factory=dict, description="of every variant: dotted key -> value")
-    seeds: int = Field(default=5, ge=1)
+    seeds: int = Field(default=5, ge=1, le=1000)
     variants: dict[str, dict[str, Any]] = Field(
         description="name -> dotted key of the loop -> value; `full` is the method itself"
     )

@@ -19,6 +19,7 @@ from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 KEYS: Mapping[str, Mapping[str, str]] = {
     "sft": {"protocol": "data.protocol", "crop": "chain.crop"},
     "pairs": {"protocol": "protocol", "crop": "crop"},
+    "grpo": {"protocol": "grpo.protocol", "crop": "grpo.crop"},
     "dpo": {"crop": "step.crop"},  # pairs have their protocol
 }
 """Kind of recipe -> where it says how one looks. A small model's lessons are what they are."""
@@ -63,7 +64,7 @@ def look_of(name: str, resolved: Resolved, taught: Collection[str] = ()) -> Look
         return None
     values = {what: _value(resolved, key) for what, key in keys.items()}
     named = values.get("protocol")
-    if resolved.recipe.kind == "pairs":
+    if resolved.recipe.kind in ("pairs", "grpo"):
         named = named or DEFAULT_PROTOCOL
     asked = taught or ([named] if named is not None else [])
     looking = {protocol for protocol in asked if PROTOCOLS[protocol].looks}

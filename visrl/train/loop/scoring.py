@@ -26,7 +26,7 @@ from visrl.train.loop.phase_state import is_finished
 from visrl.train.loop.phases import Phase, Weights, phases
 from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
-_OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d))$")
+_OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d?))$")
 """What a phase's record is called."""
 ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 """The metrics of a phase's line; of a suite without VisCoT boxes, referring expressions'."""

@@ -34,6 +34,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.data.candidates import Demonstration
+from visrl.train.data.fingerprint import demonstrations_hash
 from visrl.train.data.load import load_demonstrations
 from visrl.train.sft.collator import SFTCollator
 
@@ -156,11 +157,12 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
 
 def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
-    check_claim(recipe.output, asked := recipe.model_dump(mode="json", exclude={"output"}))
+    chains = load_demonstrations(recipe.data)  # before the model: it takes longer
+    asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
+    check_claim(recipe.output, asked, data)
     if not finished(recipe.output):
-        chains = load_demonstrations(recipe.data)  # before the model: it takes longer
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
-        claim(recipe.output, asked)
+        claim(recipe.output, asked, data)
         run_sft(recipe, trainable, chains)
         if rank() == 0:
             protocols = {str(chain.protocol) for chain in chains}

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visrl.core.boxes import SQUARE, Box, Size
+from visrl.world import IMAGE_SIZE
 from visrl.world.glyphs import ink
-from visrl.world.model import IMAGE_SIZE, PATCH
+from visrl.world.model import PATCH
 from visrl.world.rendering import ink_on
 from visrl.world.rng import Dice
 from visrl.world.scenes import COLOURS, SHAPES, Scene, Thing, a_hand, a_shade, a_sign

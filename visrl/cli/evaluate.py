@@ -21,6 +21,7 @@ from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
@@ -246,7 +247,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit):
+for listing in (ls, world, tables, leaderboard, audit, export):
     app.command()(listing)
 check_commands.register(app)
 

@@ -16,6 +16,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages of ``OUTSIDE``, their links to docs/ made relative to it."""
     for name, source in OUTSIDE.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        for other, beside in OUTSIDE.items():
+            text = text.replace(f"]({beside})", f"]({other})")
         files.append(File.generated(config, name, content=text))
     return files
 

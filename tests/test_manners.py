@@ -45,7 +45,7 @@ def test_the_workflow_passes_in_another_repository(tmp_path, monkeypatch):
         done = subprocess.run(["bash", "-ec", words], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"$ {words}\n{done.stdout}\n{done.stderr}"
         ran.append(words.split()[0])
-    assert ran == ["visrl-eval", "cat"] and "my-model" in (tmp_path / "check" / "check.md").read_text()
+    assert ran == ["visrl-eval", "cat"] and "world_viscot_doc answer" in (tmp_path / "check" / "check.md").read_text()
     assert summary.read_text() == (tmp_path / "check" / "check.md").read_text()
 
 
@@ -104,10 +104,10 @@ def test_the_wheel_holds_the_recipes(tmp_path):
     import shutil
 
     source = tmp_path / "source"
-    left_out = shutil.ignore_patterns(
-        "*.safetensors", "__pycache__", ".git", "docs", "tests", "build", "*.egg-info", "runs"
-    )
-    shutil.copytree(ROOT, source, ignore=left_out)
+    for name in ("visrl", "evals", "tasks", "recipes"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [
         sys.executable,
         "-m",

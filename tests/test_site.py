@@ -21,7 +21,6 @@ def build(root, out):
         "mkdocs",
         "build",
         "--strict",
-        "-q",
         "-f",
         str(root / "mkdocs.yml"),
         "-d",

@@ -12,7 +12,6 @@ Departures from the official script: 1. a failed request or a reply without exac
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from visrl.errors import UsageError, nearest
 from visrl.evals.equal_words import anls, contains, exact
 
 if TYPE_CHECKING:
+    import asyncio
+
     from openai import AsyncOpenAI
 
 PROMPT_VERSION = "viscot/v1"
@@ -212,6 +213,8 @@ class EndpointJudge:
     def judge_many(self, items: Sequence[JudgeItem]) -> list[Score]:
         if not items:
             return []
+        import asyncio  # here, as openai below: most judges need neither
+
         return asyncio.run(self._judge_all(items, self.key()))
 
     def key(self) -> str:
@@ -222,6 +225,8 @@ class EndpointJudge:
         return key or "none"
 
     async def _judge_all(self, items: Sequence[JudgeItem], key: str) -> list[Score]:
+        import asyncio
+
         from openai import AsyncOpenAI
 
         gate = asyncio.Semaphore(self.concurrency)

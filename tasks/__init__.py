@@ -16,9 +16,10 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS, resolve
 from visrl.tasks import world
 from visrl.tasks.common import Document, Source, sha256_of
+from visrl.tasks.pictures import Library, Missing
 from visrl.tasks.sources import SOURCES
 
-__all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load"]
+__all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load", "missing_pictures"]
 
 
 def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None = None) -> Iterator[CoTSample]:
@@ -37,6 +38,18 @@ def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None
         (document.where, adapt(source, name, document, data, with_pictures=with_pictures))
         for document in islice(documents(name, data), limit)
     )
+
+
+def missing_pictures(name: str, data: Path | None, limit: int | None = None) -> Missing:
+    """Which pictures of a task have no file, before anybody looks at one. Raises UsageError as :func:`load` does."""
+    source = _source(name)
+    if data is None or source.in_rows or TASKS[name].small_world:
+        return Missing([], 0, "")  # drawn, or in the rows
+    samples = load(name, data, with_pictures=True, limit=limit)
+    names = list(dict.fromkeys(sample.picture.ref for sample in samples if sample.picture is not None))
+    library = Library.of(data, source.places)
+    missing = [picture for picture in names if library.find(picture) is None]
+    return Missing(missing, len(names), str(library.root), library.tried(missing[0]) if missing else ())
 
 
 def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from visrl.errors import UsageError
+from visrl.runs.hub import settle
 
 Row = Mapping[str, Any]
 Found = tuple[str, Row, Callable[[], bytes] | None]
@@ -103,6 +104,8 @@ class PinnedFiles:
 def _loaded(load: Callable[[], Any], name: str) -> Any:
     from datasets.exceptions import DatasetsError
 
+    if "://" not in name:
+        settle()
     try:
         return load()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # OSError: no network, offline mode, not found

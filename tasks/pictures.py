@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,18 +74,45 @@ class Library:
         """The picture whose encoded bytes stand in the documents themselves."""
         return Picture(name, lambda: decoded(data(), name))
 
+    def tried(self, name: str) -> list[str]:
+        """Where a picture of this name may lie, below the folder, in the order in which it is looked for."""
+        parent, _, file = name.rpartition("/")
+        return list(dict.fromkeys(place.format(name=name, parent=parent, file=file) for place in self.places))
+
+    def find(self, name: str) -> Path | None:
+        """The file of a picture; None where there is none."""
+        paths = (self.root / place for place in self.tried(name)) if self.root is not None else ()
+        return next((path for path in paths if path.is_file()), None)
+
     def _open(self, name: str) -> Image:
         if self.root is None:
             raise PictureError(f"no folder of pictures to look up {name}")
-        parent, _, file = name.rpartition("/")
-        for place in self.places:
-            path = self.root / place.format(name=name, parent=parent, file=file)
-            if path.is_file():
-                try:
-                    return decoded(path.read_bytes(), name)
-                except OSError as error:
-                    raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
-        raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.places)})")
+        path = self.find(name)
+        if path is None:
+            raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.tried(name))})")
+        try:
+            return decoded(path.read_bytes(), name)
+        except OSError as error:
+            raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Pictures by name that have no file, of ``n`` in all, and where the first was looked for below ``folder``."""
+
+    names: Sequence[str]
+    n: int
+    folder: str
+    tried: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def __str__(self) -> str:
+        """``10,814 of 10,834 pictures missing under data/images (first: a.jpg; looked for a.jpg, train2014/a.jpg)``."""
+        looked = ", ".join(self.tried)
+        first = f"first: {self.names[0]}" + (f"; looked for {looked}" if looked not in ("", self.names[0]) else "")
+        return f"{len(self.names):,} of {self.n:,} pictures missing under {self.folder} ({first})"
 
 
 @lru_cache(maxsize=64)  # asked for every row of a benchmark

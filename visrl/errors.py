@@ -35,6 +35,10 @@ def refused(error: OSError, place: object = None, hint: str = "") -> UsageError:
     return UsageError(f"{where}: {why}" if where is not None else why, hint or "check the place and its permissions")
 
 
+class Incomplete(UsageError):
+    """A run that did what it could, and it is not enough to go on: exit code 3, with the reason."""
+
+
 class Interrupted(Exception):
     """Ctrl-C, after what was finished has been saved; the message says what and where. Not a KeyboardInterrupt: command-line
     libraries turn those into exit codes of their own.

@@ -45,8 +45,16 @@ def main() -> None:
         recorded = data / "predictions" / "rec" / "baseline__refcoco_val.json.gz"
         commands = {
             "2,000 outputs": ["--model", f"replay:{recorded}", "--tasks", "refcoco_val", "--data", str(data)],
-            f"{rows:,} outputs": ["--model", f"replay:{every}", "--model-args", "box_format=json_pixel"]
-            + ["--tasks", "rec", "--data", str(data)],
+            f"{rows:,} outputs": [
+                "--model",
+                f"replay:{every}",
+                "--model-args",
+                "box_format=json_pixel",
+                "--tasks",
+                "rec",
+                "--data",
+                str(data),
+            ],
         }
         print(
             "| | old, CPU s (least, median) | new | ratio of least | median of paired ratios |\n|---|--:|--:|--:|--:|"

@@ -13,12 +13,12 @@ from pairs_made import FakeCritic, FakePolicy, questions, recipe
 from visrl.core.boxes import Box
 from visrl.core.records import read_records
 from visrl.errors import UsageError
+from visrl.train.common.critics import ScoreCritic
 from visrl.train.config.recipe import DataSection, load_recipe
 from visrl.train.data.load import load_preferences
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.data.rows import PairRow, read_rows
 from visrl.train.pairs import command
-from visrl.train.pairs.critics import ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler, from_json, to_json
 
@@ -229,12 +229,12 @@ def test_questions_from_a_file(tmp_path, capsys):
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, second = load_questions(QuestionSection(path=path, pictures=tmp_path))
-    assert "left out: 1 picture missing (first: gone)" in capsys.readouterr().err
+    assert "left out: 1 without their picture: 1 of 3 pictures missing under" in capsys.readouterr().err
     assert first.box == Box(1, 2, 3, 4) and first.answers == ("me",) and second.size == (30, 40) and second.box is None
     assert [s.id for s in load_questions(QuestionSection(path=path, pictures=tmp_path, skip=1, limit=5))] == ["b"]
     with pytest.raises(UsageError, match="no questions") as caught:
         load_questions(QuestionSection(path=path, pictures=tmp_path / "elsewhere"))
-    assert f"are the pictures below {tmp_path / 'elsewhere'}?" in caught.value.hint
+    assert f"3 of 3 pictures missing under {tmp_path / 'elsewhere'} (first: gone.png)" in caught.value.message
     path.write_text(path.read_text() + json.dumps(rows[1]) + "\n")
     with pytest.raises(UsageError, match="'a' occurs twice"):
         load_questions(QuestionSection(path=path, pictures=tmp_path))

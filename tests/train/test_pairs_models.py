@@ -20,7 +20,7 @@ from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.train.pairs.critics import LikelihoodCritic, ScoreCritic
+from visrl.train.common.critics import LikelihoodCritic, ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler
 

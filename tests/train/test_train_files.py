@@ -56,7 +56,7 @@ def test_rows_without_their_picture_are_left_out_counted_and_named(tmp_path, cap
     write_rows(tmp_path / "p.jsonl", rows)
     found = load_preferences(DataSection(path=tmp_path / "p.jsonl", pictures=tmp_path))
     assert [pair.sample.id for pair in found] == ["r0"]
-    assert "1 picture missing (first: r1)" in capsys.readouterr().err
+    assert "1 without their picture: 1 of 2 pictures missing under" in capsys.readouterr().err
 
 
 def test_one_id_twice_is_an_error(tmp_path):
@@ -85,7 +85,7 @@ def test_viscot_chains_keep_their_question_and_take_the_raw_pixels(tmp_path):
     (tmp_path / "v.json").write_text(json.dumps([item, flat, plain]))
     rows, tally = import_chains(tmp_path / "v.json", "viscot")
     assert [(r.question, r.chain.box, r.chain.answer, r.protocol) for r in rows] == [
-        ("Is it red?", (141.0, 87.0, 397.0, 298.0), "No", "viscot_train")
+        ("Is it red?", (141.0, 87.0, 397.0, 298.0), "No", "visrl_train")
     ]
     assert tally.left_out == {"empty box": 1, "no second picture with ###[x1, y1, x2, y2]": 1}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from visrl.train.dpo.prefix_sharing import Layout, block_mask, branch_positions, join
+from visrl.train.common.prefix_sharing import Layout, block_mask, branch_positions, join
 
 SHARED = Layout(prompt=3, width=3, branches=2)  # [p p p | w w | l l]: 3 + 2 (3 - 1) = 7 columns
 

@@ -42,14 +42,14 @@ def logs(trainable, stage_folder, term):
 
 def box_log_probabilities(t):
     """[N, 2] of a model, by the plain path, one pair at a time."""
+    from visrl.train.common.logprobs import BranchScorer
     from visrl.train.dpo.collator import PairCollator
-    from visrl.train.dpo.logprobs import PairScorer
 
     collator = PairCollator(PAIRS, t.encoder, ("box",), shared=False)
     rows = []
     for i in range(len(PAIRS)):
         with torch.no_grad():
-            scores = PairScorer(t.model, t.base, t.family, collator([{"row": i}])["box"])()
+            scores = BranchScorer(t.model, t.base, t.family, collator([{"row": i}])["box"])()
         rows.append(scores.log_probs.sum(1))
     return torch.stack(rows)
 
@@ -147,12 +147,14 @@ def test_a_losing_chain_may_have_answered_nothing(tmp_path, capsys):
 def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
     from visrl.train.common.phase_folder import claim
 
-    claim(tmp_path, {"seed": 3})  # nothing came of it: a recipe put right takes the folder
-    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    claim(tmp_path, {"seed": 3}, "rows")  # nothing came of it: a recipe put right takes the folder
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "rows")
     (tmp_path / "checkpoint-1").mkdir()
-    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}})
+    claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "rows")
     with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
-        claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}})
+        claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}}, "rows")
+    with pytest.raises(UsageError, match="made with other rows than the data have now"):
+        claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "other rows")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -225,9 +227,9 @@ def test_features_have_the_same_bits_in_any_company():
     policy = load_policy("base", {"dtype": "float32"})
     samples = load_questions(QuestionSection(format="world", split="val", limit=16))
     seen = [policy.family.encode_image(sample.picture.open()) for sample in samples]
-    together = FeatureStore(1 << 30)._find(policy.family, policy.model, seen)
+    together = FeatureStore(1 << 30).features(policy.family, policy.model, seen)
     for picture in seen:
-        (alone,) = FeatureStore(0)._find(policy.family, policy.model, [picture]).values()
+        (alone,) = FeatureStore(0).features(policy.family, policy.model, [picture]).values()
         assert all(torch.equal(value, together[picture.digest][name]) for name, value in alone.items())
 
 
@@ -242,9 +244,9 @@ def test_features_do_not_depend_on_the_mode_of_the_model():
     dropout = torch.nn.Dropout(0.5)
     model.model.multi_modal_projector.register_module("noise", dropout)
     model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: dropout(output))
-    (calm,) = FeatureStore(0)._find(family, model.eval(), seen).values()
+    (calm,) = FeatureStore(0).features(family, model.eval(), seen).values()
     model.train()
     model.lm_head.eval()  # a module with a mode of its own
-    (training,) = FeatureStore(0)._find(family, model, seen).values()
+    (training,) = FeatureStore(0).features(family, model, seen).values()
     assert all(torch.equal(value, training[name]) for name, value in calm.items())
     assert model.training and dropout.training and not model.lm_head.training

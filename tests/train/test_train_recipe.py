@@ -113,8 +113,14 @@ def test_every_shipped_recipe_is_valid_and_begins_with_its_command_and_its_memor
 def test_the_command_line_checks_without_training(tmp_path, capsys):
     from visrl.cli.train import run
 
-    run([str(write(tmp_path, DPO)), "--dry-run", "--set", "seed=5"])
-    assert "seed = 5  (--set)" in capsys.readouterr().err
+    recipe = str(write(tmp_path, DPO.replace("path: p.jsonl", "format: world_oracle, limit: 4")))
+    words = [recipe, "--dry-run", "--set", "step.stages=[1]", "--set"]  # the oracle's pairs have boxes and no answers
+    run([*words, "seed=5", "--set", "model.path=sft"])
+    assert "seed = 5  (--set)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="cannot load m: no such folder"):
+        run([*words, "seed=5"])
+    with pytest.raises(UsageError, match=r"cannot read p\.jsonl"):
+        run([*words, "model.path=sft", "--set", "data={path: p.jsonl}"])
     with pytest.raises(UsageError, match="is a recipe of kind dpo, not sft"):
         run(["sft", str(tmp_path / "r.yaml"), "--dry-run"])
 

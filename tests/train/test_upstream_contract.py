@@ -14,8 +14,8 @@ import trl
 from transformers import Trainer, trainer_utils
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from visrl.train.common.logprobs import TokenScores
 from visrl.train.common.phase_folder import PhaseTrainer
-from visrl.train.dpo.logprobs import TokenScores
 from visrl.train.dpo.trainer import StepDPOTrainer
 from visrl.train.sft.sft import MaskedSFTTrainer
 
@@ -38,7 +38,9 @@ CALLABLES = [
     (Trainer, "_prepare_inputs", ("inputs",)),
     (Trainer, "remove_callback", ("callback",)),
     (Trainer, "create_model_card", ()),
-    (trainer_utils, "get_last_checkpoint", ("folder",)),
+    (Trainer, "_run_epoch", ("epoch",)),
+    (Trainer, "log", ("logs", "start_time")),
+    (trainer_utils, "sort_checkpoints", ("output_dir",)),
     (trainer_utils, "rotate_checkpoints", ("output_dir", "save_total_limit", "use_mtime")),
 ]
 # what our code, standing in the library's place, sets or reads: words of the library's source
@@ -46,12 +48,17 @@ READ = [
     (DPOTrainer, "_precompute_model_hash", "the hash of the weights a phase starts from"),
     (DPOTrainer, "_total_train_tokens", "the tokens seen so far"),
     (DPOTrainer, "self._metrics", "metrics by mode, put aside for each term"),
+    (SFTTrainer, "self._total_train_tokens", "the tokens seen so far, restored on resume"),
+    (SFTTrainer, "self._metrics[mode]", "metrics since the last line, restored on resume"),
+    (Trainer, "self._tr_loss += tr_loss_step", "the losses since the last line, restored on resume"),
+    (Trainer, "self._total_loss_scalar += tr_loss_scalar", "the losses of all logged steps, restored on resume"),
+    (Trainer, "self._globalstep_last_logged = self.state.global_step", "the step of the last line, restored on resume"),
     (DPOTrainer, "self.beta", "set for each term"),
     (DPOTrainer, "self.precompute_ref_logps", "true: the reference's numbers come with the batch"),
     (DPOTrainer, 'inputs["ref_chosen_logps"]', "the reference's numbers"),
     (DPOTrainer, 'inputs["ref_rejected_logps"]', "the reference's numbers"),
     (DPOTrainer, 'inputs["completion_mask"]', "which tokens count"),
-    (DPOTrainer, "outputs.log_probs", "what a model with the fused head returns, as PairScorer does"),
+    (DPOTrainer, "outputs.log_probs", "what a model with the fused head returns, as BranchScorer does"),
     (DPOTrainer, "fused_lm_head=True", "asks for it"),
     (DPOTrainer, 'add_adapter("ref"', "the copy of a continued adapter, which is taken away again"),
 ]

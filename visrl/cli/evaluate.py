@@ -30,7 +30,7 @@ from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, Us
 from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from visrl.evaluation.evaluate import Engine, Options, Outcome
     from visrl.policies.protocol import Policy
@@ -127,17 +127,16 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, check_before, evaluate, own_and_upstream
+    from visrl.evaluation.evaluate import Options, evaluate, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
     processes = init()
     own, upstream = own_and_upstream(tasks, ray)
-    if own:
-        check_before(own, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
-    _load_quietly(model)
-    policy, engine = policy_and_engine(model, parse_model_args(model_args), ray)
+    arguments = parse_model_args(model_args)
+    _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
+    policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
         data=data,
         protocol=protocol,
@@ -165,6 +164,21 @@ def run(
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
+    """Raises UsageError for what can be seen to be missing or wrong before a model is loaded; then readies its loading."""
+    from visrl.evaluation.evaluate import check_before, check_pictures
+    from visrl.policies.before import check_policy
+    from visrl.policies.registry import looks_at_pictures
+
+    if own:
+        check_before(own, **asked)
+        if looks_at_pictures(model):
+            check_pictures(own, asked["data"], limit)
+    _load_quietly(model)
+    if model.startswith(("endpoint:", "openai:")):
+        check_policy(model, arguments)
 
 
 def _load_quietly(model: str) -> None:

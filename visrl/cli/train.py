@@ -70,6 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
     if rank() == 0:
         print("\n".join(resolved.lines()), file=sys.stderr)
+    resolved.kind.check(resolved.recipe)
     if not args.dry_run:
         return resolved.kind.run(resolved.recipe)
     if resolved.kind.status is not None:

@@ -94,6 +94,8 @@ def _at_least_a_pixel(region: Region, size: Size) -> Region:
 
 
 CropName = Literal["viscot_square112", "tight", "compat_visrl"]
+TRAINED_CROP: CropName = "tight"
+"""What chains are trained and pairs sampled with where nobody says otherwise."""
 CROPS: dict[str, Callable[[Box, Size], Region]] = {
     "viscot_square112": viscot_square112,
     "tight": tight,

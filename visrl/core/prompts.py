@@ -24,6 +24,8 @@ P_DETAIL = "Please answer the question based on the original image and local det
 P_REC = "Locate the region this sentence describes: {expression}. Please provide the bounding box coordinates."
 
 ProtocolName = Literal["viscot_train", "viscot_eval", "visrl_train", "direct"]
+DEFAULT_PROTOCOL: ProtocolName = "visrl_train"
+"""What is trained, sampled and scored where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

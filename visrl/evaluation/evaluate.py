@@ -24,7 +24,7 @@ from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.recorded.replay import own_documents
 from visrl.rollout.config import RolloutConfig, check_names, rollout_config
 from visrl.rollout.rollout import look_then_answer
-from visrl.runs.distributed import init
+from visrl.runs.distributed import init, rank
 from visrl.runs.job import Batch, Job, missing_batches
 from visrl.runs.lines import episode_to_json
 from visrl.runs.meta import read_meta
@@ -89,6 +89,18 @@ def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, 
     check_names(**named)
     if data is not None and not data.is_dir():
         raise UsageError(f"--data {data}: no such folder", "docs/data.md describes its layout")
+
+
+def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = None) -> None:
+    """Say in a line per task which pictures have no file: their samples will fail. Raises UsageError where none has one."""
+    from visrl.tasks import missing_pictures
+
+    for spec in resolve(tasks):
+        missing = missing_pictures(spec.name, data, limit)
+        if len(missing.names) == missing.n > 0:
+            raise UsageError(f"{spec.name}: {missing}", "docs/data.md says where pictures belong")
+        if missing and rank() == 0:
+            log.warning("%s: %s; their samples will fail", spec.name, missing)
 
 
 def config_of(policy: Policy, options: Options) -> RolloutConfig:

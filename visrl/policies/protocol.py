@@ -92,6 +92,8 @@ class Output:
     prompt_tokens: of the whole prompt, once, whatever n; cached_tokens: those of them that were not computed again.
     output_tokens: of all n texts together. finish_reason: why the first text ended there (stop, length, …), where that is known.
     seen_sizes: (width, height) in pixels at which the model saw each picture, where its processor resizes to many sizes.
+    token_ids: of each text, exactly as sampled, with what ended it; None where the policy does not know them. The text holds
+    less: it is cut at a stop, and without the tokens that structure a chat.
     """
 
     texts: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ class Output:
     retry: bool = True
     finish_reason: str | None = None
     seen_sizes: tuple[Size, ...] | None = None
+    token_ids: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

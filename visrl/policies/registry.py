@@ -28,7 +28,22 @@ def parse_model_args(text: str) -> dict[str, str]:
 
 def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
     """The policy a user named. Raises UsageError for an unknown kind, name or argument, with the nearest one known."""
-    args = dict(args or {})
+    kind, rest, args = kind_and_place(spec, args or {})
+    if kind == "blind":
+        from visrl.policies.blind import Blind
+
+        return Blind(load_policy(rest, args))
+    return _KINDS[kind]()(rest, **args)
+
+
+def looks_at_pictures(spec: str) -> bool:
+    """Whether the model that a user named will open pictures: recorded outputs and constants do not."""
+    return spec.partition(":")[0] not in ("replay", "constant")
+
+
+def kind_and_place(spec: str, args: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:
+    """The kind of model that a user named, where it is, and its arguments. Raises UsageError as :func:`load_policy` does."""
+    args = dict(args)
     if "pretrained" in args:  # as lmms-eval and lm-evaluation-harness name a model: a kind, and where it is
         if spec not in _KINDS:
             raise UsageError(
@@ -44,11 +59,7 @@ def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
         else:
             known = [*CHECKPOINTS, *(f"{name}:" for name in (*_KINDS, "blind"))]
             raise UsageError(f"unknown model {spec!r}", nearest(spec, known))
-    if kind == "blind":
-        from visrl.policies.blind import Blind
-
-        return Blind(load_policy(rest, args))
-    return _KINDS[kind]()(rest, **args)
+    return kind, rest, args
 
 
 def _is_hub_id(spec: str) -> bool:
@@ -85,18 +96,59 @@ def _replay() -> Callable[..., Policy]:
     return ReplayPolicy.load
 
 
+class ShippedArguments(ModelArguments):
+    """Of HFArguments what makes sense for a small model that is at hand."""
+
+    kind = "a shipped model"
+
+    dtype: str = "float32"
+    rows: int = 64
+    adapter: str = ""
+
+
+class ConstantArguments(ModelArguments):
+    """How a constant text is read as a box."""
+
+    kind = "constant"
+
+    box_format: str = "padded_square_3dp"
+
+
+def fitting(spec: str, args: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The arguments without those of another kind of model, and the names of these: where a server takes the place of weights,
+    their ``dtype`` means nothing. What no kind knows stays, to be refused.
+    """
+    kind = kind_and_place(spec, args)[0]
+    own = _arguments_of(kind)
+    odd = [name for name in args if own is not None and name not in own]
+    if not odd:
+        return dict(args), []
+    elsewhere = {name for other in ("hf", "endpoint") for name in _arguments_of(other) or ()}
+    fallen = [name for name in odd if name in elsewhere]
+    return {name: value for name, value in args.items() if name not in fallen}, fallen
+
+
+def _arguments_of(kind: str) -> set[str] | None:
+    """What a kind of model takes; None where that is another's business (blind)."""
+    found: type[ModelArguments]
+    if kind in ("endpoint", "openai"):
+        from visrl.policies.servers.endpoint import EndpointArguments
+
+        found = EndpointArguments
+    elif kind == "hf":
+        from visrl.policies.hf.policy import HFArguments
+
+        found = HFArguments
+    elif kind in ("shipped", "constant"):
+        found = ShippedArguments if kind == "shipped" else ConstantArguments
+    else:
+        return None
+    return {*found.model_fields, *found.other_names, "pretrained"}
+
+
 def _shipped() -> Callable[..., Policy]:
     from visrl.policies.hf.policy import HFPolicy
     from visrl.world import checkpoint_path
-
-    class ShippedArguments(ModelArguments):
-        """Of HFArguments what makes sense for a small model that is at hand."""
-
-        kind = "a shipped model"
-
-        dtype: str = "float32"
-        rows: int = 64
-        adapter: str = ""
 
     def load(name: str, **arguments: Any) -> Policy:
         policy = HFPolicy.load(str(checkpoint_path(name)), **ShippedArguments.read(arguments).model_dump())
@@ -107,11 +159,6 @@ def _shipped() -> Callable[..., Policy]:
 
 
 def _constant() -> Callable[..., Policy]:
-    class ConstantArguments(ModelArguments):
-        kind = "constant"
-
-        box_format: str = "padded_square_3dp"
-
     def load(text: str, **arguments: Any) -> Policy:
         name = ConstantArguments.read(arguments).box_format
         if name not in FORMATS:

@@ -37,6 +37,10 @@ def line(text: str, limit: int = 160) -> str:
 
 
 def json_block(value: Any) -> str:
-    """JSON that can stand in a ``<script type="application/json">``: nothing in it can end the element or open another."""
+    """JSON that can stand in a ``<script type="application/json">``: nothing in it can end the element or open another.
+
+    Half a surrogate pair is written as its escape: UTF-8 cannot hold it.
+    """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = text.encode(errors="backslashreplace").decode()
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

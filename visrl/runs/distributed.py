@@ -18,7 +18,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
-from visrl.errors import EXIT_INCOMPLETE, EXIT_USAGE, UsageError
+from visrl.errors import EXIT_INCOMPLETE, EXIT_USAGE, Incomplete, UsageError
 
 ASKED = "VISRL_PROCESSES"
 """Environment variable: how many processes a script meant to start."""
@@ -104,7 +104,7 @@ def say(error: UsageError) -> int:
     elif not isinstance(error, LostProcess):
         time.sleep(5)
         print(f"process {rank() + 1}: {error}", file=sys.stderr, flush=True)
-    return EXIT_INCOMPLETE if isinstance(error, LostProcess) else EXIT_USAGE
+    return EXIT_INCOMPLETE if isinstance(error, (LostProcess, Incomplete)) else EXIT_USAGE
 
 
 def _world_size() -> int:

@@ -21,7 +21,7 @@ from visrl.tables.formats import Cell, Row, Table, cleaned
 
 METRICS = {"answer": "answers", "box_acc": "box", "acc@0.5": "box"}
 """What a phase is measured by, and its name in titles."""
-_STAGE = re.compile(r"iter(\d+)/rl(\d+)$")
+_STAGE = re.compile(r"iter(\d+)/rl(\d*)$")
 _FIRST = {"base": 0, "sft": 1, "more": 2}
 
 
@@ -48,7 +48,7 @@ def phase_of(result: TaskResult) -> dict[str, Any]:
 def order(name: str) -> tuple[int, int, int]:
     """Phases by their names, as a loop runs them."""
     found = _STAGE.match(name)
-    return (9, int(found[1]), int(found[2])) if found else (_FIRST.get(name, 8), 0, 0)
+    return (9, int(found[1]), int(found[2] or 0)) if found else (_FIRST.get(name, 8), 0, 0)
 
 
 def in_order(results: Sequence[TaskResult]) -> list[TaskResult]:

@@ -219,12 +219,20 @@ def decode(
     mask = _branch_mask(prefix.visible, sampling.n, sampling.max_tokens, model.dtype)
     logits = prefix.logits[:, None].expand(-1, sampling.n, -1)
     for step in range(sampling.max_tokens):
-        _append(rows, sample_next_token(logits, sampling, rows), family, ended)
+        _append(rows, sample_next_token(_sayable(logits, sampling, family), sampling, rows), family, ended)
         if step + 1 == sampling.max_tokens or all(b.done for row in rows for b in row):
             break
         logits = _step(model, family, chats, prefix, rows, mask[..., : read + sampling.n * (step + 1)], step)
     _close(prefix, rows, read)
     return rows
+
+
+def _sayable(logits: Tensor, sampling: Sampling, family: Family) -> Tensor:
+    """Logits without the picture's placeholder: one that is drawn would stand for a picture that is not there."""
+    if sampling.temperature <= 0 or family.image_token_id >= logits.shape[-1]:
+        return logits
+    banned = torch.tensor([family.image_token_id], device=logits.device)
+    return logits.index_fill(-1, banned, -torch.inf)
 
 
 def _append(

@@ -29,6 +29,7 @@ from visrl.policies.hf.complete import no_report, require_complete, tensors_load
 from visrl.policies.hf.own_template import say_if_ignored
 from visrl.policies.hf.quantization import quantization
 from visrl.runs.distributed import rank
+from visrl.runs.hub import require_checkpoint, settle
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 NAMES_ELSEWHERE = {"torch_dtype": "dtype", "attn_implementation": "attn", "peft": "adapter", "lora": "adapter"}
@@ -89,6 +90,7 @@ _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "flo
 
 def model_type(path: str, revision: str) -> str | None:
     """``model_type`` of a checkpoint's config.json, read before any class is chosen; None where there is no such file."""
+    require_checkpoint(path, revision)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
     except OSError:
@@ -170,8 +172,7 @@ def load_config(path: str, where: Mapping[str, Any], processor: str = "") -> tup
     Raises UsageError where transformers cannot load them.
     """
     for place in filter(None, (path, processor)):
-        if place.startswith(("/", ".", "~")) and not Path(place).is_dir():  # must not be asked of the hub
-            raise UsageError(f"cannot load {place}: no such folder", "give a folder with config.json, or a hub id")
+        require_checkpoint(place, where.get("revision", "") if place == path else "")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if "model_type" not in raw:
@@ -300,6 +301,7 @@ def folder_of(path: str, revision: str) -> Path:
     """The folder a checkpoint's files lie in; for a hub id, the snapshot in the cache."""
     if Path(path).is_dir():
         return Path(path)
+    settle()
     return Path(str(cached_file(path, "config.json", revision=revision or None))).parent
 
 

@@ -9,7 +9,7 @@ may change an output: everything kept is found by content (tokens and picture by
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Samp
 
 log = logging.getLogger(__name__)
 
+Encode = Callable[[Sequence[EncodedImage]], list[Features]]
 WORTH_RESUMING = 16  # shared tokens below which a prompt is read anew
 
 
@@ -62,12 +63,15 @@ class HFPolicy(Policy):
     """A loaded model behind the policy contract.
 
     rows: conversations per forward pass; halved for good when memory runs out. batch_size: requests a caller had best pass
-    at once, several times ``rows`` so that sorting by length pays.
+    at once, several times ``rows`` so that sorting by length pays. encode: how pictures become features; training passes
+    its own, which computes those of a frozen tower once.
     """
 
     scores_texts = True
 
-    def __init__(self, name: str, loaded: Loaded, *, box_format: str = "native", rows: int = 0) -> None:
+    def __init__(
+        self, name: str, loaded: Loaded, *, box_format: str = "native", rows: int = 0, encode: Encode | None = None
+    ) -> None:
         self.name = name
         self.loaded = loaded
         self.model, self.family = loaded.model, loaded.family
@@ -75,6 +79,7 @@ class HFPolicy(Policy):
         self.default_protocol = self.family.default_protocol
         self.default_crop = self.family.default_crop
         self.rows = rows or (32 if self.model.device.type == "cuda" else 8)
+        self._encode: Encode = encode or (lambda pictures: self.family.encode(self.model, pictures))
         self._text = OutputText(self.family, self.box_format)
         self._seen: dict[str, EncodedImage] = {}  # by digest, of this call and the one before
         self._features: dict[str, Features] = {}
@@ -232,7 +237,7 @@ class HFPolicy(Policy):
         missing = list(needed.values())
         for at in range(0, len(missing), self.rows):
             part = missing[at : at + self.rows]
-            for seen, features in zip(part, self.family.encode(self.model, part), strict=True):
+            for seen, features in zip(part, self._encode(part), strict=True):
                 self._features[seen.digest] = features
 
     def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
@@ -245,4 +250,5 @@ class HFPolicy(Policy):
             output_tokens=written,
             cached_tokens=job.shared,
             seen_sizes=tuple(size for size in sizes if size is not None) or None,
+            token_ids=tuple(tuple(b.ids) for b in branches),
         )

@@ -37,6 +37,7 @@ from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.policies.servers.preflight import look
 from visrl.policies.servers.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
@@ -175,6 +176,10 @@ class EndpointPolicy(Policy):
         from openai import AsyncOpenAI
 
         return AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=self.server.timeout, max_retries=0)
+
+    def require_server(self) -> None:
+        """Raises UsageError where no server answers, or one refuses the key (preflight.py)."""
+        asyncio.run(look(self.server.urls, self._client, self.server.model, self.server.key_env))
 
     async def load_adapter(self) -> None:
         """Have every server load ``server.adapter``. One that does not answer is taken out, and gets it when it is back.
@@ -381,5 +386,5 @@ def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
             f"--model-args box_format=NAME, one of {', '.join([*FORMATS, RESIZED])}; docs/families.md names each family's",
         )
     if name != RESIZED:
-        return format_named(name)
+        return format_named("padded_square_3dp" if name == "paper" else name)
     return format_named(name, min_pixels=str(min_pixels), max_pixels=str(max_pixels))

@@ -28,12 +28,27 @@ class ConversationEncoder:
     family: Family
     box_format: BoxFormat
 
-    def chat(self, turns: Sequence[Turn], *, sample: str, add_generation_prompt: bool = True) -> Chat:
+    def chat(
+        self,
+        turns: Sequence[Turn],
+        *,
+        sample: str,
+        add_generation_prompt: bool = True,
+        seen: dict[str, EncodedImage] | None = None,
+    ) -> Chat:
         """The tokens of a conversation; with ``add_generation_prompt`` up to where the model goes on, else with its replies in
-        the loss mask. Raises UsageError naming ``sample`` for a picture or crop that the image processor does not take.
+        the loss mask. seen: pictures by name that were prepared before; new ones are added. Raises UsageError naming
+        ``sample`` for a picture or crop that the image processor does not take.
         """
         rendered = self.family.render(turns, add_generation_prompt=add_generation_prompt)
-        return self.family.chat(rendered, [self._encoded(picture, sample) for picture in rendered.pictures])
+        return self.family.chat(rendered, [self._known(picture, sample, seen) for picture in rendered.pictures])
+
+    def _known(self, picture: Picture, sample: str, seen: dict[str, EncodedImage] | None) -> EncodedImage:
+        if seen is None:
+            return self._encoded(picture, sample)
+        if picture.ref not in seen:
+            seen[picture.ref] = self._encoded(picture, sample)
+        return seen[picture.ref]
 
     def _encoded(self, picture: Picture, sample: str) -> EncodedImage:
         image = picture.open()

@@ -58,8 +58,37 @@ def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -
     section = section.model_copy(update={"path": path, "adapter": adapter or None})
     args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
-    _, processor, model = load_parts(path, args.where, dtype, section.attn)
+    rounded = _rounded(section, lora)
+    _, processor, model = load_parts(
+        path, args.where, dtype, section.attn, processor=section.processor or "", **rounded
+    )
+    if rounded:
+        from peft import prepare_model_for_kbit_training
+
+        # activations are checkpointed where the trainer says so
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return trainable(model, processor, section, lora, seed)
+
+
+def _rounded(section: ModelSection, lora: LoraSection | None) -> dict[str, Any]:
+    """What loading is told of a base in 4 or 8 bits. Raises UsageError where its own weights were to be trained."""
+    from visrl.policies.hf.loading import own_device
+    from visrl.policies.hf.quantization import quantization
+
+    if section.bits and lora is None and section.adapter is None:
+        raise UsageError(
+            f"model.load_in_{section.bits}bit: rounded weights cannot be trained", "set lora, or load an adapter"
+        )
+    return quantization(section.bits, own_device())
+
+
+def check_model(section: ModelSection, lora: LoraSection | None) -> None:
+    """What a recipe's model lacks: files, processor, adapter, bitsandbytes. No weights are read. Raises UsageError."""
+    from visrl.policies.before import check_files
+
+    asked = section.model_dump(include={"revision", "adapter", "processor", "trust_remote_code"})
+    check_files(shipped(section.path), {**asked, "box_format": section.box_format or "native"})
+    _rounded(section, lora)
 
 
 def shipped(path: str) -> str:

@@ -1,7 +1,7 @@
 """A phase of training on disk: one folder that the same command fills, resumes or finds finished.
 
 ``settings.json``  what was asked; another recipe in the same folder is an error, not a mixture
-``checkpoint-N/``  written under ``.staging`` and renamed, so that every one there is complete
+``checkpoint-N/``  written under ``.staging`` and renamed, so that every one there is complete; see checkpoints.py
 ``final/``         weights and processor, written beside and renamed; with ``phase.json`` in it the phase is done
 ``history.json``, ``curves.png``
 
@@ -15,21 +15,26 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
 from visrl.core.json_files import read_object
+from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
+from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
+from visrl.train.config.recipe import ModelSection, flat
 
 STAGING = ".staging"
+DATA = "data_sha256"
 
 
 class PhaseTrainer(Trainer):
@@ -39,11 +44,18 @@ class PhaseTrainer(Trainer):
         self.progress = Progress(title)
         self._staging = False
         self._began = False
+        self.resumed: Path | None = None
         super().__init__(**more)
         for theirs in (PrinterCallback, ProgressCallback):
             self.remove_callback(theirs)
         self.add_callback(_Begin(self))
         self.add_callback(self.progress)
+
+    def go_on(self) -> None:
+        """Before the first step: what is in a checkpoint, but what transformers does not read back."""
+        window = None if self.resumed is None else read_window(self.resumed, self.args.process_index)
+        if window is not None:
+            restore_window(self, window)
 
     def begin(self) -> None:
         """Called when model and state are where they will be trained, resumed or not."""
@@ -68,19 +80,39 @@ class PhaseTrainer(Trainer):
         stored = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
         self.model.load_state_dict(stored.state_dict())
 
+    def _run_epoch(self, **more: Any) -> None:
+        """Nothing where all steps are done: transformers, resumed from its last step within an epoch, takes one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**more)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The mean loss at the end is of all steps, not of those since a checkpoint."""
+        if "train_loss" in logs:
+            self.model.train()  # as after a step, if there was none: TRL keeps what it logs by the model's mode
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
+        write_window(folder / STAGING / name, self.args.process_index, window_of(self))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            name = f"checkpoint-{self.state.global_step}"
+            seal(folder / STAGING / name)
             into_place(folder / STAGING / name, folder / name)
-            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+            self.rotate()
         self.accelerator.wait_for_everyone()
+
+    def rotate(self) -> None:
+        """Delete the oldest checkpoints beyond the limit."""
+        limit = self.args.save_total_limit
+        rotate_checkpoints(output_dir=self.args.output_dir, save_total_limit=limit)
 
 
 class _Begin(TrainerCallback):
@@ -88,6 +120,7 @@ class _Begin(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.go_on()
         self.trainer.begin()
 
 
@@ -102,16 +135,30 @@ def into_place(beside: Path, final: Path) -> None:
     beside.replace(final)
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Say what this folder is for. Raises UsageError where it holds something else, naming the first difference; a claim
-    under which nothing was written yet is taken over.
+def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+    """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
+    check_claim(folder, settings, data)
+    path = folder / "settings.json"
+    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+        write_atomically(path, dump_json({**settings, DATA: data}))
+
+
+def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+    """Raises UsageError where a folder holds something else, naming the first difference; a claim under which nothing was
+    written yet is none. A key that older versions do not have, and that says nothing, is no difference.
+
+    data: the hash of the rows (visrl/train/data/fingerprint.py).
     """
     path = folder / "settings.json"
-    asked = json.loads(dump_json(settings))
     if not path.is_file() or not any(file != path for file in folder.iterdir()):
-        write_atomically(path, dump_json(asked))
         return
-    found = read_object(path, "choose another output folder, or delete this one")
+    asked = dict(flat(json.loads(dump_json({**settings, DATA: data}))))
+    found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
+    if found.setdefault(DATA, data) != data:  # an older visrl wrote none
+        raise UsageError(
+            f"{folder} was made with other rows than the data have now",
+            "restore the data, choose another output folder, or delete this one",
+        )
     for key in sorted({*found, *asked}):
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)
@@ -131,10 +178,38 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
     at_work = trainer.accelerator
     if at_work.num_processes > 1 and at_work.is_main_process:
         print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=newest)
+    trainer.resumed = _newest(trainer, folder)
+    trainer.train(resume_from_checkpoint=None if trainer.resumed is None else str(trainer.resumed))
     conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop: str) -> None:
+    """Where a phase's weights are, and the command that scores them as they were trained."""
+    lora = (final / "adapter_config.json").is_file()
+    args = {"dtype": model.dtype, "box_format": model.box_format, "processor": model.processor if lora else None}
+    said = ",".join(f"{name}={value}" for name, value in args.items() if value)
+    looking = sorted(name for name in protocols if PROTOCOLS[name].looks)
+    how = f"--protocol {looking[0]} --crop {crop}" if looking else "--protocol direct"
+    print(f"weights: {final}" + (" (a LoRA; its base is found by its config)" if lora else ""), file=sys.stderr)
+    print(
+        f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data",
+        file=sys.stderr,
+    )
+
+
+def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:
+    """What all processes go on from: the first one looks, and says what is wrong to all."""
+    newest, message, hint = None, "", ""
+    if trainer.accelerator.is_main_process:
+        try:
+            newest = newest_whole(folder)
+        except UsageError as error:
+            message, hint = error.message, error.hint
+    newest, message, hint = broadcast_object_list([newest, message, hint])
+    if message:
+        raise UsageError(message, hint)
+    return newest
 
 
 def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:
@@ -154,4 +229,5 @@ def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> 
     write_history(folder, history)
     draw_curves(folder, trainer.progress.title, history)
     into_place(beside, folder / "final")
+    trainer.rotate()  # a kill may have come between the last checkpoint and the end of the one before
     shutil.rmtree(folder / STAGING, ignore_errors=True)

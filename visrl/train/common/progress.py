@@ -120,7 +120,7 @@ def _series(history: Sequence[Mapping[str, Any]], ending: str) -> dict[str, tupl
     """Label -> (steps, values) of every logged quantity whose name ends so."""
     series: dict[str, tuple[list[int], list[float]]] = {}
     for row in history:
-        for key, value in row.items():
+        for key, value in sorted(row.items()):  # a resumed phase reads its rows back in another order
             if (key == ending or key.endswith(f"/{ending}")) and value is not None:
                 steps, values = series.setdefault(key.removesuffix(ending).strip("/") or "all", ([], []))
                 steps.append(row["step"])

@@ -20,6 +20,7 @@ OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they 
     "model_init_kwargs": "model",
     "sync_ref_model": "visrl: the reference is the start of the phase",
     "disable_tqdm": "visrl",
+    "save_only_model": "visrl: from a checkpoint without the optimiser's state nothing can go on",
 }
 
 
@@ -38,6 +39,7 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
     unused, so DDP need not look for any; nothing is reported anywhere unless ``report_to`` says so.
     """
     import warnings
+    from dataclasses import fields
 
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -62,8 +64,9 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
         "output_dir": str(folder),
         "seed": seed,
         "data_seed": seed,
-        "max_length": None,
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
+    if any(item.name == "max_length" for item in fields(config)):
+        ours["max_length"] = None
     return config(**{**here, **section, **ours})

@@ -74,14 +74,16 @@ class FeatureStore:
 
     def kwargs(self, family: Family, model: Any, chats: Sequence[Chat]) -> dict[str, Any]:
         """Forward arguments for the pictures of a batch of conversations."""
-        found = self._find(family, model, [picture for chat in chats for picture in chat.pictures])
+        found = self.features(family, model, [picture for chat in chats for picture in chat.pictures])
         return family.vision_kwargs([[found[p.digest] for p in chat.pictures] for chat in chats])
 
-    def _find(self, family: Family, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Features]:
+    def features(self, family: Family, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Features]:
+        """Features by digest, on the model's device."""
         import torch
 
         missing = {p.digest: p for p in pictures if p.digest not in self._held}.values()
-        with torch.no_grad(), evaluating(model):
+        # the policy asks in inference mode, whose tensors no later step could be trained with
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             # one by one: a batch's company changes last bits, and a resumed phase meets the pictures in other batches
             found = {p.digest: family.encode(model, [p])[0] for p in missing}
         held = {p.digest: self._held[p.digest] for p in pictures if p.digest in self._held}

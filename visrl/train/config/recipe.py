@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 
@@ -24,6 +25,7 @@ KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
     "dpo": "visrl.train.dpo.stages",
     "small_model": "visrl.train.small_model.run",
+    "grpo": "visrl.train.grpo.phase",
     "pairs": "visrl.train.pairs.command",
     "loop": "visrl.train.loop.run",
     "ablations": "visrl.train.loop.ablations",
@@ -35,6 +37,13 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _a_place(cls, value: Any) -> Any:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("no file has a null byte in its name")
+        return value
 
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,18 +61,20 @@ class Recipe(Section):
 
     kind: str
     output: Path = Field(description="the run's folder")
-    seed: int = Field(default=88, description="the official seed (docs/method.md e)")
+    seed: int = Field(default=88, ge=0, lt=2**32, description="the official seed (docs/method.md e)")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of recipe. recipe: its sections. run: does it, or what is missing of it, and returns the exit code. status: of what
+    """A kind of recipe. recipe: its sections. run: does it, or what is missing of it, and returns the exit code. check: raises
+    UsageError for models, data, pictures or servers that are not there, before anything heavy is loaded. status: of what
     is done piece by piece, a line per piece: what would run, or be redone and why. renamed: keys by the dotted names that older
     recipes use -> their names now.
     """
 
     recipe: type[Recipe]
     run: Callable[[Any], int]
+    check: Callable[[Any], None]
     status: Callable[[Any], list[str]] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,10 +88,24 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attn: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     box_format: str | None = Field(default=None, description="another way to write boxes than the family's own")
+    processor: str | None = Field(default=None, description="where the processor is, of weights saved without one")
+    load_in_4bit: bool | None = Field(default=None, description="QLoRA: the base rounded to 4 bits (bitsandbytes)")
+    load_in_8bit: bool | None = Field(default=None, description="the same with 8 bits")
     trust_remote_code: bool = False
     freeze_vision: bool = Field(
         default=True, description="train the language model only; its features are then computed once"
     )
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> ModelSection:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit: give one of them")
+        return self
+
+    @property
+    def bits(self) -> int:
+        """Of a weight of the base, where it is rounded; 0 where it is not."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
 
 class LoraSection(Section):
@@ -100,7 +125,19 @@ class DataSection(Section):
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     format: Literal["visrl", "viscot", "cot", "official", "world_oracle"] = "visrl"
+    protocol: ProtocolName | None = Field(
+        default=None,
+        description="of rows that name none: those of other people's formats, and chains without the field",
+    )
     limit: int | None = Field(default=None, ge=1, description="only the first rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        """Files of other formats name no protocol: what is trained must stand in the recipe."""
+        if isinstance(data, dict) and data.get("protocol") is None and data.get("format") in IMPORTED:
+            return {**data, "protocol": DEFAULT_PROTOCOL}
+        return data
 
     @property
     def file(self) -> Path:
@@ -110,6 +147,8 @@ class DataSection(Section):
         return self.path
 
 
+IMPORTED = ("viscot", "cot", "official")
+"""Formats of other people's files, which say nothing of how their rows are to be asked."""
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 
 
@@ -168,7 +207,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Put values at their dotted keys, in order and in place. Returns the dotted keys set, within a mapping too."""
+    """Put values at their dotted keys, in order and in place; None takes a key away, so that its default counts. Returns the
+    dotted keys set, within a mapping too.
+
+    Below ``set`` it stays: there it takes a key away from the recipe that is set.
+    """
     for key, value in values.items():
         node = tree
         *parents, last = key.split(".")
@@ -177,7 +220,10 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
             if not isinstance(child, dict):
                 child = node[parent] = {}
             node = child
-        node[last] = deepcopy(value)
+        if value is None and "set" not in parents:
+            node.pop(last, None)
+        else:
+            node[last] = deepcopy(value)
     return [name for name, _ in flat(values)]
 
 

@@ -77,7 +77,10 @@ def _box(numbers: Sequence[Any]) -> Box:
 
 
 def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | None:
-    """A two-turn chain of VisCoT's LLaVA format; None, counted, where it has no usable box."""
+    """A two-turn chain of VisCoT's LLaVA format; None, counted, where it has no usable box.
+
+    Its turns are ``viscot_train``'s, but question, box and answer are all there is to them: any protocol can ask.
+    """
     pictures, turns = item["image"], item["conversations"]
     found = _PIXELS.search(pictures[-1]) if isinstance(pictures, list) and len(pictures) == 2 else None
     if found is None or len(turns) != 4:
@@ -91,7 +94,6 @@ def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow |
         id=f"{item.get('dataset', 'viscot')}-{item.get('question_id', number)}-{number}",
         picture=pictures[0],
         question=_question(turns[0]["value"]),
-        protocol="viscot_train",
         chain=Chain(box=box.xyxy, answer=turns[3]["value"]),
         answers=(turns[3]["value"],),
     )
@@ -108,7 +110,6 @@ def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | No
         picture=item["image"],
         size=(int(item["width"]), int(item["height"])),
         question=item["question"],
-        protocol="viscot_train",
         chain=Chain(box=hull(boxes).xyxy, answer=item["answer"]),
         answers=(item["answer"],),
     )
@@ -137,7 +138,6 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
         picture=picture,
         size=measured,
         question=_question(human),
-        protocol="visrl_train",
         chosen=Chain(box=chosen.xyxy, answer=_value(item["chosen"])),
         rejected=Chain(box=rejected.xyxy, answer=_value(item["rejected"])),
     )

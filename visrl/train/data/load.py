@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from visrl.core.boxes import Box
+from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
@@ -32,7 +33,14 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
         raise UsageError(
             f"data.format {section.format} holds preference pairs, not demonstrations", "SFT reads visrl, viscot or cot"
         )
-    return demonstrations(_usable(section, rows, left_out), _pictures(section))
+    usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, left_out)]
+    return demonstrations(usable, _pictures(section))
+
+
+def _asked_by(row: Row, protocol: ProtocolName | None) -> Row:
+    """The row with the protocol of its recipe, where it names none itself."""
+    named = protocol is None or "protocol" in row.model_fields_set
+    return row if named else row.model_copy(update={"protocol": protocol})
 
 
 def load_preferences(section: DataSection) -> list[Preference]:
@@ -44,10 +52,13 @@ def load_preferences(section: DataSection) -> list[Preference]:
 
         return list(world_pairs(section.limit))
     if section.format == "visrl":
+        if section.protocol is not None:
+            raise UsageError("data.protocol: pairs have theirs: what their boxes were asked with", "leave it out")
         left_out: dict[str, int] = {}
         rows = in_their_pictures(read_rows(section.file, PairRow), _boxes_of_pair, section.file, left_out)
     elif section.format == "official":
-        rows, tally = import_pairs(section.file, section.pictures)
+        imported, tally = import_pairs(section.file, section.pictures)
+        rows = [_asked_by(row, section.protocol) for row in imported]
         left_out = tally.left_out
     else:
         raise UsageError(
@@ -68,15 +79,17 @@ def _pictures(section: DataSection) -> Path:
 
 def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:
     """The rows whose pictures are there, up to ``limit``; says how many were left out and why."""
-    missing = set(missing_pictures(rows, _pictures(section)))
-    reasons = dict(left_out) | ({"picture missing": len(missing)} if missing else {})
-    if reasons:
-        said = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        first = f" (first: {sorted(missing)[0]})" if missing else ""
-        print(f"{section.path}: left out: {said}{first}", file=sys.stderr)
-    kept = list(islice((row for row in rows if row.id not in missing), section.limit))
+    missing = missing_pictures(rows, _pictures(section))
+    gone = set(missing.names)
+    usable = [row for row in rows if row.picture not in gone]
+    reasons = [f"{count} {reason}" for reason, count in sorted(left_out.items())]
+    reasons += [f"{len(rows) - len(usable)} without their picture: {missing}"] if missing else []
+    kept = list(islice(usable, section.limit))
     if not kept:
-        raise UsageError(f"{section.path} has no usable row", f"are the pictures below {section.pictures}?")
+        said = "; ".join(reasons) or "it is empty"
+        raise UsageError(f"{section.path} has no usable row: {said}", "are data.path and data.pictures right?")
+    if reasons:
+        print(f"{section.path}: left out: {'; '.join(reasons)}", file=sys.stderr)
     _unique(section, kept)
     return kept
 

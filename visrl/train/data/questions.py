@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,6 +19,7 @@ from pydantic import Field
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
+from visrl.tasks.pictures import Missing
 from visrl.train.config.recipe import Section
 from visrl.train.data.importers import import_chains
 from visrl.train.data.rows import ChainRow, QuestionRow, is_there, picture_in, read_rows
@@ -35,7 +36,7 @@ class QuestionSection(Section):
     path: Path | None = Field(default=None, description="the file; none for `world`")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     limit: int | None = Field(
-        default=None, description="only the first questions, in file order, as the official sampling"
+        default=None, ge=1, description="only the first questions, in file order, as the official sampling"
     )
     tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
     split: str = Field(default="rl", description="of `world`")
@@ -46,15 +47,16 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     """The questions, in order. Those whose picture is not there are left out before anything is skipped or counted, as SFT leaves
     them out, and said on stderr. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all.
     """
-    missing: list[str] = []
+    looked = LookedFor()
     stop = None if section.limit is None else section.skip + section.limit
-    samples = list(islice(_all(section, missing), section.skip, stop))
-    if missing:
-        print(f"{section.path}: left out: {len(missing)} picture missing (first: {missing[0]})", file=sys.stderr)
+    samples = list(islice(_all(section, looked), section.skip, stop))
+    missing = Missing(list(looked.missing), len(looked.missing | looked.found), str(section.pictures))
     if not samples:
-        pictures = f"; are the pictures below {section.pictures}?" if missing else ""
-        hint = f"check data.path, data.skip and data.limit{pictures}"
-        raise UsageError(f"no questions in {section.path or section.format}", hint)
+        said = f": {missing}" if missing else ""
+        hint = "check data.path, data.pictures, data.skip and data.limit"
+        raise UsageError(f"no questions in {section.path or section.format}{said}", hint)
+    if missing:
+        print(f"{section.path}: left out: {looked.rows} without their picture: {missing}", file=sys.stderr)
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
@@ -65,8 +67,17 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     return samples
 
 
-def _all(section: QuestionSection, missing: list[str]) -> Iterator[CoTSample]:
-    """Every question with a picture; ids of the others go to ``missing``."""
+@dataclass(slots=True)
+class LookedFor:
+    """Names of pictures, in order, that were found and not; rows: of questions left out for it."""
+
+    found: dict[str, None] = field(default_factory=dict)
+    missing: dict[str, None] = field(default_factory=dict)
+    rows: int = 0
+
+
+def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
+    """Every question with a picture."""
     if section.format == "world":
         return _world(section)
     if section.path is None:
@@ -74,17 +85,19 @@ def _all(section: QuestionSection, missing: list[str]) -> Iterator[CoTSample]:
     if section.format == "visrl":
         pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
         rows = read_rows(section.path, QuestionRow)
-        return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, missing))
+        return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, looked))
     chains, _ = import_chains(section.path, section.format)
-    return (_of_chain(row, section.pictures) for row in _pictured(chains, section.pictures, missing))
+    return (_of_chain(row, section.pictures) for row in _pictured(chains, section.pictures, looked))
 
 
-def _pictured(rows: Iterable[Row], folder: Path, missing: list[str]) -> Iterator[Row]:
+def _pictured(rows: Iterable[Row], folder: Path, looked: LookedFor) -> Iterator[Row]:
     for row in rows:
-        if is_there(row.picture, folder):
+        if row.picture in looked.found or is_there(row.picture, folder):
+            looked.found[row.picture] = None
             yield row
         else:
-            missing.append(row.id)
+            looked.missing[row.picture] = None
+            looked.rows += 1
 
 
 def _of_chain(row: ChainRow, pictures: Path) -> CoTSample:

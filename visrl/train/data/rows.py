@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,6 +21,7 @@ from visrl.core.prompts import ProtocolName
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
+from visrl.tasks.pictures import Missing
 from visrl.train.data.candidates import Candidate, Demonstration, Preference
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
@@ -122,9 +123,13 @@ def _valid(place: str, read: Callable[[], Row]) -> Row:
 
 
 def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:
-    """One row a line, written beside and renamed; defaults are left out."""
-    dumped = (row.model_dump(mode="json", exclude_defaults=True, by_alias=True) for row in rows)
+    """One row a line, written beside and renamed; defaults are left out, but never a chain's protocol, which may be inherited."""
+    dumped = (_with_protocol(row, row.model_dump(mode="json", exclude_defaults=True, by_alias=True)) for row in rows)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in dumped))
+
+
+def _with_protocol(row: ChainRow | PairRow, dumped: dict[str, Any]) -> dict[str, Any]:
+    return {**dumped, "protocol": row.protocol} if isinstance(row, ChainRow) else dumped
 
 
 def picture_in(folder: Path, name: str) -> Picture:
@@ -133,8 +138,7 @@ def picture_in(folder: Path, name: str) -> Picture:
         from visrl.world.samples import picture_of
 
         return picture_of(name.removeprefix(WORLD))
-    root = folder.resolve()
-    path = (root / name).resolve()
+    root, path = _resolved(folder, name)
     if not path.is_relative_to(root):
         raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
 
@@ -155,6 +159,15 @@ def picture_in(folder: Path, name: str) -> Picture:
         return decoded(data, name)
 
     return Picture(name, load)
+
+
+def _resolved(folder: Path, name: str) -> tuple[Path, Path]:
+    try:
+        root = folder.resolve()
+        return root, (root / name).resolve()
+    except (ValueError, OSError) as error:  # a null byte, a loop of links
+        hint = "pictures are named relative to data.pictures"
+        raise UsageError(f"picture {name!r} in {str(folder)!r}: {error}", hint) from error
 
 
 def sample_of(row: _Question, folder: Path) -> CoTSample:
@@ -205,9 +218,10 @@ def preferences(rows: Iterable[PairRow], folder: Path) -> list[Preference]:
     ]
 
 
-def missing_pictures(rows: Sequence[_Question], folder: Path) -> list[str]:
-    """Ids of rows whose picture file is not there: they are left out, counted and named before training starts."""
-    return [row.id for row in rows if not is_there(row.picture, folder)]
+def missing_pictures(rows: Sequence[_Question], folder: Path) -> Missing:
+    """The pictures that have no file: their rows are left out, counted and named before training starts."""
+    names = list(dict.fromkeys(row.picture for row in rows))
+    return Missing([name for name in names if not is_there(name, folder)], len(names), str(folder))
 
 
 def is_there(name: str, folder: Path) -> bool:

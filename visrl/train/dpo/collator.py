@@ -42,7 +42,7 @@ class EncodedPair:
 
 @dataclass(slots=True)
 class PairCollator:
-    """Rows ``{"row": i}`` of pairs -> ``{"index": [B], term: batch, ...}``; see logprobs.PairScorer for a batch's parts.
+    """Rows ``{"row": i}`` of pairs -> ``{"index": [B], term: batch, ...}``; see logprobs.BranchScorer for a batch's parts.
 
     context: the answer follows the chosen crop for both answers (the official way), or each its own.
     shared: put chosen and rejected into one row where that is exact. window: rows longer than this are not shared (sliding

@@ -8,13 +8,11 @@ and the weights they belong to.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
-from visrl.train.data.candidates import Candidate, Preference
 from visrl.train.dpo.losses import TermName
 
 if TYPE_CHECKING:
@@ -22,28 +20,6 @@ if TYPE_CHECKING:
 
 FILE = "reference.safetensors"
 Table = dict[TermName, "Tensor"]
-
-
-def data_hash(pairs: Iterable[Preference], *settings: Any) -> str:
-    """What the numbers depend on besides the weights: every pair in order, and how it is put to the model."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for pair in pairs:
-        sample = pair.sample
-        said = (
-            sample.id,
-            sample.question,
-            sample.instruction,
-            sample.kind,
-            pair.protocol,
-            sample.picture and sample.picture.ref,
-        )
-        digest.update(repr((said, *_parts(pair.chosen))).encode())
-        digest.update(repr(_parts(pair.rejected)).encode())
-    return digest.hexdigest()
-
-
-def _parts(chain: Candidate) -> tuple[Any, ...]:
-    return chain.box and chain.box.xyxy, chain.box_text, chain.answer
 
 
 def read_reference(folder: Path, data: str, weights: str | None) -> Table | None:

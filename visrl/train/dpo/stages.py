@@ -16,8 +16,16 @@ from trl import DPOConfig
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
-from visrl.train.common.models import TrainableModel, load_trainable, own_forward, sliding_window, why_not_shared
-from visrl.train.common.phase_folder import claim, finished, train
+from visrl.runs.distributed import rank
+from visrl.train.common.models import (
+    TrainableModel,
+    check_model,
+    load_trainable,
+    own_forward,
+    sliding_window,
+    why_not_shared,
+)
+from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.config.recipe import (
     DataSection,
@@ -30,6 +38,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.data.candidates import Preference
+from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import Term, stage_terms
@@ -98,18 +107,30 @@ class DPORecipe(Recipe):
 def run(recipe: DPORecipe) -> int:
     """Train the stages that are not finished. Raises UsageError."""
     pairs = load_preferences(recipe.data)
+    data = preferences_hash(pairs)
     before: Path | None = None
     trainable: TrainableModel | None = None
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
-        claim(folder, settings(recipe, stage))
+        check_claim(folder, settings(recipe, stage), data)
         if not finished(folder):
             trainable = trainable or load_trainable(
                 _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed
             )
+            claim(folder, settings(recipe, stage), data)
             run_stage(recipe, stage, trainable, pairs)
+            if rank() == 0:
+                protocols = {str(pair.protocol) for pair in pairs}
+                say_where(folder / "final", recipe.model, protocols, recipe.step.crop)
         before = folder / "final"
     return EXIT_DONE
+
+
+def check(recipe: DPORecipe) -> None:
+    """Raises UsageError for a model or for pairs that are not there, unless every stage is finished."""
+    if not all(finished(recipe.output / f"stage{stage}") for stage in recipe.step.stages):
+        check_model(recipe.model, recipe.lora)
+        _check(load_preferences(recipe.data), recipe.step.terms(recipe.step.stages[-1]))
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
@@ -175,4 +196,4 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
         )
 
 
-KIND = Kind(DPORecipe, run)
+KIND = Kind(DPORecipe, run, check)

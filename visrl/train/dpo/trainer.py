@@ -2,8 +2,8 @@
 
 The trainer keeps TRL's losses, metrics, PEFT, checkpointing and distribution. Ours is what the method adds: a batch
 has a part per term (box, answer), each with its own lambda and beta; the forward pass computes picture and question
-once for chosen and rejected (prefix_sharing.py); the reference is the policy at the start of the phase, computed
-once (reference_logprobs.py).
+once for chosen and rejected (visrl/train/common/prefix_sharing.py); the reference is the policy at the start of the
+phase, computed once (reference_logprobs.py).
 
 Departures from the official code (docs/method.md g): 1. crops are in the frame of the boxes. 2. every family, not
 one. 3. rows are never cut at a length. 4. pictures are not shrunk to 512 x 512 first.
@@ -22,12 +22,13 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from visrl.errors import UsageError
+from visrl.train.common.logprobs import BranchScorer, TokenScores, compact
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
+from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.dpo.collator import PairCollator
-from visrl.train.dpo.logprobs import PairScorer, TokenScores, compact
 from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
-from visrl.train.dpo.reference_logprobs import compute_reference, data_hash, read_reference, write_reference
+from visrl.train.dpo.reference_logprobs import compute_reference, read_reference, write_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +83,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
 
         The first process looks, and tells the others: the folder may be on its machine alone.
         """
-        data = data_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
+        data = preferences_hash(self.collator.pairs, self.collator.terms, self.collator.crop, self.collator.context)
         weights: str = self._precompute_model_hash
         fresh = self.state.global_step == 0
         main = self.accelerator.is_main_process
@@ -117,8 +118,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         model.train(training)
         return table
 
-    def _scorer(self, model: Any, part: dict[str, Any]) -> PairScorer:
-        return PairScorer(model, bare(self.model), self.trainable.family, part, self.collator.store)
+    def _scorer(self, model: Any, part: dict[str, Any]) -> BranchScorer:
+        return BranchScorer(model, bare(self.model), self.trainable.family, part, self.collator.store)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         """L of the stage: sum of lambda times TRL's loss of the term, metrics prefixed with the term's name."""
@@ -173,7 +174,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
 class _Recorded:
     """A scorer that remembers what it said, so that guards need no second forward."""
 
-    def __init__(self, scorer: PairScorer) -> None:
+    def __init__(self, scorer: BranchScorer) -> None:
         self.scorer = scorer
         self.last: TokenScores
 

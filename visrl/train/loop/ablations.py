@@ -25,6 +25,7 @@ from visrl.runs.distributed import say
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import render
 from visrl.train.config.recipe import Kind, Recipe, read_yaml, resolve
+from visrl.train.loop import before
 from visrl.train.loop import run as loop
 from visrl.train.loop.phases import phases
 from visrl.train.loop.recipe import LoopRecipe
@@ -37,7 +38,7 @@ class AblationsRecipe(Recipe):
     kind: Literal["ablations"]
     recipe: Path = Field(description="the loop, relative to this file")
     set: dict[str, Any] = Field(default_factory=dict, description="of every variant: dotted key -> value")
-    seeds: int = Field(default=5, ge=1)
+    seeds: int = Field(default=5, ge=1, le=1000)
     variants: dict[str, dict[str, Any]] = Field(
         description="name -> dotted key of the loop -> value; `full` is the method itself"
     )
@@ -164,4 +165,10 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
             )
 
 
-KIND = Kind(AblationsRecipe, run, status)
+def check(recipe: AblationsRecipe) -> None:
+    """Raises UsageError for a variant that is no recipe, and for what the method itself lacks; variants share its data."""
+    method, *_ = jobs(recipe)
+    before.check(method.recipe)
+
+
+KIND = Kind(AblationsRecipe, run, check, status)

@@ -52,7 +52,7 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         mode="json", exclude={"output", "batch_size", "ray"} if found.kind == "pairs" else {"output"}
     )
     for key in overrides:
-        if not key.startswith(("data.skip", "step.")):
+        if not key.startswith(("data.skip", "step.", "grpo.")):
             _take(asked, key)
     inputs: dict[str, Any] = {"weights": state.now.sha256()}
     if "critic.model" in overrides:

@@ -16,15 +16,20 @@ from typing import Any, Literal
 
 from visrl.errors import UsageError
 from visrl.train.config.recipe import OLD_KINDS, Recipe, Resolved, flat, read_yaml, resolve
-from visrl.train.loop.recipe import LoopRecipe, PhaseSection
+from visrl.train.data.questions import QuestionSection
+from visrl.train.grpo.recipe import GRPORecipe
+from visrl.train.loop.looks import shared
+from visrl.train.loop.recipe import LoopRecipe, PhaseSection, RLSection
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.world import CHECKPOINTS
 
-What = Literal["ready", "warm-up", "continued_sft", "pairs", "rl"]
+What = Literal["ready", "warm-up", "continued_sft", "pairs", "rl", "policy_gradient"]
 CONTINUED_SEED = 1000
 """How far the seed of continued SFT is from the warm-up's: beyond the seeds of any study."""
 Overrides = dict[str, Any]
 """Dotted key -> what the loop puts there."""
+WIRED = ("output", "seed", "step.stages", "policy.model", "policy.name", "model.path", "model.adapter", "start")
+"""Keys whose own values do not count."""
 ADDED_TO = {"data.skip"}
 """Put there by the loop, but from the value that is set."""
 
@@ -112,7 +117,12 @@ def phases(recipe: LoopRecipe) -> Iterator[Phase]:
     if recipe.continued_sft is not None:
         so_far.append("more")
         yield Phase("more", "+".join(so_far), "continued_sft")
+    method = "dpo" if recipe.rl is None else recipe.rl.method
     for k in range(1, recipe.iterations + 1):
+        if method != "dpo":
+            label = "+".join([*so_far, method.upper()]) if k == 1 else f"iteration {k}: {method.upper()}"
+            yield Phase(f"iter{k}/rl", label, "policy_gradient", k)
+            continue
         yield Phase(f"iter{k}/pairs", f"pairs {k}", "pairs", k)
         for stage in recipe.stages:
             so_far.append(f"RL{stage}")
@@ -129,11 +139,15 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
     """The phase's own recipe, checked, and which of its values come from phases before. Raises UsageError."""
     section = _section(recipe, phase)
     kind = _kind(phase, section)
-    before: Overrides = {}
+    own = _own(section)
+    before: Overrides = dict(shared(recipe, own))
     if phase.what == "pairs":
-        overrides = _pairs_overrides(recipe, phase, state, section)
+        overrides = _pairs_overrides(recipe, phase, state, section, own)
     elif phase.what == "rl":
-        before, overrides = _rl_overrides(phase, state)
+        data, overrides = _rl_overrides(phase, state)
+        before |= data
+    elif phase.what == "policy_gradient":
+        overrides = _policy_gradient_overrides(recipe, phase, state, section, own)
     else:
         overrides = _start_overrides(kind, state)
     # with the warm-up's own seed, further training would see its very examples again, in the same order
@@ -144,6 +158,24 @@ def phase_recipe(recipe: LoopRecipe, phase: Phase, state: State) -> tuple[Resolv
     if phase.what == "rl":
         overrides |= {"data.path": str(state.pairs)}
     return resolved, overrides
+
+
+def own_recipe(recipe: LoopRecipe, phase: Phase) -> Resolved | None:
+    """A phase's recipe with the loop's protocol and crop, before anything else is put in. None where there is none."""
+    if phase.what == "ready":
+        return None
+    section = _section(recipe, phase)
+    own = _own(section)
+    return resolve(section.recipe, {**_settings(section), **shared(recipe, own)})
+
+
+def _own(section: PhaseSection) -> Resolved:
+    return resolve(section.recipe, _settings(section))
+
+
+def _settings(section: PhaseSection) -> Overrides:
+    """What is set of a phase, without what the loop puts there itself, which is refused elsewhere."""
+    return {key: value for key, value in section.set.items() if key not in WIRED}
 
 
 def _refuse_overridden(phase: Phase, section: PhaseSection, overridden: set[str]) -> None:
@@ -160,6 +192,7 @@ def _section(recipe: LoopRecipe, phase: Phase) -> PhaseSection:
         "continued_sft": recipe.continued_sft,
         "pairs": recipe.pairs,
         "rl": recipe.rl,
+        "policy_gradient": recipe.rl,
     }[phase.what]
     assert isinstance(section, PhaseSection), "phases() gives only what the recipe has"
     return section
@@ -169,7 +202,7 @@ def _kind(phase: Phase, section: PhaseSection) -> str:
     """The kind of the phase's recipe. Raises UsageError for one that cannot be this phase."""
     kind = str(read_yaml(section.recipe).get("kind"))
     kind = OLD_KINDS.get(kind, kind)
-    wanted = {"pairs": ("pairs",), "rl": ("dpo",)}.get(phase.what, ("sft", "small_model"))
+    wanted = {"pairs": ("pairs",), "rl": ("dpo",), "policy_gradient": ("grpo",)}.get(phase.what, ("sft", "small_model"))
     if kind not in wanted:
         raise UsageError(
             f"{phase.name}: {section.recipe} is a recipe of kind {kind}", f"this phase takes kind {' or '.join(wanted)}"
@@ -193,20 +226,39 @@ def _rl_overrides(phase: Phase, state: State) -> tuple[Overrides, Overrides]:
     return {"data": data}, {**_model(state.now), "step.stages": [phase.stage]}
 
 
-def _pairs_overrides(recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection) -> Overrides:
+def _pairs_overrides(
+    recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection, resolved: Resolved
+) -> Overrides:
     overrides = _asked("policy", state.now, state.label)
-    own = resolve(section.recipe, section.set).recipe
+    own = resolved.recipe
     assert isinstance(own, PairsRecipe), "of kind pairs, as _kind() checks"
     if own.critic.kind != "oracle" and "critic.model" not in section.set:
         overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
-    data = own.data
+    return overrides | _fresh_questions(phase, own.data)
+
+
+def _policy_gradient_overrides(
+    recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection, resolved: Resolved
+) -> Overrides:
+    """The newest model, M_org as critic where one is asked, fresh questions, and the baseline that the method names."""
+    overrides = _model(state.now)
+    own = resolved.recipe
+    assert isinstance(own, GRPORecipe), "of kind grpo, as _kind() checks"
+    if own.critic is not None and own.critic.kind != "oracle" and "critic.model" not in section.set:
+        overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
+    if isinstance(section, RLSection) and section.method == "rloo":
+        overrides["grpo.baseline"] = "leave_one_out"
+    return overrides | _fresh_questions(phase, own.data)
+
+
+def _fresh_questions(phase: Phase, data: QuestionSection) -> Overrides:
+    """Those of the iterations before are left out. Raises UsageError where no ``limit`` says how many each took."""
     if phase.iteration > 1 and data.limit is None:
         raise UsageError(
-            "several iterations need data.limit in the recipe of pairs",
+            f"several iterations need data.limit in the recipe of {'pairs' if phase.what == 'pairs' else 'rl'}",
             "it says how many new questions each iteration takes",
         )
-    overrides["data.skip"] = data.skip + (phase.iteration - 1) * (data.limit or 0)
-    return overrides
+    return {"data.skip": data.skip + (phase.iteration - 1) * (data.limit or 0)}
 
 
 def _asked(who: str, weights: Weights, name: str) -> Overrides:

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
+from visrl.train.common.critics import ModelArgs
 from visrl.train.config.recipe import Recipe, Section, Stages, flat
-from visrl.train.pairs.recipe import ModelArgs
 
 
 def _dotted(found: Any) -> Any:
@@ -36,6 +36,15 @@ class PhaseSection(Section):
     @classmethod
     def _beside(cls, path: Path, info: ValidationInfo) -> Path:
         return (info.context or {}).get("folder", Path()) / path
+
+
+Method = Literal["dpo", "grpo", "rloo"]
+
+
+class RLSection(PhaseSection):
+    """Reinforcement: ``dpo`` makes pairs and trains stage after stage on them; ``grpo`` and ``rloo`` draw as they train."""
+
+    method: Method = Field(default="dpo", description="rloo: a recipe of kind grpo with the leave-one-out baseline")
 
 
 class WarmUpSection(Section):
@@ -70,8 +79,8 @@ class ScoreSection(Section):
     tasks: str = Field(default="world_viscot", description="tasks or groups, comma-separated")
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     data: Path | None = Field(default=None, description="folder of benchmark files")
-    protocol: ProtocolName | None = None
-    crop: CropName | None = Field(default=None, description="default: the model's own")
+    protocol: ProtocolName | None = Field(default=None, description="default: the loop's")
+    crop: CropName | None = Field(default=None, description="default: the loop's")
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=128, ge=1)
@@ -89,10 +98,15 @@ class LoopRecipe(Recipe):
         default=None, description="further training between SFT and RL: a comparison"
     )
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
-    rl: PhaseSection | None = Field(default=None, description="of kind dpo; used for every stage")
+    rl: RLSection | None = Field(default=None, description="of kind dpo (used for every stage), or of kind grpo")
     iterations: int = Field(default=1, ge=0)
     stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
+    protocol: ProtocolName | None = Field(
+        default=None, description="of every phase whose own recipe names none; without it each phase's default"
+    )
+    crop: CropName | None = Field(default=None, description="likewise")
+    mixed: bool = Field(default=False, description="SFT may teach another protocol or crop than is sampled and scored")
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
         default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"
@@ -112,8 +126,12 @@ class LoopRecipe(Recipe):
 
     @model_validator(mode="after")
     def _whole(self) -> LoopRecipe:
-        if self.iterations and (self.pairs is None or self.rl is None):
-            raise ValueError("iterations need the phases pairs and rl (iterations: 0 for none)")
+        if self.iterations and (self.rl is None or (self.rl.method == "dpo" and self.pairs is None)):
+            raise ValueError(
+                "iterations need the phases pairs and rl (iterations: 0 for none), with method grpo or rloo only rl"
+            )
+        if self.rl is not None and self.rl.method != "dpo" and self.pairs is not None:
+            raise ValueError(f"rl.method {self.rl.method} draws its own chains: leave out pairs")
         if self.critic == "sft" and self.sft is None:
             raise ValueError("critic: sft needs the phase sft")
         return self

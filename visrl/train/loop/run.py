@@ -30,8 +30,10 @@ from pydantic import BaseModel, TypeAdapter
 
 from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
-from visrl.errors import EXIT_DONE, UsageError
+from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.config.recipe import Kind, Resolved
+from visrl.train.loop.before import check, check_scoring, own_looks
+from visrl.train.loop.looks import check_looks, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
     OUTPUTS,
@@ -50,7 +52,7 @@ from visrl.train.loop.phase_state import (
 from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
-from visrl.train.pairs.command import generate_pairs
+from visrl.train.pairs.command import NO_PAIRS, generate_pairs, why_none
 from visrl.train.pairs.recipe import PairsRecipe
 
 
@@ -76,8 +78,10 @@ def run(recipe: LoopRecipe) -> int:
             "start it without one; `launch: accelerate launch … --no_python` in the recipe starts its training phases",
         )
     _same_arithmetic()
-    _check_scoring(recipe)
+    check_scoring(recipe)
     with exclusive(recipe.output):
+        if said := _check_looks(recipe):
+            print(said, file=sys.stderr)
         if not recipe.redo:
             _refuse_stale(recipe)
         prune(recipe)
@@ -209,9 +213,7 @@ def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
         hint = "the same command tries them again; max_failed says how many the loop may go on without"
         raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
     if not (resolved.recipe.output / "pairs.jsonl").read_bytes():
-        raise UsageError(
-            f"{phase.name}: no question gave a pair", "use more questions or other thresholds (docs/pairs.md)"
-        )
+        raise Incomplete(f"{phase.name}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
 
 
 def _funnel(folder: Path) -> _Funnel:
@@ -244,7 +246,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
         begin(place, asked)
     scored = {"weights": state.now.sha256()}
     if not _same(stored(place, OUTPUTS), scored):
-        score_phase(place, phase.label, state.now, recipe.score)
+        score_phase(place, phase.label, state.now, scoring_of(recipe))
         end(place, scored)
     print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
     return folder
@@ -252,7 +254,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
 
 def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
     """What decides the scoring of a phase."""
-    return recipe.score.model_dump(mode="json", exclude={"batch_size"})
+    return scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
 
 
 def _same(path: Path, asked: Mapping[str, Any]) -> bool:
@@ -280,8 +282,9 @@ def _pairs_line(recipe: LoopRecipe, phase: Phase) -> str:
 
 def status(recipe: LoopRecipe) -> list[str]:
     """A line per phase: what is done, what would run, what would be redone and why. Runs nothing."""
-    _check_scoring(recipe)
-    return [f"{name}: {word}" for name, word, _ in _statuses(recipe)]
+    check_scoring(recipe)
+    said = _check_looks(recipe)
+    return [f"{name}: {word}" for name, word, _ in _statuses(recipe)] + ([said] if said else [])
 
 
 def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
@@ -311,11 +314,9 @@ def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
             first = phase.name
 
 
-def _check_scoring(recipe: LoopRecipe) -> None:
-    """It comes after hours of training; its errors come first. Raises UsageError."""
-    from visrl.evaluation.evaluate import check_before
-
-    check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
+def _check_looks(recipe: LoopRecipe) -> str:
+    """How phases look, where they differ. Raises UsageError where SFT teaches another way than pairs and scores use."""
+    return check_looks(recipe, own_looks(recipe))
 
 
 def _check_only(recipe: LoopRecipe, phase: Phase, state: State) -> None:
@@ -374,4 +375,4 @@ def _same_arithmetic() -> None:
         torch.set_flush_denormal(True)
 
 
-KIND = Kind(LoopRecipe, run, status, renamed={"more": "continued_sft"})
+KIND = Kind(LoopRecipe, run, check, status, renamed={"more": "continued_sft"})

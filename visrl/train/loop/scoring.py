@@ -26,14 +26,16 @@ from visrl.train.loop.phase_state import is_finished
 from visrl.train.loop.phases import Phase, Weights, phases
 from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
-_OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d))$")
+_OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d?))$")
 """What a phase's record is called."""
 ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 """The metrics of a phase's line; of a suite without VisCoT boxes, referring expressions'."""
 
 
 def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
-    """Run the remaining samples of the phase's scoring. Raises UsageError where samples failed for good."""
+    """Run the remaining samples of the phase's scoring: section with protocol and crop filled in (looks.py). Raises UsageError
+    where samples failed for good.
+    """
     from visrl.policies.registry import load_policy
 
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})

@@ -11,10 +11,13 @@ The same command finishes what is missing.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE
+from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, Incomplete, UsageError
+from visrl.policies.before import check_policy
 from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
 from visrl.train.data.questions import load_questions
@@ -33,6 +36,13 @@ def run(recipe: PairsRecipe) -> int:
     print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
     if failed := sum(counts["failed"].values()):
         print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+    if not counts["pairs"]:
+        raise Incomplete(f"{recipe.output}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
+    place = recipe.output / "pairs.jsonl"
+    print(
+        f"train on them, in a recipe of kind dpo: --set data.path={place} --set data.pictures={recipe.data.pictures}",
+        file=sys.stderr,
+    )
     return EXIT_INCOMPLETE if failed else EXIT_DONE
 
 
@@ -45,4 +55,40 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
     return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
 
 
-KIND = Kind(PairsRecipe, run, renamed={"sampling.spares": "sampling.extra_samples"})
+NO_PAIRS = "a policy that writes readable, differing boxes, a critic that can judge, more questions (docs/pairs.md, the funnel)"
+_LOST_AT = {
+    "answered": "every request failed",
+    "parsed": "no attempt had two boxes that could be read",
+    "distinct": "all chains of a question were the same",
+    "scored": "the critic's replies held no score",
+    "above_and_below_by_answer": "no question had both a right and a wrong answer",
+    "paired": "no box of a right answer scored high, and of a wrong one low",
+}
+
+
+def why_none(funnel: Mapping[str, Any]) -> str:
+    """Where the last question was lost, and why attempts were dropped."""
+    questions, dropped = funnel["questions"], funnel.get("attempts", {}).get("dropped", {})
+    first = next((why for step, why in _LOST_AT.items() if not questions.get(step)), "none was asked")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"of {questions.get('asked', 0)}, {first}" + (f" (attempts dropped: {reasons})" if reasons else "")
+
+
+def check(recipe: PairsRecipe) -> None:
+    """Raises UsageError for questions, a policy or a critic that are not there, unless the pairs are."""
+    if (recipe.output / "manifest.json").is_file():
+        return
+    check_critic(recipe)
+    check_policy(recipe.policy.model, recipe.policy.args)
+    load_questions(recipe.data)
+
+
+def check_critic(recipe: PairsRecipe) -> None:
+    """Raises UsageError for a critic that is not there, and for Ray that is not installed."""
+    if recipe.ray is not None and importlib.util.find_spec("ray") is None:
+        raise UsageError("`ray:` was set, and Ray is not installed", "pip install 'visrl[ray]'")
+    if recipe.critic.model is not None:
+        check_policy(recipe.critic.model, recipe.critic.args)
+
+
+KIND = Kind(PairsRecipe, run, check, renamed={"sampling.spares": "sampling.extra_samples"})

@@ -14,8 +14,8 @@ from visrl.evaluation.on_ray import uses_gpu
 from visrl.policies.registry import load_policy
 from visrl.runs.distributed import init
 from visrl.runs.ray_pool import Pool, Stage, connect
+from visrl.train.common.critics import make_critic
 from visrl.train.data.questions import load_questions
-from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import Line, describe, load_sampler, make_pairs_by
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
 from visrl.train.config.recipe import Recipe, Section
 from visrl.train.data.questions import QuestionSection
-from visrl.train.pairs.critics import CriticKind
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule
-
-
-def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them."""
-    if not isinstance(args, dict):
-        return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items()}
-
-
-ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
 
 
 class PolicySection(Section):
@@ -32,15 +22,10 @@ class PolicySection(Section):
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
 
-
-class CriticSection(Section):
-    """M_org. Name another model here to have it criticise instead: M_SFT, or a larger one (poster, table 4)."""
-
-    kind: CriticKind = "score"
-    model: str | None = Field(default=None, description="none for the oracle")
-    args: ModelArgs = Field(default_factory=dict)
-    name: str | None = Field(default=None, description="what records call it; default: as it is named here")
-    judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+    @model_validator(mode="after")
+    def _fitting(self) -> PolicySection:
+        take_away_unfit(self.model, self.args)
+        return self
 
 
 class SamplingSection(Section):
@@ -60,10 +45,10 @@ class SelectionSection(Section):
     """Which chains become pairs (selection.py)."""
 
     mode: Mode = "code"
-    win_box: float = 0.8
-    win_answer: float = 0.8
-    lose_box: float = 0.2
-    lose_answer: float = 0.2
+    win_box: float = Field(default=0.8, ge=0, le=1)
+    win_answer: float = Field(default=0.8, ge=0, le=1)
+    lose_box: float = Field(default=0.2, ge=0, le=1)
+    lose_answer: float = Field(default=0.2, ge=0, le=1)
     box_critic: bool = Field(default=True, description="false: the ablation without bounding box critics")
     pairs: int = Field(default=1, ge=1, description="at most so many of a question; `paper` only")
 

@@ -27,9 +27,9 @@ from visrl.runs.job import Job, missing_batches
 from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
+from visrl.train.common.critics import make_critic
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.chain_lines import checked
-from visrl.train.pairs.critics import make_critic
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
 from visrl.train.pairs.selection import Rule

@@ -25,8 +25,8 @@ from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
 from visrl.rollout.retry import ask, total
 from visrl.rollout.steps import ask_where, parse_box
 from visrl.train.common.conversations import Opened, answer_prompt, box_prompt, crop_of, opened
+from visrl.train.common.critics import Critic, Judged, Question, without_repeats
 from visrl.train.data.candidates import Candidate
-from visrl.train.pairs.critics import Critic, Judged, Question, without_repeats
 from visrl.train.pairs.diversity import Attempt, BoxProposal, Controller, control
 from visrl.train.pairs.selection import Decision, Rule, decide
 

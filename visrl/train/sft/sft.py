@@ -17,9 +17,10 @@ from trl import SFTConfig, SFTTrainer
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.runs.distributed import rank
 from visrl.train.common.conversations import count as conversations_of
-from visrl.train.common.models import TrainableModel, load_trainable, own_forward
-from visrl.train.common.phase_folder import PhaseTrainer, claim, finished, train
+from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
+from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
 from visrl.train.config.recipe import (
@@ -32,6 +33,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.data.candidates import Demonstration
+from visrl.train.data.fingerprint import demonstrations_hash
 from visrl.train.data.load import load_demonstrations
 from visrl.train.sft.collator import SFTCollator
 
@@ -135,10 +137,24 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
 
 def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
-    claim(recipe.output, recipe.model_dump(mode="json", exclude={"output"}))
+    chains = load_demonstrations(recipe.data)  # before the model: it takes longer
+    asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
+    check_claim(recipe.output, asked, data)
     if not finished(recipe.output):
-        run_sft(recipe, load_trainable(recipe.model, recipe.lora, recipe.seed), load_demonstrations(recipe.data))
+        trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
+        claim(recipe.output, asked, data)
+        run_sft(recipe, trainable, chains)
+        if rank() == 0:
+            protocols = {str(chain.protocol) for chain in chains}
+            say_where(recipe.output / "final", recipe.model, protocols, recipe.chain.crop)
     return EXIT_DONE
+
+
+def check(recipe: SFTRecipe) -> None:
+    """Raises UsageError for a model or for data that are not there, unless the phase is finished."""
+    if not finished(recipe.output):
+        check_model(recipe.model, recipe.lora)
+        load_demonstrations(recipe.data)
 
 
 def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstration]) -> MaskedSFTTrainer:
@@ -164,4 +180,4 @@ def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstra
     return trainer
 
 
-KIND = Kind(SFTRecipe, run)
+KIND = Kind(SFTRecipe, run, check)

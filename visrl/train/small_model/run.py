@@ -286,4 +286,9 @@ def run(recipe: SmallModelRecipe) -> int:
     return EXIT_DONE
 
 
-KIND = Kind(SmallModelRecipe, run)
+def check(recipe: SmallModelRecipe) -> None:
+    """Raises UsageError where the checkpoint to start from is not there."""
+    _ = recipe.folder
+
+
+KIND = Kind(SmallModelRecipe, run, check)

@@ -19,7 +19,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from visrl.core.box_formats import unfenced
 from visrl.core.boxes import Box, iou
@@ -28,7 +30,9 @@ from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
+from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
+from visrl.train.config.recipe import Section
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (
@@ -47,6 +51,44 @@ CRITIC_MAX_TOKENS = 64  # {"score": 0.8} in a fence, and a few words from those 
 DECIMALS = 6
 """Of a likelihood's score: what another batch rounds differently in the last bits is the same score."""
 CriticKind = Literal["score", "likelihood", "oracle"]
+
+
+def _as_texts(args: Any) -> Any:
+    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
+    if not isinstance(args, dict):
+        return args
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
+
+
+ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+
+
+def take_away_unfit(model: str, args: dict[str, str]) -> None:
+    """Leave out, in place, the arguments of another kind of model: a recipe's for weights where ``--set`` names a server."""
+    try:
+        fits, _ = fitting(model, args)
+    except UsageError:
+        return  # said when the model is looked for
+    for name in args.keys() - fits.keys():
+        del args[name]
+
+
+class CriticSection(Section):
+    """M_org. Name another model here to have it criticise instead: M_SFT, or a larger one (poster, table 4)."""
+
+    kind: CriticKind = "score"
+    model: str | None = Field(default=None, description="none for the oracle")
+    args: ModelArgs = Field(default_factory=dict)
+    name: str | None = Field(default=None, description="what records call it; default: as it is named here")
+    judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> CriticSection:
+        if self.model is not None:
+            take_away_unfit(self.model, self.args)
+            if self.model.startswith(("endpoint:", "openai:")):
+                self.args.setdefault("box_format", "paper")  # a critic says no boxes
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +306,14 @@ def agreement(questions: Sequence[Question], judge: str) -> list[Judged]:
     """s^r by an offline judge of the evaluation: reward is metric."""
     items = [JudgeItem(q.sample.id, q.sample.question, q.sample.answers, q.answer) for q in questions]
     return [Judged(score, tokens=Tokens()) for score in make_judge(judge).judge_many(items)]
+
+
+def load_critic(section: CriticSection) -> Critic:
+    """The critic of a recipe with the model it names, loaded. Raises UsageError."""
+    policy = load_policy(section.model, section.args) if section.model and section.kind != "oracle" else None
+    if policy is not None and section.name is not None:
+        policy.rename(section.name)
+    return make_critic(section.kind, policy, section.judge)
 
 
 def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:

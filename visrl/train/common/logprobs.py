@@ -1,7 +1,8 @@
-"""One forward of a batch of preference pairs -> log-probabilities of the completions' tokens, in TRL's order.
+"""One forward of a batch of prompts with n completions each -> log-probabilities of the completions' tokens, in TRL's order:
+pairs for DPO (n = 2), groups for GRPO.
 
 TRL's ``DPOTrainer._compute_loss`` wants a model that maps ids [2B, S] to per-token values [2B, S - 1].
-:class:`PairScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
+:class:`BranchScorer` is such a model for a *compact* batch, completions alone behind one dummy column (S = 1 + C), so
 that every loss and metric of TRL works on it unchanged; the real forward runs in the layout the batch was collated in
 (prefix_sharing.py).
 """
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from visrl.train.common.prefix_sharing import Layout, additive, block_mask, branch_positions, join
 from visrl.train.common.vision_cache import FeatureStore, picture_kwargs
-from visrl.train.dpo.prefix_sharing import Layout, additive, block_mask, branch_positions, join
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,40 +53,64 @@ def compact(batch: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-class PairScorer:
+class BranchScorer:
     """A model, a collated batch and its family: call it as TRL calls a model with a fused head.
 
     model: as wrapped by DDP, FSDP, DeepSpeed or PEFT. base: the bare transformers model inside.
     Batch (R rows of n branches, see prefix_sharing.py and encoding.stack): ``prompt_ids``, ``prompt_mask`` [R, P],
     ``positions`` [R, P] or [R, 3, P], ``completions``, ``completion_mask`` [R, n, C], ``tokens`` name -> [R, T, ...],
-    ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need.
+    ``chats`` the R prompts. A call with ``detail`` also computes what only metrics need. temperature: logits are divided by
+    it, as they were where the completions were sampled.
     """
 
     def __init__(
-        self, model: Any, base: Any, family: Family, batch: dict[str, Any], store: FeatureStore | None = None
+        self,
+        model: Any,
+        base: Any,
+        family: Family,
+        batch: dict[str, Any],
+        store: FeatureStore | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.model, self.base, self.family, self.batch, self.store = model, base, family, batch, store
+        self.temperature = temperature
         prompt, (_, branches, width) = batch["prompt_ids"].shape[1], batch["completions"].shape
         self.layout = Layout(prompt, width, branches)
 
     def __call__(self, *, detail: bool = True, **_: Any) -> TokenScores:
         """The scores of the batch; TRL's compact inputs are the same batch and are not read again."""
-        logits = self.model(**self.inputs()).logits  # [R, kept, V]
+        logits, total, log_probs = self._forward()
+        return self._detailed(log_probs, logits.detach(), total.detach()) if detail else TokenScores(log_probs)
+
+    def with_entropy(self, *, gradient: bool) -> TokenScores:
+        """The scores with the entropy of each token's distribution, through which the gradient may flow."""
+        logits, total, log_probs = self._forward()
+        if not gradient:
+            logits, total = logits.detach(), total.detach()
+        return TokenScores(log_probs, trl_order(_entropy(logits, total)[:, self._columns(logits)]))
+
+    def _forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [R, kept, V], the logarithm of their summed exponentials [R, kept], and log-probabilities [n R, C]."""
+        logits = self.model(**self.inputs()).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        batch, columns = self.batch, self.layout.columns().to(logits.device)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        batch, columns = self.batch, self._columns(logits)
         rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
         picked = logits[rows, columns[None], batch["completions"]]  # [R, n, C]
         total = logits.logsumexp(-1)
         mask = trl_order(batch["completion_mask"]).bool()
-        log_probs = trl_order(picked - total[:, columns]).masked_fill(~mask, 0.0)
-        return self._detailed(log_probs, logits.detach(), total.detach(), columns) if detail else TokenScores(log_probs)
+        return logits, total, trl_order(picked - total[:, columns]).masked_fill(~mask, 0.0)
 
-    def _detailed(self, log_probs: Tensor, logits: Tensor, total: Tensor, columns: Tensor) -> TokenScores:
-        shares = (logits - total[..., None]).exp()
+    def _columns(self, logits: Tensor) -> Tensor:
+        return self.layout.columns().to(logits.device)
+
+    def _detailed(self, log_probs: Tensor, logits: Tensor, total: Tensor) -> TokenScores:
+        columns = self._columns(logits)
         per_column = {
-            "entropy": total - (shares * logits).sum(-1),
+            "entropy": _entropy(logits, total),
             "mean_logits": logits.mean(-1),
-            "log_sum_sq_probs": shares.square().sum(-1).log(),
+            "log_sum_sq_probs": (2 * (logits - total[..., None])).exp().sum(-1).log(),
         }
         top1 = logits.argmax(-1)[:, columns] == self.batch["completions"]
         spread = {name: trl_order(value[:, columns]) for name, value in per_column.items()}
@@ -112,3 +137,8 @@ class PairScorer:
         kinds = batch["tokens"].get("token_type_ids")  # PaliGemma: tokens of type 0 see each other both ways
         both_ways = None if kinds is None else kinds[:, : self.layout.prompt] == 0
         return additive(block_mask(batch["prompt_mask"], self.layout, both_ways=both_ways), self.base.dtype)
+
+
+def _entropy(logits: Tensor, total: Tensor) -> Tensor:
+    """[R, kept] of distributions given by logits [R, kept, V] and their log-sum-exp, in nats."""
+    return total - ((logits - total[..., None]).exp() * logits).sum(-1)

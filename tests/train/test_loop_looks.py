@@ -1,0 +1,93 @@
+"""One protocol and one crop through a loop: SFT, pairs, RL and scoring share them, or the loop stops."""
+
+import json
+
+import pytest
+from loop_made import recipe
+
+from visrl.errors import UsageError
+from visrl.train.loop import before
+from visrl.train.loop import run as loop
+from visrl.train.loop.before import own_looks
+from visrl.train.loop.scoring import ScoreSection
+
+VISCOT = "data.format=viscot"
+
+
+def looks(folder, *settings):
+    return {str(look) for look in own_looks(recipe(folder, *settings))}
+
+
+def test_without_a_word_every_phase_looks_alike(world):
+    """Whoever's file the chains come from: the importer fixes no protocol."""
+    folder, _ = world
+    for data in ("visrl", "viscot", "cot"):
+        assert looks(folder, f"sft.set.data.format={data}") == {
+            "sft: crop tight" if data == "visrl" else "sft: protocol visrl_train, crop tight",
+            "iter1/pairs: protocol visrl_train, crop tight",
+            "iter1/rl1: crop tight",
+            "iter1/rl2: crop tight",
+            "score: protocol visrl_train, crop tight",
+        }
+
+
+def test_the_loops_protocol_and_crop_go_everywhere(world, monkeypatch):
+    folder, _ = world
+    scored = []
+    score = loop.score_phase
+
+    def seen(place, label, weights, section: ScoreSection):
+        scored.append((section.protocol, section.crop))
+        return score(place, label, weights, section)
+
+    monkeypatch.setattr(loop, "score_phase", seen)
+    settings = ("protocol=viscot_train", "crop=viscot_square112", "sft.set.data.format=viscot")
+    loop.run(recipe(folder, *settings))
+    assert set(scored) == {("viscot_train", "viscot_square112")}
+    told = {p.parent.name: json.loads((p).read_text())["recipe"] for p in folder.glob("run/**/phase_config.json") if "score" not in p.parts and "base" not in p.parts}  # fmt: skip
+    assert told["sft"]["data"]["protocol"] == "viscot_train" and told["sft"]["chain"]["crop"] == "viscot_square112"
+    assert (told["pairs"]["protocol"], told["pairs"]["crop"]) == ("viscot_train", "viscot_square112")
+    assert told["rl1"]["step"]["crop"] == told["rl2"]["step"]["crop"] == "viscot_square112"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("sft.set.data.protocol=viscot_train", "sft teaches protocol viscot_train, iter1/pairs asks by visrl_train"),
+        ("pairs.set.protocol=viscot_eval", "sft teaches protocol visrl_train, iter1/pairs asks by viscot_eval"),
+        ("score.protocol=viscot_eval", "sft teaches protocol visrl_train, score asks by viscot_eval"),
+        ("score.crop=viscot_square112", "sft shows crop tight, score shows viscot_square112"),
+        ("rl.set.step.crop=compat_visrl", "sft shows crop tight, iter1/rl1 shows compat_visrl"),
+    ],
+)
+def test_a_loop_that_teaches_another_way_than_it_uses_stops_unless_it_is_meant(world, capsys, setting, said):
+    folder, ran = world
+    with pytest.raises(UsageError) as stopped:
+        loop.run(recipe(folder, "sft.set.data.format=viscot", setting))
+    assert said in stopped.value.message and "mixed: true" in stopped.value.hint and ran == []
+    loop.run(recipe(folder, "sft.set.data.format=viscot", setting, "mixed=true"))
+    assert "phases look in more than one way" in capsys.readouterr().err
+
+
+def test_the_protocol_of_every_row_counts(world, monkeypatch):
+    """Rows of our own format name theirs, so that only reading them tells what SFT teaches."""
+    folder, _ = world
+    (folder / "p.png").touch()
+    row = {"id": "a", "picture": "p.png", "question": "what?", "chain": {"box": [0, 0, 9, 9], "answer": "A"}}
+    rows = [row, {**row, "id": "b", "protocol": "viscot_train"}, {**row, "id": "c", "protocol": "direct"}]
+    (folder / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    (folder / "q.jsonl").write_text(json.dumps({"id": "q", "picture": "p.png", "question": "?", "answers": ["A"]}))
+    for name in ("check_policy", "check_scoring", "check_pictures"):
+        monkeypatch.setattr(before, name, lambda *_: None)
+    here = (
+        f"sft.set.data.pictures={folder}",
+        f"pairs.set.data.path={folder}/q.jsonl",
+        f"pairs.set.data.pictures={folder}",
+    )
+    asked = recipe(folder, *here, "pairs.set.data.skip=0")
+    with pytest.raises(
+        UsageError, match="sft teaches protocol viscot_train and visrl_train, iter1/pairs asks by visrl_train"
+    ):
+        before.check(asked)
+    (folder / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (rows[0], rows[2])))
+    before.check(asked)  # `direct` asks for no box

@@ -1,0 +1,115 @@
+"""``kind: grpo``: policy gradients on groups of chains (GRPO, RLOO and TRL's other losses). Beyond the paper: docs/method.md h.
+
+    visrl-train recipes/world-grpo.yaml
+
+``trainer`` passes straight to TRL's GRPOConfig: ``num_generations`` is k, ``per_device_train_batch_size`` counts chains,
+``max_completion_length`` holds for each turn. The same command resumes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import GRPOConfig
+
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.types import CoTSample
+from visrl.errors import EXIT_DONE, UsageError
+from visrl.policies.before import check_policy
+from visrl.policies.protocol import Sampling
+from visrl.runs.distributed import rank
+from visrl.train.common.critics import load_critic
+from visrl.train.common.models import (
+    TrainableModel,
+    check_model,
+    load_trainable,
+    own_forward,
+    sliding_window,
+    why_not_shared,
+)
+from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
+from visrl.train.common.trainer_args import trainer_config
+from visrl.train.config.recipe import Kind
+from visrl.train.data.fingerprint import questions_hash
+from visrl.train.data.questions import load_questions
+from visrl.train.grpo.batches import GroupEncoder
+from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
+from visrl.train.grpo.rewards import RewardTools
+from visrl.train.grpo.rollouts import RolloutPlan
+from visrl.train.grpo.trainer import GroupTrainer, RewardPlan
+
+
+def run(recipe: GRPORecipe) -> int:
+    """Train what is not finished. Raises UsageError."""
+    questions = load_questions(recipe.data)
+    asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
+    check_claim(recipe.output, asked, data)
+    if not finished(recipe.output):
+        trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
+        rewards = reward_plan(recipe)
+        claim(recipe.output, asked, data)
+        run_phase(recipe, trainable, questions, rewards)
+        if rank() == 0:
+            protocol = recipe.grpo.protocol or trainable.family.default_protocol
+            say_where(recipe.output / "final", recipe.model, {protocol}, recipe.grpo.crop)
+    return EXIT_DONE
+
+
+def check(recipe: GRPORecipe) -> None:
+    """Raises UsageError for a model, a critic or questions that are not there, unless the phase is finished."""
+    if not finished(recipe.output):
+        check_model(recipe.model, recipe.lora)
+        if recipe.critic is not None and recipe.critic.model is not None:
+            check_policy(recipe.critic.model, recipe.critic.args)
+        load_questions(recipe.data)
+
+
+def reward_plan(recipe: GRPORecipe) -> RewardPlan:
+    """The recipe's rewards, with the critic's model loaded where one is asked."""
+    section = recipe.grpo
+    asked = {**section.box, **section.answer}.keys() & {"box_critic", "answer_critic"}
+    critic = load_critic(recipe.critic) if asked and recipe.critic is not None else None
+    most = GRPOConfig(output_dir=str(recipe.output), use_cpu=True, bf16=False, **_lengths(recipe)).max_completion_length
+    tools = RewardTools(critic, section.judge, most)
+    return RewardPlan(section.box, section.answer, section.credit, section.baseline, tools)
+
+
+def _lengths(recipe: GRPORecipe) -> dict[str, Any]:
+    return {k: v for k, v in recipe.trainer.items() if k == "max_completion_length"}
+
+
+def run_phase(
+    recipe: GRPORecipe, trainable: TrainableModel, questions: list[CoTSample], rewards: RewardPlan
+) -> GroupTrainer:
+    """From the model in memory to ``final/``."""
+    folder, section = recipe.output, recipe.grpo
+    reason = why_not_shared(trainable.base)
+    encoder = GroupEncoder(
+        trainable.encoder,
+        shared=section.prefix_sharing and reason is None,
+        window=sliding_window(trainable.base),
+        max_tokens=section.max_tokens,
+        store=trainable.feature_store(section.vision_cache_gb),
+    )
+    args = trainer_config(GRPOConfig, recipe.trainer, folder, recipe.seed, trainable.base)
+    plan = rollout_plan(section, trainable, args, recipe.seed)
+    title = "grpo" + (f" (plain rows: {reason})" if section.prefix_sharing and reason else "")
+    with own_forward(trainable.model):
+        plans = (encoder, plan, rewards)
+        trainer = GroupTrainer(trainable, questions, plans, args, folder, keep=section.keep, title=title)
+        train(trainer, trainable, folder)
+    return trainer
+
+
+def rollout_plan(section: GRPOSection, trainable: TrainableModel, args: GRPOConfig, seed: int) -> RolloutPlan:
+    """How the recipe draws chains. Raises UsageError where a protocol without a look is to be rewarded for boxes."""
+    protocol = PROTOCOLS[section.protocol or trainable.family.default_protocol]
+    if not protocol.looks and section.credit == "step" and not section.answer:
+        raise UsageError(f"protocol {protocol.name} asks for no box, and only boxes are rewarded", "name grpo.answer")
+    sampling = Sampling(
+        args.num_generations, args.temperature, args.top_p, args.top_k or 0, args.max_completion_length, seed
+    )
+    return RolloutPlan(protocol, sampling, section.crop)
+
+
+KIND = Kind(GRPORecipe, run, check)

@@ -1,0 +1,83 @@
+"""The recipe of ``kind: grpo``: its sections, checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from visrl.core.crops import CropName
+from visrl.core.prompts import ProtocolName
+from visrl.errors import UsageError
+from visrl.train.common.critics import CriticSection
+from visrl.train.common.trainer_args import OWN
+from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, Section, check_trainer_section
+from visrl.train.data.questions import QuestionSection
+from visrl.train.grpo.advantages import Baseline, Credit
+from visrl.train.grpo.rewards import check_rewards
+
+DEFAULTS: dict[str, Any] = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 10,
+    "save_steps": 200,
+}
+RESERVED = OWN | {
+    "reward_weights": "grpo.box and grpo.answer",
+    "scale_rewards": "grpo.baseline",
+    "multi_objective_aggregation": "grpo.baseline",
+    "precompute_ref_log_probs": "visrl: the reference is the start of the phase",
+    "log_completions": "grpo.keep",
+    **dict.fromkeys(
+        ("use_vllm", "use_transformers_continuous_batching", "generation_kwargs", "cache_implementation", "min_p",
+         "repetition_penalty", "chat_template_kwargs", "mask_truncated_completions", "num_generations_eval"),
+        "nothing: chains are drawn by visrl's own steps (docs/training-grpo.md)",
+    ),
+}  # fmt: skip
+
+
+class GRPOSection(Section):
+    """What is rewarded, and how groups are drawn and compared."""
+
+    credit: Credit = Field(
+        default="step", description="step: box and answer tokens have their own rewards' advantage; chain: all of all"
+    )
+    box: dict[str, float] = Field(default={"box_critic": 1.0}, description="rewards of the box and their weights")
+    answer: dict[str, float] = Field(default={"answer": 1.0}, description="rewards of the answer and their weights")
+    baseline: Baseline = Field(default="mean_std", description="of a group; leave_one_out is RLOO's")
+    judge: str = Field(default="exact", description="of the reward `answer`: an offline rule")
+    protocol: ProtocolName | None = Field(default=None, description="default: the family's own")
+    crop: CropName = "tight"
+    prefix_sharing: bool = Field(default=True, description="one row per group; exact, and several times as fast")
+    vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
+    max_tokens: int | None = Field(default=None, ge=1, description="stop at a longer sequence, naming it")
+    keep: int = Field(default=2, ge=0, description="groups of each logging step that are kept in rollouts/")
+
+
+class GRPORecipe(Recipe):
+    """``trainer`` passes straight to TRL's GRPOConfig."""
+
+    kind: Literal["grpo"]
+    model: ModelSection
+    data: QuestionSection
+    critic: CriticSection | None = Field(default=None, description="of the rewards box_critic and answer_critic")
+    lora: LoraSection | None = None
+    grpo: GRPOSection = GRPOSection()
+    trainer: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("trainer")
+    @classmethod
+    def _known(cls, section: dict[str, Any]) -> dict[str, Any]:
+        from trl import GRPOConfig
+
+        return DEFAULTS | check_trainer_section(section, GRPOConfig, RESERVED)
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> GRPORecipe:
+        try:
+            check_rewards({**self.grpo.box, **self.grpo.answer}, self.critic is not None, self.grpo.judge)
+        except UsageError as error:
+            raise ValueError(f"{error.message} ({error.hint})") from error
+        if not any((*self.grpo.box.values(), *self.grpo.answer.values())):
+            raise ValueError("grpo.box and grpo.answer name no reward")
+        return self

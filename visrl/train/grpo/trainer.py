@@ -1,0 +1,364 @@
+"""Policy gradients on groups of chains (GRPO and its kin), as one subclass of TRL's ``GRPOTrainer``.
+
+The trainer keeps TRL's losses (``trainer.loss_type``), clipping, KL, entropy bonus, PEFT, checkpointing and distribution. Ours
+is what the method adds: chains that look before they answer, drawn by the policy in training (rollouts.py); rewards that are
+the metrics (rewards.py), for box and answer tokens apart or together; and log-probabilities, of policy, old policy and
+reference, of which prompt and picture are computed once per group (batches.py).
+
+The reference of the KL term is the policy at the start of the phase: its trained weights are kept and put in place for the
+reference's forward pass, so that LoRA, a continued adapter and all weights are one case. A checkpoint is only taken where new
+chains are drawn next, so that a resumed run draws the chains that an undisturbed one draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from visrl.core.records import dump_json, write_atomically
+from visrl.core.types import CoTSample
+from visrl.errors import UsageError
+from visrl.policies.families.base import EncodedImage, Features
+from visrl.policies.hf.loading import Loaded
+from visrl.policies.hf.policy import HFPolicy
+from visrl.policies.protocol import StepName
+from visrl.train.common.logprobs import BranchScorer
+from visrl.train.common.models import TrainableModel, bare
+from visrl.train.common.phase_folder import PhaseTrainer
+from visrl.train.common.vision_cache import evaluating
+from visrl.train.grpo.advantages import Baseline, Credit, advantages, weighted, without_spread
+from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
+from visrl.train.grpo.rewards import RewardTools, reward_named
+from visrl.train.grpo.rollouts import STEPS, Group, RolloutPlan, draw_groups
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = "rollouts"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPlan:
+    """Which rewards, with which weights, make whose advantage.
+
+    credit: ``step``: box tokens have the advantage of the box rewards, answer tokens that of the answer rewards; ``chain``:
+    all tokens that of all rewards together.
+    """
+
+    box: Mapping[str, float]
+    answer: Mapping[str, float]
+    credit: Credit = "step"
+    baseline: Baseline = "mean_std"
+    tools: RewardTools = RewardTools()  # noqa: RUF009 - frozen
+
+    @property
+    def names(self) -> list[str]:
+        return list({**self.box, **self.answer})
+
+    def weights(self, step: StepName) -> Mapping[str, float]:
+        """The rewards that a turn's tokens are credited with."""
+        if self.credit == "step":
+            return self.box if step == "box" else self.answer
+        return {name: self.box.get(name, 0.0) + self.answer.get(name, 0.0) for name in self.names}
+
+
+class StartingWeights:
+    """The trained parameters of a model as they were when its phase began: the reference, whatever is trained."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model as it was; afterwards as it is. Looked up by name: a resumed adapter has new parameters."""
+        parameters = dict(self._model.named_parameters())
+        now = {name: parameters[name].data for name in self._kept}
+        try:
+            for name, before in self._kept.items():
+                parameters[name].data = before
+            yield
+        finally:
+            for name, data in now.items():
+                parameters[name].data = data
+
+
+class EpochOrder(RepeatSampler):
+    """TRL's order of questions, shuffled anew by seed and epoch alone. TRL's hangs on the epochs its process has seen, so that a
+    run resumed in a later epoch would take other questions.
+    """
+
+    def __init__(self, epoch: Callable[[], int], **more: Any) -> None:
+        super().__init__(**more)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(1000 * self.seed + self._epoch())
+        yield from super().__iter__()
+
+
+class GroupTrainer(PhaseTrainer, GRPOTrainer):
+    """GRPO over questions. ``folder`` is where some chains of each logging step are kept (``keep`` groups of them).
+
+    A batch is counted as TRL counts it, in chains: ``per_device_train_batch_size`` is a multiple of ``num_generations``.
+    Raises UsageError where it is not, and where a loss is not finite (naming the samples).
+    """
+
+    _metrics: dict[str, Any]
+
+    def __init__(
+        self,
+        trainable: TrainableModel,
+        questions: Sequence[CoTSample],
+        plans: tuple[GroupEncoder, RolloutPlan, RewardPlan],
+        args: GRPOConfig,
+        folder: Path,
+        keep: int = 2,
+        **more: Any,
+    ) -> None:
+        self.trainable, self.questions, self.folder, self.keep = trainable, questions, folder, keep
+        self.encoding, self.plan, self.rewards = plans
+        check_schedule(args, len(questions))
+        self._drawn: list[dict[str, Any]] | None = None
+        self._last: list[dict[str, Any]] = []
+        self._scoring: Mapping[StepName, Mapping[str, Any]] = {}
+        beta, args.beta = (
+            args.beta,
+            0.0,
+        )  # TRL would load a reference from disk: the weights from before the phase before
+        super().__init__(
+            model=trainable.model,
+            reward_funcs=[_ours],  # TRL wants one; the rewards are ours
+            args=args,
+            train_dataset=Dataset.from_dict({"row": list(range(len(questions)))}),
+            processing_class=trainable.processor,
+            **more,
+        )
+        self.beta = args.beta = beta
+        if (self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3) or self.is_fsdp_enabled:
+            raise UsageError(
+                "chains are drawn by the model in this process, which sharding would take apart",
+                "launch with recipes/accelerate/ddp.yaml or deepspeed-zero2.yaml",
+            )
+        self.reference = StartingWeights(trainable.model) if beta else None
+
+    # --- drawing
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
+        return EpochOrder(
+            lambda: int(self.state.epoch or 0),
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """One micro-batch of the groups drawn last; new ones every ``steps_per_generation * num_iterations`` of them."""
+        every = self.args.steps_per_generation * self.num_iterations
+        if self._step % every == 0 or self._drawn is None:
+            rows = [row["row"] for row in generation_batch[:: self.num_generations]]
+            self._drawn = self._generation([self.questions[row] for row in rows])
+        return self._drawn[self._step % self.args.steps_per_generation]
+
+    def _generation(self, questions: Sequence[CoTSample]) -> list[dict[str, Any]]:
+        """Groups of these questions, scored, in batches as the steps take them."""
+        groups = self._rollouts(questions)
+        values = {name: _tensor(reward_named(name)(groups, self.rewards.tools)) for name in self.rewards.names}
+        credited = {step: self._advantages(step, values) for step in STEPS}
+        self._log_rewards(groups, values)
+        self._last = [_kept(g, values, credited, i) for i, g in enumerate(groups[: self.keep])]
+        per = len(groups) // self.args.steps_per_generation
+        batches = [
+            self._encoded(groups[i : i + per], {step: a[i : i + per].flatten() for step, a in credited.items()})
+            for i in range(0, len(groups), per)
+        ]
+        tokens = torch.stack([batch["completion_mask"].sum() for batch in batches]).sum()
+        everywhere = self.accelerator.gather(tokens).sum()
+        for batch in batches:
+            batch["num_items_in_batch"] = everywhere
+        return batches
+
+    def _rollouts(self, questions: Sequence[CoTSample]) -> list[Group]:
+        """A policy of its own for every generation: what one keeps of a picture or a prompt is older weights' next time."""
+        trainable, store = self.trainable, self.encoding.store
+        family, base = trainable.family, trainable.base
+
+        def encode(pictures: Sequence[EncodedImage]) -> list[Features]:
+            assert store is not None, "only given where there is one"
+            found = store.features(family, base, pictures)
+            return [found[picture.digest] for picture in pictures]
+
+        loaded = Loaded(trainable.model, trainable.processor, family, {})
+        policy = HFPolicy("policy", loaded, encode=None if store is None else encode)
+        policy.box_format = trainable.encoder.box_format
+        with evaluating(self.model), self.accelerator.autocast():
+            return draw_groups(policy, questions, self.plan, f":{self.state.global_step}")
+
+    def _advantages(self, step: StepName, values: Mapping[str, Tensor]) -> Tensor:
+        """[G, k] of a turn's tokens; its figures are logged."""
+        weights = self.rewards.weights(step)
+        if not weights:
+            return torch.zeros_like(next(iter(values.values())))
+        rewards = weighted(values, {name: weights[name] for name in weights})
+        found = advantages(rewards, self.rewards.baseline)
+        figures = {
+            f"{step}/reward": rewards,
+            f"{step}/unscored": rewards.isnan().float(),
+            f"{step}/advantage": found.abs(),
+            f"{step}/without_spread": without_spread(rewards).float(),
+        }
+        self._log_means(figures)
+        return found
+
+    def _encoded(self, groups: Sequence[Group], credited: Mapping[StepName, Tensor]) -> dict[str, Any]:
+        turns = self.encoding.turns(groups)
+        batch: dict[str, Any] = Trainer._prepare_inputs(self, {"turns": turns, **compact_inputs(turns, credited)})
+        batch["ids"] = [group.sample.id for group in groups]
+        self._log_sum("tokens/trained", trained_tokens(turns))
+        every = self.args.steps_per_generation * self.num_iterations
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
+            if self.args.gradient_accumulation_steps % every:
+                batch["old_per_token_logps"] = self._log_probs(self.model, turns := batch["turns"])
+            if self.reference is not None:
+                with self.reference.in_place():
+                    batch["ref_per_token_logps"] = self._log_probs(self.model, batch["turns"])
+        return batch
+
+    # --- log-probabilities
+
+    def _log_probs(self, model: Any, turns: Mapping[StepName, Mapping[str, Any]]) -> Tensor:
+        """[N, W]."""
+        return torch.cat(
+            [of_chains(self._scorer(model, turn)(detail=False).log_probs, turn) for turn in turns.values()], dim=1
+        )
+
+    def _scorer(self, model: Any, turn: Mapping[str, Any]) -> BranchScorer:
+        return BranchScorer(
+            model, bare(self.model), self.trainable.family, dict(turn), self.encoding.store, self.temperature
+        )
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *_: Any, **__: Any) -> tuple[Tensor, Tensor, None]:
+        """Of the chains of the batch being trained on, [N, W] each: TRL's own rows are the same tokens and are not read."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for turn in self._scoring.values():
+            with self.accelerator.autocast():
+                scores = self._scorer(model, turn).with_entropy(gradient=self._entropy_bonus_enabled)
+            assert scores.entropy is not None, "asked for"
+            found.append((of_chains(scores.log_probs, turn), of_chains(scores.entropy, turn)))
+        log_probs, entropies = zip(*found, strict=True)
+        return torch.cat(log_probs, dim=1), torch.cat(entropies, dim=1), None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._scoring = inputs["turns"]
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if not torch.isfinite(loss):
+            raise UsageError(
+                f"the loss is {loss.item()}: among the samples {', '.join(inputs['ids'])}",
+                "look at these samples; the newest checkpoint is from before this step",
+            )
+        return loss
+
+    # --- figures
+
+    def _log_rewards(self, groups: Sequence[Group], values: Mapping[str, Tensor]) -> None:
+        lengths = torch.tensor([[float(chain.length) for chain in group.chains] for group in groups])
+        unparsed = torch.tensor([[float(bool(chain.unparsed)) for chain in group.chains] for group in groups])
+        self._log_sum("tokens/generated", sum(group.tokens.computed for group in groups if group.tokens))
+        self._log_means(
+            {
+                **{f"rewards/{name}": found for name, found in values.items()},
+                "completions/mean_length": lengths,
+                "completions/unparsed": unparsed,
+            }
+        )
+
+    def _log_means(self, figures: Mapping[str, Tensor]) -> None:
+        """Means over all processes, of what is scored."""
+        for name, values in figures.items():
+            everywhere = self.accelerator.gather(values.to(self.accelerator.device))
+            self._metrics["train"][name].append(everywhere.nanmean().item())
+
+    def _log_sum(self, name: str, count: int) -> None:
+        """A sum over all processes."""
+        mine = torch.tensor(float(count), device=self.accelerator.device)
+        self._metrics["train"][name].append(self.accelerator.gather(mine).sum().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self._last and self.accelerator.is_main_process:
+            place = self.folder / KEPT / f"step{self.state.global_step:06d}.json"
+            write_atomically(place, dump_json({"step": self.state.global_step, "groups": self._last}))
+
+
+def check_schedule(args: GRPOConfig, questions: int) -> None:
+    """What must divide what. Raises UsageError.
+
+    ``save_steps`` is rounded up to where new chains are drawn next.
+    """
+    k, per = args.num_generations, args.per_device_train_batch_size
+    if per % k:
+        raise UsageError(
+            f"trainer.per_device_train_batch_size {per} is not a multiple of num_generations {k}",
+            "it counts chains, as TRL does, and a group is trained on by one process",
+        )
+    every, accumulated = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    if every % accumulated and accumulated % every:
+        raise UsageError(
+            f"steps_per_generation x num_iterations = {every} and gradient_accumulation_steps = {accumulated}",
+            "one must divide the other, so that chains are drawn at the start of a step",
+        )
+    needed = args.generation_batch_size // k
+    if questions < needed:
+        raise UsageError(
+            f"{questions} questions are fewer than the {needed} that are drawn at once",
+            "lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size",
+        )
+    steps = max(1, every // accumulated)
+    args.save_steps = -(-int(args.save_steps) // steps) * steps
+
+
+def _ours(*_: Any, **__: Any) -> list[float]:
+    raise AssertionError("chains are drawn and scored in _generation()")
+
+
+def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
+    return torch.tensor([[torch.nan if v is None else v for v in row] for row in values])
+
+
+def _kept(group: Group, values: Mapping[str, Tensor], credited: Mapping[StepName, Tensor], i: int) -> dict[str, Any]:
+    """A group as the page shows it."""
+
+    def number(found: Tensor, j: int) -> float | None:
+        value = found[i, j].item()
+        return None if value != value else round(value, 4)
+
+    return {
+        "id": group.sample.id,
+        "question": group.sample.question,
+        "picture": group.item.picture.ref,
+        "answers": list(group.sample.answers),
+        "chains": [
+            {
+                "box": None if chain.candidate.box is None else list(chain.candidate.box.xyxy),
+                "box_text": chain.candidate.box_text,
+                "unparsed": chain.unparsed,
+                "answer": chain.candidate.answer,
+                "rewards": {name: number(found, j) for name, found in values.items()},
+                "advantages": {step: number(found, j) for step, found in credited.items()},
+            }
+            for j, chain in enumerate(group.chains)
+        ],
+    }

@@ -127,3 +127,16 @@ def test_the_wheel_holds_the_recipes(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"visrl/recipes/world.yaml", "visrl/report/grid.js", "visrl/report/runs.html.j2"} <= set(names)
+
+
+def test_a_shell_completes_commands(monkeypatch):
+    """As bash asks: the words so far, and which of them is being typed."""
+    command = "import sys; from visrl.cli.evaluate import main; sys.exit(main([]))"
+    asks = {"_VISRL_EVAL_COMPLETE": "complete_bash", "COMP_WORDS": "visrl-eval le", "COMP_CWORD": "1"}
+
+    def said(more):
+        env = {**os.environ, **more}
+        return subprocess.run([sys.executable, "-c", command], env=env, capture_output=True, text=True).stdout
+
+    assert said(asks).split() == ["leaderboard"]
+    assert "complete -o default -F" in said({"_VISRL_EVAL_COMPLETE": "source_bash"})

@@ -289,7 +289,11 @@ def _end_of(args: list[str]) -> int:
     from typer.main import get_command
 
     saved = "finished samples are kept"
-    if not args:
+    if completing := "_VISRL_EVAL_COMPLETE" in os.environ:  # a shell asks (docs/faq.md)
+        from typer.completion import completion_init
+
+        completion_init()
+    if not args and not completing:
         return say(UsageError("no command", "visrl-eval --model tiny --tasks world, or visrl-eval --help"))
     command: Any = get_command(app)
     try:

@@ -290,7 +290,7 @@ def _end_of(args: list[str]) -> int:
 
     saved = "finished samples are kept"
     if completing := "_VISRL_EVAL_COMPLETE" in os.environ:  # a shell asks (docs/faq.md)
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # not in its __all__
 
         completion_init()
     if not args and not completing:

@@ -21,6 +21,7 @@ from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
@@ -282,7 +283,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit):
+for listing in (ls, world, tables, leaderboard, audit, export):
     app.command()(listing)
 check_commands.register(app)
 
@@ -310,7 +311,11 @@ def _end_of(args: list[str]) -> int:
     from typer.main import get_command
 
     saved = "finished samples are kept"
-    if not args:
+    if completing := "_VISRL_EVAL_COMPLETE" in os.environ:  # a shell asks (docs/faq.md)
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # not in its __all__
+
+        completion_init()
+    if not args and not completing:
         return say(UsageError("no command", "visrl-eval --model tiny --tasks world, or visrl-eval --help"))
     command: Any = get_command(app)
     try:

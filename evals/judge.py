@@ -23,6 +23,7 @@ from visrl.core.final_answer import final_answer
 from visrl.core.types import Score, Unparsed
 from visrl.errors import UsageError, nearest
 from visrl.evals.equal_words import anls, contains, exact
+from visrl.evals.guarded_http import cause_of, check_url, guarded_client
 
 if TYPE_CHECKING:
     import asyncio
@@ -159,11 +160,10 @@ _RULES: dict[str, Judge] = {
 
 def _endpoint(spec: str) -> EndpointJudge:
     url, _, model = spec.removeprefix("openai:").partition("#")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not model:
-        raise UsageError(f"judge {spec!r} is not openai:URL#MODEL", f"openai:https://{PAPER_HOST}/v1#{PAPER_MODEL}")
-    if parts.username or parts.password:
-        raise UsageError("a judge's URL must not hold credentials", "put the key into OPENAI_API_KEY")
+    example = f"openai:https://{PAPER_HOST}/v1#{PAPER_MODEL}"
+    check_url(url, "judge", example)
+    if not model:
+        raise UsageError(f"judge {spec!r} is not openai:URL#MODEL", example)
     return EndpointJudge(url, model)
 
 
@@ -231,7 +231,11 @@ class EndpointJudge:
 
         gate = asyncio.Semaphore(self.concurrency)
         async with AsyncOpenAI(
-            api_key=key, base_url=self.url, timeout=self.timeout, max_retries=self.retries
+            api_key=key,
+            base_url=self.url,
+            timeout=self.timeout,
+            max_retries=self.retries,
+            http_client=guarded_client(self.timeout),
         ) as client:
             return list(await asyncio.gather(*(self._judge(client, item, gate) for item in items)))
 
@@ -244,12 +248,14 @@ class EndpointJudge:
         text = USER.format(question=PICTURE_MARK + item.question, standard=item.standard[0], answer=_cut(answer))
         async with gate:
             try:
-                reply = await client.chat.completions.create(
+                asked = client.chat.completions.create(
                     model=self.model,
                     messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
                     temperature=self.temperature,
                 )
+                reply = await asyncio.wait_for(asked, 2 * self.timeout * (1 + self.retries))  # a byte a minute is none
                 content = reply.choices[0].message.content
+                return read_reply(content or "")
             except Exception as error:  # noqa: BLE001 - any endpoint, any failure: this answer is unscored, the rest goes on
-                return Score(None, f"{NO_REPLY}: {type(error).__name__}")
-        return read_reply(content or "")
+                cause = cause_of(error)
+                return Score(None, f"{NO_REPLY}: {type(error).__name__ if cause is None else cause}")

@@ -7,7 +7,7 @@ import pytest
 from visrl.core.boxes import Box
 from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
-from visrl.runs.lines import episode_from_json, episode_to_json, read_episodes
+from visrl.runs.lines import episode_from_json, episode_to_json, read_episodes, sealed, unsealed
 from visrl.runs.store import Run, request_hash, slug
 
 REQUEST = {"model": "m", "tasks": {"t": "1"}}
@@ -137,3 +137,32 @@ def test_what_is_only_stated_makes_no_other_run():
     assert request_hash(old) == request_hash(new)
     assert len({request_hash(r) for r in (old, other, limited)}) == 3
     assert request_hash({"torch": "1"}) != request_hash({"torch": "2"})  # only inside model_info
+
+
+def test_a_bit_flipped_in_a_stored_box_is_noticed(tmp_path):
+    write(tmp_path, EPISODES)
+    path = tmp_path / "episodes.jsonl"
+    data = path.read_bytes()
+    at = data.index(b'"box": [0') + len('"box": [')
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])  # 0 becomes 1: still four numbers
+    with pytest.raises(
+        UsageError, match=r"episodes.jsonl:1: damaged: the line is not what was written: its checksum differs"
+    ):
+        list(read_episodes(path))
+
+
+def test_every_single_bit_of_a_line_is_guarded():
+    line = sealed('{"sample_id": "1", "task": "t", "box": [1, 2, 30, 40]}')
+    assert unsealed(line) == b'{"sample_id": "1", "task": "t", "box": [1, 2, 30, 40]}'
+    guarded = 8 * line.index(b', "crc32": ')  # the object itself; behind it stand the name and the checksum
+    for bit in range(guarded):
+        flipped = bytearray(line)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="its checksum differs"):
+            unsealed(bytes(flipped))
+
+
+def test_lines_without_a_checksum_are_read(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    path.write_text("".join(json.dumps(episode_to_json(episode)) + "\n" for episode in EPISODES))
+    assert list(read_episodes(path)) == EPISODES

@@ -129,6 +129,8 @@ def _recipes(folder: Path) -> None:
 def _fake_pairs() -> int:
     import pairs_made as made
 
+    from visrl.errors import UsageError
+    from visrl.runs.distributed import say
     from visrl.train.pairs.critics import make_critic
     from visrl.train.pairs.run import make_pairs, plan_of
     from visrl.train.pairs.sampling import PairSampler
@@ -136,7 +138,10 @@ def _fake_pairs() -> int:
     samples = made.questions(60)
     recipe = made.recipe("out", batch_size=4)
     policy, critic = made.FakePolicy("fake", samples), made.FakeCritic("critic", samples)
-    make_pairs(PairSampler(policy, make_critic("score", critic, "exact"), plan_of(recipe, policy)), samples, recipe)
+    try:
+        make_pairs(PairSampler(policy, make_critic("score", critic, "exact"), plan_of(recipe, policy)), samples, recipe)
+    except UsageError as error:
+        return say(error)
     return 0
 
 

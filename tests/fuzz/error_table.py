@@ -31,6 +31,8 @@ def _set(*keys, to):
     def change(path):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [None, path.read_text()]
         value = json.loads(lines[1])
+        if path.suffix == ".jsonl":
+            value.pop("crc32", None)  # as somebody would who writes such a line
         inner = value
         for key in keys[:-1]:
             inner = inner[key]
@@ -96,6 +98,7 @@ ROWS = (
     (EPISODES, "a folder", _folder, "score"),
     (EPISODES, "a line that is no JSON", _add("x\n"), "score"),
     (EPISODES, "a line `null`", _add("null\n"), "run"),
+    (EPISODES, "a bit flipped in a box", _put("[", "[1"), "score"),
     (EPISODES, "a box of texts", _set("box", to=["a", "b", "c", "d"]), "score"),
     (EPISODES, "a box of three numbers", _set("box", to=[1, 2, 3]), "score"),
     (EPISODES, "`sample_id` missing", _set("sample_id", to=GONE), "view"),

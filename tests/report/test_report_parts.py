@@ -159,3 +159,7 @@ def test_server_has_nothing_else(server, path):
 def test_server_answers_to_this_machine_only(server):
     assert get(server, "/", host="evil.example")[0] == 403
     assert server.server_address[0] == "127.0.0.1"
+
+
+def test_half_a_surrogate_pair_can_be_written():
+    assert json.loads(json_block({"a": "\ud800é"}).encode()) == {"a": "\ud800é"}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -200,3 +201,17 @@ def test_a_picture_that_the_image_processor_does_not_take_names_its_sample():
     )
     with pytest.raises(UsageError, match=r"sample thin: wide\.png, 640 x 1 pixels: .* got 640\.0"):
         ConversationEncoder(family, FORMATS["json_1000"]).chat([Turn("user", (thin,))], sample="thin")
+
+
+@pytest.mark.parametrize(("folder", "name"), [("a\0b", "x.png"), (".", "x\0.png"), ("\ud800", "x.png")])
+def test_names_that_no_file_can_have_are_errors(folder, name):
+    with pytest.raises(UsageError, match="picture 'x"):
+        picture_in(Path(folder), name)
+
+
+def test_pairs_that_are_not_utf8_name_their_file(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_rows(path, [ROW])
+    path.write_bytes(path.read_bytes().replace(b"what?", b"w\xe9?"))
+    with pytest.raises(UsageError, match=r"pairs.jsonl: not UTF-8 text"):
+        list(read_rows(path, PairRow))

@@ -1,11 +1,13 @@
 """The lines of a run folder as objects: episodes to JSON and back, and any file of lines, read one by one.
 
-Every field is checked as it is read: a line of another shape is an error that names file, line and field.
+Every field is checked as it is read: a line of another shape is an error that names file, line and field. A line ends with the
+CRC-32 of the object without it, so that a changed number is noticed, too; lines of an older visrl have none, and are read.
 """
 
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +22,27 @@ from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
 Line = TypeVar("Line")
+
+
+_CRC = b', "crc32": '
+_LONGEST_CRC = len(_CRC) + len("4294967295}\n")
+
+
+def sealed(text: str) -> bytes:
+    """A line of a JSON object (ASCII, at least one key) with its checksum."""
+    data = text.encode("ascii")
+    return b"%b%b%d}\n" % (data[:-1], _CRC, zlib.crc32(data))
+
+
+def unsealed(line: bytes) -> bytes:
+    """The object of a line without its checksum, if it has one. Raises ValueError where that says something else."""
+    at = line.rfind(_CRC, -_LONGEST_CRC)
+    if at < 0:
+        return line
+    data = line[:at] + b"}"
+    if line[at + len(_CRC) : -2] != b"%d" % zlib.crc32(data):
+        raise ValueError("the line is not what was written: its checksum differs")
+    return data
 
 
 def episode_to_json(episode: Episode) -> dict[str, Any]:
@@ -124,7 +147,7 @@ def _placed(path: Path, made_of: Callable[[bytes], Line]) -> Iterator[tuple[int,
                 log.warning("%s:%d: the last line is torn and dropped; its sample runs again", path, number)
                 return
             try:
-                made = made_of(line)
+                made = made_of(unsealed(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}:{number}: damaged: {reason(error)}",

@@ -34,7 +34,7 @@ from visrl.core.types import Episode
 from visrl.errors import UsageError, refused
 from visrl.runs.distributed import ALONE, Processes
 from visrl.runs.identity import deciding
-from visrl.runs.lines import episode_to_json, read_episodes, read_lines
+from visrl.runs.lines import episode_to_json, read_episodes, read_lines, sealed
 from visrl.runs.meta import read_meta
 
 log = logging.getLogger(__name__)
@@ -222,9 +222,9 @@ class Run:
     def append_lines(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON objects, a line each; see :meth:`append`."""
         assert self._file is not None, "a Run is written inside its with-block"
-        lines = [_LINE.encode(value) + "\n" for value in values]
+        lines = [sealed(_LINE.encode(value)) for value in values]
         try:
-            self._file.write("".join(lines).encode("ascii"))
+            self._file.write(b"".join(lines))
             self._file.flush()
             self._written += len(lines)
         except OSError as error:

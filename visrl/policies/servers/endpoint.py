@@ -26,8 +26,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -35,6 +34,7 @@ from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
 from visrl.core.outputs import joined_content, why_unscored
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
+from visrl.evals.guarded_http import Redirected, TooLong, cause_of, check_url, guarded_client
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.asking import Asking, asking
@@ -98,7 +98,7 @@ class EndpointArguments(ModelArguments):
     tries: int = Field(default=8, ge=1)
     pad: str = ""
     adapter: str = ""
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - no secret
+    token_limit: Literal[max_tokens, max_completion_tokens] = "max_tokens"  # noqa: S105 - no secret
     temperature: str = ""
     extra_body: str = ""
     extra_headers: str = ""
@@ -125,10 +125,10 @@ class EndpointPolicy(Policy):
         """``--model endpoint:URL[,URL…]#NAME --model-args box_format=…``. Raises UsageError for what a user can mend."""
         args = EndpointArguments.read(arguments)
         urls, separator, model = target.partition("#")
+        for url in urls.split(","):
+            check_url(url, "endpoint", _EXAMPLE)
         if not separator or not model:
             raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
-        for url in urls.split(","):
-            _check_url(url, target)
         if len(set(urls.split(","))) < len(urls.split(",")):
             raise UsageError(f"{urls} names one server twice", "list each URL once")
         colour = _colour(args.pad)
@@ -186,12 +186,10 @@ class EndpointPolicy(Policy):
     def _client(self, url: str) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
+        seconds, key, headers = self.server.timeout, self._key or "none", dict(self.server.asking.headers)
+        client = guarded_client(seconds)
         return AsyncOpenAI(
-            base_url=url,
-            api_key=self._key or "none",
-            timeout=self.server.timeout,
-            max_retries=0,
-            default_headers=dict(self.server.asking.headers),
+            base_url=url, api_key=key, timeout=seconds, max_retries=0, default_headers=headers, http_client=client
         )
 
     def require_server(self) -> None:
@@ -285,16 +283,8 @@ class EndpointPolicy(Policy):
         text, finish, refusal = "", None, ""
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
-                if broken := (chunk.model_extra or {}).get("error"):
-                    raise ServerFailed(f"the server broke off: {broken}")
-                for choice in chunk.choices or ():
-                    delta = choice.delta
-                    try:
-                        text += joined_content(delta.content if delta is not None else None)
-                    except TypeError as error:
-                        raise ServerFailed(str(error)) from error
-                    refusal += (delta.refusal if delta is not None else None) or ""
-                    finish = choice.finish_reason or finish
+                said, ended, refused = _pieces(chunk)
+                text, finish, refusal = text + said, ended or finish, refusal + refused
                 if sampling.stop and sampling.end_of(text) is not None:
                     return Reply(sampling.cut(text), "stop")
         if finish is None:
@@ -328,15 +318,23 @@ class EndpointPolicy(Policy):
         return text.replace(self._key, "***") if self._key else text
 
 
+def _pieces(chunk: Any) -> Reply:
+    """What a chunk adds. Raises ServerFailed for one that says that the server broke off, or is not in the interface's layout."""
+    try:
+        if broken := (chunk.model_extra or {}).get("error"):
+            raise ServerFailed(f"the server broke off: {broken}")
+        text, finish, refusal = "", None, ""
+        for choice in chunk.choices or ():
+            if (delta := choice.delta) is not None:
+                text += joined_content(delta.content)
+                refusal += delta.refusal or ""
+            finish = choice.finish_reason or finish
+        return Reply(text, finish, refusal)
+    except (AttributeError, TypeError) as error:  # the client checks no types: a chunk may be a text, a list, a number
+        raise ServerFailed(f"not in the layout of the interface: {error}") from error
+
+
 _EXAMPLE = "for example endpoint:http://localhost:8000/v1#my-model; several servers of one model: URL,URL#NAME"
-
-
-def _check_url(url: str, target: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
-    if parts.username or parts.password:
-        raise UsageError("the URL holds a password", "put the key into an environment variable: key_env=NAME")
 
 
 def _nobody_there(error: Exception) -> bool:
@@ -350,6 +348,8 @@ def _worth_another_try(error: Exception) -> float | None:
     """Seconds the server asks to wait (0 if it does not say), or None where trying again is no use."""
     import openai
 
+    if isinstance(cause_of(error), Redirected):
+        return None
     if isinstance(error, openai.APIStatusError):
         if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
             return None
@@ -362,6 +362,7 @@ def _worth_another_try(error: Exception) -> float | None:
         json.JSONDecodeError,
         UnicodeDecodeError,
         ServerFailed,
+        TooLong,
     )
     if isinstance(error, known) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "pydantic"):
         return 0.0
@@ -373,6 +374,8 @@ def _as_broken(error: Exception, attempts: int) -> Exception:
 
     if isinstance(error, openai.APIStatusError) and attempts == 1:
         return error
+    if (cause := cause_of(error)) is not None:
+        return ServerFailed(str(cause))
     reason = str(error) or type(error).__name__
     return ServerFailed(f"given up after {attempts} tries: {reason}")
 

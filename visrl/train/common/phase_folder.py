@@ -31,9 +31,11 @@ from visrl.errors import UsageError
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
+from visrl.train.common.writing import writing
 from visrl.train.config.recipe import ModelSection, flat
 
 STAGING = ".staging"
+FINAL_STAGING = ".staging-final"
 DATA = "data_sha256"
 
 
@@ -98,7 +100,8 @@ class PhaseTrainer(Trainer):
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(folder / name):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
         write_window(folder / STAGING / name, self.args.process_index, window_of(self))
@@ -139,8 +142,13 @@ def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
     check_claim(folder, settings, data)
     path = folder / "settings.json"
-    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+    if not path.is_file() or not _holds_more(folder):
         write_atomically(path, dump_json({**settings, DATA: data}))
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether there is anything but a claim, and the lock of who is at work."""
+    return any(file.name not in ("settings.json", ".lock") for file in folder.iterdir())
 
 
 def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
@@ -150,7 +158,7 @@ def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     data: the hash of the rows (visrl/train/data/fingerprint.py).
     """
     path = folder / "settings.json"
-    if not path.is_file() or not any(file != path for file in folder.iterdir()):
+    if not path.is_file() or not _holds_more(folder):
         return
     asked = dict(flat(json.loads(dump_json({**settings, DATA: data}))))
     found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
@@ -180,7 +188,8 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
         print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
     trainer.resumed = _newest(trainer, folder)
     trainer.train(resume_from_checkpoint=None if trainer.resumed is None else str(trainer.resumed))
-    conclude(trainer, trainable, folder)
+    with writing(folder / "final"):
+        conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -202,6 +211,7 @@ def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:
     """What all processes go on from: the first one looks, and says what is wrong to all."""
     newest, message, hint = None, "", ""
     if trainer.accelerator.is_main_process:
+        _clear(folder)
         try:
             newest = newest_whole(folder)
         except UsageError as error:
@@ -212,10 +222,18 @@ def _newest(trainer: PhaseTrainer, folder: Path) -> Path | None:
     return newest
 
 
+def _clear(folder: Path) -> None:
+    """Take away what a killed process was writing: its pieces must not end up beside ours."""
+    for place in (folder / STAGING, folder / FINAL_STAGING):
+        shutil.rmtree(place, ignore_errors=True)
+    for piece in folder.glob(".*.tmp"):
+        piece.unlink()
+
+
 def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> None:
     """Write what a finished phase leaves. Under FSDP and DeepSpeed every process takes part in gathering the weights."""
     history = trainer.state.log_history
-    beside = folder / f"{STAGING}-final"
+    beside = folder / FINAL_STAGING
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.save_model(str(beside))
     if not trainer.accelerator.is_main_process:

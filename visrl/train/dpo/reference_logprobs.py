@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
+from visrl.train.common.writing import writing
 from visrl.train.dpo.losses import TermName
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def write_reference(folder: Path, table: Table, data: str, weights: str) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{FILE}.tmp"
-    save_file(
-        {str(term): values for term, values in table.items()}, beside, metadata={"data": data, "weights": weights}
-    )
-    beside.replace(folder / FILE)
+    with writing(folder / FILE):
+        save_file(
+            {str(term): values for term, values in table.items()}, beside, metadata={"data": data, "weights": weights}
+        )
+        beside.replace(folder / FILE)
 
 
 def shares(n: int, world: int, rank: int) -> list[int]:

@@ -17,6 +17,7 @@ from trl import DPOConfig
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.runs.distributed import rank
+from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import (
     TrainableModel,
     check_model,
@@ -111,6 +112,12 @@ class DPORecipe(Recipe):
 def run(recipe: DPORecipe) -> int:
     """Train the stages that are not finished. Raises UsageError."""
     pairs = load_preferences(recipe.data)
+    with exclusive(recipe.output, "training here"):
+        _stages(recipe, pairs)
+    return EXIT_DONE
+
+
+def _stages(recipe: DPORecipe, pairs: list[Preference]) -> None:
     data = preferences_hash(pairs)
     before: Path | None = None
     trainable: TrainableModel | None = None
@@ -127,7 +134,6 @@ def run(recipe: DPORecipe) -> int:
                 protocols = {str(pair.protocol) for pair in pairs}
                 say_where(folder / "final", recipe.model, protocols, recipe.step.crop)
         before = folder / "final"
-    return EXIT_DONE
 
 
 def check(recipe: DPORecipe) -> None:

@@ -24,6 +24,7 @@ from visrl.evals.sample_scores import of_run
 from visrl.runs.distributed import say
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import render
+from visrl.train.common.exclusive import Busy
 from visrl.train.config.recipe import Kind, Recipe, read_yaml, resolve
 from visrl.train.loop import before
 from visrl.train.loop import run as loop
@@ -109,7 +110,7 @@ def run(recipe: AblationsRecipe) -> int:
         print(f"[{number}/{len(queue)}] {job.variant}, seed {job.seed}", file=sys.stderr)
         try:
             loop.run(job.recipe)
-        except loop.Busy:
+        except Busy:
             print("another process is at it", file=sys.stderr)
         except UsageError as error:  # the others' comparisons do not hang on this one
             say(error)

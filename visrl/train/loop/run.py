@@ -13,17 +13,15 @@ stale is named, and redone only with ``--set redo=true``.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, TypeAdapter
@@ -31,6 +29,7 @@ from pydantic import BaseModel, TypeAdapter
 from visrl.core.json_files import read_as
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
+from visrl.train.common.exclusive import exclusive
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring, own_looks
 from visrl.train.loop.looks import check_looks, scoring_of
@@ -54,10 +53,6 @@ from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
 from visrl.train.pairs.command import NO_PAIRS, generate_pairs, why_none
 from visrl.train.pairs.recipe import PairsRecipe
-
-
-class Busy(UsageError):
-    """Another process is running this loop."""
 
 
 @dataclass(slots=True)
@@ -334,36 +329,6 @@ def _refuse_stale(recipe: LoopRecipe) -> None:
 
 
 # --- one process, one arithmetic
-
-
-_HELD: set[TextIO] = set()
-
-
-def _let_go() -> None:
-    """A forked worker that outlives a killed loop for some seconds must not hold its lock meanwhile."""
-    for file in _HELD:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-@contextmanager
-def exclusive(output: Path) -> Iterator[None]:
-    """One process at a time. Raises Busy."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(
-                f"{output}: another process is running this loop", "wait for it, or name another output"
-            ) from error
-        _HELD.add(file)
-        try:
-            yield
-        finally:
-            _HELD.discard(file)
 
 
 def _same_arithmetic() -> None:

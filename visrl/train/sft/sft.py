@@ -20,6 +20,7 @@ from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.runs.distributed import rank
 from visrl.train.common.conversations import count as conversations_of
+from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
 from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
@@ -158,6 +159,12 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
 def run(recipe: SFTRecipe) -> int:
     """Train, unless ``output`` holds the finished phase. Raises UsageError."""
     chains = load_demonstrations(recipe.data)  # before the model: it takes longer
+    with exclusive(recipe.output, "training here"):
+        _run(recipe, chains)
+    return EXIT_DONE
+
+
+def _run(recipe: SFTRecipe, chains: list[Demonstration]) -> None:
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
     check_claim(recipe.output, asked, data)
     if not finished(recipe.output):
@@ -167,7 +174,6 @@ def run(recipe: SFTRecipe) -> int:
         if rank() == 0:
             protocols = {str(chain.protocol) for chain in chains}
             say_where(recipe.output / "final", recipe.model, protocols, recipe.chain.crop)
-    return EXIT_DONE
 
 
 def check(recipe: SFTRecipe) -> None:

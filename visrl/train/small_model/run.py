@@ -25,9 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.core.json_files import read_object
+from visrl.core.records import write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
+from visrl.train.common.writing import writing
 from visrl.train.config.recipe import Kind, Recipe
 from visrl.train.small_model.inputs import IGNORE, Example
 from visrl.train.small_model.pretext_tasks import TWO_PICTURES, ExampleBuilder
@@ -272,14 +274,15 @@ def run(recipe: SmallModelRecipe) -> int:
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
     model, processor = beginning(recipe)
     log, shown = train(recipe, model, processor)
-    save(recipe.output, model, processor)
+    with writing(recipe.output):
+        save(recipe.output, model, processor)
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": shown,
         "log": log,
         "before": _before(recipe.folder),
     }
-    (recipe.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(recipe.output / "training.json", json.dumps(record, indent=1) + "\n")
     from visrl.train.small_model.probes import plot
 
     plot(log, recipe.output / "training.png", recipe.output.name)

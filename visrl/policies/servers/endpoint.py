@@ -26,7 +26,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -98,7 +98,7 @@ class EndpointArguments(ModelArguments):
     tries: int = Field(default=8, ge=1)
     pad: str = ""
     adapter: str = ""
-    token_limit: Literal[max_tokens, max_completion_tokens] = "max_tokens"  # noqa: S105 - no secret
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - no secret
     temperature: str = ""
     extra_body: str = ""
     extra_headers: str = ""

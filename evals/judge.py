@@ -195,7 +195,7 @@ class EndpointJudge:
     model: str
     temperature: float = 0.0
     concurrency: int = 16
-    retries: int = 3
+    retries: int = 7
     timeout: float = 60.0
     kind: Literal["rule", "model"] = "model"
 

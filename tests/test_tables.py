@@ -267,3 +267,18 @@ def test_ours_alone():
     both, mine = build("rec", ours), build("rec", ours, mine=True)
     assert mine.rows == (replace(both.rows[-1], opens_section=False),) and len(both.rows) > 1
     assert {record["source"] for record in mine.tidy} == {"visrl"}
+
+
+def test_a_run_that_is_not_finished_is_said_and_left_out(tmp_path, capsys):
+    from visrl.cli.evaluate import main
+
+    argv = ["run", "--model", "constant:red", "--tasks", "world_viscot_doc", "--limit", "2", "-q"]
+    assert main([*argv, "--name", "step-1000", "-o", str(tmp_path / "a")]) == 0
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/run.json").write_bytes((tmp_path / "a/run.json").read_bytes())
+    capsys.readouterr()
+    assert main(["tables", "--paper", "viscot", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert f"left out: {tmp_path}/b: not finished, it has no records yet" in capsys.readouterr().err
+    for command in (["tables", "--paper", "viscot"], ["show"]):
+        assert main([*command, str(tmp_path / "b")]) == 2
+        assert "b: not finished, it has no records yet" in capsys.readouterr().err

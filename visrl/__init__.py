@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from visrl.api import EvaluatedRun, compare, evaluate, load, parse_box, score
+    from visrl.api import EvaluatedRun, audit, compare, evaluate, load, parse_box, score
     from visrl.core.boxes import Box, iou
 
 _PLACES = {
-    **dict.fromkeys(("EvaluatedRun", "compare", "evaluate", "load", "parse_box", "score"), "visrl.api"),
+    **dict.fromkeys(("EvaluatedRun", "audit", "compare", "evaluate", "load", "parse_box", "score"), "visrl.api"),
     **dict.fromkeys(("Box", "iou"), "visrl.core.boxes"),
 }
 
-__all__ = ["Box", "EvaluatedRun", "__version__", "compare", "evaluate", "iou", "load", "parse_box", "score"]
+__all__ = ["Box", "EvaluatedRun", "__version__", "audit", "compare", "evaluate", "iou", "load", "parse_box", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from visrl.evals.compare import Difference
     from visrl.evals.sample_scores import Rows
+    from visrl.evaluation.audit import Audit
     from visrl.policies.protocol import Policy
 
 Prediction = Mapping[str, Any]
@@ -198,6 +199,27 @@ def compare(a: EvaluatedRun | Path | str, b: EvaluatedRun | Path | str) -> list[
             f"{first.folder} and {second.folder} have no scored sample in common", "compare runs of the same tasks"
         )
     return found
+
+
+def audit(
+    source: EvaluatedRun | Path | str,
+    *,
+    data: Path | str | None = None,
+    tasks: str | Sequence[str] = (),
+    model_args: Mapping[str, str] | None = None,
+) -> list[Audit]:
+    """Recorded boxes under every frame and parser, per task, as ``visrl-eval audit``: is it the model, or how boxes were read?
+
+    source: a run, its folder, or a file of predictions; of those the task is found where ``tasks`` names none. model_args: how
+    the boxes of a file are written, ``{"box_format": "json_1000"}``. Accuracies are acc@0.5 in percent. Raises UsageError.
+    """
+    from visrl.evals.benchmarks import resolve
+    from visrl.evaluation.audit import audit_file
+
+    place = source.folder if isinstance(source, EvaluatedRun) else Path(source)
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    wanted = [spec.name for spec in resolve(names)] if names else []
+    return audit_file(place, None if data is None else Path(data), wanted, model_args or {})
 
 
 def parse_box(text: str, format: str, size: Size, mode: Literal["lenient", "strict"] = "lenient") -> Box | Unparsed:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny_models as tiny
@@ -16,6 +17,7 @@ from visrl.estimate.generating import pairs_work
 from visrl.estimate.launch import commands, slurm
 from visrl.estimate.lengths import Lengths
 from visrl.estimate.memory import Memory, block_bytes, cache_bytes, training_memory
+from visrl.estimate.policy_gradient import _with_drawing, group_batches
 from visrl.estimate.shape import Shape, describe_model
 from visrl.estimate.work import GPUS, Work, gpu_of, operations, seconds
 from visrl.train.common.models import add_lora
@@ -205,3 +207,35 @@ def test_a_loop_has_its_phases_and_the_scoring_of_their_ends(tmp_path, capsys):
     assert alone["iter1/pairs"]["seconds"] == found["iter1/pairs"]["seconds"]
     with pytest.raises(UsageError, match="runs on one machine"):
         estimate_recipe([str(recipe), "--gpus", "16"])
+
+
+def test_groups_of_chains_by_hand():
+    """A box prompt of 100 and 5 tokens, an answer prompt of 160 and 3, 4 chains of 2 groups a step, one epoch of 10 questions."""
+    found = [Lengths(box=100, box_said=5, answer=160, answer_said=3, shared=90, pictures=80, patches=64, crop=70)]
+    asked = SimpleNamespace(
+        grpo=SimpleNamespace(prefix_sharing=True, box={"box_critic": 1.0}, answer={"answer": 1.0}),
+        model=SimpleNamespace(attn="sdpa"), critic=SimpleNamespace(kind="likelihood"),
+        trainer={"num_generations": 4, "per_device_train_batch_size": 8, "beta": 0.1, "num_iterations": 2},
+    )  # fmt: skip
+    box, answer = group_batches(asked, found)
+    assert box.per_row == 100 + 4 * (5 - 1)  # one row: the prompt once
+    assert answer.per_row == 4 * (160 + 3 - 1)  # no two crops alike
+    asked.grpo.prefix_sharing = False
+    assert group_batches(asked, found)[0].per_row == 4 * (100 + 5 - 1)
+    work = _with_drawing(asked, found, Work(trained=1000.0), 10.0)
+    # 100 read once, what is not in the box turn's cache of four answers' prompts, and the critic's prompt of four crops;
+    # two passes without a gradient: the old policy's, for the chains serve two steps, and the reference's
+    assert work.prefill == 10 * (100 + 4 * (160 - 90) + 4 * 70) + 2 * 1000
+    assert work.decode == 10 * 4 * (5 + 3)
+    assert work.steps == 10 * (5 + 4 * 3) / 32
+
+
+def test_a_recipe_of_groups_is_estimated_by_its_command(tmp_path, capsys):
+    asked = {
+        "kind": "grpo", "critic": {"kind": "likelihood", "model": "base"}, "data": {"format": "world", "limit": 6},
+        "trainer": {"per_device_train_batch_size": 8, "max_completion_length": 8},
+    }  # fmt: skip
+    estimate_recipe([recipe(tmp_path, **asked), "--json"])
+    (phase,) = json.loads(capsys.readouterr().out)["phases"]
+    assert (phase["name"], phase["samples"]) == ("grpo", 6)
+    assert phase["work"]["trained"] > 0 and phase["work"]["decode"] > 0

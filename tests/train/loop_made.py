@@ -10,6 +10,7 @@ import pytest
 from visrl.core.records import dump_json, write_atomically
 from visrl.train.config.recipe import load_recipe
 from visrl.train.dpo import stages
+from visrl.train.grpo import phase as grpo_phase
 from visrl.train.loop import run as loop
 from visrl.train.sft import sft as sft_module
 
@@ -19,6 +20,10 @@ PAIRS = (
     "data: {path: q.jsonl, limit: 50, skip: 7}\n"
 )
 RL = "kind: dpo\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: elsewhere}\n"
+GRPO = (
+    "kind: grpo\noutput: x\nmodel: {path: elsewhere, dtype: float32}\ndata: {path: q.jsonl, limit: 40, skip: 3}\n"
+    "critic: {kind: likelihood, model: elsewhere}\n"
+)
 LOOP = (
     "kind: loop\noutput: %s/run\nseed: 5\nbase: %s/base\nsft: {recipe: sft.yaml}\npairs: {recipe: pairs.yaml}\n"
     "rl: {recipe: rl.yaml, set: {step.beta_box: 0.3}}\niterations: 2\n"
@@ -39,6 +44,7 @@ def world(tmp_path, monkeypatch):
     (tmp_path / "sft.yaml").write_text(SFT % (tmp_path / "chains.jsonl"))
     (tmp_path / "pairs.yaml").write_text(PAIRS)
     (tmp_path / "rl.yaml").write_text(RL)
+    (tmp_path / "grpo.yaml").write_text(GRPO)
     (tmp_path / "loop.yaml").write_text(LOOP % (tmp_path, tmp_path))
     ran = []
 
@@ -63,7 +69,12 @@ def world(tmp_path, monkeypatch):
         made = f"rl{stage}({said(recipe.model.path)}; {recipe.data.file.read_text()})"
         weights(recipe.output / f"stage{stage}" / "final", made)
 
-    for module, fake in ((sft_module, sft), (stages, rl)):
+    def grpo(recipe):
+        section, critic = recipe.grpo, said(recipe.critic.model.removeprefix("hf:"))
+        ran.append(f"grpo {section.baseline} skip {recipe.data.skip} seed {recipe.seed}")
+        weights(recipe.output / "final", f"grpo({said(recipe.model.path)} by {critic} from {recipe.data.skip})")
+
+    for module, fake in ((sft_module, sft), (stages, rl), (grpo_phase, grpo)):
         monkeypatch.setattr(module, "KIND", replace(module.KIND, run=fake))
     monkeypatch.setattr(loop, "generate_pairs", pairs)
     monkeypatch.setattr(loop, "score_phase", score)

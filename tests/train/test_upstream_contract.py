@@ -12,11 +12,13 @@ import torch
 import transformers
 import trl
 from transformers import Trainer, trainer_utils
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import RepeatSampler
 
 from visrl.train.common.logprobs import TokenScores
 from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.dpo.trainer import StepDPOTrainer
+from visrl.train.grpo.trainer import GroupTrainer
 from visrl.train.sft.sft import MaskedSFTTrainer
 
 # (owner, member, the names of its parameters that we pass or are passed)
@@ -32,6 +34,12 @@ CALLABLES = [
         ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"),
     ),
     (SFTTrainer, "__init__", ("model", "args", "data_collator", "train_dataset", "processing_class")),
+    (GRPOTrainer, "_compute_loss", ("model", "inputs")),
+    (GRPOTrainer, "_prepare_inputs", ("generation_batch",)),
+    (GRPOTrainer, "_get_per_token_logps_and_entropies", ("model", "input_ids", "attention_mask", "logits_to_keep")),
+    (GRPOTrainer, "_get_train_sampler", ("dataset",)),
+    (GRPOTrainer, "__init__", ("model", "reward_funcs", "args", "train_dataset", "processing_class")),
+    (RepeatSampler, "__init__", ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")),
     (Trainer, "_get_output_dir", ("trial",)),
     (Trainer, "_load_from_checkpoint", ("resume_from_checkpoint", "model")),
     (Trainer, "_save_checkpoint", ("model", "trial")),
@@ -61,9 +69,25 @@ READ = [
     (DPOTrainer, "outputs.log_probs", "what a model with the fused head returns, as BranchScorer does"),
     (DPOTrainer, "fused_lm_head=True", "asks for it"),
     (DPOTrainer, 'add_adapter("ref"', "the copy of a continued adapter, which is taken away again"),
+    (GRPOTrainer, 'inputs["advantages"]', "of a chain's every token [N, W]"),
+    (GRPOTrainer, "if advantages.dim() == 1:", "and left so where they are two-dimensional"),
+    (GRPOTrainer, 'inputs.get("old_per_token_logps")', "the old policy's numbers"),
+    (GRPOTrainer, 'inputs["ref_per_token_logps"]', "the reference's numbers"),
+    (GRPOTrainer, 'inputs["num_items_in_batch"]', "tokens of all that is drawn at once"),
+    (GRPOTrainer, "self._step % ", "which micro-batch this is"),
+    (GRPOTrainer, "self._entropy_bonus_enabled", "whether the gradient flows through the entropy"),
+    (GRPOTrainer, "self.beta != 0.0", "set behind its back, so that no reference is loaded from disk"),
+    (RepeatSampler, "self.generator.manual_seed", "seeded anew every epoch"),
 ]
 FIELDS = {
     DPOConfig: ("ld_alpha", "precompute_ref_log_probs", "precompute_ref_batch_size", "max_length", "truncation_mode"),
+    GRPOConfig: (
+        "num_generations",
+        "steps_per_generation",
+        "num_iterations",
+        "generation_batch_size",
+        "max_completion_length",
+    ),
     SFTConfig: ("max_length", "packing", "padding_free", "completion_only_loss"),
 }
 
@@ -94,7 +118,7 @@ def test_the_libraries_are_as_training_expects():
     assert not moved, "\n".join([f"moved in {versions}:", *moved])
 
 
-@pytest.mark.parametrize("ours", [StepDPOTrainer, MaskedSFTTrainer, PhaseTrainer])
+@pytest.mark.parametrize("ours", [StepDPOTrainer, MaskedSFTTrainer, GroupTrainer, PhaseTrainer])
 def test_every_private_method_we_define_over_theirs_is_in_the_list(ours):
     """An override that nobody lists would be noticed by nobody when the library drops what it overrides."""
     theirs = [base for base in ours.__mro__[1:] if not base.__module__.startswith("visrl")]

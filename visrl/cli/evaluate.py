@@ -21,10 +21,12 @@ from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
+from visrl.core.records import dump_json
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
 
@@ -150,19 +152,30 @@ def run(
         quiet=quiet,
         name=name,
     )
+    failed, rows = 0, list[dict[str, Any]]()
     if upstream:
-        from visrl.lmms.model import print_upstream
-
-        failed = print_upstream([name.removeprefix("lmms:") for name in upstream], policy, options)
+        failed, rows = _run_upstream([name.removeprefix("lmms:") for name in upstream], policy, options, json_)
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
         second = beside or _protocol_beside(own, protocol)
         compared = _run_beside(policy, own, second, options, engine, outcome, json_)
         if processes.is_main:
-            _finish(outcome, fail_on_error, json_, compared)
+            _finish(outcome, fail_on_error, json_, compared, rows)
+    elif json_ and processes.is_main:
+        print(dump_json(rows), end="")
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _run_upstream(tasks: list[str], policy: Policy, options: Options, json_: bool) -> tuple[int, list[dict[str, Any]]]:
+    """How many samples of lmms-eval's tasks failed, and their results as rows for ``--json``; else their table is printed."""
+    from visrl.lmms import upstream
+
+    found = upstream.evaluate_upstream(tasks, policy, options)
+    if not json_:
+        upstream.print_upstream(found)
+    return upstream.failed(found), upstream.rows(found) if json_ else []
 
 
 def _check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
@@ -235,8 +248,18 @@ def _run_beside(
     return compare_protocols(first.folder, second, first.results[0].protocol)
 
 
-def _finish(outcome: Outcome, fail_on_error: float, json_: bool, compared: Compared | None = None) -> None:
-    print_results(outcome.results, json_, compared)
+def _finish(
+    outcome: Outcome,
+    fail_on_error: float,
+    json_: bool,
+    compared: Compared | None = None,
+    more: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Print what came out, and say how complete it is. more: rows of lmms-eval's tasks, which ``--json`` prints with ours."""
+    if more:
+        print(dump_json([*(result.model_dump(mode="json") for result in outcome.results), *more]), end="")
+    else:
+        print_results(outcome.results, json_, compared)
     _print_end(outcome.folder, compared, json_)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
@@ -260,7 +283,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit):
+for listing in (ls, world, tables, leaderboard, audit, export):
     app.command()(listing)
 check_commands.register(app)
 
@@ -288,7 +311,11 @@ def _end_of(args: list[str]) -> int:
     from typer.main import get_command
 
     saved = "finished samples are kept"
-    if not args:
+    if completing := "_VISRL_EVAL_COMPLETE" in os.environ:  # a shell asks (docs/faq.md)
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # not in its __all__
+
+        completion_init()
+    if not args and not completing:
         return say(UsageError("no command", "visrl-eval --model tiny --tasks world, or visrl-eval --help"))
     command: Any = get_command(app)
     try:

@@ -57,10 +57,21 @@ def tables(
 
 
 def _read(places: Sequence[Path]) -> list[TaskResult]:
-    from visrl.core.records import read_records
+    """The results of all places. A run that is not finished is said and left out, unless there is nothing else."""
+    from visrl.core.records import Unfinished, read_records
     from visrl.tables.phase_tables import in_order
 
-    return in_order([result for place in places for result in read_records(place)])
+    found, unfinished = [], list[Unfinished]()
+    for place in places:
+        try:
+            found += read_records(place)
+        except Unfinished as error:
+            unfinished.append(error)
+    if unfinished and not found:
+        raise unfinished[0]
+    for left_out in unfinished:
+        print(f"left out: {left_out.message}", file=sys.stderr)
+    return in_order(found)
 
 
 def _draw(figure: str, found: list[TaskResult], output: Path) -> None:

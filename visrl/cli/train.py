@@ -22,8 +22,12 @@ def _parser() -> argparse.ArgumentParser:
         "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
-        "words", nargs="+", metavar="RECIPE.yaml", help="a recipe; `visrl-train KIND RECIPE.yaml` also checks its kind"
+        "words",
+        nargs="*",
+        metavar="RECIPE",
+        help="a recipe's file, or the name of one that ships; `visrl-train KIND RECIPE` also checks its kind",
     )
+    parser.add_argument("--list", action="store_true", help="list the recipes that ship, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
     )
@@ -36,9 +40,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
-    if len(words) > 2:
-        raise UsageError(f"expected one recipe, not {' '.join(words)}", "visrl-train RECIPE.yaml --set a.b=c")
-    return Path(words[-1]), words[0] if len(words) == 2 else None
+    from visrl.train.config.shipped import recipe_path
+
+    if len(words) != 1 and len(words) != 2:
+        said = f"expected one recipe, not {' '.join(words)}" if words else "no recipe is named"
+        raise UsageError(said, "visrl-train RECIPE.yaml --set a.b=c; visrl-train --list names those that ship")
+    return recipe_path(words[-1]), words[0] if len(words) == 2 else None
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -49,6 +56,11 @@ def run(arguments: Sequence[str]) -> int:
         estimate_recipe(arguments[1:])
         return EXIT_DONE
     args = _parser().parse_args(arguments)
+    if args.list:
+        from visrl.train.config.shipped import listing
+
+        print("\n".join(listing()))
+        return EXIT_DONE
     path, kind = _recipe_path(args.words)
     check_launch()
     from visrl.train.config.recipe import OLD_KINDS, load_recipe

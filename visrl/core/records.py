@@ -116,11 +116,19 @@ def read_results(path: Path) -> list[TaskResult]:
     return read_as(path, TypeAdapter(list[TaskResult]), _SCORE_AGAIN, "not a record")
 
 
+class Unfinished(UsageError):
+    """A run that has no results yet."""
+
+
 def read_records(place: Path) -> list[TaskResult]:
-    """All results in a record file, a run folder, or any folder of record files, by file name. Raises UsageError."""
+    """All results in a record file, a run folder, or any folder of record files, by file name. Raises UsageError, and Unfinished
+    for a run that has none yet.
+    """
     if not place.exists():
         raise UsageError(f"{place}: no such file or folder", "name a run folder, or a folder of record files")
     if (place / "records").is_dir():
         place = place / "records"
+    elif (place / "run.json").is_file():
+        raise Unfinished(f"{place}: not finished, it has no records yet", "the command that began it goes on")
     files = sorted(place.rglob("*.json")) if place.is_dir() else [place]
     return [result for file in files for result in read_results(file)]

@@ -19,13 +19,14 @@ def estimate_recipe(arguments: Sequence[str]) -> None:
     from visrl.estimate.phases import recipe_phases
     from visrl.estimate.show import print_estimate
     from visrl.train.config.recipe import load_recipe
+    from visrl.train.config.shipped import recipe_path
 
     if args.sharding not in SHARDED:
         raise UsageError(f"--sharding: unknown {args.sharding!r}", f"one of {', '.join(SHARDED)}")
     gpu = gpu_of(args.gpu, args.tflops, args.bandwidth)
     request = EstimateRequest(gpu, args.gpus, args.sharding, args.samples, args.answer)
-    recipe = load_recipe(args.recipe, args.set).recipe
-    words = ["visrl-train", str(args.recipe), *(word for setting in args.set for word in ("--set", setting))]
+    recipe = load_recipe(recipe_path(args.recipe), args.set).recipe
+    words = ["visrl-train", args.recipe, *(word for setting in args.set for word in ("--set", setting))]
     loop = recipe.kind == "loop"
     if loop:
         words += for_loop(args.gpus, args.sharding)
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="visrl-train estimate",
         description="Memory, tokens, hours and disk of a recipe, and the commands that start it.",
     )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
     parser.add_argument("--gpus", type=_several, default=1, metavar="N", help="number of GPUs")
     parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))

@@ -8,6 +8,7 @@ from visrl.errors import UsageError
 from visrl.estimate.generating import pairs_phases
 from visrl.estimate.loops import loop_phases
 from visrl.estimate.phase import EstimateRequest, Phase
+from visrl.estimate.policy_gradient import grpo_phases
 from visrl.estimate.shape import describe_model
 from visrl.estimate.training import dpo_phases, sft_phases
 
@@ -18,10 +19,10 @@ def recipe_phases(recipe: Any, request: EstimateRequest) -> list[Phase]:
         return pairs_phases(recipe, request)
     if recipe.kind == "loop":
         return loop_phases(recipe, request, recipe_phases)
-    estimators = {"sft": sft_phases, "dpo": dpo_phases}
+    estimators = {"sft": sft_phases, "dpo": dpo_phases, "grpo": grpo_phases}
     if recipe.kind not in estimators:
         raise UsageError(
-            f"recipes of kind {recipe.kind} cannot be estimated", "those of kind sft, dpo, pairs and loop can"
+            f"recipes of kind {recipe.kind} cannot be estimated", "those of kind sft, dpo, grpo, pairs and loop can"
         )
     section = recipe.model
     model = describe_model(

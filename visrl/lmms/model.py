@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
-from visrl.tasks.lmms import DATA_VARIABLE, PREFIX, data_folder, is_ours, samples_of, serialize_episode
+from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, serialize_episode
 from visrl.tasks.pictures import decoded
 
 if TYPE_CHECKING:
@@ -310,18 +309,3 @@ def _resolves(manager: Any, name: str) -> bool:
     if manager.task_index[name]["type"] not in ("group", "tag"):
         return True
     return isinstance(members, list) and all(isinstance(m, str) and _resolves(manager, m) for m in members)
-
-
-def print_upstream(tasks: Sequence[str], policy: Policy, options: Options) -> int:
-    """Run upstream tasks for ``visrl-eval --tasks lmms:NAME``, print lmms-eval's table; returns how many samples failed."""
-    from lmms_eval.utils import make_table
-
-    if options.data is not None:
-        os.environ[DATA_VARIABLE] = str(options.data)  # our own task files read it
-    found = run_upstream(tasks, policy, config_of(policy, options), limit=options.limit, batch_size=options.batch_size)
-    processes = init()
-    if processes.is_main:
-        print(make_table(found))
-    if processes.is_main and "groups" in found:
-        print(make_table(found, "groups"))
-    return processes.total(sum(map(len, found["failures"].values())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STATED_ONLY = frozenset({"tensors", "torch", "transformers", "pixels"})
+STATED_ONLY = frozenset({"tensors", "torch", "transformers", "pixels", "key_env"})
 """Of ``model_info``: said in records, but what decides the outputs is said otherwise (weights' hashes, arguments)."""
 
 

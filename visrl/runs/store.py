@@ -163,11 +163,11 @@ class Run:
             self._refuse_orphans()
             return {}
         meta = read_meta(self.folder)
-        if meta["request_hash"] != request_hash(self.request):
+        before, asked = deciding(meta["request"]), deciding(self.request)
+        changed = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
+        if changed:  # the hash is of what decided when it was written, which may have been more
             if self._forget_failures():
                 return {}
-            before, asked = deciding(meta["request"]), deciding(self.request)
-            changed = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
             raise UsageError(
                 f"{self.folder} holds another run: {', '.join(changed)} differ",
                 "give a new --output, or delete that folder",

@@ -182,11 +182,11 @@ def to_csv(table: Table) -> str:
     if table.tidy:
         writer = csv.DictWriter(out, fieldnames=list(table.tidy[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _no_formula(value) for key, value in record.items()} for record in table.tidy)
+        writer.writerows({key: no_formula(value) for key, value in record.items()} for record in table.tidy)
     return out.getvalue()
 
 
-def _no_formula(value: Any) -> Any:
+def no_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 

@@ -56,6 +56,13 @@ the error is known by picture. p is two-sided, by Student's t over seeds: two st
 stands just beyond them is weak evidence, and of some 25 claims one or two may get there by chance.
 Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
+_METHODS = """## Step-level DPO against GRPO
+
+**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-level DPO, the same with pairs
+drawn anew, fine-tuning on the chosen chains, GRPO and RLOO by step with the box-free critic, GRPO by the answer alone, GRPO with
+the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that its losses and gradients are right and how fast
+a step is ([training-grpo.md](training-grpo.md), [performance.md](performance.md)), not what it is worth.
+"""
 _LIMITS = """## Limits
 
 Models have about a million parameters, pictures are drawn, questions come from a grammar. What holds here may not hold for a
@@ -78,7 +85,7 @@ def text(results: Sequence[TaskResult]) -> str:
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    return "\n".join([*parts, _LIMITS])
+    return "\n".join([*parts, _METHODS, _LIMITS])
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:

@@ -29,6 +29,7 @@ from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Unmatched
 from visrl.policies.recorded.matching import leftovers, match
 from visrl.policies.recorded.prediction_files import Prediction, PredictionFile, read_predictions
+from visrl.world.chat_format import BOX_FORMAT as SMALL_WORLD
 
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 
@@ -71,9 +72,10 @@ class ReplayPolicy(Policy):
         source = Path(path)
         file = read_predictions(source, Path(args.questions) if args.questions else None)
         format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
-        declared = format_named(
-            format_name, min_pixels=args.min_pixels, max_pixels=args.max_pixels, resized_to=args.resized
-        )
+        limits = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels, "resized_to": args.resized}
+        # a run of the small models is replayed, too: nobody else writes boxes as they do, so theirs is no format to choose
+        world = format_name == SMALL_WORLD.name and not any(limits.values())
+        declared = SMALL_WORLD if world else format_named(format_name, **limits)
         looked = any(row.box_text is not None for row in file.rows)
         protocol = file.protocol or ("viscot_eval" if looked else "direct")
         return cls(

@@ -26,7 +26,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ from visrl.errors import PictureError, UsageError
 from visrl.evals.guarded_http import Redirected, TooLong, cause_of, check_url, guarded_client
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
+from visrl.policies.servers.asking import Asking, asking
 from visrl.policies.servers.preflight import look
 from visrl.policies.servers.replicas import Replica, Replicas
 
@@ -76,6 +77,7 @@ class Server:
     tries: int = 8
     pause: float = 0.5
     adapter: str = ""
+    asking: Asking = Asking()  # noqa: RUF009 - frozen
 
     @property
     def urls(self) -> list[str]:
@@ -83,7 +85,9 @@ class Server:
 
 
 class EndpointArguments(ModelArguments):
-    """How a server is asked. timeout: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``."""
+    """How a server is asked. timeout: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``. The rest:
+    asking.py.
+    """
 
     kind: ClassVar[str] = "endpoint"
 
@@ -94,6 +98,10 @@ class EndpointArguments(ModelArguments):
     tries: int = Field(default=8, ge=1)
     pad: str = ""
     adapter: str = ""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - no secret
+    temperature: str = ""
+    extra_body: str = ""
+    extra_headers: str = ""
     min_pixels: int = Field(default=56 * 56, ge=1)
     max_pixels: int = Field(default=14 * 14 * 4 * 16384, ge=1)
 
@@ -124,7 +132,9 @@ class EndpointPolicy(Policy):
         if len(set(urls.split(","))) < len(urls.split(",")):
             raise UsageError(f"{urls} names one server twice", "list each URL once")
         colour = _colour(args.pad)
-        server = Server(urls, model, args.key_env, args.in_flight, args.timeout, args.tries, adapter=args.adapter)
+        how = asking(args.token_limit, args.temperature, args.extra_body, args.extra_headers)
+        patience = (args.key_env, args.in_flight, args.timeout, args.tries)
+        server = Server(urls, model, *patience, adapter=args.adapter, asking=how)
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
         if args.adapter:
             asyncio.run(policy.load_adapter())
@@ -150,11 +160,12 @@ class EndpointPolicy(Policy):
             "kind": "endpoint",
             "url": self.server.url,
             "model": self.server.model,
-            "key_env": self.server.key_env if self._key else None,
+            "key_env": self.server.key_env if self._key else None,  # stated, and decides nothing (runs/identity.py)
             "box_format": self.box_format.name,
             "pad": self.pad,
             **({"servers": self.server.urls} if len(self.server.urls) > 1 else {}),
             **({"adapter": self.server.adapter} if self.server.adapter else {}),
+            **self.server.asking.describe(),
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:
@@ -175,9 +186,10 @@ class EndpointPolicy(Policy):
     def _client(self, url: str) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        seconds, key = self.server.timeout, self._key or "none"
+        seconds, key, headers = self.server.timeout, self._key or "none", dict(self.server.asking.headers)
+        client = guarded_client(seconds)
         return AsyncOpenAI(
-            base_url=url, api_key=key, timeout=seconds, max_retries=0, http_client=guarded_client(seconds)
+            base_url=url, api_key=key, timeout=seconds, max_retries=0, default_headers=headers, http_client=client
         )
 
     def require_server(self) -> None:
@@ -226,16 +238,8 @@ class EndpointPolicy(Policy):
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
         draw = f"{sampling.seed}:{request.key}:{request.step}{request.stream}:{index}"
         seeded = hashlib.sha256(draw.encode()).digest()
-        arguments: dict[str, Any] = {
-            "model": self.server.model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-        }
-        if sampling.temperature > 0:
-            arguments |= {"top_p": sampling.top_p, "seed": int.from_bytes(seeded[:4], "big") >> 1}
-            if sampling.top_k:
-                arguments["extra_body"] = {"top_k": sampling.top_k}
-        return arguments
+        seed = int.from_bytes(seeded[:4], "big") >> 1
+        return {"model": self.server.model, **self.server.asking.arguments(sampling, seed)}
 
     async def _patiently(
         self,

@@ -50,10 +50,12 @@ def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -
     Raises UsageError for one that is not there or not whole, has no family adapter, or trains nothing.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from visrl.policies.hf.adapters import base_and_adapter
     from visrl.policies.hf.loading import CheckpointArguments, load_parts
 
+    disable_progress_bar()  # one progress line, ours
     path, adapter = base_and_adapter(shipped(section.path), section.adapter or "")
     section = section.model_copy(update={"path": path, "adapter": adapter or None})
     args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)

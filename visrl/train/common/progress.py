@@ -22,6 +22,9 @@ _SHOWN = (
     ("answer/rewards/margins", "answer margin {:+.3f}"),
     ("answer/rewards/accuracies", "answer acc {:.2f}"),
     ("mean_token_accuracy", "token acc {:.3f}"),
+    ("box/reward", "box reward {:.3f}"),
+    ("answer/reward", "answer reward {:.3f}"),
+    ("kl", "kl {:.4f}"),
 )
 
 
@@ -96,7 +99,13 @@ def draw_curves(folder: Path, title: str, history: Sequence[Mapping[str, Any]]) 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = {"loss": "loss", "reward margin": "rewards/margins", "reward accuracy": "rewards/accuracies"}
+    groups = {
+        "loss": "loss",
+        "reward margin": "rewards/margins",
+        "reward accuracy": "rewards/accuracies",
+        "reward": "reward",
+        "share of groups without spread": "without_spread",
+    }
     found = {name: _series(history, ending) for name, ending in groups.items()}
     found = {name: series for name, series in found.items() if series}
     if not found:

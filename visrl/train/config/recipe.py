@@ -8,6 +8,7 @@ Unknown keys are refused with the nearest known one, and old names of keys are s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -124,7 +125,7 @@ class DataSection(Section):
 
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
-    format: Literal["visrl", "viscot", "cot", "official", "world_oracle"] = "visrl"
+    format: Literal["visrl", "viscot", "cot", "llava", "official", "world_oracle"] = "visrl"
     protocol: ProtocolName | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
@@ -338,4 +339,13 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    _require_reporters(section.get("report_to"))
     return dict(section)
+
+
+def _require_reporters(asked: Any) -> None:
+    """Raises ValueError for a tracker that is not installed: the trainer would say so after the model has been loaded."""
+    for name in [asked] if isinstance(asked, str) else asked or []:
+        package = {"none": "", "all": ""}.get(name, str(name).replace("-", "_"))
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(f"report_to: {name} is not installed: pip install {name}, or report_to: none")

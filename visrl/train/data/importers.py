@@ -3,6 +3,8 @@
 ``viscot``    LLaVA-format JSON, ``viscot_363k.json`` and the benchmark files: two-turn chains, box as padded-square
               text and, after ``###`` in the second picture's name, as raw pixels (docs/method.md a1), which are used
 ``cot``       VisCoT's metadata, ``*_cot_train.jsonl``: one object a line with width, height and a list of pixel boxes
+``llava``     conversations about one picture as LLaVA (``conversations``) and ShareGPT's users (``messages``) have them:
+              every exchange is a row that asks for no box (``direct``)
 ``official``  VisRL's preference file: ``chosen_step``/``rejected_step`` (box text) and ``chosen``/``rejected``
               (answers), strings or ``{"from", "value"}``. Its box numbers are those of SFT, padded square (a1), so
               the pictures must be there to be measured
@@ -30,7 +32,7 @@ from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import Chain, ChainRow, PairRow, picture_in
 
 _PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
-Row = TypeVar("Row", ChainRow, PairRow)
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True)
@@ -115,6 +117,45 @@ def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | No
     )
 
 
+def asked_and_said(item: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(question, answer) of every exchange of a conversation: LLaVA's ``conversations`` of ``from`` and ``value``, or
+    ``messages`` of ``role`` and ``content``. A system turn is left out.
+    """
+    ours = "messages" in item
+    who, what = ("role", "content") if ours else ("from", "value")
+    turns = [(turn[who], turn[what]) for turn in item["messages" if ours else "conversations"]]
+    turns = [turn for turn in turns if turn[0] != "system"]
+    for (asks, question), (says, answer) in zip(turns[::2], turns[1::2], strict=True):
+        if asks not in ("human", "user") or says not in ("gpt", "assistant"):
+            raise ValueError(f"turns of {asks} and {says}, not of a person and a model in turn")
+        yield _question(question), answer
+
+
+def llava_rows(number: int, item: dict[str, Any], tally: Imported) -> Iterator[ChainRow]:
+    """Every exchange of a LLaVA or ShareGPT conversation about one picture, as a row of its own, which asks for no box."""
+    pictures = item.get("image") or item.get("images")
+    pictures = [pictures] if isinstance(pictures, str) else pictures or []
+    if len(pictures) != 1:
+        tally.skip("no picture" if not pictures else "several pictures")
+        return
+    for turn, (question, answer) in enumerate(asked_and_said(item)):
+        yield ChainRow(
+            id=f"{item.get('id', number)}-{number}-{turn}",
+            picture=pictures[0],
+            question=question,
+            protocol="direct",
+            chain=Chain(answer=answer),
+            answers=(answer,),
+        )
+
+
+def import_conversations(path: Path) -> tuple[list[ChainRow], Imported]:
+    """Rows of format ``llava``. Raises UsageError as :func:`import_chains`."""
+    tally = Imported()
+    many = _collect(path, "llava", lambda number, item: list(llava_rows(number, item, tally)))
+    return [row for rows in many for row in rows], tally
+
+
 def _value(item: Any) -> str:
     return str(item["value"]) if isinstance(item, dict) else str(item)
 
@@ -168,8 +209,8 @@ def import_pairs(path: Path, pictures: Path) -> tuple[list[PairRow], Imported]:
     return _collect(path, "official", lambda number, item: official_row(number, item, tally, size)), tally
 
 
-def _collect(path: Path, layout: str, read: Callable[[int, dict[str, Any]], Row | None]) -> list[Row]:
-    rows: list[Row] = []
+def _collect(path: Path, layout: str, read: Callable[[int, dict[str, Any]], Made | None]) -> list[Made]:
+    rows: list[Made] = []
     for number, item in _items(path):
         try:
             row = read(number, item)

@@ -13,7 +13,7 @@ from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
-from visrl.train.data.importers import boxes_of_chain, import_chains, import_pairs
+from visrl.train.data.importers import boxes_of_chain, import_chains, import_conversations, import_pairs
 from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, preferences, read_rows
 from visrl.train.data.shards import is_sharded, root_of
@@ -22,16 +22,20 @@ Row = TypeVar("Row", ChainRow, PairRow)
 
 
 def load_demonstrations(section: DataSection) -> list[Demonstration]:
-    """SFT chains of ``visrl``, ``viscot`` or ``cot`` files. Raises UsageError for another format or an empty file."""
+    """SFT chains of ``visrl``, ``viscot``, ``cot`` or ``llava`` files. Raises UsageError for another format or an empty file."""
     if section.format == "visrl":
         left_out: dict[str, int] = {}
         rows = in_their_pictures(read_rows(section.file, ChainRow), boxes_of_chain, section.file, left_out)
     elif section.format in ("viscot", "cot"):
         rows, tally = import_chains(section.file, section.format)
         left_out = tally.left_out
+    elif section.format == "llava":
+        rows, tally = import_conversations(section.file)
+        left_out = tally.left_out
     else:
         raise UsageError(
-            f"data.format {section.format} holds preference pairs, not demonstrations", "SFT reads visrl, viscot or cot"
+            f"data.format {section.format} holds preference pairs, not demonstrations",
+            "SFT reads visrl, viscot, cot or llava",
         )
     usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, left_out)]
     return demonstrations(usable, _pictures(section))

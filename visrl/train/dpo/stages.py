@@ -101,6 +101,10 @@ class DPORecipe(Recipe):
     @field_validator("trainer")
     @classmethod
     def _known(cls, section: dict[str, Any]) -> dict[str, Any]:
+        if section.get("eval_strategy", "no") not in ("no", False):
+            raise ValueError(
+                "eval_strategy: pairs are not held out here; each stage's end is scored instead (visrl-eval)"
+            )
         reserved = OWN | {"beta": "step.beta_box and step.beta_answer", "ld_alpha": "nothing: it is not supported"}
         return OFFICIAL | check_trainer_section(section, DPOConfig, reserved)
 

@@ -19,6 +19,7 @@ from visrl.train.grpo.rewards import check_rewards
 DEFAULTS: dict[str, Any] = {
     "num_generations": 8,
     "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
     "logging_steps": 10,
     "save_steps": 200,
 }

@@ -16,6 +16,7 @@ from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
 from visrl.train.data.questions import load_questions
 from visrl.train.dpo.stages import DPORecipe
+from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Look, check_looks, look_of, scored
 from visrl.train.loop.phase_state import is_finished
 from visrl.train.loop.phases import Phase, own_recipe, phases
@@ -80,6 +81,8 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
     if isinstance(found, PairsRecipe):
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
         load_questions(found.data)
+    elif isinstance(found, GRPORecipe):
+        load_questions(found.data)  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

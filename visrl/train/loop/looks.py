@@ -64,7 +64,7 @@ def look_of(name: str, resolved: Resolved, taught: Collection[str] = ()) -> Look
         return None
     values = {what: _value(resolved, key) for what, key in keys.items()}
     named = values.get("protocol")
-    if resolved.recipe.kind == "pairs":
+    if resolved.recipe.kind in ("pairs", "grpo"):
         named = named or DEFAULT_PROTOCOL
     asked = taught or ([named] if named is not None else [])
     looking = {protocol for protocol in asked if PROTOCOLS[protocol].looks}

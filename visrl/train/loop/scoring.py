@@ -36,8 +36,11 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
     """Run the remaining samples of the phase's scoring: section with protocol and crop filled in (looks.py). Raises UsageError
     where samples failed for good.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from visrl.policies.registry import load_policy
 
+    disable_progress_bar()  # one progress line, ours
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
     policy: Any = load_policy(weights.spec, args)
     policy.rename(label)

@@ -7,12 +7,13 @@ layout for every family and the right token types for PaliGemma (TRL's collator 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from datasets import Dataset
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from trl import SFTConfig, SFTTrainer
 
 from visrl.core.crops import CropName
@@ -55,10 +56,19 @@ OFFICIAL: dict[str, Any] = {  # configs/train_sft.yaml, docs/method.md f
 }
 
 
+MEASURED: dict[str, Any] = {"eval_strategy": "epoch", "prediction_loss_only": True, "per_device_eval_batch_size": 2}
+"""How the loss of held-out chains is measured, unless the recipe says otherwise."""
+
+
 class ChainSection(Section):
     """How chains are laid out."""
 
     crop: CropName = "tight"
+    held_out: float | None = Field(
+        default=None,
+        gt=0,
+        description="the last pictures of the file, a number or a share below 1, are not trained on: their loss is measured",
+    )
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
     max_tokens: int | None = Field(
         default=None, ge=1, description="stop at a longer sequence, naming it; nothing is ever cut"
@@ -81,18 +91,28 @@ class SFTRecipe(Recipe):
         reserved = OWN | dict.fromkeys(("packing", "padding_free"), "visrl: pictures allow neither")
         return OFFICIAL | check_trainer_section(section, SFTConfig, reserved)
 
+    @model_validator(mode="after")
+    def _measured(self) -> SFTRecipe:
+        if self.trainer.get("eval_strategy", "no") not in ("no", False) and self.chain.held_out is None:
+            raise ValueError("trainer.eval_strategy needs rows to measure: set chain.held_out")
+        return self
+
 
 class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
     """SFT on conversations of the family's layout. Raises UsageError naming the samples where a loss is not finite."""
 
-    def __init__(self, trainable: TrainableModel, collator: SFTCollator, args: SFTConfig, **more: Any) -> None:
+    def __init__(
+        self, trainable: TrainableModel, collator: SFTCollator, args: SFTConfig, held_out: int = 0, **more: Any
+    ) -> None:
+        """held_out: how many of the collator's rows, its last, are not trained on."""
         self.trainable, self.collator = trainable, collator
-        rows = Dataset.from_dict({"row": list(range(len(collator.rows)))})
+        n, first = len(collator.rows), len(collator.rows) - held_out
         super().__init__(
             model=trainable.model,
             args=args,
             data_collator=collator,
-            train_dataset=rows,
+            train_dataset=Dataset.from_dict({"row": list(range(first))}),
+            eval_dataset=Dataset.from_dict({"row": list(range(first, n))}) if held_out else None,
             processing_class=trainable.processor,
             **more,
         )
@@ -166,24 +186,40 @@ def check(recipe: SFTRecipe) -> None:
 def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstration]) -> MaskedSFTTrainer:
     """From the model in memory to ``final/``."""
     folder: Path = recipe.output
+    kept, held_out = split(chains, recipe.chain.held_out)
     joined = trainable.family.keeps_prefix
-    rows = [
-        (chain, part)
-        for chain in chains
-        for part in range(conversations_of(chain.sample, chain.protocol, joined=joined))
-    ]
+    taught, measured = (
+        [(chain, i) for chain in part for i in range(conversations_of(chain.sample, chain.protocol, joined=joined))]
+        for part in (kept, held_out)
+    )
     collator = SFTCollator(
-        rows,
+        [*taught, *measured],
         trainable.encoder,
         crop=recipe.chain.crop,
         max_tokens=recipe.chain.max_tokens,
         store=trainable.feature_store(recipe.chain.vision_cache_gb),
     )
-    args = trainer_config(SFTConfig, recipe.trainer, folder, recipe.seed, trainable.base)
+    section = {**MEASURED, **recipe.trainer} if measured else recipe.trainer
+    args = trainer_config(SFTConfig, section, folder, recipe.seed, trainable.base)
     with own_forward(trainable.model):
-        trainer = MaskedSFTTrainer(trainable, collator, args, title="sft")
+        trainer = MaskedSFTTrainer(trainable, collator, args, len(measured), title="sft")
         train(trainer, trainable, folder)
     return trainer
+
+
+def split(
+    chains: Sequence[Demonstration], held_out: float | None
+) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
+    """Those to train on, and those of the last pictures. Raises UsageError where none is left to train on."""
+    pictures = list(dict.fromkeys(chain.sample.cluster for chain in chains))
+    n = 0 if held_out is None else max(1, round(held_out * len(pictures))) if held_out < 1 else round(held_out)
+    if n >= len(pictures):
+        raise UsageError(
+            f"chain.held_out: {n} of {len(pictures)} pictures: nothing is left to train on", "hold out fewer"
+        )
+    last = set(pictures[len(pictures) - n :])
+    kept = [chain for chain in chains if chain.sample.cluster not in last]
+    return kept, [chain for chain in chains if chain.sample.cluster in last]
 
 
 KIND = Kind(SFTRecipe, run, check)

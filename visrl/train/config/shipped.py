@@ -1,0 +1,49 @@
+"""The recipes that ship with visrl, by name: ``visrl-train world`` works wherever visrl is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import visrl
+from visrl.errors import UsageError, nearest
+
+_PACKAGE = Path(visrl.__file__).parent
+_LONGEST = 90
+
+
+def recipes_folder() -> Path:
+    """Where the recipes are: inside the installed package, or beside it in a checkout."""
+    inside = _PACKAGE / "recipes"
+    return inside if inside.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file, by name."""
+    return {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
+
+
+def recipe_path(words: str) -> Path:
+    """The recipe a user names: a file, else a name that ships. Raises UsageError for a name that is neither."""
+    path = Path(words)
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path  # whether it is there is said where it is read
+    found = shipped_recipes()
+    if words not in found:
+        raise UsageError(f"{words}: no such file, and no recipe of this name ships", nearest(words, found))
+    return found[words]
+
+
+def listing() -> Sequence[str]:
+    """A line per shipped recipe: its name, and what its first comment says."""
+    found = shipped_recipes()
+    width = max(map(len, found), default=0)
+    return [f"{name:{width}}  {_about(path)}" for name, path in found.items()]
+
+
+def _about(path: Path) -> str:
+    """The first sentence of the comment that a recipe begins with."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    said = first.lstrip("# ").strip() if first.startswith("#") else ""
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…"

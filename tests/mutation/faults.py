@@ -50,7 +50,7 @@ FAULTS = [
     Fault("MMBench: a missing rotation is forgiven", "evals/scorers/mmbench.py", "complete = len(rows) >= rotations[group] and", "complete =", "replay gate"),
     # unscored, uncertainty
     Fault("a failed sample counts as zero", "evals/scorers/measure.py", "values = scores.column(metric)\n    rows = np.flatnonzero", "values = np.nan_to_num(scores.column(metric))\n    rows = np.flatnonzero", "replay gate"),
-    Fault("a failed judge counts as zero", "evals/judge.py", 'return Score(None, f"{NO_REPLY}: {type(error).__name__}")', "return Score(0.0)", T + "evals/test_judge.py::test_no_server_is_unscored_not_a_crash"),
+    Fault("a failed judge counts as zero", "evals/judge.py", 'return Score(None, f"{NO_REPLY}: {type(error).__name__ if cause is None else cause}")', "return Score(0.0)", T + "evals/test_judge.py::test_no_server_is_unscored_not_a_crash"),
     Fault("the cluster key lost", "evals/scorers/columns.py", "self.clusters.append(self._once(sample.cluster) if sample.cluster else sample.id)", "self.clusters.append(sample.id)", "replay gate"),
     Fault("no small-sample correction", "evals/stats.py", "math.sqrt(size / (size - 1) * float", "math.sqrt(1.0 * float", "replay gate"),
     Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "replay gate"),

@@ -187,10 +187,8 @@ class EndpointPolicy(Policy):
         from openai import AsyncOpenAI
 
         seconds, key, headers = self.server.timeout, self._key or "none", dict(self.server.asking.headers)
-        client = guarded_client(seconds)
-        return AsyncOpenAI(
-            base_url=url, api_key=key, timeout=seconds, max_retries=0, default_headers=headers, http_client=client
-        )
+        more = {"default_headers": headers, "http_client": guarded_client(seconds)}
+        return AsyncOpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=0, **more)
 
     def require_server(self) -> None:
         """Raises UsageError where no server answers, or one refuses the key (preflight.py)."""

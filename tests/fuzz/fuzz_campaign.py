@@ -125,7 +125,10 @@ def campaign(folder, number, seed, report=lambda tally: None):
     found = targets(pristine)
     for target in found:  # valid, it is read; and what is imported then is not timed below
         for command in target.commands:
-            assert (said := call(*command))[0] == 0, (command, said)
+            code, said = call(
+                *command
+            )  # a recipe is read whole before its model, of which there is none here, is missed
+            assert code == 0 or "cannot load m: no such folder" in said, (command, said)
     shutil.rmtree(kept)
     shutil.copytree(pristine, kept)
     for i in range(number):

@@ -153,6 +153,7 @@ def test_a_line_reads_back_as_it_was_written(tmp_path):
     known = {sample.id: sample for sample in questions(20)}
     for text in (tmp_path / "chains.jsonl").read_text().splitlines():
         value = json.loads(text)
+        del value["crc32"]  # of the line, not of the state
         again = to_json(from_json(value, known[value["id"]]))
         assert {**again, "attempts": None} == {**value, "attempts": None}
 

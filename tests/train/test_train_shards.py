@@ -14,7 +14,7 @@ from pyarrow import parquet
 from visrl.errors import PictureError, UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.load import load_demonstrations, load_preferences
-from visrl.train.data.questions import QuestionSection, _all, load_questions
+from visrl.train.data.questions import LookedFor, QuestionSection, _all, load_questions
 from visrl.train.data.rows import QuestionRow, picture_in, read_rows
 
 
@@ -141,7 +141,7 @@ def test_memory_is_flat_in_the_number_of_rows(kind, tmp_path):
     def peak(limit):
         tracemalloc.start()
         seen = 0
-        for sample in _all(QuestionSection(path=tmp_path), []):
+        for sample in _all(QuestionSection(path=tmp_path), LookedFor()):
             seen += 1
             if seen % 10 == 0:
                 sample.picture.open()

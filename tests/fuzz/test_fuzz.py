@@ -152,7 +152,7 @@ def started(folder, valid, output, body):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(folder, valid, number):
-    process = started(folder, valid, "new", "time.sleep(0.4)")
+    process = started(folder, valid, "new", "time.sleep(1.5)")
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 3, said
@@ -177,7 +177,7 @@ def test_a_second_signal_ends_it_at_once(folder, valid):
 
 @pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
 def test_a_folder_that_goes_away_during_a_run_is_not_claimed_done(folder, valid, how):
-    process = started(folder, valid, "new", "time.sleep(0.4)")
+    process = started(folder, valid, "new", "time.sleep(1.5)")
     import shutil
 
     if how == "deleted":

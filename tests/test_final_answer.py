@@ -55,6 +55,7 @@ READ = {
     "x<answer>A<answer>B</answer>y": "B",
     "<think>a <answer>B</answer> </think>": "B",
     "<think>x<answer>B</answer>\n": "B",
+    "<think>x **<answer>B</answer>**\n```": "B",  # the bold or the fence that it stands in closes behind it
     "<think>a</think>\n  B C \n": "B C",
     "<answer>A</answer></think><answer>B</answer></think>": "B",
     "</think></think>B": "B",

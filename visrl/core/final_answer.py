@@ -4,7 +4,7 @@ The last ``<answer>…</answer>`` after the thought, else what follows the last 
 Tags in any case, with blanks or attributes in them, and the same marks as other families write them (``_MARKS``). Further:
 
 1. A thought that never ends is no answer: Unparsed. Nor is one that nothing follows. In both an ``<answer>…</answer>`` at
-   the very end of the text counts (the model forgot ``</think>``); one that the thought goes on behind is only weighed.
+   the very end of the text, a fence aside, counts (the model forgot ``</think>``); one that the thought goes on behind is only weighed.
 2. An ``<answer>`` that is not closed reaches to the end of the text; with nothing behind it, the answer before it counts.
    An end without a beginning (prompts that open the tag themselves) closes what stands before it.
 3. GLM's ``<|begin_of_box|>…<|end_of_box|>`` inside the answer is the answer. Marks of a turn's end are cut off.
@@ -42,6 +42,7 @@ _MARKS = re.compile(
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"<\|(?P<answer_starts>begin_of_box)\|>|<\|(?P<answer_ends>end_of_box)\|>")
+_CLOSING = " \t\r\n`*"  # what may close a text behind its last tag: blanks, the fence or the bold that it stands in
 _MARKED = re.compile(r"[<◁]|think\]", re.IGNORECASE)  # what every mark holds
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<|return|>", "<end_of_turn>", "</s>", "<eos>")
 
@@ -89,7 +90,12 @@ def _find(text: str) -> tuple[str | Unparsed, bool]:
 
 def _at_the_end(text: str, end: int, marks: Sequence[_Mark], otherwise: str) -> tuple[str | Unparsed, bool]:
     """A complete answer with nothing between it and ``end``, in a text whose answer should stand elsewhere."""
-    if len(marks) >= 2 and not marks[-1].thought and marks[-1].closing and not text[marks[-1].end : end].strip():
+    if (
+        len(marks) >= 2
+        and not marks[-1].thought
+        and marks[-1].closing
+        and not text[marks[-1].end : end].strip(_CLOSING)
+    ):
         opening = marks[-2]
         if not opening.thought and not opening.closing:
             return _unboxed(text[opening.end : marks[-1].start].strip()), True

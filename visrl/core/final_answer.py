@@ -4,7 +4,8 @@ The last ``<answer>…</answer>`` after the thought, else what follows the last 
 Tags in any case, with blanks or attributes in them, and the same marks as other families write them (``_MARKS``). Further:
 
 1. A thought that never ends is no answer: Unparsed. Nor is one that nothing follows. In both an ``<answer>…</answer>`` at
-   the very end of the text, a fence aside, counts (the model forgot ``</think>``); one that the thought goes on behind is only weighed.
+   the very end of the text, a fence aside, counts (the model forgot ``</think>``); one that the thought goes on behind is
+   only weighed.
 2. An ``<answer>`` that is not closed reaches to the end of the text; with nothing behind it, the answer before it counts.
    An end without a beginning (prompts that open the tag themselves) closes what stands before it.
 3. GLM's ``<|begin_of_box|>…<|end_of_box|>`` inside the answer is the answer. Marks of a turn's end are cut off.

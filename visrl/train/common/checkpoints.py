@@ -70,7 +70,7 @@ def newest_whole(folder: Path) -> Path | None:
 
     A damaged one is named on stderr, and the one before it is used. Raises UsageError where all are damaged.
     """
-    said = []
+    said: list[str] = []
     for place in reversed(_checkpoints(folder)):
         damage = next(_damages(place), None)
         if damage is None:

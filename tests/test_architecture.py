@@ -224,6 +224,21 @@ def test_core_needs_little():
     assert not found
 
 
+def test_what_is_looked_up_by_name_is_explained():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(
+        r"`((?:visrl|evals|tasks)/[\w/.]*)`", page.split("## What is still looked up by name")[1].split("\n## ")[0]
+    )
+    found = {
+        str(file.relative_to(ROOT))
+        for room in ("visrl", "evals", "tasks")
+        for file in (ROOT / room).rglob("*.py")
+        if re.search(r"\b(getattr|hasattr)\(", file.read_text())
+    }
+    assert {file for file in found if not any(file.startswith(name) for name in named)} == set()
+    assert {name for name in named if not any(file.startswith(name) for file in found)} == set()
+
+
 # --- sizes
 
 

@@ -156,7 +156,7 @@ def test_a_loop_by_the_guides_commands(name, critic, tmp_path, monkeypatch, caps
 
 
 def test_phase_by_phase_by_the_guides_commands(critic, tmp_path, monkeypatch, capsys):
-    """LoRA folders are the policies; pairs are made by Ray's workers where Ray is installed; each phase says how it is scored."""
+    """LoRA folders are the policies; each phase says how it is scored."""
     critic = place(tmp_path, SHOWN, critic)
     monkeypatch.chdir(tmp_path)
     for command in (SFT, RL):

@@ -25,7 +25,7 @@ _LATEX = re.compile(r"\\(?:boxed|text[a-z]{0,2}|math[a-z]{0,2})(?=\{)")
 # Signs that survive are written as these letters of nobody's alphabet until punctuation is gone
 _MINUS, _PLUS, _SHARP, _POINT = "\ue000", "\ue001", "\ue002", "\ue003"
 _MARKED = str.maketrans({_MINUS: "-", _PLUS: "+", _SHARP: "#", _POINT: "."})
-_IN_NUMBER = re.compile(r"(?<=\d)[.,](?=\d)")
+_IN_NUMBER = re.compile(r"(?<=\d)(?:\.(?=\d)|,(?=\d{3}(?!\d)))")  # the comma of 1,000, not of 1,2,3
 _SIGN = re.compile(rf"(?<![\w)\]%°])[-−–](?=[{_CURRENCY}]?\.?\d)")  # not the dash of 5-10 or May-5
 _UNIT_BEFORE = re.compile(rf"([{_CURRENCY}<>≤≥])[ ]?(?={_MINUS}?[.]?\d)")
 _UNIT_AFTER = re.compile(rf"(?<=\d)[ ]?([%‰{_CURRENCY}])")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 import zlib
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError  # what openpyxl raises; nothing is parsed with it here
@@ -26,11 +28,20 @@ def table_rows(data: bytes, path: Path) -> Iterator[Row]:
     return _xlsx_rows(data, path) if path.suffix == ".xlsx" else _tsv_rows(data, path)
 
 
+_SWALLOWED = re.compile(r"\n\d+(?:\.0)?\t")  # a row inside a cell
+
+
 def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**26)  # pictures stand in the table as base64
     try:
         text = data.decode("utf-8-sig")
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"):
+            if any(_SWALLOWED.search(cell) for cell in row.values() if isinstance(cell, str)):
+                raise UsageError(
+                    f"{path}: row {row.get('index')}: a quotation mark that is never closed swallows the rows after it",
+                    "double the marks inside a cell, or write the table with a CSV library",
+                )
+            yield row
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a TSV of UTF-8 text: {error}", "is the download complete?") from error
 
@@ -57,14 +68,22 @@ def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
         sheet.reset_dimensions()  # the size that a file states may be too small
         rows = sheet.iter_rows(values_only=True)
         header = [str(name) for name in next(rows, ())]
-        yield from (dict(zip(header, values, strict=False)) for values in rows if any(v is not None for v in values))
+        # rows end at their last cell: what is missing there is empty
+        yield from (
+            dict(zip_longest(header, values[: len(header)])) for values in rows if any(v is not None for v in values)
+        )
     except (*damaged, *malformed) as error:
         raise UsageError(f"{path}: not an xlsx workbook: {error}", "is the download complete?") from error
 
 
 def options_of(row: Row) -> dict[str, str]:
     """Letter -> text of the options a row holds."""
-    return {letter: str(row[letter]).strip() for letter in LETTERS if str(row.get(letter) or "").strip()}
+    return {letter: str(row[letter]).strip() for letter in LETTERS if not is_empty(row.get(letter))}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell is empty. The texts "None" and "nan" are texts like others, and 0 is a number."""
+    return value is None or value != value or not str(value).strip()
 
 
 def say_what_was_cut(rows: list[Row], path: Path) -> None:

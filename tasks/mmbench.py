@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
-from visrl.evals.mmbench_tables import table_rows
+from visrl.evals.mmbench_tables import is_empty, table_rows
 from visrl.tasks.common import Document, Row, opened
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
@@ -113,7 +113,7 @@ def _record_at(handle: BinaryIO, start: int, end: int) -> list[str]:
 def sample(row: Row, task: str) -> CoTSample:
     """The sample of one rotation. Raises KeyError, TypeError or ValueError for a malformed row."""
     index = int(row["index"])
-    options = {letter: str(row[letter]) for letter in LETTERS if not _is_empty(row.get(letter))}
+    options = {letter: str(row[letter]) for letter in LETTERS if not is_empty(row.get(letter))}
     answer = str(row["answer"]).strip()
     if answer not in options:
         raise ValueError(f"the true answer {answer!r:.40} is not among the options {', '.join(options)}")
@@ -139,14 +139,9 @@ def sample(row: Row, task: str) -> CoTSample:
     )
 
 
-def _is_empty(value: Any) -> bool:
-    """Whether a cell is empty. The texts "None" and "nan" are options like others."""
-    return value is None or value != value or not str(value).strip()
-
-
 def is_absent(value: Any) -> bool:
     """Whether a hint is missing: an empty cell, or what pandas makes of one. No hint says "None"."""
-    return _is_empty(value) or str(value).strip().lower() in ("nan", "none")
+    return is_empty(value) or str(value).strip().lower() in ("nan", "none")
 
 
 def from_hub(row: Row) -> Iterator[Row]:
@@ -157,7 +152,7 @@ def from_hub(row: Row) -> Iterator[Row]:
     cells = dict(row)
     for letter in reversed(LETTERS):
         value = cells.get(letter)
-        if not _is_empty(value) and str(value).strip() != "nan":
+        if not is_empty(value) and str(value).strip() != "nan":
             break
         cells[letter] = ""
     yield {**cells, "l2-category": row.get("L2-category")}

@@ -154,7 +154,7 @@ def decoded(data: bytes, name: str) -> Image:
         with _strictly(), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"{name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            return _as_rgb(image)
+            return as_rgb(image)
     except PictureError:
         raise
     except Exception as error:
@@ -162,7 +162,7 @@ def decoded(data: bytes, name: str) -> Image:
         raise PictureError(f"{name}: {reason or type(error).__name__}") from error
 
 
-def _as_rgb(image: Image) -> Image:
+def as_rgb(image: Image) -> Image:
     """``convert("RGB")``, which cuts greys of more than 8 bits off at 255: those are scaled to 0..255 first.
 
     Of 16-bit greys the high byte counts, as where they are saved with 8 bits. 32-bit whole numbers and fractions say nothing of
@@ -172,10 +172,19 @@ def _as_rgb(image: Image) -> Image:
         return _scaled(image, 0.0, 65_535.0)
     if image.mode not in ("I", "F"):
         return image.convert("RGB")
-    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]  # of one band
+    low, high = _extrema(image)
     tops = (1.0, 255.0, 65_535.0) if image.mode == "F" else (255.0, 65_535.0)
     top = next((top for top in tops if low >= 0.0 and high <= top), None)
     return _scaled(image, 0.0, top) if top is not None else _scaled(image, low, high)
+
+
+def _extrema(image: Image) -> tuple[float, float]:
+    """The least and the greatest finite value of one band; 0 and 0 where there is none."""
+    import numpy as np
+
+    greys = np.asarray(image).astype(np.float64)
+    finite = greys[np.isfinite(greys)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _scaled(image: Image, low: float, high: float) -> Image:

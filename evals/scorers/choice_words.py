@@ -76,7 +76,7 @@ LISTED = re.compile(rf"{_BEFORE}([A-Z])[).:、\]] ?")
 """An option as questions list them."""
 
 SUPPOSED = re.compile(
-    r"(?:\b(?:if|suppose|supposing|assume|assuming|whether|why|unless|thought|at first|initially"
+    r"(?:\b(?:if|doubt|which|suppose|supposing|assume|assuming|whether|why|unless|thought|at first|initially"
     r"|(?:might|may|could|would) (?:think|say|believe))\b"
     r"|(?:\bnot|\bnever|n't) (?:think|believe|say|mean|sure|certain|clear|true|that)\b)"
     r"[^\n.,;:!?]{0,120}\Z",
@@ -84,10 +84,19 @@ SUPPOSED = re.compile(
 )
 """What in the same clause takes a statement back, before it."""
 
+MISTAKEN = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|least likely|second[- ]best|other|unlikely|mauvaise|falsche|incorrecta|incorreta|errada"
+    r"|sbagliata|неправильный|неверный) (?:answer|choice|option|antwort|réponse|respuesta|resposta|risposta|ответ)"
+    r"|(?:错误|錯誤)(?:的)?答案|不正解|오답)[^\n.;!?]{0,16}\Z",
+    re.IGNORECASE,
+)
+"""What says, before the letter, that it is the answer not to give."""
+
 DENIED = re.compile(
     r" ?(?:\([^()\n]{1,80}\) ?)?(?:(?:is|was|ist|est|es|é|è|seems|looks) (?:clearly |also |definitely |obviously )?"
     r"(?:not|nicht|incorrect|wrong|false|falsch|faux|incorrecta?|incorreta|errata|pas)\b"
-    r"|(?:isn't|wasn't|cannot|can't|can not|doesn't|does not|would not|wouldn't)\b|(?:是|为)?(?:不|错|錯|有误)|が?誤|は間違)",
+    r"|(?:isn't|wasn't|cannot|can't|can not|doesn't|does not|would not|wouldn't)\b|(?:是|为)?(?:不|错|錯|有误)|が?誤|は間違"
+    r"|, which is (?:not|incorrect|wrong|false)\b|ではあり?ま|ではない|じゃない|[가이] 아니|[가이] 아닙)",
     re.IGNORECASE,
 )
 """What denies a letter, behind it."""

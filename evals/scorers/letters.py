@@ -86,6 +86,8 @@ def _said(text: str, options: Mapping[str, str], patterns: Sequence[re.Pattern[s
                 continue
             if worded.SUPPOSED.search(text[max(0, match.start() - _CONTEXT) : match.start()]):
                 continue
+            if worded.MISTAKEN.search(text[max(0, match.start("letter") - _CONTEXT) : match.start("letter")]):
+                continue
             name = match["letter"].upper()
             several = _one_of_several(text, match.start("letter"), match.end(), name)
             found.append(

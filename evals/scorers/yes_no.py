@@ -23,7 +23,8 @@ _END = r"(?![^\W_]|['-][A-Za-z])"
 _EITHER = rf"(?:(?P<yes>{_YES})|(?P<no>{_NO})){_END}"
 _OPENS = re.compile(
     r"\W{0,20}(?:(?:well|oh|i'd say|i would say|definitely|certainly|sure|absolutely|indeed)[, ]{1,2})?"
-    rf"{_EITHER}(?! (?:idea|one|clue|way to|doubt|problem)\b)(?!\.? ?\d)(?! ?(?:and|or|/) ?(?:yes|no)\b)",
+    rf"{_EITHER}(?! (?:idea|one|clue|way to|doubt|problem|answer|comment|information|or false)\b)"
+    r"(?!\.? ?\d)(?! ?(?:and|or|/) ?(?:yes|no)\b)",
     re.IGNORECASE,
 )
 _STATED = re.compile(
@@ -40,6 +41,10 @@ _ABSENT = re.compile(
     re.IGNORECASE,
 )
 _PRESENT = re.compile(r"\bthere (?:is|are) (?!no\b|not\b)", re.IGNORECASE)
+_NEGATIVE = re.compile(
+    r"\b(?:no|not|neither|nor|without|nothing|nobody|zero|hardly|lack|false|doubt|only)\b|n't\b", re.IGNORECASE
+)
+_ASSENTS = re.compile(r"\W{0,20}(?:correct|true|sure)\b", re.IGNORECASE)  # "Correct, there is no dog"
 _UNDECIDED = re.compile(
     r"\b(?:not (?:sure|certain)|unsure|cannot (?:tell|answer|determine)|can't (?:tell|answer))\b", re.IGNORECASE
 )
@@ -68,7 +73,8 @@ def yes_or_no(text: str, question: str = "") -> str | Unparsed:
     first = answer.partition("\n")[0][:_SHORT]
     said = list(_STATED.finditer(answer))
     if opening := _OPENS.match(answer):
-        return UNSURE if _UNDECIDED.search(first) else "yes" if opening["yes"] else "no"
+        denied = _ASSENTS.match(first) is not None and _ABSENT.search(first) is not None
+        return UNSURE if denied or _UNDECIDED.search(first) else "yes" if opening["yes"] else "no"
     if said:
         return "yes" if said[-1]["yes"] else "no"
     return _whether_there(answer, question) if len(answer) <= _SHORT else UNSURE
@@ -78,7 +84,7 @@ def _whether_there(answer: str, question: str) -> str | Unparsed:
     if _UNDECIDED.search(answer) or _DOUBT.search(answer) or (question and not _shared(answer, question)):
         return UNSURE
     absent, present = _ABSENT.search(answer), _PRESENT.search(answer)
-    if (absent is None) == (present is None):
+    if (absent is None) == (present is None) or (present and _NEGATIVE.search(answer)):
         return UNSURE
     return "no" if absent else "yes"
 

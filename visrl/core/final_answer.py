@@ -24,7 +24,7 @@ from visrl.core.types import Unparsed
 ENDLESS = "the thought never ends"
 NOTHING_AFTER = "nothing follows the thought"
 
-_THOUGHT = "think|thinking|thoughts?|reasoning|reason|scratchpad|analysis"
+_THOUGHT = "think|thinking|rationale|thoughts?|reasoning|reason|scratchpad|analysis"
 _ANSWER = "answer|final[ _-]?answer|conclusion"  # conclusion: LLaVA-CoT
 _MARKS = re.compile(
     "|".join(
@@ -33,9 +33,10 @@ _MARKS = re.compile(
             rf"<\s{{0,4}}(?P<end>/?)\s{{0,4}}(?:\w{{1,16}}:)?(?:(?P<thought>{_THOUGHT})|(?P<answer>{_ANSWER}))"
             r"(?:[\s:][^<>]{0,200})?(?:>|\Z)",
             r"(?P<thought_starts>◁think▷|\[THINK\]|<\|(?:begin_of_thought|START_THINKING)\|>"
-            r"|<\|channel\|>analysis<\|message\|>|<\|channel>thought)",  # Kimi-VL, Magistral, OpenThinker, Cohere, gpt-oss, Gemma
+            r"|<\|channel\|>analysis<\|message\|>|<\|channel>thought"
+            r"|<unused94>thought)",  # MedGemma, Kimi-VL, Magistral, OpenThinker, Cohere, gpt-oss, Gemma
             r"(?P<thought_ends>◁/think▷|\[/THINK\]|<\|(?:end_of_thought|END_THINKING)\|>"
-            r"|<\|channel\|>final<\|message\|>|<channel\|>)",
+            r"|<\|channel\|>final<\|message\|>|<channel\|>|<unused95>)",
             r"(?P<answer_starts><\|(?:begin_of_solution|START_RESPONSE)\|>)",
             r"(?P<answer_ends><\|(?:end_of_solution|END_RESPONSE)\|>)",
         )
@@ -43,6 +44,9 @@ _MARKS = re.compile(
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"<\|(?P<answer_starts>begin_of_box)\|>|<\|(?P<answer_ends>end_of_box)\|>")
+_NEXT_TURN = re.compile(
+    r"<(?:\|im_end\||\|eot_id\||end_of_turn)>\s{0,4}<(?:\|im_start\||\|start_header_id\||start_of_turn)>\s{0,4}user"
+)
 _CLOSING = " \t\r\n`*"  # what may close a text behind its last tag: blanks, the fence or the bold that it stands in
 _MARKED = re.compile(r"[<◁]|think\]", re.IGNORECASE)  # what every mark holds
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<|return|>", "<end_of_turn>", "</s>", "<eos>")
@@ -135,8 +139,10 @@ def _marks(text: str, pattern: re.Pattern[str]) -> list[_Mark]:
 
 
 def _without_turn_end(text: str) -> str:
-    """Without the marks that end a turn in special tokens, in case a decoder left them in."""
-    end, found = len(text.rstrip()), False
+    """Without the marks that end a turn in special tokens, in case a decoder left them in, and a user's turn behind them."""
+    if following := _NEXT_TURN.search(text):
+        text = text[: following.start()]
+    end, found = len(text.rstrip()), following is not None
     while mark := next((mark for mark in _ENDS if text.endswith(mark, 0, end)), ""):
         end, found = end - len(mark), True
         while end and text[end - 1].isspace():

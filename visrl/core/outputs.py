@@ -33,6 +33,7 @@ _BROKEN = frozenset(
     }
 )
 CLIENT_ERRORS = (
+    "Error code: ",  # openai's client: the text of its status errors
     "Failed to obtain answer via API",  # VLMEvalKit: FAIL_MSG, and the fail_msg of its clients
     "[LMMS_EVAL_REQUEST_FAILED after",  # lmms-eval 0.7.3: its clients of OpenAI and Gemini
 )
@@ -88,9 +89,11 @@ def why_unscored(text: str | None, finish_reason: Any = None, refusal: Any = Non
 def ending_of(row: Mapping[str, Any], text: str | None) -> str | None:
     """The same of a recorded row, which may say how it ended: ``finish_reason``, ``stop_reason``, ``refusal`` or ``error``."""
     error = row.get("error")
-    if isinstance(error, dict):
-        error = error.get("message", "error")
-    if isinstance(error, str) and error.strip():
-        return error.strip()
+    if isinstance(error, dict) and error:
+        error = error.get("message") or "error"
+    if error and str(error).strip():
+        return str(error).strip()[:200]
+    if not (text or "").strip() and str(row.get("reasoning_content") or "").strip():
+        return "only a thought came back"
     reasons = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "finish")
     return why_unscored(text, next((row[name] for name in reasons if row.get(name)), None), row.get("refusal"))

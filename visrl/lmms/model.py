@@ -37,7 +37,7 @@ from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
 from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, serialize_episode
-from visrl.tasks.pictures import decoded
+from visrl.tasks.pictures import as_rgb, decoded
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -216,8 +216,7 @@ def _opened(image: Any) -> Image:
             return decoded(Path(image).read_bytes(), Path(image).name)
         except OSError as error:
             raise PictureError(f"{Path(image).name} cannot be read: {error.strerror or error}") from error
-    opened: Image = image.convert("RGB")
-    return opened
+    return as_rgb(image)
 
 
 def _failing(name: str, reason: str) -> Picture:

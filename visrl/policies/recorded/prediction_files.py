@@ -164,9 +164,12 @@ def _decode(data: bytes, path: Path) -> str:
         ) from error
 
 
+_WHOLE = re.compile(r"\s*\{[ \t]*\r?\n")  # an object over several lines: one document, not a line per row
+
+
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """(line, value) of a jsonl, or a single JSON document as line 1 (a list gives its items)."""
-    if text.lstrip()[0] == "[" or "\n" not in text.strip() or text.lstrip().startswith("{\n"):
+    if text.lstrip()[0] == "[" or "\n" not in text.strip() or _WHOLE.match(text):
         try:
             value = json.loads(text)
         except ValueError as error:
@@ -217,8 +220,12 @@ def _text(row: Row, name: str) -> str:
 
 def _output(row: Row, name: str) -> tuple[str | None, str | None]:
     """(text, why it cannot be scored) of a row's output. A row that says why it has none need not have one."""
-    if row.get(name) is None and (error := ending_of(row, None)) is not None:
-        return None, error
+    value = row.get(name)
+    if value is None or value != value:  # NaN, as pandas writes an empty cell
+        error = ending_of(row, None)
+        if error is None and name not in row:
+            raise KeyError(name)
+        return None, error or f"{name} is empty: no output was recorded"
     text = _text(row, name)
     return text, ending_of(row, text)
 
@@ -325,7 +332,8 @@ def _mme_rows(file: Path, text: str) -> Iterator[Prediction]:
                     "fields are separated by tabs",
                 )
             key = ("group+picture+question", subtask, picture_key(fields[0]), question_key(fields[1]))
-            yield Prediction(f"{file}:{number}", (key,), fields[3], prompt=fields[1])
+            answer = fields[3].replace("\\n", "\n")  # a line break that was escaped to stay in its line
+            yield Prediction(f"{file}:{number}", (key,), answer, prompt=fields[1])
 
 
 def _mmbench_rows(file: Path, rows: list[Row]) -> Iterator[Prediction]:
@@ -336,7 +344,7 @@ def _mmbench_rows(file: Path, rows: list[Row]) -> Iterator[Prediction]:
                 f"{file}: no columns index and prediction, but {sorted(map(str, row))[:8]}",
                 "MMBench predictions have both",
             )
-        text = str(row["prediction"] or "")
+        text = "" if row["prediction"] is None else str(row["prediction"])
         asked, options = question_key(str(row.get("question") or "")), options_of(row)
-        key = ("index", str(row["index"]))
+        key = ("index", str(row["index"]).removesuffix(".0"))  # pandas writes a column with a gap as floats
         yield Prediction(f"{file}:{number}", (key,), text, error=ending_of(row, text), asked=asked, options=options)

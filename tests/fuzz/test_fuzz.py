@@ -114,6 +114,9 @@ def test_records_that_are_a_file(folder):
 
 
 SLOW = """
+import signal  # a job in the background, and one under nohup, ignore some of them
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import sys, time
 from pathlib import Path
 from visrl.cli import evaluate

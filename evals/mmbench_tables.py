@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import re
 import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -28,7 +27,9 @@ def table_rows(data: bytes, path: Path) -> Iterator[Row]:
     return _xlsx_rows(data, path) if path.suffix == ".xlsx" else _tsv_rows(data, path)
 
 
-_SWALLOWED = re.compile(r"\n\d+(?:\.0)?\t")  # a row inside a cell
+def _holds_a_row(cell: str, columns: int) -> bool:
+    """Whether a line inside a cell is a row of the table: an index, and as many cells. A hint may hold a smaller table."""
+    return any(line[:1].isdigit() and line.count("\t") == columns - 1 for line in cell.split("\n")[1:])
 
 
 def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
@@ -36,7 +37,7 @@ def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
     try:
         text = data.decode("utf-8-sig")
         for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"):
-            if any(_SWALLOWED.search(cell) for cell in row.values() if isinstance(cell, str)):
+            if any(_holds_a_row(cell, len(row)) for cell in row.values() if isinstance(cell, str)):
                 raise UsageError(
                     f"{path}: row {row.get('index')}: a quotation mark that is never closed swallows the rows after it",
                     "double the marks inside a cell, or write the table with a CSV library",

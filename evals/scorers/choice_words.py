@@ -76,18 +76,20 @@ LISTED = re.compile(rf"{_BEFORE}([A-Z])[).:、\]] ?")
 """An option as questions list them."""
 
 SUPPOSED = re.compile(
-    r"(?:\b(?:if|doubt|which|suppose|supposing|assume|assuming|whether|why|unless|thought|at first|initially"
+    r"(?:\b(?:if|I doubt|suppose|supposing|assume|assuming|whether|why|unless|thought|at first|initially"
     r"|(?:might|may|could|would) (?:think|say|believe))\b"
     r"|(?:\bnot|\bnever|n't) (?:think|believe|say|mean|sure|certain|clear|true|that)\b)"
-    r"[^\n.,;:!?]{0,120}\Z",
+    r"[^\n.,;:!?]{0,120}\Z|\bwhich \Z",
     re.IGNORECASE,
 )
 """What in the same clause takes a statement back, before it."""
 
 MISTAKEN = re.compile(
     r"(?:\b(?:wrong|incorrect|false|least likely|second[- ]best|other|unlikely|mauvaise|falsche|incorrecta|incorreta|errada"
-    r"|sbagliata|неправильный|неверный) (?:answer|choice|option|antwort|réponse|respuesta|resposta|risposta|ответ)"
-    r"|(?:错误|錯誤)(?:的)?答案|不正解|오답)[^\n.;!?]{0,16}\Z",
+    r"|sbagliata|неправильный|неверный) (?:answer|choice|option|antwort|réponse|respuesta|resposta|risposta|ответ)\b"
+    r"[ :=–—-]{0,3}(?:(?:is|was|would be|ist|est|es|é|è|это)\b[ :]{0,2})?"
+    r"|(?:(?:错误|錯誤)(?:的)?答案|不正解|오답)[: 是为為はが은는]{0,3})"
+    r"(?:option |choice |the )?[({\[]?\Z",
     re.IGNORECASE,
 )
 """What says, before the letter, that it is the answer not to give."""

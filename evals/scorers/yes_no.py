@@ -42,7 +42,7 @@ _ABSENT = re.compile(
 )
 _PRESENT = re.compile(r"\bthere (?:is|are) (?!no\b|not\b)", re.IGNORECASE)
 _NEGATIVE = re.compile(
-    r"\b(?:no|not|neither|nor|without|nothing|nobody|zero|hardly|lack|false|doubt|only)\b|n't\b", re.IGNORECASE
+    r"\b(?:no|not|neither|nor|without|nothing|nobody|zero|hardly|lack|false|doubt)\b|n't\b", re.IGNORECASE
 )
 _ASSENTS = re.compile(r"\W{0,20}(?:correct|true|sure)\b", re.IGNORECASE)  # "Correct, there is no dog"
 _UNDECIDED = re.compile(

@@ -38,8 +38,19 @@ def test_what_is_called_wrong_is_no_choice(text):
     assert isinstance(letter(text, OPTIONS), Unparsed)
 
 
-def test_a_choice_beside_what_is_called_wrong():
-    assert letter("A is the wrong answer. The answer is B", OPTIONS) == "B"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A is the wrong answer. The answer is B",
+        "Option A is the wrong answer but B is correct",
+        "Unlike the other options, B is correct",
+        "There is no doubt that the answer is B",
+        "I have no doubt the answer is B",
+        "The object which we see is a jug so the answer is B",
+    ],
+)
+def test_a_choice_beside_what_is_called_wrong(text):
+    assert letter(text, OPTIONS) == "B"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,7 @@ def test_a_presence_with_a_negative_is_not_sure(text):
 
 def test_a_presence_without_one_is_yes():
     assert yes_or_no("There is a dog in the picture", "Is there a dog in the image?") == "yes"
+    assert yes_or_no("There is only one dog", "Is there a dog in the image?") == "yes"
 
 
 def test_a_comma_between_digits_is_of_a_thousand_or_of_a_list():
@@ -88,6 +100,12 @@ def test_a_quotation_mark_that_is_never_closed(tmp_path):
         read_predictions(path)
 
 
+def test_a_small_table_inside_a_cell(tmp_path):
+    path = tmp_path / "p.tsv"
+    path.write_text('index\thint\tprediction\n10\t"Year\tRain\n2001\t5"\tB\n11\t\tC\n')
+    assert [row.text for row in read_predictions(path).rows] == ["B", "C"]
+
+
 def test_an_option_may_be_the_number_zero():
     assert options_of({"A": 0, "B": 1.5, "C": None, "D": float("nan")}) == {"A": "0", "B": "1.5"}
 
@@ -96,7 +114,10 @@ def test_endings_of_rows():
     assert ending_of({"error": {}}, "Yes") is None
     assert ending_of({"error": True}, "") == "True"
     assert ending_of({"reasoning_content": "hm"}, "") == "only a thought came back"
-    assert ending_of({}, "Error code: 429 - {}") == "the recorded text is a client's error: Error code: "
+    assert ending_of({}, "Error code: 429 - {}") == "the recorded text is a client's error: Error code: 429"
+    assert (
+        ending_of({}, "Error code: 43") is None and ending_of({}, "Error code: 404") is None
+    )  # what a screen may show
 
 
 def test_a_document_over_several_lines_with_windows_line_ends(tmp_path):

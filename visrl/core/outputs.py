@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,8 @@ _BROKEN = frozenset(
         "network_error",
     }
 )
+_STATUS = re.compile(r"\s{0,20}(Error code: \d{3}) - ")  # openai's client; a screen may read "Error code: 43"
 CLIENT_ERRORS = (
-    "Error code: ",  # openai's client: the text of its status errors
     "Failed to obtain answer via API",  # VLMEvalKit: FAIL_MSG, and the fail_msg of its clients
     "[LMMS_EVAL_REQUEST_FAILED after",  # lmms-eval 0.7.3: its clients of OpenAI and Gemini
 )
@@ -81,6 +82,8 @@ def why_unscored(text: str | None, finish_reason: Any = None, refusal: Any = Non
     empty = text is None or not text.strip()
     if reason in _CUT and empty:
         return f"cut before anything was said: finish_reason {reason}"
+    if text is not None and (status := _STATUS.match(text)):
+        return f"the recorded text is a client's error: {status[1]}"
     if text is not None and text.lstrip().startswith(CLIENT_ERRORS):
         return f"the recorded text is a client's error: {next(e for e in CLIENT_ERRORS if e in text)}"
     return None

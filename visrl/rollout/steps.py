@@ -59,7 +59,7 @@ def ask_where(policy: Policy, requests: Sequence[Request], sampling: Sampling) -
     end there. The answer turn begins like the box turn, so policies are told to keep what they computed.
     """
     box_format = policy.box_format
-    asked = [Request(r.key, r.step, r.turns, r.size, r.stream, keep_cache=True) for r in requests]
+    asked = [replace(request, keep_cache=True) for request in requests]
     if stop := box_format.syntax.stop:
         sampling = replace(sampling, stop=(stop,), accept_stop=box_format.ends_with_box)
     return ask(policy, asked, sampling)

@@ -107,7 +107,7 @@ FAULTS = [
     Fault("a record that is there twice counts twice", "visrl/tables/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
     # the policy contract
     Fault("a blind model looks at another crop", "visrl/policies/blind.py", "self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop", "self.default_protocol = policy.default_protocol", T + "policies/test_blind.py::test_a_blind_model_looks_and_scores_as_the_model_itself"),
-    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "crop or policy.default_crop", 'crop or "viscot_square112"', "paired gate"),
+    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "own = policy.default_crop if", 'own = "viscot_square112" if', "paired gate"),
     Fault("a failed request is not asked again", "visrl/rollout/retry.py", "for _ in range(RETRIES):", "for _ in range(0):", T + "test_rollout.py::test_a_request_that_fails_now_and_then_is_asked_again"),
     Fault("what is refused for good is asked again", "visrl/rollout/retry.py", "if output.error is not None and output.retry]", "if output.error is not None]", T + "test_rollout.py::test_what_is_decided_is_not_asked_again"),
     Fault("a job goes on whatever fails", "visrl/runs/job.py", "failed == fresh >= ABORT_AFTER_FAILURES", "failed == fresh >= 10**9", T + "train/test_pairs.py::test_a_server_that_is_down_stops_the_run_early"),

@@ -66,7 +66,8 @@ JudgeOption = Annotated[
     str, typer.Option("--judge", help="exact | anls | contains | openai:URL#MODEL (who scores free answers)")
 ]
 ProtocolOption = Annotated[
-    str | None, typer.Option(help="viscot_train | viscot_eval | visrl_train | direct; default: the model's own")
+    str | None,
+    typer.Option(help="viscot_train | viscot_eval | visrl_train | direct | zoom | FILE.yaml; default: the model's own"),
 ]
 BesideOption = Annotated[
     str | None,
@@ -74,7 +75,16 @@ BesideOption = Annotated[
         help="a second protocol, run on the same questions and compared, or none; the group world runs direct beside"
     ),
 ]
-FocusOption = Annotated[str, typer.Option(help="which box is cropped: predicted | gold | random | centre | full")]
+FocusOption = Annotated[
+    str,
+    typer.Option(
+        help="which box is cropped: predicted | gold | random | centre | full; several looks: one each, by commas"
+    ),
+]
+LooksOption = Annotated[
+    str,
+    typer.Option(help="the most looks of an episode under a protocol of several; 0..3: a run for each, and the curve"),
+]
 CropOption = Annotated[
     str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
 ]

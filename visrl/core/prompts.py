@@ -1,4 +1,4 @@
-"""The turns as text. Four named protocols as data; every byte of a prompt is a constant here, with its version.
+"""The turns as text. The paper's four named protocols as data; every byte of a prompt is a constant here, with its version.
 
 Sources: docs/method.md a2 and a3, read from the official code. Prompts decide scores (one model: 15 % with one REC prompt,
 84 % with another), so a record names protocol and version, and changing a byte here needs a new version.
@@ -11,9 +11,11 @@ Departures from the official code, which has no instruction for yes/no and multi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
+from visrl.core.looks import ZOOM, Rules
 from visrl.core.types import CoTSample, Picture, Turn
+from visrl.errors import UsageError
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
 P_RL = (
@@ -30,15 +32,30 @@ DEFAULT_PROTOCOL: ProtocolName = "visrl_train"
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Which turns a question becomes. ``looks`` False asks once, without a box (the paper's "w/o CoT")."""
+    """Which turns a question becomes. ``looks`` False asks once, without a box (the paper's "w/o CoT").
 
-    name: ProtocolName
+    several: the rules of a protocol of several looks; None for the paper's, which look once: a box turn in the original picture,
+    its crop, and an answer. sha256: of the file that a user's protocol was read from.
+    """
+
+    name: str
     version: int
     looks: bool = True
+    several: Rules | None = None
+    sha256: str = ""
 
     @property
     def id(self) -> str:
-        return f"{self.name}/v{self.version}"
+        """name/version, as records have it; of a user's file with the beginning of its hash."""
+        return f"{self.name}/v{self.version}" + (f"@{self.sha256[:12]}" if self.sha256 else "")
+
+
+def trained(protocol: Protocol) -> ProtocolName:
+    """The protocol's name where training knows it. Raises UsageError for one of several looks."""
+    for name in get_args(ProtocolName):
+        if name == protocol.name:
+            return cast("ProtocolName", name)
+    raise UsageError(f"protocol {protocol.name} cannot be trained with", f"one of {', '.join(get_args(ProtocolName))}")
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -47,6 +64,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "visrl_train": Protocol("visrl_train", 1),
     "direct": Protocol("direct", 1, looks=False),
 }
+"""The paper's, which training knows too."""
+SEVERAL: dict[str, Protocol] = {"zoom": Protocol("zoom", 1, several=ZOOM)}
+"""Shipped protocols of several looks."""
 
 
 def box_turns(protocol: Protocol, sample: CoTSample, picture: Picture) -> tuple[Turn, ...]:

@@ -171,4 +171,4 @@ ZOOM_TEXTS = Texts(
         " left and bottom right corner, in {unit}."
     ),
 )
-ZOOM = Rules(ZOOM_TEXTS, limits=Limits(looks=6, new_tokens=4096, pictures=12))
+ZOOM = Rules(ZOOM_TEXTS, limits=Limits(looks=6, new_tokens=16384, pictures=12))

@@ -70,10 +70,20 @@ def rollout_config(
     foci = cast("tuple[Focus, ...]", tuple(box_source.split(",")))
     if len(foci) > 1 and chosen.several is None:
         raise UsageError(f"--focus {box_source}: protocol {chosen.name} looks once", "one focus, or --protocol zoom")
+    sampling = sampling or Sampling(seed=seed)
+    _require_room(chosen, sampling.max_tokens)
     own = policy.default_crop if chosen.several is None else chosen.several.shown.crop
-    return RolloutConfig(
-        chosen, foci[0], cast("CropName", crop or own), sampling or Sampling(seed=seed), seed, foci[1:]
-    )
+    return RolloutConfig(chosen, foci[0], cast("CropName", crop or own), sampling, seed, foci[1:])
+
+
+def _require_room(protocol: Protocol, tokens: int) -> None:
+    """Raises UsageError where the limit of new tokens leaves no look besides the answer. tokens: of a turn."""
+    limits = protocol.several.limits if protocol.several is not None else None
+    if limits is not None and limits.looks and 0 < limits.new_tokens < 2 * tokens:
+        raise UsageError(
+            f"protocol {protocol.name}: {limits.new_tokens} new tokens in all leave no look at {tokens} a turn",
+            "a smaller --max-tokens, or a protocol file with limits: {new_tokens: 0}",
+        )
 
 
 def protocol_named(name: str) -> Protocol:

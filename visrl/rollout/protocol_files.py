@@ -52,7 +52,7 @@ class LimitPart(_Part):
     """What an episode may use up; 0 of tokens and pictures: no limit."""
 
     looks: int = Field(default=6, ge=0, le=100)
-    new_tokens: int = Field(default=4096, ge=0)
+    new_tokens: int = Field(default=16384, ge=0)
     pictures: int = Field(default=0, ge=0)
 
 

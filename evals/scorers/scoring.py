@@ -12,7 +12,9 @@ from visrl.core.records import TaskResult
 from visrl.core.types import CoTSample, Episode
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec, has_mean
 from visrl.evals.judge import Judge
+from visrl.evals.scorers import looks
 from visrl.evals.scorers.columns import SampleScores
+from visrl.evals.scorers.looks import Tally
 from visrl.evals.scorers.measure import Estimand, Measured, measured
 
 Scorer = Callable[
@@ -57,7 +59,9 @@ def score_task(
 
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """
-    scores, estimands = scorer_of(spec.benchmark)(spec, samples, episodes, judge)
+    tally = Tally(episodes)
+    scores, estimands = scorer_of(spec.benchmark)(spec, samples, tally, judge)
+    estimands += looks.estimands(tally, spec, scores, estimands)
     metrics = [measured(what, spec.unit, spec.n) for what in estimands]
     return TaskScores(spec, scores, metrics, estimands)
 

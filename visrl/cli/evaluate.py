@@ -23,6 +23,7 @@ from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
+from visrl.cli.looks import show_curve
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
@@ -133,6 +134,7 @@ def run(
     name: Annotated[str, typer.Option(help="what records, tables and pages call the model; default: its spec")] = "",
     fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
+    max_looks: LooksOption = "",
     ray: RayOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
@@ -145,6 +147,7 @@ def run(
 
     processes = init()
     own, upstream = own_and_upstream(tasks, ray)
+    looks = _looks(max_looks, upstream)
     arguments = parse_model_args(model_args)
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
@@ -161,7 +164,13 @@ def run(
         max_tokens=max_tokens,
         quiet=quiet,
         name=name,
+        max_looks=looks[0] if len(looks) == 1 else None,
     )
+    if len(looks) > 1:
+        outcome = show_curve(policy, own, options, engine, looks, json_=json_)
+        if processes.is_main:
+            _finish(outcome, fail_on_error, json_, printed=True)
+        return
     failed, rows = 0, list[dict[str, Any]]()
     if upstream:
         failed, rows = _run_upstream([name.removeprefix("lmms:") for name in upstream], policy, options, json_)
@@ -176,6 +185,18 @@ def run(
     if upstream and failed > fail_on_error and processes.is_main:
         print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _looks(text: str, upstream: Sequence[str]) -> tuple[int, ...]:
+    """The limits of ``--max-looks``; () where the protocol's own counts. Raises UsageError for what is none."""
+    from visrl.evaluation.looks_curve import looks_asked
+
+    looks = looks_asked(text) if text else ()
+    if len(looks) > 1 and upstream:
+        raise UsageError(
+            f"--max-looks {text}: no curve of lmms-eval's own tasks", "one limit at a time, or a task of ours"
+        )
+    return looks
 
 
 def _run_upstream(tasks: list[str], policy: Policy, options: Options, json_: bool) -> tuple[int, list[dict[str, Any]]]:
@@ -264,13 +285,20 @@ def _finish(
     json_: bool,
     compared: Compared | None = None,
     more: Sequence[Mapping[str, Any]] = (),
+    *,
+    printed: bool = False,
 ) -> None:
-    """Print what came out, and say how complete it is. more: rows of lmms-eval's tasks, which ``--json`` prints with ours."""
-    if more:
+    """Print what came out, unless it is ``printed``, and say how complete it is.
+
+    more: rows of lmms-eval's tasks, which ``--json`` prints with ours.
+    """
+    if printed:
+        pass
+    elif more:
         print(dump_json([*(result.model_dump(mode="json") for result in outcome.results), *more]), end="")
     else:
         print_results(outcome.results, json_, compared)
-    _print_end(outcome.folder, compared, json_)
+    _print_end(outcome.folder, compared, json_ or printed)
     allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
     if outcome.problems or outcome.n_failed:
         print(f"{outcome.n_failed} of {outcome.n_samples} samples failed or are unaccounted for", file=sys.stderr)

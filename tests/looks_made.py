@@ -4,7 +4,7 @@ import json
 import random
 
 from visrl.core.boxes import Box
-from visrl.core.tool_calls import FAULTS
+from visrl.core.looking.calls import FAULTS
 
 SIZE = (400, 200)
 TOOL = "image_zoom_in_tool"

@@ -7,9 +7,9 @@ from looks_made import SIZE, call, faulty, wrapped
 
 from visrl.core.boxes import PIXEL, UNIT, Box, grid
 from visrl.core.final_answer import outside_thoughts
-from visrl.core.looks import ZOOM as RULES
-from visrl.core.looks import Call, Rules, Shown, filled, in_words
-from visrl.core.tool_calls import Asked, Fault, View, ends_turn, into, out_of, placed, read_call, viewed, write_call
+from visrl.core.looking.calls import Asked, Fault, View, ends_turn, into, out_of, placed, read_call, viewed, write_call
+from visrl.core.looking.rules import ZOOM as RULES
+from visrl.core.looking.rules import Call, Rules, Shown, filled, in_words
 
 CALL = Call()
 WHOLE = View((0, 0, *SIZE), SIZE)

@@ -12,10 +12,10 @@ from visrl.core.records import TaskResult
 from visrl.core.types import CoTSample, Episode
 from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec, has_mean
 from visrl.evals.judge import Judge
-from visrl.evals.scorers import looks
 from visrl.evals.scorers.columns import SampleScores
-from visrl.evals.scorers.looks import Tally
 from visrl.evals.scorers.measure import Estimand, Measured, measured
+from visrl.evals.scorers.zoom import looks
+from visrl.evals.scorers.zoom.looks import Tally
 
 Scorer = Callable[
     [TaskSpec, Iterable[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]

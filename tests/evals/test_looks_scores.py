@@ -101,7 +101,11 @@ def test_the_curve_in_one_command(tmp_path, capsys, monkeypatch):
     command = ["--model", f"constant:{turn}", "--tasks", "world_viscot_doc", "--protocol", "zoom", "--limit", "4", "-q"]
     assert main([*command, "--max-looks", "0..2", "-o", "curve", "--model-args", "box_format=wh_norm_3dp"]) == 0
     said = capsys.readouterr()
-    assert "world_viscot_doc answer" in said.out and "Score by looks allowed" in said.out and "figure: curve/looks.svg" in said.err
+    assert (
+        "world_viscot_doc answer" in said.out
+        and "Score by looks allowed" in said.out
+        and "figure: curve/looks.svg" in said.err
+    )
     assert (tmp_path / "curve" / "looks.svg").read_text().startswith("<?xml")
     rows = json.loads((tmp_path / "curve" / "looks.json").read_text())
     # without pictures nothing is cut out: size is known from the documents, so every look but the last is carried out

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from visrl.core.looks import ZOOM, Rules
+from visrl.core.looking.rules import ZOOM, Rules
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import UsageError
 

@@ -98,11 +98,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One call of a protocol of several looks (core/looks.py).
+    """One call of a protocol of several looks (core/looking/rules.py).
 
     step: the turn that called; its prompt is what was said since the turn before. None where a control looked.
     box: in pixels of the original picture; looked_at: the region that was shown, integer pixels x1, y1, x2, y2. Both are None
-    where the call could not be carried out: ``fault`` then says of which kind it was (core/tool_calls.py).
+    where the call could not be carried out: ``fault`` then says of which kind it was (core/looking/calls.py).
     """
 
     step: Step | None = None

@@ -108,9 +108,10 @@ def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = 
 def config_of(policy: Policy, options: Options) -> RolloutConfig:
     """How to look, as asked for, else as the policy was made. Raises UsageError naming the nearest known value."""
     protocol = protocol_named(options.protocol or policy.default_protocol)
+    looks = policy.default_looks if options.max_looks is None else options.max_looks
     return rollout_config(
         policy,
-        protocol=protocol if options.max_looks is None else with_looks(protocol, options.max_looks),
+        protocol=protocol if looks is None else with_looks(protocol, looks),
         box_source=options.focus,
         crop=options.crop,
         sampling=Sampling(max_tokens=options.max_tokens, seed=options.seed),

@@ -48,6 +48,7 @@ class DescribedPolicy(Policy):
         described.default_protocol, described.default_crop = policy.default_protocol, policy.default_crop
         described.needs_pictures, described.recorded = policy.needs_pictures, policy.recorded
         described.native_tools, described.max_pictures = policy.native_tools, policy.max_pictures
+        described.default_looks = policy.default_looks
         return described
 
     @property

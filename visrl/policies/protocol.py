@@ -173,7 +173,8 @@ class Policy(ABC):
     scores_texts: whether :meth:`loglikelihood` is there.
     rows: conversations per forward pass (or requests in flight) where the policy has such a thing; callers may set it.
     native_tools: whether it is told of tools by :class:`Tool` and not in the prompt; its outputs hold calls as text all the same.
-    max_pictures: that it takes in one conversation; None: as many as one likes.
+    max_pictures: that it takes in one conversation; None: as many as one likes. default_looks: the limit that its outputs were
+    recorded under, used where the user names none; None: the protocol's.
     """
 
     name: str
@@ -186,6 +187,7 @@ class Policy(ABC):
     rows: int = 0
     native_tools: bool = False
     max_pictures: int | None = None
+    default_looks: int | None = None
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:

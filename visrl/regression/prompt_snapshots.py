@@ -20,9 +20,9 @@ from typing import Any
 from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.boxes import Box, Size
 from visrl.core.json_files import read_object
+from visrl.core.looking.calls import View, write_call
 from visrl.core.prompts import PROTOCOLS, SEVERAL, Protocol
 from visrl.core.records import dump_json, write_atomically
-from visrl.core.tool_calls import View, write_call
 from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from visrl.core.boxes import Box, Frame, Size
-from visrl.core.looks import Limits, Rules, filled, in_words
+from visrl.core.looking.calls import Fault, View
+from visrl.core.looking.rules import Limits, Rules, filled, in_words
 from visrl.core.prompts import P_REC
-from visrl.core.tool_calls import Fault, View
 from visrl.core.types import CoTSample, Ended, Episode, Look, Picture, Step, Turn, Unparsed
 from visrl.policies.protocol import Tool
 

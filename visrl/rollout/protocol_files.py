@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from visrl.core.crops import CropName
 from visrl.core.json_files import check
-from visrl.core.looks import NAMES, Ask, Call, Limits, Rules, Shown, Texts, Unit
+from visrl.core.looking.rules import NAMES, Ask, Call, Limits, Rules, Shown, Texts, Unit
 from visrl.core.prompts import PROTOCOLS, SEVERAL, Protocol
 from visrl.errors import UsageError
 from visrl.evals.plain_yaml import read_plain
@@ -65,7 +65,7 @@ class ResizePart(_Part):
 
 
 class TextPart(_Part):
-    """What is said (core/looks.py:Texts)."""
+    """What is said (core/looking/rules.py:Texts)."""
 
     system: str = ""
     how_to_call: str = ""

@@ -14,8 +14,8 @@ from dataclasses import replace
 from visrl.core.boxes import Box, Frame, Size
 from visrl.core.crops import control_box
 from visrl.core.final_answer import tagged_answer
-from visrl.core.looks import Rules
-from visrl.core.tool_calls import Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
+from visrl.core.looking.calls import Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
+from visrl.core.looking.rules import Rules
 from visrl.core.types import CoTSample, Look, Picture, Step, Unparsed
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.rollout.config import RolloutConfig

@@ -10,7 +10,7 @@ from visrl.errors import refused
 from visrl.tables.formats import UNIT_SHOWN, Cell, Row, Table, cleaned
 from visrl.tables.result_tables import main_results, shown
 
-LOOKS, FAULTY = "looks", "faulty_calls"  # of evals/scorers/looks.py
+LOOKS, FAULTY = "looks", "faulty_calls"  # of evals/scorers/zoom/looks.py
 Points = Mapping[int, Sequence[TaskResult]]
 
 

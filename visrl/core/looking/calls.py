@@ -17,7 +17,7 @@ from typing import Any, Literal
 from visrl.core.boxes import PIXEL, Box, Frame, Size
 from visrl.core.final_answer import outside_thoughts
 from visrl.core.json_files import decode_foreign
-from visrl.core.looks import Call, Rules
+from visrl.core.looking.rules import Call, Rules
 
 FaultKind = Literal[
     "unclosed",
@@ -170,6 +170,14 @@ def _source(value: Any) -> int | None:
         if found := _OBSERVATION.fullmatch(value):
             return int(found[1])
     return _NOWHERE
+
+
+def call_text(name: str, arguments: str) -> str:
+    """A server's own tool call as the text that ``zoom`` has it in. arguments: JSON, or whatever the model wrote in its place."""
+    return f'{CALL.opening}{{"name": {json.dumps(name)}, "arguments": {arguments.strip() or "{}"}}}{CALL.closing}'
+
+
+CALL = Call()
 
 
 def viewed(asked: Asked, rules: Rules, shown: Sequence[View]) -> View | Fault:

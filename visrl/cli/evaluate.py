@@ -22,6 +22,7 @@ from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
+from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
@@ -124,6 +125,7 @@ def run(
     fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
@@ -134,6 +136,7 @@ def run(
     from visrl.runs.distributed import init
 
     processes = init()
+    include_files(include, ray)
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)

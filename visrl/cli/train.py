@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
@@ -30,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the recipes that ship, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="a Python file that registers your own critic, protocol, … (docs/adding-a-task.md); may be repeated",
     )
     parser.add_argument(
         "--dry-run",
@@ -61,6 +70,7 @@ def run(arguments: Sequence[str]) -> int:
 
         print("\n".join(listing()))
         return EXIT_DONE
+    include(args.include)
     path, kind = _recipe_path(args.words)
     check_launch()
     from visrl.train.config.recipe import OLD_KINDS, load_recipe

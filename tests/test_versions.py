@@ -4,7 +4,9 @@ import configparser
 import re
 from pathlib import Path
 
-import tomllib
+import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="part of Python 3.11")
 
 ROOT = Path(__file__).parent.parent
 TRIED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets")

@@ -20,6 +20,7 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
+from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
 from visrl.cli.including import IncludeOption, include_files
@@ -286,7 +287,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit, export):
+for listing in (ls, world, tables, leaderboard, audit, export, card):
     app.command()(listing)
 check_commands.register(app)
 

@@ -20,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
         epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
-        "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
+        "`visrl-train merge ADAPTER --output DIR` writes merged weights. The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
         "words",
@@ -63,6 +63,11 @@ def run(arguments: Sequence[str]) -> int:
         from visrl.estimate.cli import estimate_recipe
 
         estimate_recipe(arguments[1:])
+        return EXIT_DONE
+    if arguments[:1] == ["merge"]:
+        from visrl.cli.merge import merge_command
+
+        merge_command(arguments[1:])
         return EXIT_DONE
     args = _parser().parse_args(arguments)
     if args.list:

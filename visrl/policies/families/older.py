@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def complete(model: Any) -> None:
     """Give a loaded model's class what it lacks. model: with its multimodal part in ``model.model``."""
-    inner = type(model.model)
+    inner: Any = type(model.model)
     if "mm_encoder_outputs" in inspect.signature(inner.forward, follow_wrapped=False).parameters:
         return
     if model.config.model_type == "mllama":
@@ -29,11 +29,11 @@ def complete(model: Any) -> None:
         inner.forward = _with_features(inner.forward)
 
 
-def _takes_features(inner: type) -> bool:
+def _takes_features(inner: Any) -> bool:
     return "mm_encoder_outputs" in inspect.signature(inner.forward).parameters  # behind transformers' decorators
 
 
-def _indexes_from_the_start(inner: type) -> bool:
+def _indexes_from_the_start(inner: Any) -> bool:
     return "current_pos" in inspect.getsource(inspect.unwrap(inner.forward))
 
 

@@ -48,6 +48,7 @@ def test_the_yaml_is_what_the_hub_reads_with_what_made_each_number(run, capsys):
     assert first["dataset"]["name"] == "refcoco_val (first 8)" and first["dataset"]["args"]["n_expected"] == 10834
     (metric,) = first["metrics"]  # the main one
     assert (metric["type"], metric["value"], metric["name"]) == ("acc@0.5", 62.5, "acc@0.5 (percent)")
+    assert metric["args"].pop("scored_by").startswith("visrl ")
     assert metric["args"] == {"protocol": "visrl_train/v1", "focus": "predicted", "crop": "tight", "se": 1.25}
     read = ModelCard(text).data.eval_results
     assert {(r.dataset_type, r.metric_value) for r in read} == {("refcoco_val", 62.5), ("pope_coco_random", 80.0)}

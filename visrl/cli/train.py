@@ -20,7 +20,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
         epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
-        "`visrl-train merge ADAPTER --output DIR` writes merged weights. The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
+        "`visrl-train merge ADAPTER --output DIR` writes merged weights. "
+        "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
         "words",

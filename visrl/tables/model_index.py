@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 PIPELINE = "image-text-to-text"
-SOURCE = "visrl"
+OURS = "scored_by"
+"""Of a metric's arguments: whose a result is, so that it can be replaced. (The hub's own field for it demands an address.)"""
 BEGIN, END = "<!-- visrl: evaluation -->", "<!-- visrl: end of evaluation -->"
 _SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
 _NEW = "---\n---\n\n# {name}\n\n"
@@ -75,7 +76,6 @@ def eval_results(results: Sequence[TaskResult]) -> list[EvalResult]:
             metric_name=f"{result.metric} ({result.unit})",
             metric_value=round(result.value or 0.0, 4),
             metric_args=_made_with(result),
-            source_name=f"{SOURCE} {__version__}",
         )
         for result in results
     ]
@@ -90,6 +90,7 @@ def _dataset(result: TaskResult) -> str:
 
 def _made_with(result: TaskResult) -> dict[str, Any]:
     facts = {
+        OURS: f"visrl {__version__}",
         "protocol": result.protocol,
         "focus": result.focus,
         "crop": result.crop,
@@ -114,7 +115,7 @@ def card_of(text: str | None, name: str, results: Sequence[TaskResult]) -> Model
     except ValueError as error:
         raise UsageError(f"the model card cannot be read: {error}", "mend the YAML at its head") from error
     data: Any = card.data
-    others = [r for r in data.eval_results or [] if not (r.source_name or "").startswith(f"{SOURCE} ")]
+    others = [r for r in data.eval_results or [] if OURS not in (r.metric_args or {})]
     data.model_name = data.model_name or name
     data.pipeline_tag = data.pipeline_tag or PIPELINE
     data.eval_results = [*others, *eval_results(results)]

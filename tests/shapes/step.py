@@ -10,6 +10,7 @@ import real_shapes
 import torch
 from peak import Peak
 from PIL import Image
+from trl.trainer import utils as trl_utils
 
 from visrl.estimate.phase import EstimateRequest
 from visrl.estimate.shape import describe_model
@@ -57,6 +58,7 @@ def resident() -> int:
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
+    trl_utils._use_triton = lambda _: True  # as on a GPU: only trained places are projected
     real_shapes.save(name, folder / "model")
     write_data(folder)
     recipe = recipe_of(name, folder, 8)

@@ -20,8 +20,10 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
+from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
+from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
@@ -124,6 +126,7 @@ def run(
     fail_on_error: FailOption = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
@@ -134,6 +137,7 @@ def run(
     from visrl.runs.distributed import init
 
     processes = init()
+    include_files(include, ray)
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
@@ -283,7 +287,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit, export):
+for listing in (ls, world, tables, leaderboard, audit, export, card):
     app.command()(listing)
 check_commands.register(app)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visrl.cli.including import IncludeOption, include_files, lines_of_others
 from visrl.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -14,15 +15,17 @@ if TYPE_CHECKING:
 
 
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
+    what: Annotated[str, typer.Argument(help="tasks | models | others | all")] = "all",
     path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
+    include: IncludeOption = None,
 ) -> None:
-    """List tasks and models."""
+    """List tasks and models, and what installed packages add."""
     if path:
         from visrl.lmms.plugin import task_folder
 
         print(task_folder())
         return
+    include_files(include)
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -30,8 +33,10 @@ def ls(
         console.print(_task_table())
     if what in ("models", "all"):
         console.print(MODELS, markup=False)
-    if what not in ("tasks", "models", "all"):
-        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "all"]))
+    if what in ("others", "all") and (lines := list(lines_of_others())):
+        console.print("\n".join(["of installed packages and included files", *lines]), markup=False)
+    if what not in ("tasks", "models", "others", "all"):
+        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "others", "all"]))
 
 
 def world(

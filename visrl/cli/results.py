@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visrl.cli.including import IncludeOption, include_files
 from visrl.errors import EXIT_INCOMPLETE, FEW, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _runs_near(folder: Path) -> str:
 def score(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
     judge: Annotated[str | None, typer.Option(help="a judge other than the run's own")] = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Score a run again, without generating."""
@@ -68,6 +70,7 @@ def score(
     from visrl.evaluation.rescore import unjudged
 
     check_there(folder)
+    include_files(include)
     results = score_folder(folder, judge)
     print_results(results, json_)
     if lost := unjudged(results):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.plugins import used
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import Interrupted, UsageError
 from visrl.evals.benchmarks import TaskSpec, resolve
@@ -134,6 +135,7 @@ def describe_request(
         "sampling": {"temperature": config.sampling.temperature, "max_tokens": config.sampling.max_tokens},
         "seed": options.seed,
         "limit": options.limit,
+        **({"others_code": code} if (code := used()) else {}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.box_rules import UNCOMPARABLE
+from visrl.core.plugins import used
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
@@ -172,6 +173,6 @@ def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Ju
 
 
 def versions() -> dict[str, str]:
-    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
+    """visrl, what decodes pictures, and whose tasks, protocols or judges were used; a model's libraries are in its model_info."""
     found = {"visrl": __version__, "python": platform.python_version()}
-    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}
+    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}, **used()}

@@ -54,7 +54,7 @@ def main_results(results: Sequence[TaskResult]) -> list[TaskResult]:
     groups = [name for name in GROUPS if name in by_name]
     members = {member for group in groups for member in GROUPS[group]}
     known = [name for name in TASKS if name in by_name and name not in members]
-    names = [*groups, *known, *(name for name in by_name if name not in GROUPS and name not in TASKS)]
+    names = [*groups, *known, *(name for name in by_name if name not in GROUPS and name not in dict(TASKS))]
     if len(names) == 1:
         return by_name[names[0]]
     return [_primary(name, by_name[name]) for name in names]

@@ -5,7 +5,7 @@ forward pass needs besides tokens. Everything else (batches, caches, sampling, t
 
 Departures from calling ``processor(text, images)``: 1. each picture goes through the processor once, alone, and is placed
 into any number of prompts; the ids are the same (tests/policies/test_families.py). 2. picture features go into the forward
-pass as ``mm_encoder_outputs``, transformers' own argument for features computed before.
+pass as ``mm_encoder_outputs``, transformers' own argument for features computed before (older.py gives it to 5.16 and 5.17).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from visrl.core.chat_format import Layout, LayoutError, Rendered, render
 from visrl.core.crops import CropName
 from visrl.core.types import Turn
 from visrl.errors import UsageError, nearest
+from visrl.policies.families import older
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -229,6 +230,7 @@ class Family:
         return [{"pooled": part} for part in flattened(output.pooler_output).split(counts)]
 
     def _vision_inputs(self, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        older.complete(model)  # features are computed before they are used
         return {key: _to_model(value, model) for key, value in self.stack(pictures).items()}
 
     def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
+from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 
@@ -55,6 +55,7 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
 """Which of the two stages, in order."""
+ProtocolChoice = Annotated[str, AfterValidator(known_protocol)]
 
 
 class Recipe(Section):
@@ -134,7 +135,7 @@ class DataSection(Section):
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     format: Literal["visrl", "viscot", "cot", "llava", "official", "world_oracle"] = "visrl"
-    protocol: ProtocolName | None = Field(
+    protocol: ProtocolChoice | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
     )

@@ -131,7 +131,7 @@ def test_a_server_is_asked_for_its_models_first(caplog, monkeypatch):
     with serving() as (_, url):
         check_policy(f"endpoint:{url}#big", args)
         assert caplog.text == ""
-        check_policy(f"endpoint:{url}#bgi", args)  # some answer to any name
+        check_policy(f"endpoint:{url}#bgi", args)  # this one answers to any name
         assert "lists no model bgi; it has big" in caplog.text
         check_policy(f"endpoint:{url},http://127.0.0.1:9/v1#big", args)  # one of two is enough
     for status in (404, 500, 200):

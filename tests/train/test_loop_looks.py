@@ -36,9 +36,9 @@ def test_the_loops_protocol_and_crop_go_everywhere(world, monkeypatch):
     scored = []
     score = loop.score_phase
 
-    def seen(place, label, weights, section: ScoreSection):
+    def seen(place, label, weights, section: ScoreSection, answering):
         scored.append((section.protocol, section.crop))
-        return score(place, label, weights, section)
+        return score(place, label, weights, section, answering)
 
     monkeypatch.setattr(loop, "score_phase", seen)
     settings = ("protocol=viscot_train", "crop=viscot_square112", "sft.set.data.format=viscot")

@@ -183,6 +183,11 @@ class Policy(ABC):
         """How many requests a caller had best pass at once."""
         return 8 if self.needs_pictures else 512
 
+    def require_reachable(self) -> None:  # noqa: B027 - most policies are here
+        """Asked before every call of :meth:`generate`. Raises UsageError where what answers was never there, and Incomplete where
+        it has gone: the run ends, with all that is finished.
+        """
+
     def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
         """How probable each completion is as the reply to its request, in order; what goes wrong with one is its ``error``.
 

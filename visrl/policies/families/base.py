@@ -11,7 +11,7 @@ pass as ``mm_encoder_outputs``, transformers' own argument for features computed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -131,6 +131,14 @@ class Family:
         for name, place in self.pixel_limits.items():
             attribute, _, key = place.partition(".")
             found[name] = int(vars_of(eyes.size)[key] if key else vars(eyes)[attribute])
+        return found
+
+    def limits_as_kwargs(self, names: Collection[str]) -> dict[str, Any]:
+        """Bounds in force, those of ``names``, as arguments of a call of the processor: for an engine that loads it anew."""
+        eyes, found = self.processor.image_processor, dict[str, Any]()
+        for name in names:
+            attribute, _, key = self.pixel_limits[name].partition(".")
+            found[attribute] = dict(vars_of(eyes.size)) if key else vars(eyes)[attribute]
         return found
 
     def seen_size(self, encoded: EncodedImage) -> Size | None:

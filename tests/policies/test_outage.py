@@ -79,7 +79,9 @@ def test_after_the_patience_the_run_ends_and_what_is_finished_stays():
     config, made = RolloutConfig(PROTOCOLS["direct"]), []
     started = time.monotonic()
     with pytest.raises(Incomplete, match=r"no answer for \d s") as caught:
-        made.extend(look_then_answer(endpoint, samples(400), config, batch_size=20))  # what came before the end is in it
+        made.extend(
+            look_then_answer(endpoint, samples(400), config, batch_size=20)
+        )  # what came before the end is in it
     good = [e for e in made if e.error is None]
     assert 26 <= len(good) < 60 and len(made) % 20 == 0, "the batch in which it died is whole, no other was begun"
     assert "no answer for" in next(e.error for e in made if e.error)

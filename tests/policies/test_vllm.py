@@ -7,12 +7,15 @@ import dataclasses
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from PIL.Image import Image
 from safetensors.torch import save_file
 from tinies import picture
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
 
 from visrl.core.types import Picture, Turn
 from visrl.errors import PictureError, UsageError
@@ -70,7 +73,11 @@ class LLM:
         self.started = started
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.calls = []
+        self.llm_engine = types.SimpleNamespace(engine_core=types.SimpleNamespace(ended=0, shutdown=self._end))
         type(self).made = self
+
+    def _end(self):
+        self.llm_engine.engine_core.ended += 1
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None):
         how = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
@@ -142,7 +149,7 @@ def test_one_call_of_the_engine_for_all_conversations(vllm, checkpoints):
     (image,) = prompts[0]["multi_modal_data"]["image"]
     assert isinstance(image, Image) and image.size == (90, 90), "LLaVA's pictures are padded to a square, as in process"
     said = engine.tokenizer.decode(prompts[0]["prompt_token_ids"])
-    assert said.startswith("<s>") and said.endswith("USER: <image>where ASSISTANT:"), (
+    assert said.startswith("A chat between") and said.endswith("USER: <image>where ASSISTANT:"), (
         "the family's own layout, one mark"
     )
     assert [o.texts for o in outputs] == [("[0.1, 0.2, 0.3, 0.4]",)] * 2, "the stop text is kept, what follows is not"
@@ -209,10 +216,46 @@ def test_pixel_limits_go_to_the_processor_in_its_own_words(vllm, checkpoints):
 
 
 def test_tokens_that_write_boxes_are_kept_and_those_of_the_chat_are_not(vllm, checkpoints, monkeypatch):
-    monkeypatch.setattr(LLM, "reply", "<loc0010><loc0020><loc0300><loc0400>")
-    policy = load_policy(f"vllm:{checkpoints('paligemma2')}")
+    monkeypatch.setattr(LLM, "reply", "<box>[[1, 2, 3, 4]]</box>")
+    policy = load_policy(f"vllm:{checkpoints('internvl')}")
     (output,) = policy.generate([asking("a", picture(40, 40), "where")], Sampling())
-    assert output.texts == ("<loc0010><loc0020><loc0300><loc0400>",), "without <eos>"
+    assert output.texts == ("<box>[[1, 2, 3, 4]]</box>",), "without <|im_end|>"
+
+
+def test_a_family_that_vllm_computes_otherwise_is_refused(vllm, checkpoints):
+    with pytest.raises(UsageError, match="attends in both directions"):
+        load_policy(f"vllm:{checkpoints('paligemma2')}")
+
+
+def test_a_critic_that_differs_in_its_adapter_only_shares_the_engine(vllm, checkpoints, tmp_path):
+    """The newest model is M_org and an adapter: one engine holds both, each asked with its own LoRA."""
+    from pairs_made import recipe
+
+    from visrl.train.pairs.run import load_sampler
+
+    path = checkpoints("llava")
+    asked = {
+        "policy": {"model": f"vllm:{path}", "args": {"adapter": adapter(tmp_path / "it1")}, "name": "iteration 1"},
+        "critic": {"kind": "likelihood", "model": f"vllm:{path}"},
+    }
+    sampler = load_sampler(recipe(tmp_path / "out", **asked))
+    policy, critic = sampler.models
+    assert policy.engine is critic.engine and policy.engine.llm_engine.engine_core.ended == 0
+    policy.generate([asking("a", "x")], Sampling())
+    critic.loglikelihood([asking("a", "x")], ["red"])
+    policy.generate([asking("a", "x")], Sampling())
+    loras = [call[2] and call[2].lora_path for call in policy.engine.calls]
+    assert loras == [str(tmp_path / "it1"), None, str(tmp_path / "it1")]
+    assert (policy.describe()["path"], critic.describe()["path"]) == ("iteration 1", str(path))
+    sampler.close()
+    assert policy.engine.llm_engine.engine_core.ended == 2
+    apart = recipe(
+        tmp_path / "o",
+        policy={"model": f"vllm:{path}"},
+        critic={**asked["critic"], "args": {"adapter": adapter(tmp_path / "b")}},
+    )
+    first, second = load_sampler(apart).models
+    assert first.engine is not second.engine, "the first was started for no adapter"
 
 
 def test_draws_are_seeded_by_the_request_and_not_by_the_batch(vllm, checkpoints):

@@ -217,6 +217,12 @@ class Policy(ABC):
         """From now on answer with the LoRA of ``folder`` (PEFT). Raises UsageError where adapters cannot be exchanged."""
         raise UsageError(f"{self.name} cannot change its adapter", "load it anew with adapter=")
 
+    def with_adapter(self, folder: str) -> Policy | None:
+        """The same weights with the LoRA of ``folder`` ("": with none), sharing what holds them, for two that answer in turn (a
+        policy and its critic); None where that needs them loaded again.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027 - most policies hold nothing that outlives them
         """Let go of servers, connections and memory. Nothing may be asked afterwards."""
 

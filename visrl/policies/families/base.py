@@ -73,6 +73,7 @@ class Family:
     max_pictures: in one conversation; None: no limit of the architecture.
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
+    engines_differ: why vLLM's outputs are not its own, where that is known.
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
     pixel_limits: what bounds a picture's tokens, as users name it -> the setting of its image processor, ``size.KEY`` or an
     attribute.
@@ -88,6 +89,7 @@ class Family:
     default_protocol: ClassVar[str] = "visrl_train"
     default_crop: ClassVar[CropName] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
+    engines_differ: ClassVar[str] = ""
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
     ignored_weights: ClassVar[tuple[str, ...]] = ()

@@ -12,6 +12,7 @@ GPU here. Draws at a temperature are vLLM's own: the same for one seed, others t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class VLLMPolicy(Policy):
         self.default_protocol, self.default_crop = family.default_protocol, family.default_crop
         self._about = dict(about)
         self._adapter: Any = None
-        self._loaded = 0
+        self._numbers = itertools.count(1)
         self._text = OutputText(family, self.box_format)
 
     @classmethod
@@ -87,6 +88,8 @@ class VLLMPolicy(Policy):
         name = path
         path, adapter = base_and_adapter(path, args.adapter)
         family, about = _family(path, args)
+        if family.engines_differ:
+            raise UsageError(f"{path}: {family.engines_differ}", f"--model hf:{path}")
         family.limit_pixels(args.pixel_limits)  # what boxes in the resized picture are measured by
         rank = served_rank(args, adapter)
         engine = _started(
@@ -130,9 +133,27 @@ class VLLMPolicy(Policy):
                 f"{folder} adapts more than the language model, and vLLM would leave that out: {few(seeing)}",
                 "--model-args enable_tower_connector_lora=true, where vLLM has it for this model; or merge the adapter",
             )
-        self._loaded += 1  # vLLM tells adapters apart by this number: a new one for new weights, whatever the folder
-        self._adapter = LoRARequest(f"{Path(folder).name}-{self._loaded}", self._loaded, folder)
+        number = next(self._numbers)  # vLLM tells adapters apart by it: a new one for new weights, whatever the folder
+        self._adapter = LoRARequest(f"{Path(folder).name}-{number}", number, folder)
         self._about["adapter"] = {"path": folder, "weights_sha256": weights_hash(Path(folder)), "tensors": len(tensors)}
+
+    def with_adapter(self, folder: str) -> VLLMPolicy | None:
+        if folder and rank_of(folder) > self.rank:
+            return None
+        about = {key: value for key, value in self._about.items() if key != "adapter"}
+        other = VLLMPolicy(
+            self.name,
+            self.engine,
+            self.family,
+            about,
+            box_format=self.box_format.name,
+            rank=self.rank,
+            tower=self.tower,
+        )
+        other._numbers = self._numbers
+        if folder:
+            other.use_adapter(folder)
+        return other
 
     def rename(self, name: str) -> None:
         self.name = self._about["path"] = name

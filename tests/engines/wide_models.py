@@ -42,7 +42,7 @@ def save(name: str, folder: Path, seed: int = 3) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if vision_type(model) == "clip_vision_model":
-        _named_as_published(folder / "model.safetensors")
+        named_as_published(folder / "model.safetensors")
     return folder
 
 
@@ -50,7 +50,7 @@ def vision_type(model) -> str:
     return model.config.vision_config.model_type
 
 
-def _named_as_published(file: Path) -> None:
+def named_as_published(file: Path) -> None:
     """Vision towers of CLIP have `vision_model` in the names of all published files, which vLLM expects. transformers 5 loads these,
     and writes them so again; what was built from a config it writes without."""
     tensors = load_file(file)

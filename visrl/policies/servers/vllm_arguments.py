@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PICTURES = 2
 """Of a conversation: the picture and the crop."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as ``max_lora_rank`` (vllm/config/lora.py)."""
+"""What vLLM takes as ``max_lora_rank`` (its MaxLoRARanks)."""
 SCHEDULING = frozenset(
     {
         "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "tensor_parallel_size",

@@ -18,10 +18,11 @@ from tinies import picture
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 
 from visrl.core.types import Picture, Turn
-from visrl.errors import PictureError, UsageError
+from visrl.errors import Incomplete, PictureError, UsageError
 from visrl.policies.before import check_policy
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.registry import fitting, load_policy
+from visrl.rollout.retry import ask
 
 
 class SamplingParams:
@@ -54,6 +55,10 @@ class EngineArgs:
         for name in ("mm-processor-kwargs", "limit-mm-per-prompt"):
             parser.add_argument(f"--{name}", type=json.loads)
         return parser
+
+
+class EngineDeadError(Exception):
+    pass
 
 
 class LoRARequest:
@@ -105,7 +110,9 @@ class LLM:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    module, lora, request = (types.ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request"))
+    names = ("vllm", "vllm.lora", "vllm.lora.request", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.exceptions")
+    module, lora, request, *engine = map(types.ModuleType, names)
+    engine[-1].EngineDeadError = EngineDeadError
     module.LLM, module.SamplingParams, module.EngineArgs, module.__version__ = (
         LLM,
         SamplingParams,
@@ -113,7 +120,7 @@ def vllm(monkeypatch):
         "0.0-fake",
     )
     request.LoRARequest = LoRARequest
-    for one in (module, lora, request):
+    for one in (module, lora, request, *engine):
         monkeypatch.setitem(sys.modules, one.__name__, one)
     return module
 
@@ -212,7 +219,9 @@ def test_pixel_limits_go_to_the_processor_in_its_own_words(vllm, checkpoints):
     load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2"})
     assert LLM.made.started["mm_processor_kwargs"] == {"max_patches": 2}
     with pytest.raises(UsageError, match="mm_processor_kwargs beside max_tiles"):
-        load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2", "mm_processor_kwargs": '{"min_patches": 1}'})
+        load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2", "mm_processor_kwargs": '{"crop": 1}'})
+    with pytest.raises(UsageError, match="sets min_patches, by which boxes are measured"):
+        load_policy(f"vllm:{checkpoints('internvl')}", {"mm_processor_kwargs": '{"min_patches": 1}'})
 
 
 def test_tokens_that_write_boxes_are_kept_and_those_of_the_chat_are_not(vllm, checkpoints, monkeypatch):
@@ -301,6 +310,18 @@ def test_adapters_are_exchanged_between_iterations_without_a_new_engine(vllm, ch
         policy.use_adapter(str(tmp_path))
     with pytest.raises(UsageError, match="adapts more than the language model"):
         policy.use_adapter(adapter(tmp_path / "vision_tower"))
+
+
+def test_an_engine_that_has_died_ends_the_run(vllm, checkpoints, monkeypatch):
+    policy = load_policy(f"vllm:{checkpoints('llava')}")
+
+    def died(*_, **__):
+        raise EngineDeadError("out of memory")
+
+    monkeypatch.setattr(LLM, "generate", died)
+    with pytest.raises(Incomplete, match="engine has died: out of memory"):
+        for _ in range(2):
+            ask(policy, [asking("a", "x")], Sampling())
 
 
 def test_an_engine_can_be_started_for_adapters_to_come(vllm, checkpoints, tmp_path):

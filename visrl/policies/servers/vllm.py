@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl.core.chat_format import LayoutError
-from visrl.errors import PictureError, UsageError
+from visrl.errors import Incomplete, PictureError, UsageError
 from visrl.policies.families.base import EncodedImage, Family
 from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling, Tokens
 from visrl.policies.servers.vllm_arguments import (
@@ -74,6 +74,7 @@ class VLLMPolicy(Policy):
         self.default_protocol, self.default_crop = family.default_protocol, family.default_crop
         self._about = dict(about)
         self._adapter: Any = None
+        self._dead = ""
         self._numbers = itertools.count(1)
         self._text = OutputText(family, self.box_format)
 
@@ -164,6 +165,14 @@ class VLLMPolicy(Policy):
         """What a record says of this model."""
         return {"kind": "vllm", "adapter": None, **self._about, "box_format": self.box_format.name}
 
+    def require_reachable(self) -> None:
+        """Raises Incomplete where the engine's process has died: nothing it is asked would be answered."""
+        if self._dead:
+            raise Incomplete(
+                f"vLLM's engine has died: {self._dead}",
+                "its own messages say why; the same command starts another and goes on",
+            )
+
     def close(self) -> None:
         """End the engine's process, which holds weights and cache."""
         self.engine.llm_engine.engine_core.shutdown()
@@ -198,9 +207,19 @@ class VLLMPolicy(Policy):
             {**one.prompt, "prompt_token_ids": [*one.prompt["prompt_token_ids"], *one.ids]} if one.ids else one.prompt
             for one in asked
         ]
-        found: Sequence[Any] = self.engine.generate(
-            prompts, sampling_params=how, use_tqdm=False, lora_request=self._adapter
-        )
+        return self._run(prompts, how)
+
+    def _run(self, prompts: Sequence[Mapping[str, Any]], how: Any) -> Sequence[Any]:
+        """One call of the engine; that it has died is remembered."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            found: Sequence[Any] = self.engine.generate(
+                prompts, sampling_params=how, use_tqdm=False, lora_request=self._adapter
+            )
+        except EngineDeadError as error:
+            self._dead = str(error) or "it said nothing"
+            raise
         return found
 
     def _prompt(self, request: Request, completion: Sequence[int] = ()) -> dict[str, Any]:
@@ -275,9 +294,7 @@ class VLLMPolicy(Policy):
         if not prompts:
             return found
         how = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        results = self.engine.generate(
-            [prompt for *_, prompt in prompts], sampling_params=how, use_tqdm=False, lora_request=self._adapter
-        )
+        results = self._run([prompt for *_, prompt in prompts], how)
         for (index, n, _), result in zip(prompts, results, strict=True):
             found[index] = _summed(result, n)
         return found

@@ -80,7 +80,10 @@ def engine_arguments(given: Mapping[str, str]) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(EngineArgs)}
     for name in given:
         if name in OURS:
-            raise UsageError(f"--model-args: {name} is set by visrl", "leave it out")
+            raise UsageError(
+                f"--model-args: {name} is set by visrl",
+                "leave it out; max_lora_rank=R readies an engine for adapters to come",
+            )
         if name not in fields:
             known = sorted((fields | set(VLLMArguments.model_fields)) - set(OURS))
             raise UsageError(
@@ -103,6 +106,12 @@ def _words(name: str, value: str) -> list[str]:
 def processor_kwargs(family: Family, args: VLLMArguments, engine: Mapping[str, Any]) -> dict[str, Any]:
     """The pixel limits as the family's processor takes them, and what the user says of it. Raises UsageError for both at once."""
     own, given = family.limits_as_kwargs(args.pixel_limits), dict(engine.get("mm_processor_kwargs") or {})
+    known = {*family.pixel_limits, *(place.partition(".")[0] for place in family.pixel_limits.values())}
+    if unseen := known & given.keys():
+        raise UsageError(
+            f"--model-args: mm_processor_kwargs sets {', '.join(sorted(unseen))}, by which boxes are measured",
+            f"say it by {', '.join(family.pixel_limits)}, arguments of their own",
+        )
     if own and given:
         raise UsageError(
             f"--model-args: mm_processor_kwargs beside {', '.join(args.pixel_limits)}", "give the limits in one way"

@@ -57,7 +57,7 @@ def world(tmp_path, monkeypatch):
 
     def pairs(recipe):
         ran.append(f"pairs skip {recipe.data.skip}")
-        policy, critic = (said(m.removeprefix("hf:")) for m in (recipe.policy.model, recipe.critic.model))
+        policy, critic = (said(m.partition(":")[2]) for m in (recipe.policy.model, recipe.critic.model))
         write_atomically(recipe.output / "pairs.jsonl", f"pairs of {policy} by {critic} from {recipe.data.skip}")
         manifest = {"funnel": {"pairs": 12, "questions": {"asked": 50}}}
         write_atomically(recipe.output / "manifest.json", dump_json(manifest))

@@ -117,6 +117,7 @@ def test_pixel_limits_are_kept(saved, engine):
         assert [o.prompt_tokens for o in here] == [o.prompt_tokens for o in there]
         assert sum(o.prompt_tokens for o in there) < sum(o.prompt_tokens for o in free)
         assert [o.texts for o in here] == [o.texts for o in there]
+        assert [o.seen_sizes for o in here] == [o.seen_sizes for o in there]
         assert served.describe()["pixel_limits"] == {key: int(value) for key, value in limit.items()}
 
 

@@ -224,6 +224,14 @@ def test_pixel_limits_go_to_the_processor_in_its_own_words(vllm, checkpoints):
         load_policy(f"vllm:{checkpoints('internvl')}", {"mm_processor_kwargs": '{"min_patches": 1}'})
 
 
+def test_the_size_at_which_qwen_sees_a_picture_is_said(vllm, checkpoints):
+    """90 x 50 at factor 28 and at most 84 x 84 pixels: 84 x 56, as the processor's own grid says."""
+    policy = load_policy(f"vllm:{checkpoints('qwen2_5_vl')}")
+    (output,) = policy.generate([asking("a", picture(90, 50), "where")], Sampling())
+    assert output.seen_sizes == ((84, 56),)
+    assert policy.family.seen_size(policy.family.encode_image(picture(90, 50).open())) == (84, 56)
+
+
 def test_tokens_that_write_boxes_are_kept_and_those_of_the_chat_are_not(vllm, checkpoints, monkeypatch):
     monkeypatch.setattr(LLM, "reply", "<box>[[1, 2, 3, 4]]</box>")
     policy = load_policy(f"vllm:{checkpoints('internvl')}")

@@ -147,6 +147,10 @@ class Family:
         """(width, height) in pixels at which the model saw a picture, where that differs from picture to picture."""
         return None
 
+    def resized_to(self, size: Size) -> Size | None:
+        """The same of a picture of ``size`` that another processes: by the rule of the family's processor and its limits in force."""
+        return None
+
     def prepare(self, image: Image) -> Image:
         """What is done to a picture before the processor sees it, e.g. padding it to a square."""
         return image

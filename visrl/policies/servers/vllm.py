@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from visrl.core.boxes import Size
 from visrl.core.chat_format import LayoutError
 from visrl.errors import Incomplete, PictureError, UsageError
 from visrl.policies.families.base import EncodedImage, Family
@@ -273,8 +274,14 @@ class VLLMPolicy(Policy):
             output_tokens=sum(map(len, ids)),
             cached_tokens=min(result.num_cached_tokens or 0, len(result.prompt_token_ids) - len(asked.ids)),
             finish_reason=result.outputs[0].finish_reason,
+            seen_sizes=self._seen(asked.prompt),
             token_ids=tuple(tuple(tokens) for tokens in ids),
         )
+
+    def _seen(self, prompt: Mapping[str, Any]) -> tuple[Size, ...] | None:
+        images = prompt.get("multi_modal_data", {}).get("image", ())
+        sizes = [self.family.resized_to(image.size) for image in images]
+        return tuple(size for size in sizes if size is not None) or None
 
     # -- scoring
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from visrl.core.plugins import used
 from visrl.core.types import CoTSample, Episode
-from visrl.errors import Interrupted, UsageError
+from visrl.errors import Incomplete, Interrupted, UsageError
 from visrl.evals.benchmarks import TaskSpec, resolve
 from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
@@ -205,6 +205,11 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
         except KeyboardInterrupt as stop:
             run.sync()
             raise Interrupted(f"{run.count()} finished samples are in {outcome.folder}") from stop
+        except Incomplete as stop:
+            run.sync()
+            raise Incomplete(
+                stop.message, f"{run.count()} finished samples are in {outcome.folder}; {stop.hint}"
+            ) from stop
         run.gather()
         outcome.n_failed = run.processes.total(outcome.n_failed)
     _check_unmatched(policy, outcome)

@@ -22,10 +22,14 @@ def check_policy(spec: str, args: Mapping[str, str]) -> None:
         check_policy(place, rest)
     elif kind in IN_PROCESS:
         check_files(place, rest)
+    elif kind == "vllm":
+        from visrl.policies.servers.vllm import checked_arguments
+
+        check_files(place, checked_arguments(rest))
     elif kind in ("endpoint", "openai"):
         from visrl.policies.servers.endpoint import EndpointPolicy
 
-        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_server()
+        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_reachable()
 
 
 def check_files(path: str, args: Mapping[str, Any]) -> None:

@@ -54,10 +54,10 @@ DECIMALS = 6
 
 
 def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
+    """YAML's numbers, booleans, lists and mappings as ``--model-args`` would have them; null takes an argument away."""
     if not isinstance(args, dict):
         return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
+    return {k: json.dumps(v) if isinstance(v, bool | list | dict) else str(v) for k, v in args.items() if v is not None}
 
 
 ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import check_before, check_pictures
 from visrl.policies.before import check_policy
+from visrl.policies.registry import fitting
 from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
 from visrl.train.data.questions import load_questions
@@ -19,7 +20,7 @@ from visrl.train.dpo.stages import DPORecipe
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Look, check_looks, look_of, scored
 from visrl.train.loop.phase_state import is_finished
-from visrl.train.loop.phases import Phase, own_recipe, phases
+from visrl.train.loop.phases import Phase, Weights, own_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.pairs.command import check_critic
 from visrl.train.pairs.recipe import PairsRecipe
@@ -38,9 +39,10 @@ def check(recipe: LoopRecipe) -> None:
     todo = [phase for phase in phases(recipe) if not is_finished(recipe.output / phase.name / _end_of(phase))]
     if not todo:
         return
-    check_policy(_spec(recipe.base), recipe.score.args)
-    if recipe.sft is not None and recipe.sft.model is not None:
-        check_policy(_spec(recipe.sft.model), recipe.score.args)
+    for model in (recipe.base, recipe.sft.model if recipe.sft is not None else None):
+        if model is not None:
+            spec = Weights(model).spec(recipe.policy)
+            check_policy(spec, fitting(spec, recipe.score.args)[0])
     check_looks(recipe, own_looks(recipe, todo))
     check_pictures([recipe.score.tasks], recipe.score.data, recipe.score.limit)
 
@@ -48,12 +50,6 @@ def check(recipe: LoopRecipe) -> None:
 def _end_of(phase: Phase) -> str:
     """Where the end of a phase is noted: of one that is scored, with its scoring."""
     return "" if phase.what == "pairs" else "score"
-
-
-def _spec(model: str) -> str:
-    from visrl.world import CHECKPOINTS
-
-    return model if model in CHECKPOINTS else f"hf:{model}"
 
 
 def check_launcher(launch: str | None) -> None:

@@ -15,6 +15,7 @@ from visrl.core.crops import CropName
 from visrl.errors import UsageError
 from visrl.train.common.critics import ModelArgs
 from visrl.train.config.recipe import ProtocolChoice, Recipe, Section, Stages, flat
+from visrl.world import CHECKPOINTS
 
 
 def _dotted(found: Any) -> Any:
@@ -38,6 +39,7 @@ class PhaseSection(Section):
 
 
 Method = Literal["dpo", "grpo", "rloo"]
+Answering = Literal["hf", "vllm"]
 
 
 class RLSection(PhaseSection):
@@ -106,6 +108,10 @@ class LoopRecipe(Recipe):
     )
     crop: CropName | None = Field(default=None, description="likewise")
     mixed: bool = Field(default=False, description="SFT may teach another protocol or crop than is sampled and scored")
+    policy: Answering = Field(
+        default="hf",
+        description="who answers in pairs and scoring: transformers in this process, or vLLM (docs/engines.md)",
+    )
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
         default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"
@@ -131,6 +137,8 @@ class LoopRecipe(Recipe):
             )
         if self.rl is not None and self.rl.method != "dpo" and self.pairs is not None:
             raise ValueError(f"rl.method {self.rl.method} draws its own chains: leave out pairs")
+        if self.policy == "vllm" and (named := {self.base, self.sft and self.sft.model} & set(CHECKPOINTS)):
+            raise ValueError(f"policy vllm: vLLM has no such model as the shipped {', '.join(map(str, named))}")
         if self.critic == "sft" and self.sft is None:
             raise ValueError("critic: sft needs the phase sft")
         return self

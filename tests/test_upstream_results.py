@@ -18,7 +18,14 @@ FOUND = {
     "failures": {"vsr": {"3": "no picture"}},
 }  # fmt: skip
 ROWS = [
-    {"doc_id": number, "doc": {}, "target": "A", "resps": [["A"]], "exact": float(number == 0), "total": {"score": number % 2}}
+    {
+        "doc_id": number,
+        "doc": {},
+        "target": "A",
+        "resps": [["A"]],
+        "exact": float(number == 0),
+        "total": {"score": number % 2},
+    }
     for number in range(4)
 ]
 PICTURES = {"0": "a", "1": "a", "2": "b", "3": "b"}

@@ -116,7 +116,9 @@ def test_stdout_is_json_alone(facts):
 
 
 def test_another_command_in_the_folder_is_refused(facts, place):
-    assert facts["refused"]["code"] == 2 and "run holds another run: data, limit differ" in facts["refused"]["err"], facts
+    assert facts["refused"]["code"] == 2 and "run holds another run: data, limit differ" in facts["refused"]["err"], (
+        facts
+    )
     assert facts["unknown"]["code"] == 2 and "lmms-eval has no task 'mmee'" in facts["unknown"]["err"]
     assert not (place / "no").exists()
 
@@ -148,5 +150,5 @@ def test_it_is_shown_exported_and_looked_at(facts, place):
     index = json.loads(page.split('id="index">')[1].split("</script>")[0])
     assert index["shared"]["question"][:2] == ["Red?", "Blue?"] and index["shared"]["answers"][:2] == ["Yes", "No"]
     assert index["runs"][0]["right"] == [1] * 12 and len(index["embedded"]) == 12, "the pictures are in it"
-    both = json.loads((place / "looked/report.html").read_text().split('id="index">')[1].split("</script>")[0])
+    both = json.loads((place / facts["two"]["out"].strip()).read_text().split('id="index">')[1].split("</script>")[0])
     assert both["runs"][1]["right"] == [1, 0] * 6

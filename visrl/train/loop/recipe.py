@@ -15,7 +15,8 @@ from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.common.critics import ModelArgs
-from visrl.train.config.recipe import Recipe, Section, Stages, flat
+from visrl.train.config.recipe import Recipe, Stages, flat
+from visrl.train.config.section import Section
 
 
 def _dotted(found: Any) -> Any:

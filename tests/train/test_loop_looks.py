@@ -83,7 +83,7 @@ def test_names_of_box_formats_mean_what_the_family_says(tmp_path):
     """LLaVA writes the paper's boxes; Qwen2.5-VL writes pixels of the picture it sees."""
     llava, qwen = (box_format_names(str(save(f, tmp_path / f)), {}) for f in ("llava", "qwen2_5_vl"))
     assert llava("native") == llava("paper") == llava("padded_square_3dp") == qwen("paper") != qwen("native")
-    with pytest.raises(UsageError, match="unknown box format .papper. for llava"):
+    with pytest.raises(UsageError, match="unknown box format"):
         llava("papper")
 
 

@@ -19,7 +19,9 @@ from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
 
 Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+UPSTREAM = "lmms:"
+"""Before the names of lmms-eval's own tasks, whose metrics have the unit that their code gives them: ``raw``."""
 UNITS: dict[Benchmark, Unit] = {
     "rec": "percent",
     "viscot": "fraction",

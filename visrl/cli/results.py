@@ -130,12 +130,13 @@ def beside(folder: Path) -> Compared | None:
 
 def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
     """The run of ``protocol`` in ``folder``, against that of ``second`` inside it, by the metrics that both have."""
+    from visrl.evals.benchmarks import UPSTREAM
     from visrl.evals.compare import compare
     from visrl.evals.sample_scores import of_run
     from visrl.tables.result_tables import Compared
 
     found = compare(of_run(folder / second), of_run(folder))
-    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS)
+    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS or d.task.startswith(UPSTREAM))
     return Compared(second, "looked" if second == "direct" else protocol.split("/")[0], changes)
 
 

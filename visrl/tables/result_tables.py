@@ -28,7 +28,9 @@ class Compared:
 
 
 def shown(value: float, unit: str, sign: str = "") -> str:
-    """A value as people read it: a fraction as percent, one decimal. sign: ``+`` for a difference."""
+    """A value as people read it: a fraction as percent, one decimal; raw: four digits. sign: ``+`` for a difference."""
+    if unit == "raw":
+        return f"{value:{sign}.4g}"
     return f"{value * _FACTOR.get(unit, 1.0):{sign}.1f}"
 
 

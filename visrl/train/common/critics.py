@@ -33,7 +33,7 @@ from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
-from visrl.train.config.recipe import Section
+from visrl.train.config.section import Section
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (

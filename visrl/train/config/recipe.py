@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
+from visrl.train.config.section import DatasetSection, Section
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -32,19 +33,6 @@ KINDS: dict[str, str] = {
     "ablations": "visrl.train.loop.ablations",
 }
 OLD_KINDS = {"base": "small_model"}
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _a_place(cls, value: Any) -> Any:
-        if isinstance(value, Path) and "\0" in str(value):
-            raise ValueError("no file has a null byte in its name")
-        return value
 
 
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -134,7 +122,8 @@ class DataSection(Section):
 
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
-    format: Literal["visrl", "viscot", "cot", "llava", "official", "world_oracle"] = "visrl"
+    format: Literal["visrl", "viscot", "cot", "llava", "datasets", "official", "world_oracle"] = "visrl"
+    dataset: DatasetSection = DatasetSection()
     protocol: ProtocolChoice | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
@@ -157,7 +146,7 @@ class DataSection(Section):
         return self.path
 
 
-IMPORTED = ("viscot", "cot", "official")
+IMPORTED = ("viscot", "cot", "datasets", "official")
 """Formats of other people's files, which say nothing of how their rows are to be asked."""
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 

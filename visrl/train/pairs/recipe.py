@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
-from visrl.train.config.recipe import ProtocolChoice, Recipe, Section
+from visrl.train.config.recipe import ProtocolChoice, Recipe
+from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule

@@ -60,7 +60,7 @@ def targets(folder):
         ),
     ]
     loop = str(folder / "recipes" / "loop.yaml")
-    for name in ("dpo", "sft", "small_model", "pairs", "loop", "ablations"):
+    for name in ("dpo", "grpo", "sft", "small_model", "pairs", "loop", "ablations"):
         words = ("visrl-train", str(folder / "recipes" / f"{name}.yaml"), "--dry-run")
         found.append(Target("recipe", f"recipes/{name}.yaml", "yaml", (words,)))
     for name in ("base/phase_config.json", "base/outputs.json", "sft/phase_config.json"):

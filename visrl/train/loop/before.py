@@ -14,7 +14,7 @@ from visrl.evaluation.evaluate import check_before, check_pictures
 from visrl.policies.before import check_policy
 from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions
 from visrl.train.dpo.stages import DPORecipe
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Look, check_looks, look_of, scored
@@ -80,9 +80,9 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
         return {str(row.protocol) for row in load_demonstrations(found.data)}
     if isinstance(found, PairsRecipe):
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
-        load_questions(found.data)
+        check_questions(found.data)
     elif isinstance(found, GRPORecipe):
-        load_questions(found.data)  # its model and its critic are the loop's
+        check_questions(found.data)  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from visrl.core.ranges import MOST_PROCESSES
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.arguments import PixelArguments
@@ -39,7 +40,7 @@ class VLLMArguments(PixelArguments):
     box_format: str = "native"
     adapter: str = ""
     trust_remote_code: bool = False
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1)
 

@@ -19,8 +19,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
+from visrl.core.ranges import check_magnitude
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
+from visrl.train.config.trainer_ranges import check_numbers
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -41,9 +43,10 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _a_place(cls, value: Any) -> Any:
+    def _sensible(cls, value: Any) -> Any:
         if isinstance(value, Path) and "\0" in str(value):
             raise ValueError("no file has a null byte in its name")
+        check_magnitude(value)
         return value
 
 
@@ -327,7 +330,7 @@ def _types(annotation: Any) -> list[type]:
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
     """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
-    visrl sets.
+    visrl sets, and for numbers out of their range.
 
     reserved: key -> where it is set instead.
     """
@@ -339,6 +342,7 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    check_numbers(section, config)
     _require_reporters(section.get("report_to"))
     return dict(section)
 

@@ -69,8 +69,8 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
 
 
 def check_questions(section: QuestionSection) -> None:
-    """Raises UsageError as :func:`load_questions` does. The small world has no file that may be missing or damaged, and takes long to
-    draw: of it one question is asked for.
+    """Raises UsageError as :func:`load_questions` does. The small world has no file that may be missing or damaged, and takes
+    long to draw: of it one question is asked for.
     """
     load_questions(section.model_copy(update={"limit": 1}) if section.format == "world" else section)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a damaged name of a model is not asked for anywhere
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import fuzz_foreign
 from runs_made import drawn
 
 from visrl.cli import evaluate, train
@@ -80,6 +81,7 @@ def make(folder):
     (folder / "recipes").mkdir()
     for name, text in RECIPES.items():
         (folder / "recipes" / f"{name}.yaml").write_text(text.replace("{loop}", str(folder / "loop")))
+    fuzz_foreign.make(folder)
     _training(folder / "training")
     _loop(folder)
     return folder

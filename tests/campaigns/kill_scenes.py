@@ -65,6 +65,11 @@ def _trained(recipe: str) -> int:
     return 0
 
 
+def _shown(recipe: str) -> int:
+    """Trained, and its page written: what a user sees of a resumed phase is compared, too."""
+    return _trained(recipe) or _evaluated("view", "out", "-o", "out/page.html")
+
+
 def _drawn(folder: Path) -> None:
     from runs_made import drawn
 
@@ -157,10 +162,10 @@ SCENES = {
         Scene("scoring", _finished_run, lambda: _evaluated("score", "out")),
         Scene("pairs", _nothing, _fake_pairs),
         Scene("pairs of a model", _recipes, lambda: _trained("pairs.yaml")),
-        Scene("sft", _recipes, lambda: _trained("sft.yaml")),
-        Scene("sft with lora", _recipes, lambda: _trained("sft-lora.yaml")),
+        Scene("sft", _recipes, lambda: _shown("sft.yaml")),
+        Scene("sft with lora", _recipes, lambda: _shown("sft-lora.yaml")),
         Scene("dpo", _recipes, lambda: _trained("dpo.yaml")),
-        Scene("grpo", _recipes, lambda: _trained("grpo.yaml")),
+        Scene("grpo", _recipes, lambda: _shown("grpo.yaml")),
         Scene("small model", _recipes, lambda: _trained("small_model.yaml")),
         Scene("loop", _recipes, lambda: _trained("loop.yaml")),
     )

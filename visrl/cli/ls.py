@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visrl.cli.including import IncludeOption, include_files, lines_of_others
+from visrl.cli.numbers import sensible
 from visrl.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def ls(
 def world(
     sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
     split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
-    columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
-    skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="pictures per task")] = 4,
+    skip: Annotated[int, typer.Option(min=0, callback=sensible, help="pictures to pass over, to see others")] = 0,
 ) -> None:
     """Draw a contact sheet of the small world.
 

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.core.argument_parser import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
         epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "

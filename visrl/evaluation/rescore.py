@@ -17,7 +17,7 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, TaskSpec, resolve
 from visrl.runs.lines import recorded
 from visrl.runs.meta import read_evaluation
-from visrl.runs.store import slug, write_scores
+from visrl.runs.store import held, slug, write_scores
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
@@ -30,9 +30,14 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
 
     judge_spec: another judge than the run's own, and its own from now on. Nothing is written before everything is scored, and
-    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, and where run, data or
-    episodes cannot be read.
+    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, where run, data or
+    episodes cannot be read, and where another process writes the run.
     """
+    with held(folder):
+        return _score(folder, judge_spec)
+
+
+def _score(folder: Path, judge_spec: str | None) -> list[TaskResult]:
     from visrl.evals.judge import ready_judge
     from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 

@@ -22,6 +22,7 @@ from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 from visrl.train.config.section import DatasetSection, Section
+from visrl.train.config.trainer_ranges import check_numbers
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -325,7 +326,7 @@ def _types(annotation: Any) -> list[type]:
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
     """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
-    visrl sets.
+    visrl sets, and for numbers out of their range.
 
     reserved: key -> where it is set instead.
     """
@@ -337,6 +338,7 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    check_numbers(section, config)
     _require_reporters(section.get("report_to"))
     return dict(section)
 

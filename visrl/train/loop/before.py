@@ -16,7 +16,7 @@ from visrl.policies.before import box_format_names, check_policy
 from visrl.policies.registry import fitting
 from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions
 from visrl.train.dpo.stages import DPORecipe
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Formats, Look, check_looks, look_of, scored
@@ -85,9 +85,9 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
         return {str(row.protocol) for row in load_demonstrations(found.data)}
     if isinstance(found, PairsRecipe):
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
-        load_questions(found.data)
+        check_questions(found.data)
     elif isinstance(found, GRPORecipe):
-        load_questions(found.data)  # its model and its critic are the loop's
+        check_questions(found.data)  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

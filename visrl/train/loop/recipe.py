@@ -101,7 +101,7 @@ class LoopRecipe(Recipe):
     )
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
     rl: RLSection | None = Field(default=None, description="of kind dpo (used for every stage), or of kind grpo")
-    iterations: int = Field(default=1, ge=0)
+    iterations: int = Field(default=1, ge=0, le=1000)
     stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
     protocol: ProtocolChoice | None = Field(

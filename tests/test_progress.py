@@ -89,7 +89,7 @@ def test_the_first_line_comes_sooner_than_the_others(monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     out = io.StringIO()
     with progress("refcoco_val", 9, out=out) as ticker:
-        said = []
+        said, ticker._began = [], now[0]
         for at in (104.9, 105.0, 134.9, 135.0, 164.9, 165.0):  # 5 s after the start, then 30 s after the line before
             now[0] = at
             ticker.add([sample(1)], [episode(1)])

@@ -11,9 +11,10 @@ pass as ``mm_encoder_outputs``, transformers' own argument for features computed
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 PAPER_FORMAT = FORMATS["padded_square_3dp"]
 Features = dict[str, Tensor]  # of one picture: name -> [tokens, ...]
+_DIGESTS: dict[int, tuple[weakref.ref[Image], str]] = {}  # by id of a picture that lives
+
+
+def _forget(key: int, _: weakref.ref[Image]) -> None:
+    _DIGESTS.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +185,17 @@ class Family:
 
     @staticmethod
     def digest(image: Image) -> str:
-        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from."""
+        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from.
+
+        Remembered for as long as the object lives: both turns of a chain, and all questions about a picture, show the same one.
+        """
+        known = _DIGESTS.get(id(image))
+        if known is not None and known[0]() is image:
+            return known[1]
         head = f"{image.mode}:{image.size[0]}x{image.size[1]}:".encode()
-        return hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        digest = hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        _DIGESTS[id(image)] = (weakref.ref(image, partial(_forget, id(image))), digest)
+        return digest
 
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)

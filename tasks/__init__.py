@@ -79,8 +79,8 @@ def documents(name: str, data: Path | None) -> Iterator[Document]:
         )
         raise UsageError(f"{where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
     if not last:
-        where = data if data is not None else "the hub dataset"
-        raise UsageError(f"{where}: no documents of {name}", "is the file empty, or the download incomplete?")
+        place = data if data is not None else "the hub dataset"
+        raise UsageError(f"{place}: no documents of {name}", "is the file empty, or the download incomplete?")
 
 
 def adapt(source: Source, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:

@@ -62,7 +62,7 @@ def score_task(
     tally = Tally(episodes)
     scores, estimands = scorer_of(spec.benchmark)(spec, samples, tally, judge)
     estimands += looks.estimands(tally, spec, scores, estimands)
-    metrics = [measured(what, spec.unit, spec.n) for what in estimands]
+    metrics = [measured(what, spec.unit_of(what.metric), spec.n) for what in estimands]
     return TaskScores(spec, scores, metrics, estimands)
 
 

@@ -47,8 +47,13 @@ def curve_folder(policy: Policy, tasks: Sequence[str], options: Options, looks: 
     """Where the runs of a curve lie: where the user says, else beside where the one with the most looks would."""
     if options.output is not None:
         return options.output
+    from visrl.tasks import fingerprint
+
     most = replace(options, max_looks=looks[-1])
-    request = describe_request(policy, resolve(tasks), config_of(policy, most), most)
+    specs = resolve(tasks)
+    versions = {spec.name: spec.version for spec in specs}
+    data = {spec.name: fingerprint(spec.name, options.data) for spec in specs}
+    request = describe_request(policy, config_of(policy, most), most, tasks=versions, data=data)
     found = default_folder(request, tasks)
     return found.with_name(f"{found.name}-looks-{looks[0]}-{looks[-1]}")
 

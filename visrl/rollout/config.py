@@ -94,7 +94,9 @@ def protocol_named(name: str) -> Protocol:
         from visrl.rollout.protocol_files import read_protocol
 
         return read_protocol(Path(name))
-    raise UsageError(f"--protocol: unknown {name!r}", f"{nearest(name, [*PROTOCOLS, *SEVERAL])}; or a file, NAME.yaml")
+    raise UsageError(
+        f"--protocol: unknown {name!r}", f"{nearest(name, [*PROTOCOLS.names(), *SEVERAL])}; or a file, NAME.yaml"
+    )
 
 
 def with_looks(protocol: Protocol, looks: int) -> Protocol:

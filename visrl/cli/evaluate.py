@@ -33,7 +33,7 @@ from visrl.runs.distributed import rank, say, shutdown
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from visrl.evaluation.evaluate import Options, Outcome
+    from visrl.evaluation.evaluate import Engine, Options, Outcome
     from visrl.policies.protocol import Policy
     from visrl.tables.result_tables import Compared
 
@@ -128,7 +128,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, evaluate, own_and_upstream
+    from visrl.evaluation.evaluate import Options, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
@@ -159,14 +159,7 @@ def run(
         place = replace(options, output=output / "lmms") if own and output is not None else options
         ends.append(_run_upstream(policy, upstream, place, beside or "none", json_))
     if own or not upstream:
-
-        def ours(tasks: list[str], how: Options) -> Outcome:
-            return evaluate(policy, tasks, how, engine)
-
-        outcome = ours(own, options)
-        second = beside or _protocol_beside(own, protocol)
-        asked = [] if second == "none" else _with_answers(own, second)
-        ends.append(_Ended(outcome, _run_beside(ours, asked, second, options, outcome, json_)))
+        ends.append(_run_ours(policy, own, options, beside or _protocol_beside(own, protocol), json_, engine))
     if processes.is_main:
         _finish(ends, fail_on_error, json_)
 
@@ -181,6 +174,18 @@ class _Ended:
 
 Run = Callable[[list[str], "Options"], "Outcome"]
 """Runs tasks in a folder."""
+
+
+def _run_ours(policy: Policy, tasks: list[str], options: Options, second: str, json_: bool, engine: Engine) -> _Ended:
+    """Our tasks, and those that ask for an answer again under protocol ``second``."""
+    from visrl.evaluation.evaluate import evaluate
+
+    def ours(tasks: list[str], how: Options) -> Outcome:
+        return evaluate(policy, tasks, how, engine)
+
+    outcome = ours(tasks, options)
+    asked = [] if second == "none" else _with_answers(tasks, second)
+    return _Ended(outcome, _run_beside(ours, asked, second, options, outcome, json_))
 
 
 def _run_upstream(policy: Policy, tasks: list[str], options: Options, second: str, json_: bool) -> _Ended:

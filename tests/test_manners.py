@@ -95,6 +95,10 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert recipe_path("world").is_absolute() and recipe_path("recipes/x") == Path("recipes/x")
+    assert recipe_path("qwen2.5-vl-7b-sft").name == "qwen2.5-vl-7b-sft.yaml", "a point in a name is no ending of a file"
+    with pytest.raises(Exception, match=r"recipes/llava-1\.5-7b-sft\.yaml: no such file") as wrong:
+        recipe_path("recipes/llava-1.5-7b-sft.yaml")  # as the guide says, but not in a clone
+    assert "`visrl-train llava-1.5-7b-sft` runs" in wrong.value.hint
     (tmp_path / "world").write_text("kind: sft")
     assert recipe_path("world") == Path("world")
 

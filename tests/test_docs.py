@@ -54,7 +54,7 @@ def options(program, name):
             from visrl.estimate.cli import _parser
 
             return {option for action in _parser()._actions for option in action.option_strings}
-        return {"--set", "--dry-run", "--help"}
+        return {"--set", "--dry-run", "--quiet", "--help"}
     from typer.main import get_command
 
     from visrl.cli.evaluate import app

@@ -25,6 +25,7 @@ from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
+from visrl.cli.quiet import hush
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
@@ -125,7 +126,7 @@ def run(
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress, and nothing of libraries")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
     from visrl.evaluation.evaluate import Options, own_and_upstream
@@ -133,11 +134,11 @@ def run(
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
+    if quiet:
+        hush()
     processes = init()
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
-    if quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.quiet import hush
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
+    parser.add_argument(
+        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor what libraries say"
+    )
     return parser
 
 
@@ -61,6 +65,8 @@ def run(arguments: Sequence[str]) -> int:
 
         print("\n".join(listing()))
         return EXIT_DONE
+    if args.quiet:
+        hush()
     path, kind = _recipe_path(args.words)
     check_launch()
     from visrl.train.config.recipe import OLD_KINDS, load_recipe
@@ -68,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     resolved = load_recipe(path, args.set)
     if kind is not None and OLD_KINDS.get(kind, kind) != resolved.recipe.kind:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
-    if rank() == 0:
+    if rank() == 0 and not args.quiet:
         print("\n".join(resolved.lines()), file=sys.stderr)
     resolved.kind.check(resolved.recipe)
     if not args.dry_run:

@@ -150,7 +150,8 @@ def _mean_of(
         Flip(task, i, float(x), float(y)) for i, x, y in zip(rows, before, after, strict=True) if float(x) != float(y)
     )
     pair = Pair(before, after, tuple(a[i].cluster for i in rows))
-    return Paired(task, metric, unit, (pair,), flips, len(asked) - len(scored) + lost)
+    shown = TASKS[task].unit_of(metric) if task in TASKS else unit
+    return Paired(task, metric, shown, (pair,), flips, len(asked) - len(scored) + lost)
 
 
 def _value(row: Row, metric: str) -> float:

@@ -34,14 +34,32 @@ def test_without_a_word_every_phase_looks_alike(world):
         }
 
 
+def test_an_engine_answers_wherever_a_model_is_asked(world, monkeypatch):
+    folder, _ = world
+    asked, pairs, score = [], loop.generate_pairs, loop.score_phase
+    monkeypatch.setattr(
+        loop, "generate_pairs", lambda found: asked.append((found.policy.model, found.critic.model)) or pairs(found)
+    )
+    monkeypatch.setattr(loop, "score_phase", lambda *given: asked.append(given[-1]) or score(*given))
+    loop.run(recipe(folder, "policy=vllm", "iterations=1"))
+    newest, base = f"vllm:{folder}/run/sft/final", f"vllm:{folder}/base"
+    assert asked == ["vllm", "vllm", (newest, base), "vllm", "vllm"], "base and SFT, pairs, RL1 and RL2"
+    with pytest.raises(
+        UsageError, match="made by another recipe"
+    ):  # draws of another sampler, scores of another engine
+        loop.run(recipe(folder, "iterations=1"))
+    with pytest.raises(UsageError, match="no such model as the shipped base"):
+        recipe(folder, "policy=vllm", "base=base")
+
+
 def test_the_loops_protocol_and_crop_go_everywhere(world, monkeypatch):
     folder, _ = world
     scored = []
     score = loop.score_phase
 
-    def seen(place, label, weights, section: ScoreSection):
+    def seen(place, label, weights, section: ScoreSection, answering):
         scored.append((section.protocol, section.crop))
-        return score(place, label, weights, section)
+        return score(place, label, weights, section, answering)
 
     monkeypatch.setattr(loop, "score_phase", seen)
     settings = ("protocol=viscot_train", "crop=viscot_square112", "sft.set.data.format=viscot")

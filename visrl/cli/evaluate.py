@@ -21,13 +21,17 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
+from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
+from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
+from visrl.cli.numbers import sensible
 from visrl.cli.quiet import hush
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
+from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
 
@@ -84,10 +88,13 @@ OutputOption = Annotated[
 ]
 FailOption = Annotated[
     float,
-    typer.Option(min=0, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
+    typer.Option(min=0, callback=sensible, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
 ]
 RayOption = Annotated[
-    int | None, typer.Option(min=1, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_PROCESSES, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)"
+    ),
 ]
 
 
@@ -116,15 +123,18 @@ def run(
     beside: BesideOption = None,
     focus: FocusOption = "predicted",
     crop: CropOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, callback=sensible, help="only the first N samples of each task")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="samples per batch, or auto")] = "auto",
     judge: JudgeOption = "exact",
-    seed: Annotated[int, typer.Option(help="seed of sampling and of random boxes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="seed of sampling and of random boxes")] = 0,
     output: OutputOption = None,
     name: Annotated[str, typer.Option(help="what records, tables and pages call the model; default: its spec")] = "",
     fail_on_error: FailOption = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, callback=sensible, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress, and nothing of libraries")] = False,
 ) -> None:
@@ -137,6 +147,7 @@ def run(
     if quiet:
         hush()
     processes = init()
+    include_files(include, ray)
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
@@ -235,8 +246,10 @@ def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
 def _batch_size(text: str, policy: Policy) -> int:
     if text == "auto":
         return policy.batch_size
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(
+            f"--batch-size {printable(repr(text), 60)} is neither a number nor auto", "for example --batch-size 8"
+        )
     policy.rows = int(text)
     return policy.rows
 
@@ -306,7 +319,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit, export):
+for listing in (ls, world, tables, leaderboard, audit, export, card):
     app.command()(listing)
 check_commands.register(app)
 

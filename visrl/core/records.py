@@ -103,6 +103,15 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
         raise
 
 
+def clear_pieces(folder: Path, names: Iterable[str] = ("*",)) -> None:
+    """Take away what killed writers of files of these names (patterns) left beside them. Only for who alone may write those
+    files: another's piece may be one that is being written.
+    """
+    for name in names:
+        for piece in folder.glob(f".{name}.*.tmp"):
+            _take_away(piece)
+
+
 def _take_away(path: Path) -> None:
     with suppress(OSError):  # it may never have come to be; the first error is the one to be said
         path.unlink()

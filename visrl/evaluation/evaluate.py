@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.plugins import used
 from visrl.core.types import CoTSample, Episode
-from visrl.errors import Interrupted, UsageError
+from visrl.errors import Incomplete, Interrupted, UsageError
 from visrl.evals.benchmarks import UPSTREAM, TaskSpec, resolve
 from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
@@ -140,6 +141,7 @@ def describe_request(
         "sampling": {"temperature": config.sampling.temperature, "max_tokens": config.sampling.max_tokens},
         "seed": options.seed,
         "limit": options.limit,
+        **({"others_code": code} if (code := used()) else {}),
     }
 
 
@@ -213,6 +215,11 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
         except KeyboardInterrupt as stop:
             run.sync()
             raise Interrupted(f"{run.count()} finished samples are in {outcome.folder}") from stop
+        except Incomplete as stop:
+            run.sync()
+            raise Incomplete(
+                stop.message, f"{run.count()} finished samples are in {outcome.folder}; {stop.hint}"
+            ) from stop
         run.gather()
         outcome.n_failed = run.processes.total(outcome.n_failed)
     _check_unmatched(policy, outcome)

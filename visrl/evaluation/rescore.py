@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.box_rules import UNCOMPARABLE
+from visrl.core.plugins import used
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, TaskSpec, resolve
 from visrl.runs.lines import recorded
 from visrl.runs.meta import read_evaluation
-from visrl.runs.store import slug, write_scores
+from visrl.runs.store import held, slug, write_scores
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
@@ -29,9 +30,14 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
 
     judge_spec: another judge than the run's own, and its own from now on. Nothing is written before everything is scored, and
-    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, and where run, data or
-    episodes cannot be read.
+    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, where run, data or
+    episodes cannot be read, and where another process writes the run.
     """
+    with held(folder):
+        return _score(folder, judge_spec)
+
+
+def _score(folder: Path, judge_spec: str | None) -> list[TaskResult]:
     from visrl.evals.judge import ready_judge
     from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 
@@ -182,6 +188,6 @@ def result_context(request: Mapping[str, Any], members: Sequence[str]) -> dict[s
 
 
 def versions() -> dict[str, str]:
-    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
+    """visrl, what decodes pictures, and whose tasks, protocols or judges were used; a model's libraries are in its model_info."""
     found = {"visrl": __version__, "python": platform.python_version()}
-    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}
+    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}, **used()}

@@ -26,10 +26,14 @@ def check_policy(spec: str, args: Mapping[str, str]) -> None:
         check_policy(place, rest)
     elif kind in IN_PROCESS:
         check_files(place, rest)
+    elif kind == "vllm":
+        from visrl.policies.servers.vllm import checked_arguments
+
+        check_files(place, checked_arguments(rest))
     elif kind in ("endpoint", "openai"):
         from visrl.policies.servers.endpoint import EndpointPolicy
 
-        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_server()
+        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_reachable()
 
 
 def check_files(path: str, args: Mapping[str, Any]) -> None:
@@ -56,7 +60,8 @@ def box_format_names(path: str, args: Mapping[str, Any]) -> Callable[[str], str]
     """
     from visrl.policies.hf.policy import HFArguments
 
-    read = HFArguments.read(args)
+    which = ("revision", "adapter", "processor", "trust_remote_code")  # an engine's arguments say nothing of a family
+    read = HFArguments.read({name: args[name] for name in which if name in args})
     family = _family(_base_and_adapter(path, read)[0], read)
     return (lambda name: name) if family is None else (lambda name: family.box_format(name).name)
 

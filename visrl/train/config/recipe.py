@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
+from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
 from visrl.train.config.section import DatasetSection, Section
+from visrl.train.config.trainer_ranges import check_numbers
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -43,6 +44,7 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
 """Which of the two stages, in order."""
+ProtocolChoice = Annotated[str, AfterValidator(known_protocol)]
 
 
 class Recipe(Section):
@@ -75,7 +77,10 @@ class ModelSection(Section):
     revision: str | None = None
     adapter: str | None = Field(default=None, description="a PEFT folder to go on training")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attn: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attn: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
+        default="sdpa",
+        description="flex_attention: branched rows of the language model on a GPU; flash attention takes plain rows alone",
+    )
     box_format: str | None = Field(default=None, description="another way to write boxes than the family's own")
     processor: str | None = Field(default=None, description="where the processor is, of weights saved without one")
     load_in_4bit: bool | None = Field(default=None, description="QLoRA: the base rounded to 4 bits (bitsandbytes)")
@@ -90,6 +95,11 @@ class ModelSection(Section):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit: give one of them")
         return self
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether its attention takes the mask of rows with branches."""
+        return not self.attn.startswith("flash")
 
     @property
     def bits(self) -> int:
@@ -115,7 +125,7 @@ class DataSection(Section):
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     format: Literal["visrl", "viscot", "cot", "llava", "datasets", "official", "world_oracle"] = "visrl"
     dataset: DatasetSection = DatasetSection()
-    protocol: ProtocolName | None = Field(
+    protocol: ProtocolChoice | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
     )
@@ -316,7 +326,7 @@ def _types(annotation: Any) -> list[type]:
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
     """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
-    visrl sets.
+    visrl sets, and for numbers out of their range.
 
     reserved: key -> where it is set instead.
     """
@@ -328,6 +338,7 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    check_numbers(section, config)
     _require_reporters(section.get("report_to"))
     return dict(section)
 

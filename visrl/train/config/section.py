@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from visrl.core.ranges import check_magnitude
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
@@ -15,9 +17,10 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _a_place(cls, value: Any) -> Any:
+    def _sensible(cls, value: Any) -> Any:
         if isinstance(value, Path) and "\0" in str(value):
             raise ValueError("no file has a null byte in its name")
+        check_magnitude(value)
         return value
 
 

@@ -73,6 +73,13 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     return samples
 
 
+def check_questions(section: QuestionSection) -> None:
+    """Raises UsageError as :func:`load_questions` does. The small world has no file that may be missing or damaged, and takes
+    long to draw: of it one question is asked for.
+    """
+    load_questions(section.model_copy(update={"limit": 1}) if section.format == "world" else section)
+
+
 @dataclass(slots=True)
 class LookedFor:
     """Names of pictures, in order, that were found and not; rows: of questions left out for it."""
@@ -141,6 +148,8 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
     _one_of(section.split, SPLITS)
     for task in section.tasks:
         _one_of(task, DOMAINS)
+    if section.skip >= len(section.tasks) * SPLITS[section.split].pictures:
+        return  # a picture has one question of each domain at most
     per_task = None if section.limit is None else section.skip + section.limit
     for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
         for row in rows:

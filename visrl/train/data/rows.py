@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from visrl.core.boxes import Box
-from visrl.core.prompts import ProtocolName
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
 from visrl.tasks.pictures import Missing
+from visrl.train.config.recipe import ProtocolChoice
 from visrl.train.data.candidates import Candidate, Demonstration, Preference
 from visrl.train.data.dataset_tables import DATASET, picture_named
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
@@ -61,7 +61,7 @@ class _Question(_Row):
     question: str
     instruction: str = ""
     kind: Literal["qa", "rec"] = "qa"
-    protocol: ProtocolName = "visrl_train"
+    protocol: ProtocolChoice = "visrl_train"
     answers: tuple[str, ...] = ()
 
 

@@ -13,14 +13,15 @@ from collections.abc import Collection
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import check_before, check_pictures
 from visrl.policies.before import box_format_names, check_policy
+from visrl.policies.registry import fitting
 from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions
 from visrl.train.dpo.stages import DPORecipe
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Formats, Look, check_looks, look_of, scored
 from visrl.train.loop.phase_state import is_finished
-from visrl.train.loop.phases import Phase, own_recipe, phases
+from visrl.train.loop.phases import Phase, Weights, own_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.pairs.command import check_critic
 from visrl.train.pairs.recipe import PairsRecipe
@@ -40,9 +41,10 @@ def check(recipe: LoopRecipe) -> None:
     if not todo:
         return
     formats = box_format_names(recipe.base, recipe.score.args)
-    check_policy(_spec(recipe.base), recipe.score.args)
-    if recipe.sft is not None and recipe.sft.model is not None:
-        check_policy(_spec(recipe.sft.model), recipe.score.args)
+    for model in (recipe.base, recipe.sft.model if recipe.sft is not None else None):
+        if model is not None:
+            spec = Weights(model).spec(recipe.policy)
+            check_policy(spec, fitting(spec, recipe.score.args)[0])
     looks = own_looks(recipe, todo, formats)
     said = check_looks(recipe, looks)
     if len({look.boxes for look in looks}) > 1:  # meant; what differs besides is said when the loop begins
@@ -53,12 +55,6 @@ def check(recipe: LoopRecipe) -> None:
 def _end_of(phase: Phase) -> str:
     """Where the end of a phase is noted: of one that is scored, with its scoring."""
     return "" if phase.what == "pairs" else "score"
-
-
-def _spec(model: str) -> str:
-    from visrl.world import CHECKPOINTS
-
-    return model if model in CHECKPOINTS else f"hf:{model}"
 
 
 def check_launcher(launch: str | None) -> None:
@@ -89,9 +85,9 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
         return {str(row.protocol) for row in load_demonstrations(found.data)}
     if isinstance(found, PairsRecipe):
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
-        load_questions(found.data)
+        check_questions(found.data)
     elif isinstance(found, GRPORecipe):
-        load_questions(found.data)  # its model and its critic are the loop's
+        check_questions(found.data)  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

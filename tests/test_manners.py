@@ -83,7 +83,7 @@ def test_recipes_by_name(tmp_path, monkeypatch, capsys):
     assert set(names) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")} and "world" in names
     assert train(["world", "--dry-run"]) == 0
     assert "iter1/rl2: to run" in capsys.readouterr().out
-    with pytest.raises(Exception, match="wrld: no such file, and no recipe of this name ships") as wrong:
+    with pytest.raises(Exception, match="wrld: no such file, and no bundled recipe has this name") as wrong:
         train(["wrld"])
     assert "world" in wrong.value.hint
     with pytest.raises(Exception, match="no recipe is named"):

@@ -28,12 +28,12 @@ from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.numbers import sensible
-from visrl.cli.quiet import hush
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.tables import tables
 from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
+from visrl.runs.quiet import hush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

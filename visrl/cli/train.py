@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
-from visrl.cli.quiet import hush
 from visrl.core.argument_parser import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
+from visrl.runs.quiet import hush
 
 
 def _parser() -> Parser:

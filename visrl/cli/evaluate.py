@@ -32,6 +32,7 @@ from visrl.cli.running import Asked, batch_size_of, check_first, finish, run_all
 from visrl.core.arguments import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import say, shutdown
+from visrl.runs.quiet import hush
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +143,7 @@ def run(
     ray: RayOption = None,
     include: IncludeOption = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress, and nothing of libraries")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
     from visrl.evaluation.evaluate import Options, own_and_upstream
@@ -150,13 +151,15 @@ def run(
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
+    if quiet:
+        hush()
+    if quiet:
+        hush()
     processes = init()
     include_files(include, ray)
     own, upstream = own_and_upstream(tasks, ray)
     looks = looks_of(max_looks, upstream)
     arguments = parse_model_args(model_args)
-    if quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(

@@ -87,7 +87,10 @@ class ModelSection(Section):
     revision: str | None = None
     adapter: str | None = Field(default=None, description="a PEFT folder to go on training")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attn: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attn: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
+        default="sdpa",
+        description="flex_attention: branched rows of the language model on a GPU; flash attention takes plain rows alone",
+    )
     box_format: str | None = Field(default=None, description="another way to write boxes than the family's own")
     processor: str | None = Field(default=None, description="where the processor is, of weights saved without one")
     load_in_4bit: bool | None = Field(default=None, description="QLoRA: the base rounded to 4 bits (bitsandbytes)")
@@ -102,6 +105,11 @@ class ModelSection(Section):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit: give one of them")
         return self
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether its attention takes the mask of rows with branches."""
+        return not self.attn.startswith("flash")
 
     @property
     def bits(self) -> int:

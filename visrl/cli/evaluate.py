@@ -143,22 +143,12 @@ def run(
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
-        data=data,
-        protocol=protocol,
-        focus=focus,
-        crop=crop,
-        limit=limit,
-        batch_size=_batch_size(batch_size, policy),
-        judge=judge,
-        seed=seed,
-        output=output,
-        max_tokens=max_tokens,
-        quiet=quiet,
-        name=name,
-    )
+        data=data, protocol=protocol, focus=focus, crop=crop, limit=limit, batch_size=_batch_size(batch_size, policy),
+        judge=judge, seed=seed, output=output, max_tokens=max_tokens, quiet=quiet, name=name,
+    )  # fmt: skip
     failed, rows = 0, list[dict[str, Any]]()
     if upstream:
-        failed, rows = _run_upstream([name.removeprefix("lmms:") for name in upstream], policy, options, json_)
+        failed, rows = _run_upstream(upstream, policy, options, json_)
     if own or not upstream:
         outcome = evaluate(policy, own, options, engine)
         second = beside or _protocol_beside(own, protocol)
@@ -176,7 +166,7 @@ def _run_upstream(tasks: list[str], policy: Policy, options: Options, json_: boo
     """How many samples of lmms-eval's tasks failed, and their results as rows for ``--json``; else their table is printed."""
     from visrl.lmms import upstream
 
-    found = upstream.evaluate_upstream(tasks, policy, options)
+    found = upstream.evaluate_upstream([name.removeprefix("lmms:") for name in tasks], policy, options)
     if not json_:
         upstream.print_upstream(found)
     return upstream.failed(found), upstream.rows(found) if json_ else []

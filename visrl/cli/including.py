@@ -34,8 +34,8 @@ def include_files(files: Sequence[Path] | None, ray: int | None = None) -> None:
 
 def lines_of_others() -> Iterator[str]:
     """A line for each thing that packages and included files offer: kind, name, whose it is, and why it cannot be used."""
-    from visrl.core.plugins import KINDS, registry_of
+    from visrl.core.plugins import KINDS, all_offers, registry_of
 
-    for kind in KINDS:
+    for kind in filter(all_offers, KINDS):  # a table without guests need not be imported
         for offer, trouble in registry_of(kind).others():
             yield f"  {kind:<9} {offer.name:<22} {offer.source}{f'  ({trouble})' if trouble else ''}"

@@ -271,13 +271,12 @@ def _where(path: Path, shown: Path, error: BaseException) -> str:
 
 def used() -> dict[str, str]:
     """Of whom something was loaded, for records: package -> version, included file's name -> sha256 of its bytes."""
-    files = {path.name: f"sha256:{digest}" for path, digest in _INCLUDED.items()}
-    return {**dict(sorted(_USED.items())), **files}
+    return {**dict(sorted(_USED.items())), **included()}
 
 
-def included() -> list[Path]:
-    """The files that were run."""
-    return list(_INCLUDED)
+def included() -> dict[str, str]:
+    """The files that were run: name -> sha256 of its bytes."""
+    return {path.name: f"sha256:{digest}" for path, digest in _INCLUDED.items()}
 
 
 def forget() -> None:

@@ -137,7 +137,7 @@ def run(
     from visrl.runs.distributed import init
 
     processes = init()
-    include_files(include, ray)
+    include_files(include)
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)

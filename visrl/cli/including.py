@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from visrl.errors import UsageError
-
 IncludeOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -19,17 +17,12 @@ IncludeOption = Annotated[
 ]
 
 
-def include_files(files: Sequence[Path] | None, ray: int | None = None) -> None:
-    """Run the files. Raises UsageError for one that fails, and on Ray, whose workers would not have run it."""
-    if not files:
-        return
-    if ray:
-        raise UsageError(
-            "--include and --ray: the workers have not run the file", "make it a package and install it there"
-        )
-    from visrl.core.plugins import include
+def include_files(files: Sequence[Path] | None) -> None:
+    """Run the files. Raises UsageError for one that fails."""
+    if files:
+        from visrl.core.plugins import include
 
-    include(files)
+        include(files)
 
 
 def lines_of_others() -> Iterator[str]:

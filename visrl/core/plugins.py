@@ -279,6 +279,11 @@ def included() -> dict[str, str]:
     return {path.name: f"sha256:{digest}" for path, digest in _INCLUDED.items()}
 
 
+def include_options() -> list[str]:
+    """``--include FILE`` for each file that was run: for a command that starts another one."""
+    return [word for path in _INCLUDED for word in ("--include", str(path))]
+
+
 def forget() -> None:
     """Look for packages anew, and drop what was registered: for tests."""
     _scan.cache_clear()

@@ -153,30 +153,18 @@ def run(
 
     if quiet:
         hush()
-    if quiet:
-        hush()
     processes = init()
-    include_files(include, ray)
+    include_files(include)
     own, upstream = own_and_upstream(tasks, ray)
     looks = looks_of(max_looks, upstream)
     arguments = parse_model_args(model_args)
     check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
-        data=data,
-        protocol=protocol,
-        focus=focus,
-        crop=crop,
-        limit=limit,
-        batch_size=batch_size_of(batch_size, policy),
-        judge=judge,
-        seed=seed,
-        output=output,
-        max_tokens=max_tokens,
-        quiet=quiet,
-        name=name,
+        data=data, protocol=protocol, focus=focus, crop=crop, limit=limit, batch_size=batch_size_of(batch_size, policy),
+        judge=judge, seed=seed, output=output, max_tokens=max_tokens, quiet=quiet, name=name,
         max_looks=looks[0] if len(looks) == 1 else None,
-    )
+    )  # fmt: skip
     ended = run_all(policy, engine, Asked(own, upstream, looks, beside), options, json_=json_)
     if processes.is_main:
         finish(ended, fail_on_error, json_)

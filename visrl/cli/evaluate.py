@@ -25,6 +25,7 @@ from visrl.cli.export import export
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
+from visrl.cli.start import wait_without_spinning
 from visrl.cli.tables import tables
 from visrl.core.records import dump_json
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
@@ -299,6 +300,7 @@ def _hint(args: list[str], commands: Sequence[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
+    wait_without_spinning()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):

@@ -29,6 +29,7 @@ from visrl.cli.results.leaderboard import leaderboard
 from visrl.cli.results.show import JsonOption, looks_of
 from visrl.cli.results.tables import tables
 from visrl.cli.running import Asked, batch_size_of, check_first, finish, run_all
+from visrl.cli.start import wait_without_spinning
 from visrl.core.arguments import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import say, shutdown
@@ -187,6 +188,7 @@ def _hint(args: list[str], commands: Sequence[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
+    wait_without_spinning()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):

@@ -14,13 +14,13 @@ from typing import Any
 from visrl.core.json_files import MALFORMED, reason
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.evals.benchmarks import TASKS, resolve
+from visrl.evals.benchmarks import OFFERED_SOURCES, TASKS, Task, resolve
 from visrl.tasks import world
 from visrl.tasks.common import Document, Source, sha256_of
 from visrl.tasks.pictures import Library, Missing
 from visrl.tasks.sources import SOURCES
 
-__all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load", "missing_pictures"]
+__all__ = ["SOURCES", "TASKS", "Task", "adapt", "documents", "fingerprint", "load", "missing_pictures"]
 
 
 def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None = None) -> Iterator[CoTSample]:
@@ -100,8 +100,19 @@ def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
 
 def _source(name: str) -> Source:
     (spec,) = resolve([name]) if name not in SOURCES else (TASKS[name],)
+    if spec.name in OFFERED_SOURCES:
+        return _offered(spec.name)
     if spec.small_world:
         return world.SOURCES[spec.name]
     if spec.name not in SOURCES:
         raise UsageError(f"{name} has no data files", "its samples are drawn by visrl")
     return SOURCES[spec.name]
+
+
+def _offered(name: str) -> Source:
+    source = OFFERED_SOURCES[name]
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"the source of the task {name!r} is a {type(source).__name__}", "it is a visrl.tasks.common.Source"
+        )
+    return source

@@ -21,7 +21,8 @@ from visrl.errors import UsageError, refused
 
 SCHEMA_VERSION = 1
 _SCORE_AGAIN = "`visrl-eval score RUN` writes the records of a run again"
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+"""raw: as the code of one of lmms-eval's own tasks gives it."""
 
 
 class TaskResult(BaseModel):

@@ -52,7 +52,11 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
     """
     if recipe.ray is not None:
         return generate_on_ray(recipe)
-    return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
+    sampler = load_sampler(recipe)
+    try:
+        return make_pairs(sampler, load_questions(recipe.data), recipe)
+    finally:
+        sampler.close()
 
 
 NO_PAIRS = "a policy that writes readable, differing boxes, a critic that can judge, more questions (docs/pairs.md, the funnel)"

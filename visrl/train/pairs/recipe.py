@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
-from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.core.prompts import PROTOCOLS
 from visrl.core.ranges import MOST_PROCESSES
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
-from visrl.train.config.recipe import Recipe, Section
+from visrl.train.config.recipe import ProtocolChoice, Recipe
+from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule
@@ -75,7 +76,7 @@ class PairsRecipe(Recipe):
     sampling: SamplingSection = SamplingSection()
     diversity: Controller = "paper"
     select: SelectionSection = SelectionSection()
-    protocol: ProtocolName | None = Field(default=None, description="default: what the policy was made with")
+    protocol: ProtocolChoice | None = Field(default=None, description="default: what the policy was made with")
     crop: CropName = Field(
         default="tight", description="compat_visrl: the official crop in the wrong frame, to see what it costs"
     )

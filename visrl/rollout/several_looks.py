@@ -109,7 +109,9 @@ def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig)
         if dialogue.sample.kind == "rec":
             called = dialogue.ended == "call"
             dialogue.box = (
-                Unparsed(CALLED_AGAIN) if called else parse_box(policy.box_format, step.output, dialogue.size)
+                Unparsed(CALLED_AGAIN)
+                if called
+                else parse_box(policy.box_format, step.output, dialogue.size, dialogue.sample)
             )
         return
     dialogue.reply(step.output)

@@ -26,6 +26,10 @@ SCORERS: dict[Benchmark, str] = {
     "pope": "visrl.evals.scorers.pope",
     "mme": "visrl.evals.scorers.mme",
     "mmbench": "visrl.evals.scorers.mmbench",
+    "choice": "visrl.evals.scorers.zoom.choice",
+    "hrbench": "visrl.evals.scorers.zoom.choice",
+    "refl4": "visrl.evals.scorers.zoom.ref_l4",
+    "point": "visrl.evals.scorers.zoom.point",
 }
 """The module whose ``score`` is a benchmark's. Imported where it is used: one benchmark does not pay for the words of another."""
 

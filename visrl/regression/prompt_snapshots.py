@@ -52,7 +52,7 @@ def fixture(task: str) -> CoTSample:
     spec = TASKS[task]
     if spec.small_world or task not in SOURCES:
         return next(iter(load(task, None, with_pictures=False, limit=1)))
-    document = Document("documents.json", rows[spec.benchmark])
+    document = Document("documents.json", rows.get(task) or rows[spec.benchmark])
     return adapt(SOURCES[task], task, document, None, with_pictures=False)
 
 

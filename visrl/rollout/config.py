@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from visrl.policies.protocol import Sampling
 if TYPE_CHECKING:
     from visrl.core.types import CoTSample
     from visrl.policies.protocol import Policy
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,10 @@ def fitting(protocol: Protocol, pictures: int | None) -> Protocol:
         return protocol
     limits = protocol.several.limits
     least = min(limits.pictures or pictures, pictures)
+    if limits.looks >= least:
+        log.warning(
+            "at most %d pictures fit into a conversation: %d looks (docs/protocols-and-frames.md)", least, least - 1
+        )
     return replace(protocol, several=replace(protocol.several, limits=replace(limits, pictures=least)))
 
 

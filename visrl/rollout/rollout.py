@@ -111,7 +111,7 @@ def _box_turn(policy: Policy, rollouts: Sequence[_Rollout], config: RolloutConfi
             rollout.fail(output.error)
             continue
         rollout.box_text = output.texts[0]
-        box = parse_box(policy.box_format, rollout.box_text, rollout.size)
+        box = parse_box(policy.box_format, rollout.box_text, rollout.size, rollout.sample)
         rollout.episode = Episode(rollout.sample.id, rollout.sample.task, _step(turns, output), box)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from visrl.core.boxes import Box, Frame, Size
 from visrl.core.crops import control_box
 from visrl.core.final_answer import tagged_answer
-from visrl.core.looking.calls import Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
+from visrl.core.looking.calls import CALL, Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
 from visrl.core.looking.rules import Rules
 from visrl.core.types import CoTSample, Look, Picture, Step, Unparsed
 from visrl.policies.protocol import Output, Policy, Request, Sampling
@@ -34,13 +34,23 @@ def dialogue_of(
     assert rules is not None, "a protocol of several looks"
     planned = config.planned_looks(sample)
     most = rules.limits.looks if planned is None else min(rules.limits.looks, planned)
-    dialogue = Dialogue(sample, picture, size, rules, most, native=policy.native_tools)
+    dialogue = Dialogue(sample, picture, size, rules, most, native=_native(policy, rules))
     try:
         dialogue.family = None if size is None else policy.box_format.frame_for(size)
         dialogue.begin(config.sampling.max_tokens)
     except ValueError as error:  # a picture that cannot be resized as the family or the protocol does
         dialogue.error = str(error)
     return dialogue
+
+
+def _native(policy: Policy, rules: Rules) -> bool:
+    """Whether a server is told of the tool: its calls come back as a text in ``zoom``'s tags, which the rules must read."""
+    return (
+        policy.native_tools
+        and rules.ask == "tool_call"
+        and bool(rules.call.tool)
+        and (rules.call.opening == CALL.opening)
+    )
 
 
 def hold(policy: Policy, dialogues: Sequence[Dialogue], config: RolloutConfig) -> None:
@@ -109,7 +119,9 @@ def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig)
         if dialogue.sample.kind == "rec":
             called = dialogue.ended == "call"
             dialogue.box = (
-                Unparsed(CALLED_AGAIN) if called else parse_box(policy.box_format, step.output, dialogue.size)
+                Unparsed(CALLED_AGAIN)
+                if called
+                else parse_box(policy.box_format, step.output, dialogue.size, dialogue.sample)
             )
         return
     dialogue.reply(step.output)

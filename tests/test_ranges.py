@@ -138,7 +138,7 @@ def test_an_argument_of_a_model_refuses_what_is_out_of_its_range(kind, name):
 
 def test_every_argument_that_is_a_number_is_walked_over():
     found = {f"{kind.kind}:{name}" for kind, name in ARGUMENTS}
-    assert {"endpoint:in_flight", "endpoint:timeout", "endpoint:tries", "hf:rows", "a shipped model:rows", "hf:max_pixels", "vllm:max_model_len"} <= found  # fmt: skip
+    assert {"endpoint:in_flight", "endpoint:timeout", "endpoint:tries", "hf:rows", "a shipped model:rows", "hf:max_pixels", "vllm:max_lora_rank"} <= found  # fmt: skip
 
 
 def test_the_least_is_not_more_than_the_most():

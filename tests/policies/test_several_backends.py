@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -226,7 +227,7 @@ def test_the_cache_is_carried_from_look_to_look(taught):
     trajectories(policy)
     assert [tokens for tokens, _ in cached[0]] == [0, 0]
     # each later turn computes only what came since: its reply, the crop and a sentence
-    for before, after in zip(cached, cached[1:], strict=False):
+    for before, after in itertools.pairwise(cached):
         assert all(kept >= read for (kept, _), (_, read) in zip(after, before, strict=True))
 
 

@@ -100,6 +100,9 @@ def policy():
 
 
 def ours_in_lmms() -> None:
+    import lmms_eval.evaluator  # noqa: F401 - theirs is imported before the clock starts, too
+    import lmms_eval.tasks  # noqa: F401
+
     from visrl.evaluation.evaluate import Options, config_of
     from visrl.lmms.model import run_upstream
 

@@ -46,6 +46,10 @@ MEANS: dict[Benchmark, tuple[str, ...]] = {
     "pope": ("accuracy", "yes_ratio"),
     "mme": (),
     "mmbench": ("accuracy",),
+    "choice": ("accuracy", "miou"),
+    "hrbench": ("accuracy",),
+    "refl4": ("acc@0.5", "acc@0.75", "acc@0.9", "macc", "miou"),
+    "point": ("click_acc",),
 }
 TOTALS: dict[Benchmark, tuple[str, ...]] = {
     "rec": (),
@@ -53,6 +57,10 @@ TOTALS: dict[Benchmark, tuple[str, ...]] = {
     "pope": ("precision", "recall", "f1"),
     "mme": ("perception", "cognition"),
     "mmbench": ("circular",),
+    "choice": (),
+    "hrbench": ("circular",),
+    "refl4": (),
+    "point": (),
 }
 COUNTS = ("unscored", "unparsed")
 _WIRE = '{"visrl_episode": '

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
-from visrl.core.argument_parser import Parser
+from visrl.cli.start import wait_without_spinning
+from visrl.core.arguments import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
@@ -102,6 +103,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script: exit codes 0 done, 2 wrong use, 3 incomplete (a signal, or questions that failed)."""
+    wait_without_spinning()
     with command_line():
         raise SystemExit(_end_of(sys.argv[1:] if argv is None else argv))
 

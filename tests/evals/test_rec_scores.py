@@ -51,10 +51,10 @@ def test_reversed_boxes_have_no_area_and_crash_nothing():
 
 
 def test_boxes_that_no_frame_of_the_picture_holds_are_counted_and_said():
-    """200 x 100: the square around it is x 0..200, y -50..150, and a hundredth of its side is 2. Fractions read as pixels of 468 are
+    """200 x 100: the square around it is x 0..200, y -50..150, and a twentieth of its side is 10. Fractions read as pixels of 468 are
     93,600: wrong by far, and no fault of the model's.
     """
-    inside, outside = [(0, 0, 202, 100), (0, -52, 10, 152)], [(0, 0, 203, 100), (0, -53, 10, 10), (93600, 0, 94000, 9)]
+    inside, outside = [(0, 0, 210, 100), (0, -60, 10, 160)], [(0, 0, 211, 100), (0, -61, 10, 10), (93600, 0, 94000, 9)]
     rows = [one(str(i), Box(*box)) for i, box in enumerate([*inside, *outside])] + [one("u", "no numbers")]
     asked = [(replace(sample, size=(200, 100)), episode) for sample, episode in rows]
     said = "3 boxes have numbers beyond the frame of their picture: is box_format right?"

@@ -100,6 +100,9 @@ def policy():
 
 
 def ours_in_lmms() -> None:
+    from importlib import import_module
+
+    import_module("lmms_eval.evaluator")  # as theirs does, before the clock starts
     from visrl.evaluation.evaluate import Options, config_of
     from visrl.lmms.model import run_upstream
 

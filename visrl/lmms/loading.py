@@ -16,6 +16,7 @@ from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import UPSTREAM
 from visrl.lmms.samples import read_messages, upstream_sample
 from visrl.runs.distributed import ALONE, Processes
+from visrl.runs.hub import settle
 from visrl.tasks import fingerprint, load
 from visrl.tasks.lmms import PREFIX, is_ours
 
@@ -43,11 +44,13 @@ class Loaded:
 def load_tasks(names: Sequence[str], processes: Processes = ALONE) -> Loaded:
     """Load tasks or groups by name; the first of several processes before the others, which then read its cache.
 
-    Raises UsageError for an unknown one, and what went wrong where data cannot be had.
+    Raises UsageError for an unknown one, and where its data cannot be had; anything else that a task's own code raises.
     """
     from tenacity import RetryError
 
     manager = _task_manager(names)
+    if not all(map(is_ours, names)):
+        settle()
     try:
         if not processes.is_main:
             processes.wait()
@@ -55,10 +58,23 @@ def load_tasks(names: Sequence[str], processes: Processes = ALONE) -> Loaded:
         if processes.is_main:
             processes.wait()
     except RetryError as error:  # what a data set that cannot be loaded looks like after five times
-        raise error.last_attempt.exception() or error from error
+        cause = error.last_attempt.exception() or error
+        if not isinstance(cause, OSError | ValueError):
+            raise cause from error
+        raise _unloaded(names, cause) from error
+    except OSError as error:
+        raise _unloaded(names, error) from error
     except ImportError as error:
         raise error.__cause__ if isinstance(error.__cause__, UsageError) else error from error
     return Loaded(tree, dict(_leaves(tree)))
+
+
+def _unloaded(names: Sequence[str], error: BaseException) -> UsageError:
+    reason = str(error).strip().split("\n")[0]
+    return UsageError(
+        f"cannot load the data of {', '.join(UPSTREAM + name for name in names)}: {reason}",
+        "lmms-eval takes them from the hub, or from its cache (HF_HOME says where)",
+    )
 
 
 def _leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
 
 Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+UPSTREAM = "lmms:"
+"""Before the names of lmms-eval's own tasks, whose metrics have the unit that their code gives them: ``raw``."""
 UNITS: dict[Benchmark, Unit] = {
     "rec": "percent",
     "viscot": "fraction",
@@ -69,8 +72,43 @@ class TaskSpec:
         """Referring expressions: no answer is asked for besides the box."""
         return self.benchmark == "rec"
 
+    def unit_of(self, metric: str) -> Unit:
+        """The unit of one of its metrics: MME's points are its own, a share of right answers is percent there, too."""
+        return "percent" if self.unit == "points" and metric == "accuracy_careful" else self.unit
 
-TASKS: dict[str, TaskSpec] = {}
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A third party's task, as an entry point or ``visrl.register("task", …)`` names it. source: where its documents come from,
+    a :class:`visrl.tasks.common.Source`.
+    """
+
+    spec: TaskSpec
+    source: object
+
+
+OFFERED_SOURCES: dict[str, object] = {}
+"""Where the documents of third parties' tasks come from; of those that were looked up in :data:`TASKS`."""
+
+
+def _third_party(name: str, found: Any) -> TaskSpec:
+    if not isinstance(found, Task) or not isinstance(found.spec, TaskSpec):
+        raise ValueError(f"not a visrl.tasks.Task(spec, source) but a {type(found).__name__}")
+    if found.spec.name != name:
+        raise ValueError(f"its spec is named {found.spec.name!r}")
+    if found.spec.benchmark not in PRIMARY:
+        raise ValueError(f"its benchmark {found.spec.benchmark!r} is none of {', '.join(PRIMARY)}")
+    if found.spec.unit not in ("percent", "points", "fraction"):
+        raise ValueError(f"its unit {found.spec.unit!r} is none of percent, points, fraction")
+    OFFERED_SOURCES[name] = found.source
+    return found.spec
+
+
+def _reserved() -> list[str]:
+    return [*GROUPS, *(alias for spec in TASKS.values() for alias in spec.aliases)]
+
+
+TASKS: Registry[TaskSpec] = Registry("task", {}, _third_party, _reserved)
 GROUPS: dict[str, tuple[str, ...]] = {}
 RUN_BESIDE: dict[str, str] = {"world": "direct"}
 """Group -> the protocol that ``visrl-eval`` runs beside the model's own where the user names none: what looking is worth."""
@@ -81,11 +119,11 @@ _AVERAGED = {"viscot", "pope"}  # benchmarks whose splits the field averages
 def register(*specs: TaskSpec, group: str | None = None) -> None:
     """Add tasks, and optionally the group of exactly these. Raises ValueError for a name that is taken."""
     for spec in specs:
-        if spec.name in TASKS or spec.name in GROUPS:
+        if TASKS.is_ours(spec.name):
             raise ValueError(f"the task name {spec.name!r} is taken")
-        TASKS[spec.name] = spec
+        TASKS.own(spec.name, spec)
     if group is not None:
-        if group in TASKS or group in GROUPS:
+        if TASKS.is_ours(group):
             raise ValueError(f"the group name {group!r} is taken")
         GROUPS[group] = tuple(spec.name for spec in specs)
 
@@ -121,7 +159,7 @@ def _members(name: str) -> tuple[str, ...]:
     for spec in TASKS.values():
         if name in spec.aliases:
             return (spec.name,)
-    raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS]))
+    raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS.names()]))
 
 
 # rows, pictures: docs/method.md c
@@ -207,7 +245,8 @@ def _register_world() -> None:
     register(*(_world(f"pope_{s}", "pope", 200, "is it there? yes or no") for s in _POPE_SPLITS), group="world_pope")
     register(_world("mme", "mme", 300, "yes/no pairs of five subtasks"))
     register(_world("mmbench", "mmbench", 240, "60 questions in all rotations of their four options"))
-    GROUPS["world"] = ("world_rec", *GROUPS["world_viscot"], *GROUPS["world_pope"], "world_mme", "world_mmbench")
+    # what the headline is about comes first
+    GROUPS["world"] = (*GROUPS["world_viscot"], "world_rec", *GROUPS["world_pope"], "world_mme", "world_mmbench")
     unseen = "combinations of colour, shape and relation that training never asks for"
     register(
         _world("heldout_rec", "rec", 1000, unseen),

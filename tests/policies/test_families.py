@@ -1,7 +1,5 @@
 """Adapters: tokens equal the processor's, boxes survive the family's own frame, and the registry."""
 
-from importlib.metadata import EntryPoint
-
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -14,6 +12,7 @@ from visrl.core.chat_format import LayoutError
 from visrl.core.types import Picture, Turn, Unparsed
 from visrl.errors import UsageError
 from visrl.policies import families
+from visrl.policies.families import base
 from visrl.policies.families.base import Family
 from visrl.policies.families.llava import expand2square
 from visrl.policies.protocol import Request, Sampling
@@ -189,18 +188,6 @@ def test_an_unknown_type_is_refused_with_the_known_ones():
     assert "qwen2_5_vl" in caught.value.hint and "endpoint:" in caught.value.hint
 
 
-class Foreign(Family):
-    name = "foreign"
-
-
-def test_third_parties_add_families_but_cannot_take_ours(monkeypatch):
-    points = [EntryPoint(n, f"{__name__}:Foreign", families.GROUP) for n in ("foreign", "llava")]
-    monkeypatch.setattr(families, "entry_points", lambda group: points if group == families.GROUP else [])
-    assert families.family_class(Config("foreign")).name == "foreign"
-    assert families.family_class(Config("llava")).name == "llava"
-    assert "foreign" in families.known_families()
-
-
 def test_a_pixel_budget_is_set_used_and_recorded(tmp_path):
     """Qwen2.5-VL: 300x200 at sides of multiples of 28; 31,360 = 40 x 28²: scale (60,000/31,360)^½ = 1.383, 300/1.383 = 216.9 -> 7
     x 28 = 196, 200/1.383 = 144.6 -> 5 x 28 = 140 (both rounded down)."""
@@ -239,3 +226,22 @@ def test_fewer_tiles_are_fewer_tokens(tmp_path):
     many, one = (HFPolicy.load(folder, **more) for more in ({}, {"max_tiles": "1"}))
     tokens = [p.generate(asked, Sampling(max_tokens=2))[0].prompt_tokens for p in (many, one)]
     assert tokens[0] > tokens[1] and one.describe()["pixels"] == {"min_tiles": 1, "max_tiles": 1}
+
+
+def test_a_picture_is_named_by_its_pixels_and_read_once(monkeypatch):
+    image, equal, other = (Image.new("RGB", (3, 2), colour) for colour in ("red", "red", "blue"))
+    name = Family.digest(image)
+    assert Family.digest(equal) == name != Family.digest(other)
+    monkeypatch.setattr(Image.Image, "tobytes", None)  # calling it now would fail
+    assert Family.digest(image) == name
+    with pytest.raises(TypeError):
+        Family.digest(Image.new("RGB", (3, 2), "red"))  # another object, maybe where a lost one was
+
+
+def test_what_is_remembered_of_pictures_goes_with_them():
+    known = len(base._DIGESTS)
+    image = Image.new("RGB", (3, 2))
+    Family.digest(image)
+    assert len(base._DIGESTS) == known + 1
+    del image
+    assert len(base._DIGESTS) == known

@@ -4,11 +4,14 @@ import json
 
 import pytest
 from loop_made import recipe
+from tiny_models import save
 
 from visrl.errors import UsageError
+from visrl.policies.before import box_format_names
 from visrl.train.loop import before
 from visrl.train.loop import run as loop
 from visrl.train.loop.before import own_looks
+from visrl.train.loop.looks import check_looks
 from visrl.train.loop.scoring import ScoreSection
 
 VISCOT = "data.format=viscot"
@@ -71,6 +74,40 @@ def test_the_loops_protocol_and_crop_go_everywhere(world, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
+        ("sft.set.model.box_format=qwen2_5", "sft writes boxes as qwen2_5, iter1/pairs as padded_square_3dp"),
+        ("pairs.set.policy.args.box_format=pixel_int", "iter1/pairs as pixel_int"),
+        ("rl.set.model.box_format=pixel_int", "iter1/rl1 as pixel_int"),
+        ("score.args.box_format=pixel_int", "score as pixel_int"),
+    ],
+)
+def test_boxes_are_written_in_one_way(world, capsys, setting, said):
+    """``native`` and ``paper`` are one format to LLaVA, and the loop goes on; another one that reads the same boxes stops it."""
+    folder, _ = world
+
+    def formats(name):
+        return "padded_square_3dp" if name in ("native", "paper") else name
+
+    same = recipe(folder, "sft.set.model.box_format=paper", "score.args.box_format=native")
+    assert check_looks(same, own_looks(same, (), formats)) == ""
+    other = recipe(folder, setting)
+    with pytest.raises(UsageError) as stopped:
+        check_looks(other, own_looks(other, (), formats))
+    assert said in stopped.value.message
+    meant = recipe(folder, setting, "mixed=true")
+    assert "boxes padded_square_3dp" in check_looks(meant, own_looks(meant, (), formats))
+
+
+def test_names_of_box_formats_mean_what_the_family_says(tmp_path):
+    """LLaVA writes the paper's boxes; Qwen2.5-VL writes pixels of the picture it sees."""
+    llava, qwen = (box_format_names(str(save(f, tmp_path / f)), {}) for f in ("llava", "qwen2_5_vl"))
+    assert llava("native") == llava("paper") == llava("padded_square_3dp") == qwen("paper") != qwen("native")
+    with pytest.raises(UsageError, match="unknown box format"):
+        llava("papper")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
         ("sft.set.data.protocol=viscot_train", "sft teaches protocol viscot_train, iter1/pairs asks by visrl_train"),
         ("pairs.set.protocol=viscot_eval", "sft teaches protocol visrl_train, iter1/pairs asks by viscot_eval"),
         ("score.protocol=viscot_eval", "sft teaches protocol visrl_train, score asks by viscot_eval"),
@@ -97,6 +134,7 @@ def test_the_protocol_of_every_row_counts(world, monkeypatch):
     (folder / "q.jsonl").write_text(json.dumps({"id": "q", "picture": "p.png", "question": "?", "answers": ["A"]}))
     for name in ("check_policy", "check_scoring", "check_pictures"):
         monkeypatch.setattr(before, name, lambda *_: None)
+    monkeypatch.setattr(before, "box_format_names", lambda *_: str)
     here = (
         f"sft.set.data.pictures={folder}",
         f"pairs.set.data.path={folder}/q.jsonl",

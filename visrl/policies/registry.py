@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from visrl.core.box_formats import FORMATS
 from visrl.errors import UsageError, nearest
 from visrl.policies.arguments import ModelArguments
@@ -129,7 +131,7 @@ class ShippedArguments(ModelArguments):
     kind = "a shipped model"
 
     dtype: str = "float32"
-    rows: int = 64
+    rows: int = Field(default=64, ge=1)
     adapter: str = ""
 
 

@@ -5,15 +5,16 @@ forward pass needs besides tokens. Everything else (batches, caches, sampling, t
 
 Departures from calling ``processor(text, images)``: 1. each picture goes through the processor once, alone, and is placed
 into any number of prompts; the ids are the same (tests/policies/test_families.py). 2. picture features go into the forward
-pass as ``mm_encoder_outputs``, transformers' own argument for features computed before.
+pass as ``mm_encoder_outputs``, transformers' own argument for features computed before (older.py gives it to 5.16 and 5.17).
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,12 +27,18 @@ from visrl.core.chat_format import Layout, LayoutError, Rendered, render
 from visrl.core.crops import CropName
 from visrl.core.types import Turn
 from visrl.errors import UsageError, nearest
+from visrl.policies.families import older
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PAPER_FORMAT = FORMATS["padded_square_3dp"]
 Features = dict[str, Tensor]  # of one picture: name -> [tokens, ...]
+_DIGESTS: dict[int, tuple[weakref.ref[Image], str]] = {}  # by id of a picture that lives
+
+
+def _forget(key: int, _: weakref.ref[Image]) -> None:
+    _DIGESTS.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +185,17 @@ class Family:
 
     @staticmethod
     def digest(image: Image) -> str:
-        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from."""
+        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from.
+
+        Remembered for as long as the object lives: both turns of a chain, and all questions about a picture, show the same one.
+        """
+        known = _DIGESTS.get(id(image))
+        if known is not None and known[0]() is image:
+            return known[1]
         head = f"{image.mode}:{image.size[0]}x{image.size[1]}:".encode()
-        return hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        digest = hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        _DIGESTS[id(image)] = (weakref.ref(image, partial(_forget, id(image))), digest)
+        return digest
 
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)
@@ -243,6 +258,7 @@ class Family:
         return [{"pooled": part} for part in flattened(output.pooler_output).split(counts)]
 
     def _vision_inputs(self, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        older.complete(model)  # features are computed before they are used
         return {key: _to_model(value, model) for key, value in self.stack(pictures).items()}
 
     def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:

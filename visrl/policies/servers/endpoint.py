@@ -100,10 +100,10 @@ class EndpointArguments(ModelArguments):
 
     box_format: str = ""
     key_env: str = "OPENAI_API_KEY"
-    in_flight: int = Field(default=16, ge=1)
-    timeout: float = Field(default=120.0, gt=0)
-    tries: int = Field(default=8, ge=1)
-    patience: float = Field(default=300.0, ge=0)
+    in_flight: int = Field(default=16, ge=1, le=10_000)
+    timeout: float = Field(default=120.0, gt=0, le=604_800)
+    tries: int = Field(default=8, ge=1, le=1000)
+    patience: float = Field(default=300.0, ge=0, le=604_800)
     pad: str = ""
     adapter: str = ""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - no secret

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
+from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
+from visrl.train.config.section import DatasetSection, Section
+from visrl.train.config.trainer_ranges import check_numbers
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -34,19 +36,6 @@ KINDS: dict[str, str] = {
 OLD_KINDS = {"base": "small_model"}
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _a_place(cls, value: Any) -> Any:
-        if isinstance(value, Path) and "\0" in str(value):
-            raise ValueError("no file has a null byte in its name")
-        return value
-
-
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
     if not stages or list(stages) != sorted(set(stages)):
         raise ValueError("stages are [1], [2] or [1, 2]")
@@ -55,6 +44,7 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
 """Which of the two stages, in order."""
+ProtocolChoice = Annotated[str, AfterValidator(known_protocol)]
 
 
 class Recipe(Section):
@@ -133,8 +123,9 @@ class DataSection(Section):
 
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
-    format: Literal["visrl", "viscot", "cot", "llava", "official", "world_oracle"] = "visrl"
-    protocol: ProtocolName | None = Field(
+    format: Literal["visrl", "viscot", "cot", "llava", "datasets", "official", "world_oracle"] = "visrl"
+    dataset: DatasetSection = DatasetSection()
+    protocol: ProtocolChoice | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
     )
@@ -156,7 +147,7 @@ class DataSection(Section):
         return self.path
 
 
-IMPORTED = ("viscot", "cot", "official")
+IMPORTED = ("viscot", "cot", "datasets", "official")
 """Formats of other people's files, which say nothing of how their rows are to be asked."""
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 
@@ -335,7 +326,7 @@ def _types(annotation: Any) -> list[type]:
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
     """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
-    visrl sets.
+    visrl sets, and for numbers out of their range.
 
     reserved: key -> where it is set instead.
     """
@@ -347,6 +338,7 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    check_numbers(section, config)
     _require_reporters(section.get("report_to"))
     return dict(section)
 

@@ -20,7 +20,7 @@ from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, Incomplete, UsageError
 from visrl.policies.before import check_policy
 from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.pairs.on_ray import generate_on_ray
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import load_sampler, make_pairs
@@ -84,7 +84,7 @@ def check(recipe: PairsRecipe) -> None:
         return
     check_critic(recipe)
     check_policy(recipe.policy.model, recipe.policy.args)
-    load_questions(recipe.data)
+    check_questions(recipe.data)
 
 
 def check_critic(recipe: PairsRecipe) -> None:

@@ -73,12 +73,12 @@ def named_as_published(file: Path) -> None:
     )
 
 
-SAYS = ("[0.1, 0.1, 0.4, 0.5]", "[0.5, 0.5, 0.9, 0.9]", "[0.2, 0.6, 0.5, 0.9]", "[0.6, 0.1, 0.9, 0.4]", "A", "B", "red")
+SAYS = ("[0.1, 0.1, 0.4, 0.5]", "[0.5, 0.5, 0.9, 0.9]", "[0.2, 0.6, 0.5, 0.9]", "[0.6, 0.1, 0.9, 0.4]", "red", "blue")
 
 
 def save_talker(name: str, folder: Path, seed: int = 3) -> Path:
-    """A checkpoint whose every word is a box or an answer: a random model that makes pairs. Its vocabulary has each of ``SAYS`` as one
-    token; all others' logits are 0, those of ``SAYS`` and of the end of a text are spread by ten.
+    """A checkpoint whose every word is a box or an answer: a random model that may make pairs. Its vocabulary has each of ``SAYS`` as one
+    token; their logits and those of what ends a reply are spread by three or four, all others are 0.
     """
     small, processor = tiny.TINY[name]()
     known = len(processor.tokenizer)
@@ -87,13 +87,14 @@ def save_talker(name: str, folder: Path, seed: int = 3) -> Path:
     config.text_config.vocab_size = known + len(SAYS)
     torch.manual_seed(seed)
     model = type(small)(config).float().eval()
-    spoken = [*range(known, known + len(SAYS)), processor.tokenizer.eos_token_id]
+    line = processor.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    spoken = [*range(known, known + len(SAYS)), processor.tokenizer.eos_token_id, *line]
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
         head = torch.zeros_like(model.lm_head.weight)
-        head[spoken] = 10 * model.lm_head.weight[spoken]
+        head[spoken] = 4 * model.lm_head.weight[spoken]
         model.lm_head.weight.copy_(head)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id

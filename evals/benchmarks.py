@@ -19,7 +19,9 @@ from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
 
 Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+UPSTREAM = "lmms:"
+"""Before the names of lmms-eval's own tasks, whose metrics have the unit that their code gives them: ``raw``."""
 UNITS: dict[Benchmark, Unit] = {
     "rec": "percent",
     "viscot": "fraction",
@@ -69,6 +71,10 @@ class TaskSpec:
     def box_is_the_answer(self) -> bool:
         """Referring expressions: no answer is asked for besides the box."""
         return self.benchmark == "rec"
+
+    def unit_of(self, metric: str) -> Unit:
+        """The unit of one of its metrics: MME's points are its own, a share of right answers is percent there, too."""
+        return "percent" if self.unit == "points" and metric == "accuracy_careful" else self.unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +245,8 @@ def _register_world() -> None:
     register(*(_world(f"pope_{s}", "pope", 200, "is it there? yes or no") for s in _POPE_SPLITS), group="world_pope")
     register(_world("mme", "mme", 300, "yes/no pairs of five subtasks"))
     register(_world("mmbench", "mmbench", 240, "60 questions in all rotations of their four options"))
-    GROUPS["world"] = ("world_rec", *GROUPS["world_viscot"], *GROUPS["world_pope"], "world_mme", "world_mmbench")
+    # what the headline is about comes first
+    GROUPS["world"] = (*GROUPS["world_viscot"], "world_rec", *GROUPS["world_pope"], "world_mme", "world_mmbench")
     unseen = "combinations of colour, shape and relation that training never asks for"
     register(
         _world("heldout_rec", "rec", 1000, unseen),

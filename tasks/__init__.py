@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from visrl.core.json_files import MALFORMED, reason
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import OFFERED_SOURCES, TASKS, Task, resolve
@@ -67,13 +68,19 @@ def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:
 def documents(name: str, data: Path | None) -> Iterator[Document]:
     """The rows of task ``name`` before they become samples. Raises UsageError as :func:`load` does."""
     source = _source(name)
-    empty = True
-    for document in source.read(data):
-        empty = False
-        yield document
-    if empty:
-        where = data if data is not None else "the hub dataset"
-        raise UsageError(f"{where}: no documents of {name}", "is the file empty, or the download incomplete?")
+    last = ""
+    try:
+        for document in source.read(data):
+            last = document.where
+            yield document
+    except MALFORMED as error:
+        where = (
+            f"{last}: the row after it" if last else f"{data if data is not None else 'the hub dataset'}: the first row"
+        )
+        raise UsageError(f"{where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
+    if not last:
+        place = data if data is not None else "the hub dataset"
+        raise UsageError(f"{place}: no documents of {name}", "is the file empty, or the download incomplete?")
 
 
 def adapt(source: Source, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:
@@ -82,8 +89,8 @@ def adapt(source: Source, name: str, document: Document, data: Path | None, *, w
         return source.sample(name, document, data, with_pictures=with_pictures)
     except KeyError as error:
         raise UsageError(f"{document.where}: no field {error}", f"rows of {name}: see docs/data.md") from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UsageError(f"{document.where}: {error}", f"rows of {name}: see docs/data.md") from error
+    except MALFORMED as error:
+        raise UsageError(f"{document.where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
 
 
 def fingerprint(name: str, data: Path | None) -> dict[str, Any]:

@@ -54,6 +54,19 @@ def test_the_right_frame_is_named_where_a_wrong_one_is_declared(truly, declared,
     assert frame_hint(samples, written(form, samples), form) is None  # rightly declared: not a word
 
 
+def test_no_more_documents_are_read_than_have_an_output():
+    samples = list(documents())
+    read = []
+
+    def asked():
+        for sample in samples:
+            read.append(sample.id)
+            yield sample
+
+    frame_hint(asked(), written(format_named("json_1000"), samples[:3]), format_named("json_1000"))
+    assert read == ["0", "1", "2"]
+
+
 def test_a_bad_model_is_not_told_to_change_its_frame():
     samples = list(documents())
     wrong = {s.id: Episode(s.id, "t", box_step=Step("", '{"bbox_2d": [1, 1, 20, 20]}')) for s in samples}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def test_same_output_other_request(results, shared, tmp_path, capsys):
         (["tables", "--paper", "rec", "/nowhere"], "/nowhere: no such file or folder", "a run folder"),
         (["nonsense"], "nonsense", ""),
         (["ls", "taks"], "unknown 'taks'", "tasks"),
+        (["reproduction-page"], "results/records: no such folder", "--results"),
     ],
 )
 def test_wrong_use_is_exit_2_with_a_hint(args, message, hint, capsys, tmp_path, monkeypatch):
@@ -195,6 +197,23 @@ def test_wrong_use_is_exit_2_with_a_hint(args, message, hint, capsys, tmp_path, 
     assert err.startswith("error: ") and "\n\nhint: " in err and "Traceback" not in err
     assert message in err and hint in err
     assert not list(tmp_path.iterdir())  # looking for a folder does not make it
+
+
+def test_help_is_not_cut_at_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert not re.search(r"\w\.\.\.", said) and max(map(len, said.splitlines())) <= 80
+    assert "view               Write an HTML page of a run, or of two compared." in said
+
+
+def test_lists_fit_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["ls"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert max(map(len, listed)) <= 80
+    assert listed[1].split()[:2] == ["refcoco", "21,586"]  # groups first: 10,834 + 5,657 + 5,095
+    assert "group of 3 tasks" in listed[1]
 
 
 def test_a_wrong_judge_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):

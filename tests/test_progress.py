@@ -54,6 +54,7 @@ def test_durations(seconds, text):
 
 
 def test_a_line_at_the_end_and_every_so_often(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_LINE_S", 0.0)
     monkeypatch.setattr(module, "LINE_EVERY_S", 0.0)
     out = io.StringIO()
     with progress("refcoco_val", 4, scorer=live_scorer("refcoco_val", "exact"), out=out) as ticker:
@@ -64,7 +65,7 @@ def test_a_line_at_the_end_and_every_so_often(monkeypatch):
     assert len(lines) == 3  # one per batch and the last
     # one of three right: mean 1/3; per picture 2/3, -1/3, -1/3 over 3; se² = 3/2 · (6/9)/9 = 1/9
     assert "4/4 · acc@0.5 33.3 ± 33.3 %" in lines[-1]
-    assert "boxes parsed 66.7% · 0 failed" in lines[-1]
+    assert "boxes parsed 66.7 % · 0 failed" in lines[-1]
     assert "/s · 0 s left" in lines[-1]
 
 
@@ -72,7 +73,7 @@ def test_failures_are_counted_and_scored_as_nothing():
     out = io.StringIO()
     with progress("refcoco_val", 2, scorer=live_scorer("refcoco_val", "exact"), out=out) as ticker:
         ticker.add([sample(1), sample(2)], [episode(1), Episode("2", "refcoco_val", error="\x1b[2Jboom")])
-    assert "acc@0.5 100.0 % · boxes parsed 100.0% · 1 failed" in out.getvalue()
+    assert "acc@0.5 100.0 % · boxes parsed 100.0 % · 1 failed" in out.getvalue()
     assert "\x1b" not in out.getvalue()
 
 
@@ -81,6 +82,19 @@ def test_no_line_before_its_time():
     with progress("refcoco_val", 2, out=out) as ticker:
         ticker.add([sample(1)], [episode(1)])
         assert out.getvalue() == ""
+
+
+def test_the_first_line_comes_sooner_than_the_others(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress("refcoco_val", 9, out=out) as ticker:
+        said, ticker._began = [], now[0]
+        for at in (104.9, 105.0, 134.9, 135.0, 164.9, 165.0):  # 5 s after the start, then 30 s after the line before
+            now[0] = at
+            ticker.add([sample(1)], [episode(1)])
+            said.append(len(out.getvalue().splitlines()))
+    assert said == [0, 1, 1, 2, 2, 3]
 
 
 def test_quiet_says_nothing():

@@ -9,7 +9,7 @@ import pytest
 from visrl.core.records import TaskResult
 from visrl.errors import UsageError
 from visrl.evals import paper
-from visrl.tables.formats import plain, render
+from visrl.tables.formats import folded, plain, render
 from visrl.tables.paper_tables import build, split_rows, why_not
 from visrl.tables.result_tables import results_table
 
@@ -282,3 +282,17 @@ def test_a_run_that_is_not_finished_is_said_and_left_out(tmp_path, capsys):
     for command in (["tables", "--paper", "viscot"], ["show"]):
         assert main([*command, str(tmp_path / "b")]) == 2
         assert "b: not finished, it has no records yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("label", "width", "lines"),
+    [
+        ("world_rec acc@0.5", 17, ["world_rec acc@0.5"]),  # 17 characters
+        ("world_rec acc@0.5", 16, ["world_rec", "acc@0.5"]),
+        ("world_pope_adversarial f1", 14, ["world_pope_", "adversarial f1"]),
+        ("a runs/tiny-world-96a0b7b6/direct", 22, ["a runs/tiny-world-", "96a0b7b6/direct"]),
+        ("", 14, [""]),
+    ],
+)
+def test_labels_are_broken_at_spaces_and_long_words_behind_a_mark(label, width, lines):
+    assert folded(label, width).split("\n") == lines

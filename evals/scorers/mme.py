@@ -7,7 +7,7 @@ table holds perception. An answer is what its first four characters hold: "yes",
 A sample's score is its picture's points, 100 * (share right + all right), so a subtask is a plain mean over samples.
 
 The rule takes "Not sure" and "Norway" for no. ``accuracy_careful`` is the share of right answers by a careful reading
-(yes_no.py) in points up to 100, of all questions; what is not sure is wrong there, and the note ``odd`` counts the answers that
+(yes_no.py) in percent of all questions; what is not sure is wrong there, and the note ``odd`` counts the answers that
 both readings read, and differently.
 
 Departures: 1. pairs are grouped by picture, not by consecutive lines. 2. white space before the answer is not counted.
@@ -65,7 +65,7 @@ def says(text: str) -> str:
 def score(
     spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
-    """Per sample ``correct`` (0, 1), ``mme/<subtask>`` (its picture's points) and ``accuracy_careful`` (0, 100), in points."""
+    """Per sample ``correct`` (0, 1), ``mme/<subtask>`` (its picture's points) and ``accuracy_careful`` (0, 100: percent)."""
     scores, asked, found = SampleScores(), Counter[str](), Counter[str]()
     others: set[int] = set()  # rows whose answer is neither yes nor no
     pictures: dict[tuple[str, str], list[int]] = {}  # two subtasks may ask about one picture

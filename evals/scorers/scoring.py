@@ -58,7 +58,7 @@ def score_task(
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """
     scores, estimands = scorer_of(spec.benchmark)(spec, samples, episodes, judge)
-    metrics = [measured(what, spec.unit, spec.n) for what in estimands]
+    metrics = [measured(what, spec.unit_of(what.metric), spec.n) for what in estimands]
     return TaskScores(spec, scores, metrics, estimands)
 
 

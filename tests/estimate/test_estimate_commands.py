@@ -214,7 +214,7 @@ def test_groups_of_chains_by_hand():
     found = [Lengths(box=100, box_said=5, answer=160, answer_said=3, shared=90, pictures=80, patches=64, crop=70)]
     asked = SimpleNamespace(
         grpo=SimpleNamespace(prefix_sharing=True, box={"box_critic": 1.0}, answer={"answer": 1.0}),
-        model=SimpleNamespace(attn="sdpa"), critic=SimpleNamespace(kind="likelihood"),
+        model=SimpleNamespace(shares_rows=True), critic=SimpleNamespace(kind="likelihood"),
         trainer={"num_generations": 4, "per_device_train_batch_size": 8, "beta": 0.1, "num_iterations": 2},
     )  # fmt: skip
     box, answer = group_batches(asked, found)

@@ -155,7 +155,7 @@ def test_a_subtask_s_error_and_interval_by_hand():
 def test_the_careful_accuracy_is_on_a_scale_of_a_hundred():
     found = numbers(score("world_mme", picture("a", "yes", "no") + picture("b", "yes", "no")))["accuracy_careful"]
     # all right on two pictures: 100 * 2 / (2 + 3.84146)
-    assert (found.value, found.n, found.n_unparsed, found.notes) == (100.0, 4, 0, ())
+    assert (found.value, found.unit, found.n, found.n_unparsed, found.notes) == (100.0, "percent", 4, 0, ())
     assert found.ci == pytest.approx((34.2380, 100.0), abs=1e-4)
 
 

@@ -12,6 +12,8 @@ from visrl.core.chat_format import LayoutError
 from visrl.core.types import Picture, Turn, Unparsed
 from visrl.errors import UsageError
 from visrl.policies import families
+from visrl.policies.families import base
+from visrl.policies.families.base import Family
 from visrl.policies.families.llava import expand2square
 from visrl.policies.protocol import Request, Sampling
 
@@ -224,3 +226,22 @@ def test_fewer_tiles_are_fewer_tokens(tmp_path):
     many, one = (HFPolicy.load(folder, **more) for more in ({}, {"max_tiles": "1"}))
     tokens = [p.generate(asked, Sampling(max_tokens=2))[0].prompt_tokens for p in (many, one)]
     assert tokens[0] > tokens[1] and one.describe()["pixels"] == {"min_tiles": 1, "max_tiles": 1}
+
+
+def test_a_picture_is_named_by_its_pixels_and_read_once(monkeypatch):
+    image, equal, other = (Image.new("RGB", (3, 2), colour) for colour in ("red", "red", "blue"))
+    name = Family.digest(image)
+    assert Family.digest(equal) == name != Family.digest(other)
+    monkeypatch.setattr(Image.Image, "tobytes", None)  # calling it now would fail
+    assert Family.digest(image) == name
+    with pytest.raises(TypeError):
+        Family.digest(Image.new("RGB", (3, 2), "red"))  # another object, maybe where a lost one was
+
+
+def test_what_is_remembered_of_pictures_goes_with_them():
+    known = len(base._DIGESTS)
+    image = Image.new("RGB", (3, 2))
+    Family.digest(image)
+    assert len(base._DIGESTS) == known + 1
+    del image
+    assert len(base._DIGESTS) == known

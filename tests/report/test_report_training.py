@@ -103,6 +103,64 @@ def test_phases_are_in_the_order_of_time(folder, capsys):
     assert [name for name in names if name in of_loop] == of_loop and "old/sft-1" not in names
 
 
+def _kept(step: int, name: str, **chain: object) -> dict:
+    first = {
+        "box": [1, 2, 11, 12], "box_text": "[.1, .1]", "unparsed": None, "answer": "yes",
+        "rewards": {"iou": 0.5, "judge": None}, "advantages": {"box": 1.25, "answer": 0.0}, **chain,
+    }  # fmt: skip
+    second = {**first, "box": [20, 2, 30, 12], "answer": "no", "advantages": {"box": -1.25, "answer": 0.0}}
+    third = {**first, "box": None, "unparsed": "no box", "box_text": "<b>nowhere", "advantages": {"box": 0.0}}
+    group = {"id": name, "question": f"where is {name}?", "picture": "p.png", "answers": ["yes"]}
+    return {"step": step, "groups": [{**group, "chains": [first, second, third]}]}
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Policy-gradient training that kept a group at each of 30 steps."""
+    (tmp_path / "rl/rollouts").mkdir(parents=True)
+    (tmp_path / "rl/history.json").write_text('[{"step": 1, "reward": 0.5}, {"step": 30, "reward": 0.75}]')
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "rl/p.png")
+    for step in range(1, 31):
+        (tmp_path / f"rl/rollouts/step{step:06d}.json").write_text(json.dumps(_kept(step, f"thing {step}")))
+    return tmp_path / "rl"
+
+
+def test_groups_of_chains_are_drawn_by_their_advantage(groups):
+    assert main(["view", str(groups)]) == 0
+    text = (groups / "report.html").read_text()
+    # twelve of thirty steps, the first and the last among them: 0, 29/11, 58/11 ... rounded, and one more
+    steps = [int(step) for step in re.findall(r"step (\d+)</span>", text)]
+    assert steps == [1, 4, 6, 9, 12, 14, 17, 19, 22, 25, 27, 30]
+    assert "6 more groups" in text
+    # a positive advantage, a negative one; x, y, width and height of 1, 2, 11, 12 and 20, 2, 30, 12; no box at all
+    assert text.count('class="box k-true" x="1.0" y="2.0" width="10.0" height="10.0"') == 12
+    assert text.count('class="box k-a" x="20.0" y="2.0" width="10.0" height="10.0"') == 12
+    assert "&lt;b&gt;nowhere (no box)" in text and "<b>nowhere" not in text
+    assert "iou 0.50 · judge –" in text and "box +1.25 · answer +0.00" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "damaged"), ('{"step": 1}', "groups"), (json.dumps(_kept(1, "x", box=[1, 2, 3])), r"chains\.0\.box")],
+)
+def test_a_damaged_file_of_chains_is_named(groups, content, said, capsys):
+    (groups / "rollouts/step000001.json").write_text(content)
+    assert main(["view", str(groups)]) == 2
+    error = capsys.readouterr().err
+    assert "step000001.json" in error and re.search(said, error)
+
+
+def test_an_iterations_only_phase_comes_after_its_pairs_and_before_the_next_iteration(tmp_path):
+    names = ("iter2/rl", "iter10/pairs", "iter1/rl", "iter2/pairs", "sft")
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "history.json").write_text('[{"step": 1, "loss": 1.0}]')
+    assert main(["view", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    found = re.findall(r"<h2 id=.h-\d+.><bdi>([\w/]+)", text)
+    assert found == ["sft", "iter1/rl", "iter2/pairs", "iter2/rl", "iter10/pairs"]
+
+
 def test_a_chart_has_a_row_per_name():
     found = chart("t", {"base": {"a": (20.0, None)}, "SFT": {"a": (60.0, 5.0), "b": (90.0, 20.0)}}, differences=False)
     assert [name for name, _ in found.names] == ["base", "SFT"] and found.series == ("a", "b")

@@ -50,6 +50,16 @@ def test_the_leaderboard_is_the_same_as_a_table(runs, capsys):
     assert "| model-half | viscot\\_vsr | answer | 50.0 |" in capsys.readouterr().out
 
 
+def test_on_a_screen_a_row_is_a_run_and_what_it_is_of_stands_below(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["leaderboard", str(runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    answers = [line.split() for line in lines if "viscot_vsr answer" in line]
+    assert [(row[0], row[3]) for row in answers] == [("all", "100.0"), ("half", "50.0"), ("none", "0.0")]
+    assert any(line.startswith("half: model-half · ") for line in lines)
+
+
 def test_other_documents_are_not_paired(runs, tmp_path, capsys):
     other = made.drawn(tmp_path / "data", n=4)
     (tmp_path / "runs").mkdir()

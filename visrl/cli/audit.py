@@ -20,7 +20,10 @@ def audit(
     model_args: Annotated[str, typer.Option(help="as of replay:, e.g. box_format=json_1000,parser=strict")] = "",
     json_: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
 ) -> None:
-    """Accuracy of recorded boxes under every frame and parser: is it the model, or how its boxes were read?"""
+    """Score recorded boxes under every frame and parser.
+
+    Is it the model that is wrong, or the way its boxes are read?
+    """
     from visrl.core.records import dump_json
     from visrl.evals.benchmarks import resolve
     from visrl.evaluation.audit import audit_file

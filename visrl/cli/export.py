@@ -16,7 +16,10 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="csv | jsonl | parquet")] = "csv",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
 ) -> None:
-    """Print a run's samples as a table: scores, boxes in pixels, what was said."""
+    """Export a row per sample as csv, jsonl or parquet.
+
+    Scores, boxes in pixels of the picture, and what the model wrote.
+    """
     from visrl.evaluation.export import write
 
     check_there(folder)

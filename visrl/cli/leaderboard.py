@@ -14,11 +14,14 @@ def leaderboard(
     format_: Annotated[str, typer.Option("--format", help="rich | md | csv | latex")] = "rich",
     task: Annotated[str | None, typer.Option(help="only this task or group")] = None,
 ) -> None:
-    """Print the main results of all runs below a folder, best first."""
+    """Print the main results of all runs in a folder.
+
+    The best come first, task by task.
+    """
     from visrl.errors import UsageError, nearest
     from visrl.tables.formats import render
     from visrl.tables.leaderboard import leaderboard as table_of
-    from visrl.tables.leaderboard import of_task, read_entries
+    from visrl.tables.leaderboard import of_task, on_a_screen, read_entries
     from visrl.tables.paper_tables import print_table
 
     if not folder.is_dir():
@@ -29,8 +32,7 @@ def leaderboard(
         if task not in known:
             raise UsageError(f"no run below {folder} has a result of {task!r}", nearest(task, known))
         entries = of_task(entries, task)
-    table = table_of(entries)
     if format_ == "rich":
-        print_table(table, "rich")
+        print_table(on_a_screen(entries), "rich")
     else:
-        sys.stdout.write(render(table, format_))
+        sys.stdout.write(render(table_of(entries), format_))

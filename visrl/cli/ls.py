@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visrl.cli.including import IncludeOption, include_files, lines_of_others
+from visrl.cli.numbers import sensible
 from visrl.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def ls(
     if what in ("tasks", "all"):
         console.print(_task_table())
     if what in ("models", "all"):
-        console.print(MODELS, markup=False)
+        if what == "all":
+            console.print()
+        console.print(_model_table())
     if what in ("others", "all") and (lines := list(lines_of_others())):
         console.print("\n".join(["of installed packages and included files", *lines]), markup=False)
     if what not in ("tasks", "models", "others", "all"):
@@ -42,8 +45,8 @@ def ls(
 def world(
     sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
     split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
-    columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
-    skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="pictures per task")] = 4,
+    skip: Annotated[int, typer.Option(min=0, callback=sensible, help="pictures to pass over, to see others")] = 0,
 ) -> None:
     """Draw a contact sheet of the small world.
 
@@ -55,27 +58,38 @@ def world(
     print(sheet)
 
 
-MODELS = """models
-  tiny, sft, base         the small world's checkpoints, shipped with visrl
-  hf:ID_OR_PATH           any transformers image-text-to-text model; a bare path or hub id too
-  endpoint:URL#NAME       an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY
-  openai:NAME             the service of that name; box_format must be given, as for every server
-  vllm:ID_OR_PATH         the same by vLLM in this process (pip install visrl[vllm])
-  replay:FILE_OR_DIR      recorded outputs: ours, or a published predictions file (docs/data.md)
-  constant:TEXT           always answers TEXT: a chance-level baseline
-  blind:MODEL             any of these, shown grey pictures: what the text alone gives away"""
+MODELS = {
+    "tiny, sft, base": "the bundled models of the small world",
+    "hf:ID_OR_PATH": "any transformers image-text-to-text model; a bare path or hub id too",
+    "endpoint:URL#NAME": "an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY",
+    "openai:NAME": "OpenAI's own service; box_format must be given, as for every server",
+    "vllm:ID_OR_PATH": "the same by vLLM in this process (pip install visrl[vllm])",
+    "replay:FILE_OR_DIR": "recorded outputs: ours, or a published predictions file (docs/data.md)",
+    "constant:TEXT": "always answers TEXT: a chance-level baseline",
+    "blind:MODEL": "any of these, shown grey pictures: what the text alone gives away",
+}
+
+
+def _model_table() -> Table:
+    from rich.table import Table
+
+    table = Table("model", "about", box=None, pad_edge=False)
+    for spec, about in MODELS.items():
+        table.add_row(spec, about)
+    return table
 
 
 def _task_table() -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from visrl.evals.benchmarks import GROUPS, TASKS
     from visrl.tables.formats import UNIT_SHOWN
 
-    table = Table("task", "n", "version", "unit", "about", box=None, pad_edge=False)
+    table = Table("task", Column("n", justify="right"), "unit", "about", box=None, pad_edge=False)
     for group, members in GROUPS.items():
-        table.add_row(group, f"{sum(TASKS[m].n for m in members):,}", "", "", f"group of {len(members)} tasks")
-    table.add_section()
+        table.add_row(group, f"{sum(TASKS[m].n for m in members):,}", "", f"group of {len(members)} tasks")
+    table.add_row()
     for spec in TASKS.values():
-        table.add_row(spec.name, f"{spec.n:,}", spec.version, UNIT_SHOWN[spec.unit], spec.about)
+        version = "" if spec.version == "1" else f" (version {spec.version})"
+        table.add_row(spec.name, f"{spec.n:,}", UNIT_SHOWN[spec.unit], spec.about + version)
     return table

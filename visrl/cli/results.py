@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import shutil
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +99,7 @@ def show(
         print("\n".join(phase_lines(folder)))
         return
     request = read_evaluation(folder)["request"]
-    print(_settings(request), file=sys.stderr)
+    print(textwrap.fill(_settings(request), shutil.get_terminal_size().columns), file=sys.stderr)
     results, compared = read_records(folder), None if json_ else beside(folder)
     if all_ and not json_:
         _print_all(results, compared)
@@ -130,12 +132,13 @@ def beside(folder: Path) -> Compared | None:
 
 def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
     """The run of ``protocol`` in ``folder``, against that of ``second`` inside it, by the metrics that both have."""
+    from visrl.evals.benchmarks import UPSTREAM
     from visrl.evals.compare import compare
     from visrl.evals.sample_scores import of_run
     from visrl.tables.result_tables import Compared
 
     found = compare(of_run(folder / second), of_run(folder))
-    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS)
+    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS or d.task.startswith(UPSTREAM))
     return Compared(second, "looked" if second == "direct" else protocol.split("/")[0], changes)
 
 
@@ -198,7 +201,11 @@ def view(
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of the server; 0: any free one")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
-    """Write an HTML page of one run or of two, of a training run, or an index of a folder of runs."""
+    """Write an HTML page of a run, or of two compared.
+
+    Of one run: every sample with its pictures, both turns and score. Of two: what changed, and samples side by side. Of a
+    training run: phases, curves and pairs. Of a folder of runs: an index with their differences.
+    """
     from visrl.report import open_page, serve_page, write_report
 
     folders = [folder] if other is None else [folder, other]

@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.core.argument_parser import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="visrl-train",
-        description="Train a vision-language model that looks, then answers: SFT, then step-level DPO.",
+        description="Train a vision-language model that looks, then answers: SFT, step-level DPO, GRPO.",
         epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
         "`visrl-train merge ADAPTER --output DIR` writes merged weights. "
         "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
@@ -27,9 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="RECIPE",
-        help="a recipe's file, or the name of one that ships; `visrl-train KIND RECIPE` also checks its kind",
+        help="a recipe file, or the name of a bundled one; `visrl-train KIND RECIPE` also checks its kind",
     )
-    parser.add_argument("--list", action="store_true", help="list the recipes that ship, and stop")
+    parser.add_argument("--list", action="store_true", help="list the bundled recipes, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
     )
@@ -54,7 +54,7 @@ def _recipe_path(words: Sequence[str]) -> tuple[Path, str | None]:
 
     if len(words) != 1 and len(words) != 2:
         said = f"expected one recipe, not {' '.join(words)}" if words else "no recipe is named"
-        raise UsageError(said, "visrl-train RECIPE.yaml --set a.b=c; visrl-train --list names those that ship")
+        raise UsageError(said, "visrl-train RECIPE.yaml --set a.b=c; visrl-train --list names the bundled ones")
     return recipe_path(words[-1]), words[0] if len(words) == 2 else None
 
 

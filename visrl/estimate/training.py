@@ -137,7 +137,7 @@ def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], term
     collator = PairCollator(
         pairs, encoder_of(model, recipe.model.box_format), tuple(terms), crop=step.crop, context=step.context
     )
-    shared = step.prefix_sharing and recipe.model.attn in ("sdpa", "eager")
+    shared = step.prefix_sharing and recipe.model.shares_rows
     size = int(recipe.trainer["per_device_train_batch_size"])
     out = []
     for term in terms:

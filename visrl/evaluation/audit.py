@@ -6,7 +6,7 @@ chooses: a frame that fits far better than the declared one is named, and the us
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -82,8 +82,14 @@ def frame_hint(samples: Iterable[CoTSample], episodes: Mapping[str, Episode], bo
 
     episodes: by sample id. samples: asked in order; those without a true box or a box turn are passed over.
     """
-    looked = (_of_episode(sample, episodes[sample.id]) for sample in samples if sample.id in episodes)
+    looked = (_of_episode(sample, episodes[sample.id]) for sample in _named(samples, episodes))
     return _hint(list(islice((item for item in looked if item is not None), LOOKED_AT)), box_format)
+
+
+def _named(samples: Iterable[CoTSample], ids: Collection[str]) -> Iterator[CoTSample]:
+    """The samples of these ids; reads no further than the last of them, for drawing or opening the rest takes its time."""
+    found = (sample for sample in samples if sample.id in ids)
+    return islice(found, len(ids))
 
 
 def run_hints(

@@ -45,10 +45,13 @@ def comparison_table(title: str, differences: Sequence[Difference], notes: Seque
     """A row per task and metric: the change, p, n, and how many samples were fixed or broken; worst flips below."""
     rows = []
     for d in differences:
-        flips = f"{d.fixed}/{d.broken}" + (f" ({d.unpaired} unpaired)" if d.unpaired else "")
         said = change_shown(d.before, d.after, d.delta, d.se, d.unit)
-        texts = (said, UNIT_SHOWN[d.unit], _p(d.p), f"{d.n:,}", flips)
-        rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), tuple(Cell((text,)) for text in texts)))
+        unpaired = (
+            f"{d.unpaired:,} more are not compared: no score in one of the runs, or in both" if d.unpaired else ""
+        )
+        texts = (said, UNIT_SHOWN[d.unit], _p(d.p))
+        counts = (Cell((f"{d.n:,}",), unpaired), Cell((f"{d.fixed}/{d.broken}",)))
+        rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), (*(Cell((t,)) for t in texts), *counts)))
     columns = (("change ± SE", "change"), ("unit", "unit"), ("p", "p"), ("n", "n"), ("fixed/broken", "fixed/broken"))
     return Table(title, "task and metric", columns, tuple(rows), (*notes, *_worst(differences)))
 

@@ -3,7 +3,8 @@
 Reads what it finds at any depth up to ``DEPTH`` and says nothing of the rest, for runs that are still going on have only some:
 ``records/`` and ``metrics.json`` (how a phase of a loop was scored), ``summary.json`` (of ablations), ``history.json`` (a list of
 logged steps), ``training.json`` (the same under ``log``), ``settings.json``, ``manifest.json`` (request, funnel, right and wrong
-boxes of pair generation), ``chains.jsonl`` (critics' scores), ``pairs*.jsonl`` (visrl.train.data.rows.PairRow).
+boxes of pair generation), ``chains.jsonl`` (critics' scores), ``pairs*.jsonl`` (visrl.train.data.rows.PairRow), ``rollouts/``
+(groups of chains that policy gradients were trained on).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from visrl.report.page import render
 from visrl.report.text import line
 from visrl.report.training_figures import Chart, Curve, curves, forest, number, phase_chart, score_histogram
 from visrl.report.training_pairs import AT_FIRST, PairCard, cards
+from visrl.report.training_rollouts import GroupCard, group_cards
 from visrl.runs.lines import read_lines
 from visrl.tables.phase_tables import order, runs
 
@@ -49,6 +51,7 @@ class PhasePage:
     counts: tuple[tuple[str, str], ...]
     pairs: tuple[PairCard, ...]
     n_pairs: int
+    groups: tuple[GroupCard, ...]
 
 
 def is_training(folder: Path) -> bool:
@@ -121,14 +124,14 @@ def _ends(folder: Path) -> tuple[tuple[str, str], ...]:
     return tuple((line(name), line(str(_json(files[name], {}).get("line", "")))) for name in names)
 
 
-_STEP = re.compile(r"iter(\d+)/(pairs|rl(\d+))")
+_STEP = re.compile(r"iter(\d+)/(pairs|rl(\d*))")
 
 
 def _when(place: Path, root: Path) -> tuple[tuple[int, ...], str]:
     """Phases in the order in which a loop runs them; of an iteration the pairs before what is trained on them."""
     name = str(place.relative_to(root))
     found = _STEP.match(name)
-    return ((9, int(found[1]), int(found[3] or 0)) if found else order(name.split("/")[0])), name
+    return ((9, int(found[1]), int(found[3] or found[2] == "rl")) if found else order(name.split("/")[0])), name
 
 
 def _phases(folder: Path) -> Iterator[Path]:
@@ -163,6 +166,7 @@ def _phase(place: Path, root: Path) -> PhasePage:
         _flat({k: v for k, v in funnel.items() if k != "questions"}),
         tuple(pairs),
         sum(sum(1 for text in path.open("rb") if text.strip()) for path in place.glob("pairs*.jsonl")),
+        group_cards(place, settings),
     )
 
 

@@ -42,20 +42,25 @@ def cards(path: Path, settings: Any) -> Iterable[PairCard]:
     """The first pairs of a file. settings: of the phase, for the folder of its pictures. Raises UsageError for a damaged file."""
     from visrl.train.data.rows import PairRow, read_rows
 
-    data = settings.get("data") if isinstance(settings, Mapping) else None
-    named = data.get("pictures") if isinstance(data, Mapping) else None
-    folder = Path(named) if isinstance(named, str) and named else path.parent
+    folder = data_folder(settings, path.parent)
     return [_card(row, folder) for row in islice(read_rows(path, PairRow), PAIRS_SHOWN)]
 
 
+def data_folder(settings: Any, otherwise: Path) -> Path:
+    """The folder of a phase's pictures, by its settings."""
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    named = data.get("pictures") if isinstance(data, Mapping) else None
+    return Path(named) if isinstance(named, str) and named else otherwise
+
+
 def _card(row: Any, folder: Path) -> PairCard:
-    picture, size = _picture(row.picture, folder)
+    picture, size = picture_data(row.picture, folder)
     return PairCard(
         clip(row.question, 400),
         row.size or size,
         picture,
-        _rectangle(row.chosen.box),
-        _rectangle(row.rejected.box),
+        rectangle(row.chosen.box),
+        rectangle(row.rejected.box),
         clip(row.chosen.answer, 300),
         clip(row.rejected.answer, 300),
         _scores(row.chosen.scores),
@@ -65,7 +70,7 @@ def _card(row: Any, folder: Path) -> PairCard:
     )
 
 
-def _picture(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
+def picture_data(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
     """A data URI and the original's size; "" and None where there is no such picture below ``folder``."""
     from visrl.train.data.rows import picture_in
 
@@ -77,7 +82,8 @@ def _picture(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:
     return f"data:image/webp;base64,{data}", image.size
 
 
-def _rectangle(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+def rectangle(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+    """x, y, width and height of x1, y1, x2, y2."""
     return None if box is None else (box[0], box[1], box[2] - box[0], box[3] - box[1])
 
 

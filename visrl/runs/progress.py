@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: live on a terminal, a plain line every 30 s elsewhere, nothing with ``--quiet``.
+"""How far a run is, on stderr: live on a terminal, a plain line after 5 s and every 30 s elsewhere, nothing with ``--quiet``.
 
 done/total, samples per second, the score so far ± its standard error (clustered by picture, over what this command has run), the
 share of boxes that parsed, failures, time left, memory. The score is the one the benchmark would report for these samples where
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_EVERY_S = 30.0
+FIRST_LINE_S = 5.0
 SHOWN = ("acc@0.5", "answer", "accuracy", "correct", "box_acc")
 """Metrics of single samples, 0..1, the one that says most first."""
 Scorer = Callable[[Sequence[CoTSample], Mapping[str, Episode]], Mapping[str, Mapping[str, Score]]]
@@ -87,7 +88,7 @@ class Counts:
         best = sorted(self.scores, key=SHOWN.index)[:2]
         parts = [f"{metric} {_percent(self.scores[metric])}" for metric in best]
         if self.asked_for_box:
-            parts.append(f"boxes parsed {self.parsed / self.asked_for_box:.1%}")
+            parts.append(f"boxes parsed {100 * self.parsed / self.asked_for_box:.1f} %")
         return " · ".join([*parts, f"{self.failed} failed"])
 
 
@@ -129,7 +130,7 @@ def memory() -> str:
 
 @dataclass(slots=True)
 class Ticker:
-    """Counts one task and, with ``out``, says how it goes: a plain line every ``LINE_EVERY_S`` seconds, for logs and CI."""
+    """Counts one task and, with ``out``, says how it goes: a plain line now and then, for logs and CI."""
 
     task: str
     total: int
@@ -138,7 +139,7 @@ class Ticker:
     counts: Counts = field(default_factory=Counts)
     skipped: int = 0
     _began: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    _said: float | None = None
 
     def add(self, samples: Sequence[Any], episodes: Sequence[Any]) -> None:
         """Finished results, and the items they (and maybe others) are of."""
@@ -153,7 +154,8 @@ class Ticker:
         self.counts.done += n
 
     def tick(self) -> None:
-        if self.out is not None and time.monotonic() - self._said >= LINE_EVERY_S:
+        wait = FIRST_LINE_S if self._said is None else LINE_EVERY_S
+        if self.out is not None and time.monotonic() - (self._said or self._began) >= wait:
             self.say()
 
     def pace(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from visrl.errors import UsageError, nearest
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-UNIT_SHOWN = {"fraction": "%", "percent": "%", "points": "points"}
+UNIT_SHOWN = {"fraction": "%", "percent": "%", "points": "points", "raw": "as given"}
 """A record's unit -> the one that people are shown: a share is percent, whatever the record keeps."""
 FORMATS = ("rich", "md", "csv", "latex")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -103,7 +104,7 @@ def show(table: Table, console: Any) -> None:
     for band in _bands(table, console.width):
         console.print(_rich_table(table, marks, band, console.width))
     for number, note in enumerate(footnotes, 1):
-        console.print(Text(f"{str(number).translate(_SUPERSCRIPTS)} {note}"), soft_wrap=True)
+        console.print(Text(f"{str(number).translate(_SUPERSCRIPTS)} {note}"))
     for note in table.notes:
         console.print(Text(note, style="dim"))
 
@@ -134,7 +135,8 @@ def _rich_table(table: Table, marks: Sequence[Sequence[str]], band: range, width
 
     out = RichTable(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold underline")
     fixed = sum(_column_width(table, i) + 1 for i in band)
-    out.add_column(table.label, overflow="fold", max_width=max(_LABEL, width - fixed - 1))
+    room = max(_LABEL, width - fixed - 1)
+    out.add_column(table.label, overflow="fold", max_width=room)
     for i in band:
         out.add_column(table.columns[i][1], justify="right", overflow="fold", width=_column_width(table, i))
     for row, row_marks in zip(table.rows, marks, strict=True):
@@ -146,8 +148,22 @@ def _rich_table(table: Table, marks: Sequence[Sequence[str]], band: range, width
             Text("\n".join(row.cells[i].lines) + row_marks[i].translate(_SUPERSCRIPTS), style=row.cells[i].style)
             for i in band
         ]
-        out.add_row(Text(row.label), *cells, style=row.style)
+        out.add_row(Text(folded(row.label, room)), *cells, style=row.style)
     return out
+
+
+def folded(label: str, width: int) -> str:
+    """A label on lines of at most ``width``, broken at spaces; a longer word behind ``_``, ``-``, ``/`` or ``+``."""
+    lines, line = list[str](), ""
+    for word in label.split():
+        parts = [word] if len(word) <= width else re.findall(r"[^_+/-]*[_+/-]|[^_+/-]+", word)
+        for place, part in enumerate(parts):
+            gap = " " if line and place == 0 else ""
+            if line and len(line) + len(gap) + len(part) > width:
+                lines.append(line)
+                line, gap = "", ""
+            line += gap + part
+    return "\n".join([*lines, line])
 
 
 # --- files

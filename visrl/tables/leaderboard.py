@@ -19,7 +19,7 @@ from visrl.evals.compare import Difference, Paired, difference, pair_group, pair
 from visrl.evals.sample_scores import Rows, of_run
 from visrl.runs.meta import read_evaluation, unlike_documents
 from visrl.tables.formats import UNIT_SHOWN, Cell, Row, Table, cleaned, plain
-from visrl.tables.result_tables import is_direct, main_results, shown
+from visrl.tables.result_tables import is_direct, main_results, of_expected, shown
 
 DEPTH = 4
 MOST_COMPARED = 12
@@ -120,7 +120,7 @@ def protocol_of(request: Mapping[str, Any]) -> str:
 
 
 def leaderboard(entries: Sequence[RunEntry]) -> Table:
-    """The standings as a table for a terminal, Markdown or CSV; CSV has every digit and the commands' names."""
+    """The standings as a table for Markdown, LaTeX or CSV; CSV has every digit and the commands' names."""
     rows, tidy = [], []
     for standing in standings(entries):
         entry, result = standing.entry, standing.result
@@ -131,7 +131,7 @@ def leaderboard(entries: Sequence[RunEntry]) -> Table:
             "—" if result.value is None else shown(result.value, result.unit),
             "" if ends is None else "–".join(shown(end, result.unit) for end in ends),
             UNIT_SHOWN[result.unit],
-            f"{result.n:,}" if result.n == result.n_expected else f"{result.n:,}/{result.n_expected:,}",
+            of_expected(result),
             protocol_of(entry.request),
             entry.name,
             entry.started,
@@ -140,6 +140,29 @@ def leaderboard(entries: Sequence[RunEntry]) -> Table:
         tidy.append(_tidy(standing))
     titles = ("task", "metric", "value", "95 % CI", "unit", "n", "protocol", "run", "date")
     return Table("", "model", tuple((title, title) for title in titles), cleaned(rows), (), tuple(tidy))
+
+
+def on_a_screen(entries: Sequence[RunEntry]) -> Table:
+    """The standings for a terminal: a section per task and metric; what model and protocol a run is of stands below, once."""
+    rows = []
+    before = None
+    for standing in standings(entries):
+        result = standing.result
+        what = f"{result.task} {result.metric}"
+        value = "—" if result.value is None else shown(result.value, result.unit)
+        error = "" if result.value is None or result.se is None else f" ± {shown(result.se, result.unit)}"
+        texts = (what, value + error, UNIT_SHOWN[result.unit], of_expected(result))
+        cells = tuple(Cell((text,)) for text in texts)
+        rows.append(Row(plain(standing.entry.name, 120), cells, opens_section=before not in (None, what)))
+        before = what
+    titles = ("task and metric", "value ± SE", "unit", "n")
+    notes = tuple(plain(_run_line(entry), 300) for entry in entries)
+    return Table("", "run", tuple((title, title) for title in titles), cleaned(rows), notes)
+
+
+def _run_line(entry: RunEntry) -> str:
+    facts = (str(entry.request["model"]), protocol_of(entry.request), entry.started)
+    return f"{entry.name}: {' · '.join(fact for fact in facts if fact)}"
 
 
 def _tidy(standing: Standing) -> dict[str, Any]:

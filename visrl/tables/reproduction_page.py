@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
 from visrl.tables.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
 from visrl.tables.formats import render
@@ -173,7 +174,9 @@ def _made_of(found: Sequence[TaskResult], name: str) -> str:
 
 
 def write(results: Path, docs: Path) -> Path:
-    """Write the page and its figure from ``results/records``. Returns the page."""
+    """Write the page and its figure from ``results/records``. Returns the page. Raises UsageError where that folder is not."""
+    if not (results / "records").is_dir():
+        raise UsageError(f"{results / 'records'}: no such folder", "run this in visrl's repository, or name --results")
     found = _read(results)
     if has_figure(found):
         loops = of_loops(found)

@@ -28,7 +28,9 @@ class Compared:
 
 
 def shown(value: float, unit: str, sign: str = "") -> str:
-    """A value as people read it: a fraction as percent, one decimal. sign: ``+`` for a difference."""
+    """A value as people read it: a fraction as percent, one decimal; raw: four digits. sign: ``+`` for a difference."""
+    if unit == "raw":
+        return f"{value:{sign}.4g}"
     return f"{value * _FACTOR.get(unit, 1.0):{sign}.1f}"
 
 
@@ -93,20 +95,27 @@ def summary_table(results: Sequence[TaskResult], compared: Compared | None = Non
     if compared is None or not compared.changes:
         return results_table(chosen)
     changes = {(d.task, d.metric): d for d in compared.changes}
-    rows = [_change_row(result, changes.get((result.task, result.metric))) for result in chosen]
+    rows = [_change_row(result, changes.get((result.task, result.metric)), compared.before) for result in chosen]
     titles = (compared.before, compared.after, "change ± SE", "unit", "n")
     columns = tuple((title, title) for title in titles)
     return Table("", "task and metric", columns, cleaned(rows), _made_by(results))
 
 
-def _change_row(result: TaskResult, found: Difference | None) -> Row:
+def _change_row(result: TaskResult, found: Difference | None, before_name: str) -> Row:
     before = "" if found is None or found.before is None else shown(found.before, found.unit)
     after = "—" if result.value is None else shown(result.value, result.unit)
     by = "" if found is None or found.delta is None else _by(found.delta, found.se, found.unit)
-    # the change is over the samples that both runs scored, the value over all that this one did
-    unpaired = f"{found.unpaired:,} are scored in one of the runs only" if found is not None and found.unpaired else ""
+    # the change is over the samples that both runs scored, the value over all that this one did; its own unscored are said
+    left_out = 0 if found is None else found.unpaired - result.n_unscored
+    unpaired = f"{left_out:,} are not compared: no score in {plain(before_name)}" if left_out > 0 else ""
     note = "; ".join(part for part in (_why(result), _unparsed(result), unpaired) if part)
-    cells = (Cell((before,)), Cell((after,), note), Cell((by,)), Cell((UNIT_SHOWN[result.unit],)), Cell((_of(result),)))
+    cells = (
+        Cell((before,)),
+        Cell((after,), note),
+        Cell((by,)),
+        Cell((UNIT_SHOWN[result.unit],)),
+        Cell((of_expected(result),)),
+    )
     return Row(_label(result), cells)
 
 
@@ -123,7 +132,7 @@ def results_table(results: Sequence[TaskResult]) -> Table:
     rows = []
     for result in results:
         counts = (str(getattr(result, f"n_{name}") or "") for name in flags)
-        texts = (_value(result), _interval(result), UNIT_SHOWN[result.unit], _of(result), *counts)
+        texts = (_value(result), _interval(result), UNIT_SHOWN[result.unit], of_expected(result), *counts)
         first, *others = (Cell((text,)) for text in texts)
         rows.append(Row(_label(result), (Cell(first.lines, _why(result)), *others)))
     columns = [
@@ -180,5 +189,6 @@ def _interval(result: TaskResult) -> str:
     return "" if ends is None else "–".join(shown(end, result.unit) for end in ends)
 
 
-def _of(result: TaskResult) -> str:
+def of_expected(result: TaskResult) -> str:
+    """``50/1,250``: how many samples were scored, of how many; one number where these are equal."""
     return f"{result.n:,}" if result.n == result.n_expected else f"{result.n:,}/{result.n_expected:,}"

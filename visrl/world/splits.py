@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from visrl.world.forms_and_charts import lay_out_chart, lay_out_form
 from visrl.world.scenes import Kind, Scene, lay_out
@@ -53,6 +54,7 @@ def kind_of(index: int) -> Kind:
     return _KINDS[index % len(_KINDS)]
 
 
+@lru_cache(maxsize=2048)  # a whole test split, some MB: its documents are read more than once in a run
 def picture(split: str, index: int) -> Scene:
     """Picture ``index`` of ``split``, laid out but not drawn. Raises IndexError beyond the split's end."""
     if not 0 <= index < SPLITS[split].pictures:

@@ -11,9 +11,10 @@ pass as ``mm_encoder_outputs``, transformers' own argument for features computed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 PAPER_FORMAT = FORMATS["padded_square_3dp"]
 Features = dict[str, Tensor]  # of one picture: name -> [tokens, ...]
+_DIGESTS: dict[int, tuple[weakref.ref[Image], str]] = {}  # by id of a picture that lives
+
+
+def _forget(key: int, _: weakref.ref[Image]) -> None:
+    _DIGESTS.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class Family:
     max_pictures: in one conversation; None: no limit of the architecture.
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
+    engines_differ: why vLLM's outputs are not its own, where that is known.
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
     pixel_limits: what bounds a picture's tokens, as users name it -> the setting of its image processor, ``size.KEY`` or an
     attribute.
@@ -89,6 +96,7 @@ class Family:
     default_protocol: ClassVar[str] = "visrl_train"
     default_crop: ClassVar[CropName] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
+    engines_differ: ClassVar[str] = ""
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
     ignored_weights: ClassVar[tuple[str, ...]] = ()
@@ -134,8 +142,20 @@ class Family:
             found[name] = int(vars_of(eyes.size)[key] if key else vars(eyes)[attribute])
         return found
 
+    def limits_as_kwargs(self, names: Collection[str]) -> dict[str, Any]:
+        """Bounds in force, those of ``names``, as arguments of a call of the processor: for an engine that loads it anew."""
+        eyes, found = self.processor.image_processor, dict[str, Any]()
+        for name in names:
+            attribute, _, key = self.pixel_limits[name].partition(".")
+            found[attribute] = dict(vars_of(eyes.size)) if key else vars(eyes)[attribute]
+        return found
+
     def seen_size(self, encoded: EncodedImage) -> Size | None:
         """(width, height) in pixels at which the model saw a picture, where that differs from picture to picture."""
+        return None
+
+    def resized_to(self, size: Size) -> Size | None:
+        """The same of a picture of ``size`` that another processes: by the family's processor and its limits in force."""
         return None
 
     def prepare(self, image: Image) -> Image:
@@ -165,9 +185,17 @@ class Family:
 
     @staticmethod
     def digest(image: Image) -> str:
-        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from."""
+        """A name for a picture's pixels: equal pictures, equal digests, whatever file they came from.
+
+        Remembered for as long as the object lives: both turns of a chain, and all questions about a picture, show the same one.
+        """
+        known = _DIGESTS.get(id(image))
+        if known is not None and known[0]() is image:
+            return known[1]
         head = f"{image.mode}:{image.size[0]}x{image.size[1]}:".encode()
-        return hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        digest = hashlib.blake2b(head + image.tobytes(), digest_size=12).hexdigest()
+        _DIGESTS[id(image)] = (weakref.ref(image, partial(_forget, id(image))), digest)
+        return digest
 
     def _picture_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)

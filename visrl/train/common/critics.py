@@ -33,7 +33,7 @@ from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
-from visrl.train.config.recipe import Section
+from visrl.train.config.section import Section
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (
@@ -54,10 +54,10 @@ DECIMALS = 6
 
 
 def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
+    """YAML's numbers, booleans, lists and mappings as ``--model-args`` would have them; null takes an argument away."""
     if not isinstance(args, dict):
         return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
+    return {k: json.dumps(v) if isinstance(v, bool | list | dict) else str(v) for k, v in args.items() if v is not None}
 
 
 ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]

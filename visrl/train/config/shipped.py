@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import visrl
 from visrl.errors import UsageError, nearest
 
 _PACKAGE = Path(visrl.__file__).parent
-_LONGEST = 90
 
 
 def recipes_folder() -> Path:
@@ -30,20 +30,20 @@ def recipe_path(words: str) -> Path:
         return path  # whether it is there is said where it is read
     found = shipped_recipes()
     if words not in found:
-        raise UsageError(f"{words}: no such file, and no recipe of this name ships", nearest(words, found))
+        raise UsageError(f"{words}: no such file, and no bundled recipe has this name", nearest(words, found))
     return found[words]
 
 
 def listing() -> Sequence[str]:
-    """A line per shipped recipe: its name, and what its first comment says."""
+    """A line per shipped recipe, those of the small world first: its name, and what its first comment begins with."""
     found = shipped_recipes()
     width = max(map(len, found), default=0)
-    return [f"{name:{width}}  {_about(path)}" for name, path in found.items()]
+    in_order = sorted(found, key=lambda name: (not name.startswith("world"), not name.startswith("pairs"), name))
+    return [f"{name:{width}}  {_about(found[name])}" for name in in_order]
 
 
 def _about(path: Path) -> str:
-    """The first sentence of the comment that a recipe begins with."""
+    """What a recipe's first comment says before its first comma, colon or full stop."""
     with path.open(encoding="utf-8") as file:
         first = file.readline()
-    said = first.lstrip("# ").strip() if first.startswith("#") else ""
-    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…"
+    return re.split(r"[,:.](?: |$)", first.lstrip("# ").strip(), maxsplit=1)[0] if first.startswith("#") else ""

@@ -10,14 +10,8 @@ from visrl.core.crops import CropName
 from visrl.errors import UsageError
 from visrl.train.common.critics import CriticSection
 from visrl.train.common.trainer_args import OWN
-from visrl.train.config.recipe import (
-    LoraSection,
-    ModelSection,
-    ProtocolChoice,
-    Recipe,
-    Section,
-    check_trainer_section,
-)
+from visrl.train.config.recipe import LoraSection, ModelSection, ProtocolChoice, Recipe, check_trainer_section
+from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
 from visrl.train.grpo.rewards import check_rewards

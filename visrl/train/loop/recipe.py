@@ -14,7 +14,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from visrl.core.crops import CropName
 from visrl.errors import UsageError
 from visrl.train.common.critics import ModelArgs
-from visrl.train.config.recipe import ProtocolChoice, Recipe, Section, Stages, flat
+from visrl.train.config.recipe import ProtocolChoice, Recipe, Stages, flat
+from visrl.train.config.section import Section
+from visrl.world import CHECKPOINTS
 
 
 def _dotted(found: Any) -> Any:
@@ -38,6 +40,7 @@ class PhaseSection(Section):
 
 
 Method = Literal["dpo", "grpo", "rloo"]
+Answering = Literal["hf", "vllm"]
 
 
 class RLSection(PhaseSection):
@@ -98,7 +101,7 @@ class LoopRecipe(Recipe):
     )
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
     rl: RLSection | None = Field(default=None, description="of kind dpo (used for every stage), or of kind grpo")
-    iterations: int = Field(default=1, ge=0)
+    iterations: int = Field(default=1, ge=0, le=1000)
     stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
     protocol: ProtocolChoice | None = Field(
@@ -106,6 +109,10 @@ class LoopRecipe(Recipe):
     )
     crop: CropName | None = Field(default=None, description="likewise")
     mixed: bool = Field(default=False, description="SFT may teach another protocol or crop than is sampled and scored")
+    policy: Answering = Field(
+        default="hf",
+        description="who answers in pairs and scoring: transformers in this process, or vLLM (docs/engines.md)",
+    )
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
         default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"
@@ -131,6 +138,8 @@ class LoopRecipe(Recipe):
             )
         if self.rl is not None and self.rl.method != "dpo" and self.pairs is not None:
             raise ValueError(f"rl.method {self.rl.method} draws its own chains: leave out pairs")
+        if self.policy == "vllm" and (named := {self.base, self.sft and self.sft.model} & set(CHECKPOINTS)):
+            raise ValueError(f"policy vllm: vLLM has no such model as the shipped {', '.join(map(str, named))}")
         if self.critic == "sft" and self.sft is None:
             raise ValueError("critic: sft needs the phase sft")
         return self

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
+from visrl.plugins import Registry
 
 Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
 Unit = Literal["percent", "points", "fraction", "raw"]

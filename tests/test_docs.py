@@ -55,7 +55,7 @@ def options(program, name):
 
             return {option for action in _parser()._actions for option in action.option_strings}
         if name == "merge":
-            from visrl.cli.merge import _parser as merge_parser
+            from visrl.cli.sharing import _parser as merge_parser
 
             return {option for action in merge_parser()._actions for option in action.option_strings}
         return {"--set", "--dry-run", "--help", "--include"}

@@ -21,7 +21,6 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
-from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
 from visrl.cli.including import IncludeOption, include_files
@@ -29,6 +28,7 @@ from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.numbers import sensible
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
+from visrl.cli.sharing import card
 from visrl.cli.tables import tables
 from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused

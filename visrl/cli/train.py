@@ -10,8 +10,8 @@ from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.core.argument_parser import Parser
-from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
+from visrl.plugins import include
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         estimate_recipe(arguments[1:])
         return EXIT_DONE
     if arguments[:1] == ["merge"]:
-        from visrl.cli.merge import merge_command
+        from visrl.cli.sharing import merge_command
 
         merge_command(arguments[1:])
         return EXIT_DONE

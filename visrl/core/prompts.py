@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from visrl.core.plugins import Registry
 from visrl.core.types import CoTSample, Picture, Turn
+from visrl.plugins import Registry
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
 P_RL = (

@@ -79,8 +79,8 @@ def _adapted_block_bytes(shape: Shape, tokens: int, size: int) -> float:
 
 
 def _adapter_moment(shape: Shape, size: int) -> float:
-    """Of a token, beside what is kept: up's adapter at work in float32, its output and the scaled one, where down has kept nothing
-    yet; the layer's residual and normalised value, and the norm's float32.
+    """Of a token, beside what is kept: up's adapter at work in float32, its output and the scaled one, where down has kept
+    nothing yet; the layer's residual and normalised value, and the norm's float32.
     """
     if not shape.adapters or size >= FLOAT:
         return 0.0

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visrl.core.plugins import used
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import Incomplete, Interrupted, UsageError
 from visrl.evals.benchmarks import UPSTREAM, TaskSpec, resolve
 from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
+from visrl.plugins import used
 from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.recorded.replay import own_documents
 from visrl.rollout.config import RolloutConfig, check_names, rollout_config

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from visrl import __version__
-from visrl.core.plugins import used
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
+from visrl.plugins import used
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
 from visrl.rollout.config import rollout_config

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from visrl.core.final_answer import final_answer
+from visrl.core.plugins import Registry
 from visrl.core.types import Score, Unparsed
 from visrl.errors import UsageError, nearest
 from visrl.evals.equal_words import anls, contains, exact
 from visrl.evals.guarded_http import cause_of, check_url, guarded_client
-from visrl.plugins import Registry
 
 if TYPE_CHECKING:
     import asyncio

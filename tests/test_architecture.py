@@ -19,7 +19,6 @@ FOLDERS = {"visrl": ROOT / "visrl", "visrl.evals": ROOT / "evals", "visrl.tasks"
 
 LEVELS = [
     {"errors"},
-    {"plugins"},
     {"core"},
     {"world", "evals", "runs"},
     {"policies", "tasks", "tables"},

@@ -55,10 +55,10 @@ def options(program, name):
 
             return {option for action in _parser()._actions for option in action.option_strings}
         if name == "merge":
-            from visrl.cli.sharing import _parser as merge_parser
+            from visrl.cli.merge import _parser as merge_parser
 
             return {option for action in merge_parser()._actions for option in action.option_strings}
-        return {"--set", "--dry-run", "--help", "--include"}
+        return {"--set", "--dry-run", "--quiet", "--help", "--include"}
     from typer.main import get_command
 
     from visrl.cli.evaluate import app

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from visrl import plugins
 from visrl.cli.evaluate import main
+from visrl.core import plugins
+from visrl.core.plugins import include, registry_of
 from visrl.errors import UsageError
-from visrl.plugins import include, registry_of
 from visrl.policies.families import family_class, known_families
 from visrl.train.common.critics import CriticSection, make_critic
 from visrl.train.grpo.rewards import reward_named
@@ -271,6 +271,6 @@ def test_a_file_is_run_once_and_not_on_ray(site, signs, tmp_path, capsys):
 def test_help_looks_for_no_package(site):
     """A package that cannot be imported, and one whose metadata cannot be read, change nothing where nothing is named."""
     package(site, "fake_help", POINTS, "raise SystemExit(9)")
-    code = "import sys; from visrl.cli.evaluate import main; main(['--help']); sys.exit('visrl.plugins' in sys.modules)"
+    code = "import sys; from visrl.cli.evaluate import main; main(['--help']); sys.exit('visrl.core.plugins' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -17,12 +17,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from visrl.api import EvaluatedRun, audit, compare, evaluate, load, parse_box, score
     from visrl.core.boxes import Box, iou
-    from visrl.plugins import register
+    from visrl.core.plugins import register
 
 _PLACES = {
     **dict.fromkeys(("EvaluatedRun", "audit", "compare", "evaluate", "load", "parse_box", "score"), "visrl.api"),
     **dict.fromkeys(("Box", "iou"), "visrl.core.boxes"),
-    "register": "visrl.plugins",
+    "register": "visrl.core.plugins",
 }
 
 __all__ = [

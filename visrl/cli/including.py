@@ -20,14 +20,14 @@ IncludeOption = Annotated[
 def include_files(files: Sequence[Path] | None) -> None:
     """Run the files. Raises UsageError for one that fails."""
     if files:
-        from visrl.plugins import include
+        from visrl.core.plugins import include
 
         include(files)
 
 
 def lines_of_others() -> Iterator[str]:
     """A line for each thing that packages and included files offer: kind, name, whose it is, and why it cannot be used."""
-    from visrl.plugins import KINDS, all_offers, registry_of
+    from visrl.core.plugins import KINDS, all_offers, registry_of
 
     for kind in filter(all_offers, KINDS):  # a table without guests need not be imported
         for offer, trouble in registry_of(kind).others():

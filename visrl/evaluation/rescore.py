@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.box_rules import UNCOMPARABLE
+from visrl.core.plugins import used
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, TaskSpec, resolve
-from visrl.plugins import used
 from visrl.runs.lines import recorded
 from visrl.runs.meta import read_evaluation
 from visrl.runs.store import held, slug, write_scores

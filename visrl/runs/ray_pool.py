@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from visrl.core.plugins import included
 from visrl.errors import UsageError
-from visrl.plugins import included
 
 Made = TypeVar("Made")
 Stage = Callable[[], Callable[[str], str]]

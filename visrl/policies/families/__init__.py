@@ -1,6 +1,6 @@
 """The registry of families: ``config.visrl_family`` if a checkpoint names one, else ``config.model_type``.
 
-Third parties add theirs under the entry-point group ``visrl.families`` (visrl/plugins.py): name = any value the config
+Third parties add theirs under the entry-point group ``visrl.families`` (visrl/core/plugins.py): name = any value the config
 may hold, object = a :class:`visrl.policies.families.base.Family` subclass. A name of ours cannot be taken over.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.plugins import KINDS, Registry
 from visrl.errors import UsageError
-from visrl.plugins import KINDS, Registry
 
 if TYPE_CHECKING:
     from visrl.policies.families.base import Family

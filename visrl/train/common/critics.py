@@ -25,11 +25,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.core.box_formats import unfenced
 from visrl.core.boxes import Box, iou
+from visrl.core.plugins import Registry
 from visrl.core.prompts import PROTOCOLS, answer_turns
 from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.plugins import Registry
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask

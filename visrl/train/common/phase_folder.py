@@ -25,10 +25,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import rotate_checkpoints
 
 from visrl.core.json_files import read_object
+from visrl.core.plugins import included
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
-from visrl.plugins import included
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history

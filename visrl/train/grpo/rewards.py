@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from visrl.core.boxes import iou
+from visrl.core.plugins import Registry
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.plugins import Registry
 from visrl.train.common.critics import Critic, Judged, Question, check_offline, without_repeats
 from visrl.train.grpo.rollouts import Chain, Group
 

@@ -27,9 +27,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from visrl.core.json_files import read_as
+from visrl.core.plugins import include_options
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
-from visrl.plugins import include_options
 from visrl.train.common.exclusive import exclusive
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring, own_looks

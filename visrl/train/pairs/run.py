@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from visrl import __version__
-from visrl.core.prompts import PROTOCOLS
+from visrl.core.plugins import used
+from visrl.core.prompts import PROTOCOLS, trained
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.plugins import used
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
 from visrl.rollout.config import rollout_config
@@ -100,7 +100,7 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
         )
     drawn = recipe.sampling
     return SamplingPlan(
-        protocol=protocol.name,
+        protocol=trained(protocol),
         crop=recipe.crop,
         attempts=drawn.attempts,
         extra_samples=drawn.extra_samples if recipe.diversity == "resample" else 0,

@@ -59,7 +59,7 @@ def test_unknown_names_come_with_the_nearest():
 
 
 def test_a_name_is_taken_once(monkeypatch):
-    monkeypatch.setattr(benchmarks, "TASKS", dict(TASKS))
+    monkeypatch.setattr(benchmarks, "TASKS", TASKS.copy())
     monkeypatch.setattr(benchmarks, "GROUPS", dict(GROUPS))
     benchmarks.register(TaskSpec("new_a", "rec", 1), TaskSpec("new_b", "rec", 2), group="new")
     assert [spec.n for spec in benchmarks.resolve(["new"])] == [1, 2]

@@ -82,6 +82,10 @@ class Registry(dict[str, T], Generic[T]):
         self._ours.add(name)
         self[name] = value
 
+    def copy(self) -> Registry[T]:
+        """The same table, where what is added does not reach this one."""
+        return Registry(self.kind, self, self._check, self._reserved)
+
     def is_ours(self, name: object) -> bool:
         """Whether visrl uses the name itself, so that nobody else can offer it."""
         return name in self._ours or name in self._reserved()

@@ -3,8 +3,8 @@
 T tokens of a row, R rows at once, s bytes of a value (weights' dtype); d, a, f, h, V, L as in shape.Shape.
 
 Departures: 1. the CUDA context, fragmentation and communication buffers are one lump, RESERVE. 2. a trained vision tower's
-activations are not modelled (its weights, gradients and optimiser are); ``phases`` says so. 3. FLOAT copies that LoRA makes of
-its inputs are not modelled.
+activations are not modelled (its weights, gradients and optimiser are); ``phases`` says so. 3. LoRA is taken to lie on
+every linear layer of the language model, as it does by default.
 """
 
 from __future__ import annotations

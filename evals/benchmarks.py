@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
 
 Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+UPSTREAM = "lmms:"
+"""Before the names of lmms-eval's own tasks, whose metrics have the unit that their code gives them: ``raw``."""
 UNITS: dict[Benchmark, Unit] = {
     "rec": "percent",
     "viscot": "fraction",
@@ -74,7 +77,38 @@ class TaskSpec:
         return "percent" if self.unit == "points" and metric == "accuracy_careful" else self.unit
 
 
-TASKS: dict[str, TaskSpec] = {}
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A third party's task, as an entry point or ``visrl.register("task", …)`` names it. source: where its documents come from,
+    a :class:`visrl.tasks.common.Source`.
+    """
+
+    spec: TaskSpec
+    source: object
+
+
+OFFERED_SOURCES: dict[str, object] = {}
+"""Where the documents of third parties' tasks come from; of those that were looked up in :data:`TASKS`."""
+
+
+def _third_party(name: str, found: Any) -> TaskSpec:
+    if not isinstance(found, Task) or not isinstance(found.spec, TaskSpec):
+        raise ValueError(f"not a visrl.tasks.Task(spec, source) but a {type(found).__name__}")
+    if found.spec.name != name:
+        raise ValueError(f"its spec is named {found.spec.name!r}")
+    if found.spec.benchmark not in PRIMARY:
+        raise ValueError(f"its benchmark {found.spec.benchmark!r} is none of {', '.join(PRIMARY)}")
+    if found.spec.unit not in ("percent", "points", "fraction"):
+        raise ValueError(f"its unit {found.spec.unit!r} is none of percent, points, fraction")
+    OFFERED_SOURCES[name] = found.source
+    return found.spec
+
+
+def _reserved() -> list[str]:
+    return [*GROUPS, *(alias for spec in TASKS.values() for alias in spec.aliases)]
+
+
+TASKS: Registry[TaskSpec] = Registry("task", {}, _third_party, _reserved)
 GROUPS: dict[str, tuple[str, ...]] = {}
 RUN_BESIDE: dict[str, str] = {"world": "direct"}
 """Group -> the protocol that ``visrl-eval`` runs beside the model's own where the user names none: what looking is worth."""
@@ -85,11 +119,11 @@ _AVERAGED = {"viscot", "pope"}  # benchmarks whose splits the field averages
 def register(*specs: TaskSpec, group: str | None = None) -> None:
     """Add tasks, and optionally the group of exactly these. Raises ValueError for a name that is taken."""
     for spec in specs:
-        if spec.name in TASKS or spec.name in GROUPS:
+        if TASKS.is_ours(spec.name):
             raise ValueError(f"the task name {spec.name!r} is taken")
-        TASKS[spec.name] = spec
+        TASKS.own(spec.name, spec)
     if group is not None:
-        if group in TASKS or group in GROUPS:
+        if TASKS.is_ours(group):
             raise ValueError(f"the group name {group!r} is taken")
         GROUPS[group] = tuple(spec.name for spec in specs)
 
@@ -125,7 +159,7 @@ def _members(name: str) -> tuple[str, ...]:
     for spec in TASKS.values():
         if name in spec.aliases:
             return (spec.name,)
-    raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS]))
+    raise UsageError(f"unknown task {name!r}", nearest(name, [*GROUPS, *TASKS.names()]))
 
 
 # rows, pictures: docs/method.md c

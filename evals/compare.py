@@ -18,14 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visrl.evals import stats
-from visrl.evals.benchmarks import GROUPS, TASKS, Unit, has_mean
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, Unit, has_mean
 from visrl.evals.sample_scores import Row, Rows
 from visrl.evals.stats import Estimate, Floats, Part
 
 Statistic = Callable[[Floats], Floats]
-SCALE: dict[Unit, float] = {"percent": 100.0, "fraction": 1.0, "points": 1.0}
+SCALE: dict[Unit, float] = {"percent": 100.0, "fraction": 1.0, "points": 1.0, "raw": 1.0}
 RANGE: dict[Unit, float] = {"percent": 100.0, "fraction": 1.0, "points": 200.0}
-"""The most one sample's value can change by, in the unit: MME's points of a picture run from 0 to 200."""
+"""The most one sample's value can change by, in the unit: MME's points of a picture run from 0 to 200. Raw has no known ends."""
+_SHARES = ("percent", "fraction")
 WORST = 5
 
 
@@ -98,7 +99,7 @@ def compare(a: Rows, b: Rows) -> list[Difference]:
 
 def pair_task(task: str, a: Mapping[str, Row], b: Mapping[str, Row]) -> list[Paired]:
     """The metrics of one task that both runs have values of."""
-    unit = TASKS[task].unit if task in TASKS else "fraction"
+    unit: Unit = TASKS[task].unit if task in TASKS else "raw" if task.startswith(UPSTREAM) else "fraction"
     benchmark = TASKS[task].benchmark if task in TASKS else ""
     both = [sample_id for sample_id in a if sample_id in b]
     lost = [(a.get(i) or b[i]).values for i in a.keys() ^ b.keys()]
@@ -199,7 +200,7 @@ def pool(whats: Sequence[Paired]) -> Paired:
     For the gates alone: a drop of the same size everywhere is seen with all samples' power. Raises ValueError for metrics that
     are no mean of samples in 0..1, which could not be added up.
     """
-    wrong = [f"{what.task} {what.metric}" for what in whats if what.statistic is not None or what.unit == "points"]
+    wrong = [f"{what.task} {what.metric}" for what in whats if what.statistic is not None or what.unit not in _SHARES]
     if wrong or any(len(what.pairs) != 1 for what in whats):
         raise ValueError(f"only means over one task's samples can be pooled, not {', '.join(wrong) or 'averages'}")
     to_percent = [100.0 / SCALE[what.unit] for what in whats]
@@ -281,7 +282,7 @@ def _p_value(change: Estimate) -> float | None:
 def _least_se(paired: Paired) -> float | None:
     """One picture of the usual number of samples changing by the whole range: range / pictures, added over the sets."""
     sizes = [len(set(pair.clusters)) for pair in paired.pairs]
-    if not sizes or min(sizes) == 0:
+    if not sizes or min(sizes) == 0 or paired.unit not in RANGE:
         return None
     weight = paired.weight if paired.statistic is None else 1.0 / len(sizes)
     return RANGE[paired.unit] * weight * math.sqrt(sum(1.0 / size**2 for size in sizes))

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from visrl.core.final_answer import final_answer
+from visrl.core.plugins import Registry
 from visrl.core.types import Score, Unparsed
 from visrl.errors import UsageError, nearest
 from visrl.evals.equal_words import anls, contains, exact
@@ -79,13 +80,22 @@ def is_papers(name: str | None) -> bool:
 
 
 def make_judge(spec: str) -> Judge:
-    """``exact``, ``anls``, ``contains`` or ``openai:URL#MODEL``. Raises UsageError for anything else."""
+    """``exact``, ``anls``, ``contains``, ``openai:URL#MODEL``, or a third party's ``NAME`` or ``NAME:ARGUMENT``.
+
+    Raises UsageError for anything else, and for a third party's that cannot be made.
+    """
     if spec in _RULES:
         return _RULES[spec]
     if spec.startswith("openai:"):
         return _endpoint(spec)
-    known = [*_RULES, "openai:URL#MODEL"]
-    raise UsageError(f"unknown judge {spec!r}", nearest(spec, known) if spec else f"one of {', '.join(known)}")
+    name, _, argument = spec.partition(":")
+    if name not in JUDGES:
+        known = [*_RULES, "openai:URL#MODEL", *JUDGES.names()]
+        raise UsageError(f"unknown judge {spec!r}", nearest(spec, known) if spec else f"one of {', '.join(known)}")
+    try:
+        return JUDGES[name](argument)
+    except (TypeError, ValueError, KeyError, OSError) as error:
+        raise UsageError(f"judge {spec!r}: {type(error).__name__}: {error}", f"what does {name} take?") from error
 
 
 def ready_judge(spec: str) -> Judge:
@@ -153,6 +163,18 @@ _RULES: dict[str, Judge] = {
     "anls": RuleJudge("anls", anls, "normalised Levenshtein similarity, 0 below a half"),
     "contains": RuleJudge("contains", contains, "the standard answer stands in the answer"),
 }
+
+
+def _third_party(name: str, found: Any) -> Callable[[str], Judge]:
+    if not callable(found):
+        raise ValueError(
+            f"not a function of the text behind `{name}:`, which returns a judge, but a {type(found).__name__}"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+JUDGES: Registry[Callable[[str], Judge]] = Registry("judge", {}, _third_party, lambda: [*_RULES, "openai"])
+"""Third parties': given the text behind ``NAME:``, or ``""``, each returns a :class:`Judge`."""
 
 
 # --- a model behind an endpoint

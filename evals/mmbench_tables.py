@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError  # what openpyxl raises; nothing is parsed with it here
 
+from visrl.core.json_files import MALFORMED, UNREADABLE, reason
 from visrl.errors import UsageError
 
 Row = dict[str, Any]
@@ -53,14 +52,16 @@ def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
     import openpyxl
     from openpyxl.utils.exceptions import InvalidFileException
 
-    damaged = (BadZipFile, InvalidFileException, ParseError, zlib.error, EOFError, OSError, NotImplementedError)
-    malformed = (
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-    )  # what openpyxl raises on XML it does not expect
+    # XML that cannot be parsed is a SyntaxError of either parser that openpyxl uses; what it does not expect may raise the rest
+    damaged = (
+        BadZipFile,
+        InvalidFileException,
+        SyntaxError,
+        NotImplementedError,
+        RuntimeError,
+        *UNREADABLE,
+        *MALFORMED,
+    )
     try:
         with ZipFile(io.BytesIO(data)) as packed:
             if sum(member.file_size for member in packed.infolist()) > _UNPACKED:
@@ -73,8 +74,8 @@ def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
         yield from (
             dict(zip_longest(header, values[: len(header)])) for values in rows if any(v is not None for v in values)
         )
-    except (*damaged, *malformed) as error:
-        raise UsageError(f"{path}: not an xlsx workbook: {error}", "is the download complete?") from error
+    except damaged as error:
+        raise UsageError(f"{path}: not an xlsx workbook: {reason(error)}", "is the download complete?") from error
 
 
 def options_of(row: Row) -> dict[str, str]:

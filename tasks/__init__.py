@@ -11,15 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from visrl.core.json_files import MALFORMED, reason
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.evals.benchmarks import TASKS, resolve
+from visrl.evals.benchmarks import OFFERED_SOURCES, TASKS, Task, resolve
 from visrl.tasks import world
 from visrl.tasks.common import Document, Source, sha256_of
 from visrl.tasks.pictures import Library, Missing
 from visrl.tasks.sources import SOURCES
 
-__all__ = ["SOURCES", "TASKS", "adapt", "documents", "fingerprint", "load", "missing_pictures"]
+__all__ = ["SOURCES", "TASKS", "Task", "adapt", "documents", "fingerprint", "load", "missing_pictures"]
 
 
 def load(name: str, data: Path | None, *, with_pictures: bool, limit: int | None = None) -> Iterator[CoTSample]:
@@ -67,13 +68,19 @@ def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:
 def documents(name: str, data: Path | None) -> Iterator[Document]:
     """The rows of task ``name`` before they become samples. Raises UsageError as :func:`load` does."""
     source = _source(name)
-    empty = True
-    for document in source.read(data):
-        empty = False
-        yield document
-    if empty:
-        where = data if data is not None else "the hub dataset"
-        raise UsageError(f"{where}: no documents of {name}", "is the file empty, or the download incomplete?")
+    last = ""
+    try:
+        for document in source.read(data):
+            last = document.where
+            yield document
+    except MALFORMED as error:
+        where = (
+            f"{last}: the row after it" if last else f"{data if data is not None else 'the hub dataset'}: the first row"
+        )
+        raise UsageError(f"{where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
+    if not last:
+        place = data if data is not None else "the hub dataset"
+        raise UsageError(f"{place}: no documents of {name}", "is the file empty, or the download incomplete?")
 
 
 def adapt(source: Source, name: str, document: Document, data: Path | None, *, with_pictures: bool) -> CoTSample:
@@ -82,8 +89,8 @@ def adapt(source: Source, name: str, document: Document, data: Path | None, *, w
         return source.sample(name, document, data, with_pictures=with_pictures)
     except KeyError as error:
         raise UsageError(f"{document.where}: no field {error}", f"rows of {name}: see docs/data.md") from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UsageError(f"{document.where}: {error}", f"rows of {name}: see docs/data.md") from error
+    except MALFORMED as error:
+        raise UsageError(f"{document.where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
 
 
 def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
@@ -97,8 +104,19 @@ def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
 
 def _source(name: str) -> Source:
     (spec,) = resolve([name]) if name not in SOURCES else (TASKS[name],)
+    if spec.name in OFFERED_SOURCES:
+        return _offered(spec.name)
     if spec.small_world:
         return world.SOURCES[spec.name]
     if spec.name not in SOURCES:
         raise UsageError(f"{name} has no data files", "its samples are drawn by visrl")
     return SOURCES[spec.name]
+
+
+def _offered(name: str) -> Source:
+    source = OFFERED_SOURCES[name]
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"the source of the task {name!r} is a {type(source).__name__}", "it is a visrl.tasks.common.Source"
+        )
+    return source

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from visrl.core.json_files import decode_foreign
+from visrl.core.json_files import UNREADABLE, decode_foreign
 from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
 from visrl.tasks.hub import Hub
@@ -122,7 +122,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
                     yield f"{name}:{number}", text
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}:{number}: not UTF-8 text", "is this the right file?") from error
-        except (OSError, EOFError) as error:  # a torn or foreign .gz
+        except UNREADABLE as error:  # a torn or foreign .gz
             raise UsageError(
                 f"{path}: cannot be read past line {number}: {error}", "is the download complete?"
             ) from error
@@ -147,7 +147,7 @@ def json_list(path: Path) -> list[Row]:
             raise UsageError(
                 f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}", "is the file complete?"
             ) from error
-        except (OSError, EOFError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
     if not isinstance(value, list):
         raise UsageError(
@@ -169,7 +169,7 @@ def sha256_of(path: Path) -> str:
         try:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-        except (OSError, EOFError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from visrl.core.json_files import UNREADABLE
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
 from visrl.evals.mmbench_tables import is_empty, table_rows
@@ -80,7 +81,7 @@ def _records(file: Path) -> Iterator[tuple[int, int, int, list[str]]]:
                 if fields:
                     yield line, start, offset, fields
                 start, line = offset, number + 1
-        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
+        except (csv.Error, UnicodeDecodeError, *UNREADABLE) as error:
             raise UsageError(
                 f"{file}:{number}: not a TSV of UTF-8 text: {error}", "is the download complete?"
             ) from error
@@ -171,4 +172,5 @@ def with_rotations(documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def _is_number(index: Any) -> bool:
-    return str(index).strip().isdecimal()
+    text = str(index).strip()
+    return text.isdecimal() and len(text) < 19

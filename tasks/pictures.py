@@ -6,6 +6,7 @@ it is off while a picture is decoded: a truncated file is a PictureError, and it
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGES_VARIABLE = "VISRL_IMAGES"
+LINKS_VARIABLE = "VISRL_FOLLOW_LINKS"
+"""1: links below a folder of pictures may lead out of it."""
 _decoding = threading.Lock()
 _seen_on = threading.Event()
 
@@ -80,20 +83,51 @@ class Library:
         return list(dict.fromkeys(place.format(name=name, parent=parent, file=file) for place in self.places))
 
     def find(self, name: str) -> Path | None:
-        """The file of a picture; None where there is none."""
-        paths = (self.root / place for place in self.tried(name)) if self.root is not None else ()
-        return next((path for path in paths if path.is_file()), None)
+        """The file of a picture; None where there is none. Raises UsageError where a link below the folder leads out of it."""
+        if self.root is None:
+            return None
+        for place in self.tried(name):
+            if _is_file(self.root / place):
+                if _leads_out(self.root, place):
+                    raise UsageError(
+                        f"picture {name!r:.120} is a link that leads out of {self.root}",
+                        f"trust its data with {LINKS_VARIABLE}=1, or make {self.root.name} itself the link",
+                    )
+                return self.root / place
+        return None
 
     def _open(self, name: str) -> Image:
         if self.root is None:
             raise PictureError(f"no folder of pictures to look up {name}")
-        path = self.find(name)
-        if path is None:
-            raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.tried(name))})")
         try:
+            path = self.find(name)
+            if path is None:
+                raise PictureError(f"no picture {name} in {self.root.name}/ (looked for {', '.join(self.tried(name))})")
             return decoded(path.read_bytes(), name)
+        except UsageError as error:
+            raise PictureError(error.message) from error
         except OSError as error:
             raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is longer than the file system takes is no file's."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
+def _leads_out(root: Path, place: str) -> bool:
+    """Whether a part of the path below ``root`` is a link, and its end lies elsewhere. ``root`` itself may be any link."""
+    if os.environ.get(LINKS_VARIABLE) == "1":
+        return False
+    parts = place.split("/")
+    if not any((root / "/".join(parts[:n])).is_symlink() for n in range(1, len(parts) + 1)):
+        return False
+    return not (root / place).resolve().is_relative_to(root.resolve())
 
 
 @dataclass(frozen=True, slots=True)

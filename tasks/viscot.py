@@ -35,7 +35,12 @@ def joined(chain: Row, detection: Row, where: str) -> Document:
         raise UsageError(
             f"{where}: question_id {ours!r}, in the detection file {theirs!r}", "both files must list the same rows"
         )
-    picture, other = str(chain.get("image", [""])[0]), str(detection.get("img_path"))
+    pictures = chain.get("image")
+    if not isinstance(pictures, list) or not pictures:
+        raise UsageError(
+            f"{where}: image is {pictures!r:.60}, not a list of pictures", "docs/data.md describes the layout"
+        )
+    picture, other = str(pictures[0]), str(detection.get("img_path"))
     if (
         picture.rsplit("/", 1)[-1] != other.rsplit("/", 1)[-1]
     ):  # visual7w is cot/v7w in one file, cot/visual7w in the other

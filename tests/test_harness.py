@@ -25,7 +25,9 @@ datasets.Dataset.from_list(list(rows())).to_parquet("lmms-lab-encoder/MME/test-0
 
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import Options, config_of
-from visrl.lmms.model import LookThenAnswer, _answer, _decoding, _files_naming, _read_messages, run_upstream
+from visrl.lmms.loading import _files_naming
+from visrl.lmms.model import LookThenAnswer, _answer, _decoding, run_upstream
+from visrl.lmms.samples import read_messages
 from visrl.core.box_formats import FORMATS
 from visrl.policies.protocol import FunctionPolicy
 from visrl.core.types import Episode, Step
@@ -49,13 +51,14 @@ def refused(*names, answer=lambda request: "Yes"):
 looker = policy(model, needs_pictures=True, default_protocol="viscot_train")
 look = config_of(looker, Options(crop="tight"))
 facts = {"mme": run_upstream(["mme"], looker, look, batch_size=4), "saw": saw}
-facts["limited"] = run_upstream(["mme"], policy(lambda r: "Yes"), config_of(policy(None), Options()), limit=2)
+facts["mme"].pop("samples")
+facts["limited"] = run_upstream(["mme"], policy(lambda r: "Yes"), config_of(policy(None), Options()), limit=2)["n-samples"]
 facts["unknown"] = refused("mmee")
 facts["tiny"] = LookThenAnswer("tiny").config.crop
 facts["files"] = [file.name for file in _files_naming(["mme"])]
 
 def kind(messages):
-    text, picture = _read_messages(messages, "t/0")
+    text, picture = read_messages(messages, "t/0")
     try:
         return [text, picture.open().size]
     except Exception as error:
@@ -114,7 +117,7 @@ def test_upstream_scores_are_upstreams_and_failures_are_kept(facts):
     assert facts["mme"]["results"]["mme"]["mme_perception_score,none"] == 50.0
     assert facts["mme"]["failures"] == {"mme": {"3": "RuntimeError: out of memory"}}
     assert facts["mme"]["n-samples"]["mme"] == {"original": 12, "effective": 12}
-    assert facts["limited"]["n-samples"]["mme"]["effective"] == 2
+    assert facts["limited"]["mme"]["effective"] == 2
 
 
 def test_an_unknown_task_is_an_error_with_the_nearest_name(facts):

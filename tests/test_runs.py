@@ -8,7 +8,7 @@ from visrl.core.boxes import Box
 from visrl.core.types import Episode, Step, Unparsed
 from visrl.errors import UsageError
 from visrl.runs.lines import episode_from_json, episode_to_json, read_episodes, sealed, unsealed
-from visrl.runs.store import Run, request_hash, slug
+from visrl.runs.store import Run, held, request_hash, slug
 
 REQUEST = {"model": "m", "tasks": {"t": "1"}}
 EPISODES = [
@@ -166,3 +166,30 @@ def test_lines_without_a_checksum_are_read(tmp_path):
     path = tmp_path / "episodes.jsonl"
     path.write_text("".join(json.dumps(episode_to_json(episode)) + "\n" for episode in EPISODES))
     assert list(read_episodes(path)) == EPISODES
+
+
+def pieces(folder):
+    """What a kill in the middle of writing each whole file leaves; names as write_atomically makes them."""
+    names = ("run.json", "scores.jsonl", "pairs.jsonl", "manifest.json", "records/t.json")
+    found = [folder / name for name in names]
+    return [path.parent / f".{path.name}.{'0f' * 16}.tmp" for path in found]
+
+
+def test_pieces_of_killed_writes_are_taken_away_by_whoever_holds_the_run(tmp_path):
+    with Run(tmp_path, REQUEST) as run:
+        run.append([Episode("1", "t", error="x")])
+    (tmp_path / "records").mkdir()
+    page = tmp_path / f".report.html.{'0f' * 16}.tmp"  # whoever writes that holds nothing: it may be at work
+    for path in (*pieces(tmp_path), page):
+        path.write_text("half")
+    with Run(tmp_path, REQUEST):
+        assert [path for path in pieces(tmp_path) if path.exists()] == [] and page.exists()
+        for path in pieces(tmp_path):
+            path.write_text("half")  # of this run, say
+        with pytest.raises(UsageError, match="another process"), held(tmp_path):
+            pass
+        with pytest.raises(UsageError, match="another process"), Run(tmp_path, REQUEST):
+            pass
+        assert all(path.exists() for path in pieces(tmp_path))
+    with held(tmp_path):
+        assert [path for path in pieces(tmp_path) if path.exists()] == [] and page.exists()

@@ -6,6 +6,7 @@ chat template of its layout (visrl/core/chat_format.py). They answer nonsense, b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,27 @@ _LINES = (
 ) * 4
 _H = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _QWEN = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+REAL = {
+    "</s>": "llama2",
+    "<|eot_id|>": "llama3_1",
+    "<end_of_utterance>": "llama3_1",
+    "<|im_end|>": "qwen3",
+    "<eos>": "gemma3",
+}
+"""What ends a text -> whose vocabulary that is."""
 Built = tuple[Any, Any]
 
 
 def tokenizer(
     specials: Sequence[str], pad: str, bos: str | None, eos: str, *, plain: Sequence[str] = (), **named: str
 ) -> Any:
-    """A byte-level BPE of about 400 entries. ``plain``: atomic tokens that are not special (locations)."""
+    """A byte-level BPE of about 400 entries. ``plain``: atomic tokens that are not special (locations).
+
+    With VISRL_TOKENIZERS the real vocabulary of the family's kind instead, from that folder (tests/shapes/fetch.py).
+    """
     marks = [pad, *([bos] if bos else []), eos, *specials, *named.values()]
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400 + len(marks), special_tokens=list(dict.fromkeys(marks)), initial_alphabet=alphabet, show_progress=False
-    )  # fmt: skip
-    inner.train_from_iterator(_LINES, trainer)
+    real = os.environ.get("VISRL_TOKENIZERS")
+    inner = Tokenizer.from_file(str(Path(real) / REAL[eos] / "tokenizer.json")) if real else _small(marks)
     out = hf.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=pad, bos_token=bos, eos_token=eos, extra_special_tokens=dict(named)
     )
@@ -48,6 +54,18 @@ def tokenizer(
         out.add_special_tokens({"additional_special_tokens": rest}, replace_extra_special_tokens=False)
     out.add_tokens(list(plain))
     return out
+
+
+def _small(marks: Sequence[str]) -> Tokenizer:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400 + len(marks), special_tokens=list(dict.fromkeys(marks)), initial_alphabet=alphabet, show_progress=False
+    )  # fmt: skip
+    inner.train_from_iterator(_LINES, trainer)
+    return inner
 
 
 def _text(tok: Any, **more: Any) -> dict[str, Any]:

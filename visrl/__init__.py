@@ -17,13 +17,27 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from visrl.api import EvaluatedRun, audit, compare, evaluate, load, parse_box, score
     from visrl.core.boxes import Box, iou
+    from visrl.core.plugins import register
 
 _PLACES = {
     **dict.fromkeys(("EvaluatedRun", "audit", "compare", "evaluate", "load", "parse_box", "score"), "visrl.api"),
     **dict.fromkeys(("Box", "iou"), "visrl.core.boxes"),
+    "register": "visrl.core.plugins",
 }
 
-__all__ = ["Box", "EvaluatedRun", "__version__", "audit", "compare", "evaluate", "iou", "load", "parse_box", "score"]
+__all__ = [
+    "Box",
+    "EvaluatedRun",
+    "__version__",
+    "audit",
+    "compare",
+    "evaluate",
+    "iou",
+    "load",
+    "parse_box",
+    "register",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

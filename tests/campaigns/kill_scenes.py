@@ -25,6 +25,10 @@ RECIPES = {
     "pairs": "kind: pairs\noutput: out\nseed: 0\npolicy: {model: sft, args: {dtype: float64}}\n"
     "critic: {kind: likelihood, model: base, args: {dtype: float64}}\ndata: {format: world, limit: 8}\nsampling: {max_tokens: 8}\n"
     "batch_size: 2\n",
+    "grpo": "kind: grpo\noutput: out\nseed: 5\nmodel: {path: sft, dtype: float32}\ndata: {format: world, limit: 12}\n"
+    "grpo: {box: {iou: 1.0, format: 0.1}, answer: {answer: 1.0, length: 0.1}, keep: 1}\n"
+    "trainer: {learning_rate: 3e-4, max_steps: 6, num_generations: 4, per_device_train_batch_size: 8, gradient_accumulation_steps: 1,"
+    " max_completion_length: 8, beta: 0.05, save_steps: 2, logging_steps: 4, save_total_limit: 2, warmup_steps: 2}\n",
     "loop": "kind: loop\noutput: out\nseed: 0\nbase: base\nsft: {model: sft}\n"
     "pairs: {recipe: pairs.yaml, set: {data.limit: 24, batch_size: 8, policy.args.dtype: float32, critic.args.dtype: float32}}\n"
     "rl: {recipe: dpo.yaml, set: {trainer.max_steps: 3}}\n"
@@ -59,6 +63,11 @@ def _trained(recipe: str) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def _shown(recipe: str) -> int:
+    """Trained, and its page written: what a user sees of a resumed phase is compared, too."""
+    return _trained(recipe) or _evaluated("view", "out", "-o", "out/page.html")
 
 
 def _drawn(folder: Path) -> None:
@@ -153,16 +162,17 @@ SCENES = {
         Scene("scoring", _finished_run, lambda: _evaluated("score", "out")),
         Scene("pairs", _nothing, _fake_pairs),
         Scene("pairs of a model", _recipes, lambda: _trained("pairs.yaml")),
-        Scene("sft", _recipes, lambda: _trained("sft.yaml")),
-        Scene("sft with lora", _recipes, lambda: _trained("sft-lora.yaml")),
+        Scene("sft", _recipes, lambda: _shown("sft.yaml")),
+        Scene("sft with lora", _recipes, lambda: _shown("sft-lora.yaml")),
         Scene("dpo", _recipes, lambda: _trained("dpo.yaml")),
+        Scene("grpo", _recipes, lambda: _shown("grpo.yaml")),
         Scene("small model", _recipes, lambda: _trained("small_model.yaml")),
         Scene("loop", _recipes, lambda: _trained("loop.yaml")),
     )
 }
 
 # --- what is compared: every file, but for what time and place may change in it
-TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "total_flos")
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "step_time", "total_flos")
 LEFT_OUT = ("optimizer.pt", "rng_state.pth", "training_args.bin", ".lock")
 
 
@@ -187,9 +197,22 @@ def content(path: Path) -> bytes:
     if path.name == "run.json":
         meta = json.loads(path.read_text())
         return json.dumps([meta["request"], meta["request_hash"]], sort_keys=True).encode()
-    if path.name in ("history.json", "outputs.json", "trainer_state.json", "training.json"):
+    if path.name == "files.json":  # checksums of the checkpoint's files; those of files with times in them differ
+        listed = json.loads(path.read_text())
+        return json.dumps([pair for pair in listed.items() if not _holds_times(pair[0])]).encode()
+    if _holds_times(path.name):
         return json.dumps(_timeless(json.loads(path.read_text())), sort_keys=True).encode()
     return path.read_bytes()
+
+
+def _holds_times(name: str) -> bool:
+    return name.startswith("window-") or name in (
+        "history.json",
+        "outputs.json",
+        "phase.json",
+        "trainer_state.json",
+        "training.json",
+    )
 
 
 def _timeless(value):

@@ -26,9 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kill_scenes import SCENES, files, left_over
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-SHARES = {"evaluation": 7, "scoring": 4, "pairs": 3, "sft": 2, "dpo": 2}  # of the kills; the other scenes one part each
+SHARES = {
+    "evaluation": 7,
+    "scoring": 4,
+    "pairs": 3,
+    "sft": 2,
+    "dpo": 2,
+    "grpo": 2,
+}  # of the kills; the other scenes one part each
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "safetensors.torch", "matplotlib.pyplot", "accelerate",
-         "transformers.models.llava.modeling_llava", "visrl.train.sft.sft", "visrl.train.dpo.stages", "visrl.train.loop.run",
+         "transformers.models.llava.modeling_llava", "visrl.train.sft.sft", "visrl.train.dpo.stages", "visrl.train.grpo.phase", "visrl.train.loop.run",
          "visrl.train.small_model.run", "visrl.train.pairs.command", "visrl.cli.evaluate", "visrl.cli.train",
          "visrl.policies.hf.policy", "visrl.policies.hf.loading", "visrl.evals.judge", "visrl.tasks", "pairs_made", "runs_made")  # fmt: skip
 

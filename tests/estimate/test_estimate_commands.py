@@ -16,7 +16,7 @@ from visrl.estimate.cli import estimate_recipe
 from visrl.estimate.generating import pairs_work
 from visrl.estimate.launch import commands, slurm
 from visrl.estimate.lengths import Lengths
-from visrl.estimate.memory import Memory, block_bytes, cache_bytes, training_memory
+from visrl.estimate.memory import Memory, Step, block_bytes, cache_bytes, training_memory
 from visrl.estimate.policy_gradient import _with_drawing, group_batches
 from visrl.estimate.shape import Shape, describe_model
 from visrl.estimate.work import GPUS, Work, gpu_of, operations, seconds
@@ -48,14 +48,14 @@ def test_formulae_by_hand():
     # norms 2 (4*8 + 4*8 + 4) + 2*4*8 = 200, attention 4*4*8 + 4*2 = 136, MLP 4*4*16 = 256
     assert block_bytes(SHAPE, tokens=5, size=4) == 200 + 136 + 256
     assert cache_bytes(SHAPE, rows=3, slots=7, size=2) == 2 * 2 * 3 * 7 * 1 * 4 * 2
-    how = {"rows": 1, "tokens": 5, "kept": 2, "size": 2, "checkpointing": False}
-    estimate = training_memory(SHAPE, **how, accumulates=True)
+    step, how = Step(rows=1, tokens=5, kept=2), {"size": 2, "checkpointing": False}
+    estimate = training_memory(SHAPE, step, **how, accumulates=True)
     assert (estimate.weights, estimate.gradients, estimate.optimiser) == (2000, 1200, 2400)
-    assert training_memory(SHAPE, **how, accumulates=False).gradients == 0, "gone before the activations come"
-    saved = training_memory(SHAPE, **{**how, "checkpointing": True}, accumulates=True).activations
+    assert training_memory(SHAPE, step, **how, accumulates=False).gradients == 0, "gone before the activations come"
+    saved = training_memory(SHAPE, step, **{**how, "checkpointing": True}, accumulates=True).activations
     assert saved - estimate.activations == 5 * (2 * 2 * 8 + block_bytes(SHAPE, 5, 2)) - 5 * 2 * block_bytes(SHAPE, 5, 2)
     adapted = Shape(1050, 50, 50, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
-    estimate = training_memory(adapted, **how, accumulates=True)
+    estimate = training_memory(adapted, step, **how, accumulates=True)
     assert (estimate.weights, estimate.optimiser) == (2 * 1000 + 4 * 50, 8 * 50), "adapters are float32"
 
 
@@ -214,7 +214,7 @@ def test_groups_of_chains_by_hand():
     found = [Lengths(box=100, box_said=5, answer=160, answer_said=3, shared=90, pictures=80, patches=64, crop=70)]
     asked = SimpleNamespace(
         grpo=SimpleNamespace(prefix_sharing=True, box={"box_critic": 1.0}, answer={"answer": 1.0}),
-        model=SimpleNamespace(attn="sdpa"), critic=SimpleNamespace(kind="likelihood"),
+        model=SimpleNamespace(shares_rows=True), critic=SimpleNamespace(kind="likelihood"),
         trainer={"num_generations": 4, "per_device_train_batch_size": 8, "beta": 0.1, "num_iterations": 2},
     )  # fmt: skip
     box, answer = group_batches(asked, found)

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fuzz_foreign
 from fuzz_made import call, make, run_words
 from fuzz_mutations import mutated
 
@@ -60,12 +61,12 @@ def targets(folder):
         ),
     ]
     loop = str(folder / "recipes" / "loop.yaml")
-    for name in ("dpo", "sft", "small_model", "pairs", "loop", "ablations"):
+    for name in ("dpo", "grpo", "sft", "small_model", "pairs", "loop", "ablations"):
         words = ("visrl-train", str(folder / "recipes" / f"{name}.yaml"), "--dry-run")
         found.append(Target("recipe", f"recipes/{name}.yaml", "yaml", (words,)))
     for name in ("base/phase_config.json", "base/outputs.json", "sft/phase_config.json"):
         found.append(Target("phase", f"loop/{name}", "json", (("visrl-train", loop, "--dry-run"),)))
-    return found
+    return found + [Target(*about) for about in fuzz_foreign.targets(folder)]
 
 
 @dataclass
@@ -116,6 +117,11 @@ def one(target, command, damaged, folder, tally):
     path.write_bytes(before_bytes)
 
 
+def damaged(data, kind, dice):
+    """One damaged version of a valid file."""
+    return (fuzz_foreign.mutated if kind in ("gz", "xlsx", "tsv") else mutated)(data, kind, dice)
+
+
 def campaign(folder, number, seed, report=lambda tally: None):
     """``number`` damaged files in turn over all targets; the valid folder is made anew from a copy after each."""
     pristine = make(folder / "work")
@@ -129,6 +135,7 @@ def campaign(folder, number, seed, report=lambda tally: None):
                 *command
             )  # a recipe is read whole before its model, of which there is none here, is missed
             assert code == 0 or "cannot load m: no such folder" in said, (command, said)
+            shutil.rmtree(pristine / fuzz_foreign.OUTPUT, ignore_errors=True)
     shutil.rmtree(kept)
     shutil.copytree(pristine, kept)
     for i in range(number):
@@ -136,10 +143,11 @@ def campaign(folder, number, seed, report=lambda tally: None):
         one(
             target,
             dice.choice(target.commands),
-            mutated((kept / target.path).read_bytes(), target.kind, dice),
+            damaged((kept / target.path).read_bytes(), target.kind, dice),
             pristine,
             tally,
         )
+        shutil.rmtree(pristine / fuzz_foreign.OUTPUT, ignore_errors=True)
         for name in ("run", "base", "loop"):
             shutil.rmtree(pristine / name)
             shutil.copytree(kept / name, pristine / name)

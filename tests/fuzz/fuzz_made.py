@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a damaged name of a model is not asked for anywhere
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import fuzz_foreign
 from runs_made import drawn
 
 from visrl.cli import evaluate, train
@@ -17,6 +18,8 @@ TASK = "viscot_vsr"
 RECIPES = {
     "dpo": "kind: dpo\noutput: out\nseed: 3\nmodel: {path: m, dtype: float32}\ndata: {path: p.jsonl, limit: 5}\nlora: {r: 4}\n"
     "step: {stages: [1], beta_box: 0.1}\ntrainer: {learning_rate: 5e-7, max_steps: 3}\n",
+    "grpo": "kind: grpo\noutput: out\nmodel: {path: m, dtype: float32}\ndata: {format: world, limit: 4}\n"
+    "grpo: {box: {iou: 1.0, format: 0.1}, answer: {answer: 1.0}, keep: 1}\ntrainer: {num_generations: 4, max_completion_length: 8, beta: 0.05}\n",
     "sft": "kind: sft\noutput: out\nmodel: {path: m}\ndata: {path: p.jsonl, format: visrl}\nchain: {crop: tight}\ntrainer: {learning_rate: 1e-4}\n",
     "small_model": "kind: small_model\noutput: out\nsplit: train\nsteps: 5\nlr: 0.001\nhold: 0.5\nlessons: {look: [1, 0.5], read: [0, 0.5]}\n",
     "pairs": "kind: pairs\noutput: out\npolicy: {model: tiny}\ncritic: {kind: oracle}\ndata: {format: world, limit: 4}\n"
@@ -78,6 +81,7 @@ def make(folder):
     (folder / "recipes").mkdir()
     for name, text in RECIPES.items():
         (folder / "recipes" / f"{name}.yaml").write_text(text.replace("{loop}", str(folder / "loop")))
+    fuzz_foreign.make(folder)
     _training(folder / "training")
     _loop(folder)
     return folder

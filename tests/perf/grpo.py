@@ -122,8 +122,9 @@ def stock(n: int, folder: str) -> tuple[Any, Any, Any]:
 
     def old() -> Any:
         return trainer._get_per_token_logps_and_entropies(
-            trainer.model, torch.cat([prompts, completions], 1), torch.ones(len(chains), prompts.shape[1] + COMPLETION),
-            COMPLETION, batch_size=len(chains), pixel_values=pixels, num_images=batch["num_images"],
+            trainer.model, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1), COMPLETION, batch_size=len(chains),
+            pixel_values=batch["pixel_values"], num_images=batch["num_images"],
         )[0]  # fmt: skip
 
     return trainer, old, batch

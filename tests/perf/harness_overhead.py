@@ -67,7 +67,7 @@ def lmms_own() -> None:
     from lmms_eval.api.model import lmms
     from lmms_eval.evaluator import simple_evaluate
 
-    from visrl.lmms.model import _task_manager
+    from visrl.lmms.loading import _task_manager
 
     class Instant(lmms):
         def generate_until(self, requests):

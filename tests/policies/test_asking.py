@@ -11,8 +11,10 @@ from visrl.core.types import Turn
 from visrl.errors import UsageError
 from visrl.policies.before import check_policy
 from visrl.policies.protocol import Request, Sampling
+from visrl.policies.registry import parse_model_args
 from visrl.policies.servers.endpoint import EndpointPolicy
 from visrl.runs.store import Run, request_hash
+from visrl.train.pairs.recipe import PolicySection
 
 LISTED = {"object": "list", "data": [{"id": "big", "object": "model", "created": 0, "owned_by": "x"}]}
 
@@ -78,6 +80,22 @@ def test_the_limit_the_temperature_and_fields_of_ones_own(tmp_path):
         assert "temperature" not in body
 
 
+def test_arguments_may_be_json():
+    text = 'a=b, extra_body={"top_k": 7, "stop": ["x,y"]} ,c=[1, 2],d=e=f'
+    said = {"a": "b", "extra_body": '{"top_k": 7, "stop": ["x,y"]}', "c": "[1, 2]", "d": "e=f"}
+    assert parse_model_args(text) == said
+    assert PolicySection(model="hf:x", args={"c": [1, 2], "d": {"e": True}, "f": True, "g": 0.5}).args == {
+        "c": "[1, 2]", "d": '{"e": true}', "f": "true", "g": "0.5"
+    }  # fmt: skip
+    for wrong, why in (
+        ("a={1, b=c", "a is no JSON"),
+        ('a={"b": 1}c', "'c' behind its JSON value"),
+        ("a=b,,c", "'c' is not"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            parse_model_args(wrong)
+
+
 def test_headers_are_sent_and_said_nowhere(tmp_path):
     file = tmp_path / "headers.json"
     file.write_text('{"X-Team": "secret"}')
@@ -131,7 +149,7 @@ def test_a_server_is_asked_for_its_models_first(caplog, monkeypatch):
     with serving() as (_, url):
         check_policy(f"endpoint:{url}#big", args)
         assert caplog.text == ""
-        check_policy(f"endpoint:{url}#bgi", args)  # some answer to any name
+        check_policy(f"endpoint:{url}#bgi", args)  # this one answers to any name
         assert "lists no model bgi; it has big" in caplog.text
         check_policy(f"endpoint:{url},http://127.0.0.1:9/v1#big", args)  # one of two is enough
     for status in (404, 500, 200):

@@ -1,7 +1,5 @@
 """Adapters: tokens equal the processor's, boxes survive the family's own frame, and the registry."""
 
-from importlib.metadata import EntryPoint
-
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -188,18 +186,6 @@ def test_an_unknown_type_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match="no family adapter for model type 'bert'") as caught:
         families.family_class(Config("bert"))
     assert "qwen2_5_vl" in caught.value.hint and "endpoint:" in caught.value.hint
-
-
-class Foreign(Family):
-    name = "foreign"
-
-
-def test_third_parties_add_families_but_cannot_take_ours(monkeypatch):
-    points = [EntryPoint(n, f"{__name__}:Foreign", families.GROUP) for n in ("foreign", "llava")]
-    monkeypatch.setattr(families, "entry_points", lambda group: points if group == families.GROUP else [])
-    assert families.family_class(Config("foreign")).name == "foreign"
-    assert families.family_class(Config("llava")).name == "llava"
-    assert "foreign" in families.known_families()
 
 
 def test_a_pixel_budget_is_set_used_and_recorded(tmp_path):

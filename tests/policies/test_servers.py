@@ -25,12 +25,16 @@ BOXES = FORMATS["padded_square_3dp"]
 
 
 class Fake(ThreadingHTTPServer):
-    """Says a box or a word, after ``delay`` seconds. ``asked``: question -> how often it was answered."""
+    """Says a box or a word, after ``delay`` seconds. ``asked``: question -> how often it was answered.
+
+    strict: it knows its models' names alone. breaks: the word at whose question connections break. silent: it never answers.
+    """
 
     daemon_threads = True
 
-    def __init__(self, port=0, delay=0.0, status=200, lora=True):
+    def __init__(self, port=0, delay=0.0, status=200, lora=True, strict=False, breaks="", silent=False):
         super().__init__(("127.0.0.1", port), _Handler)
+        self.strict, self.breaks, self.silent = strict, breaks, silent
         self.delay, self.status, self.lora = delay, status, lora
         self.asked, self.models, self.bodies = Counter(), {"m": "weights"}, []
         self.open, self.lock, self.dead = set(), threading.Lock(), False
@@ -68,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.open.add(self.connection)
 
     def do_GET(self):
+        if self.server.silent:
+            time.sleep(3)
         served = [
             {"id": k, "object": "model", "created": 0, "owned_by": "x", "root": v}
             for k, v in self.server.models.items()
@@ -81,13 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json(404, {"error": {"message": "Not Found"}})
             server.models[body["lora_name"]] = body["lora_path"]
             return self._text(200, "text/plain", b"Success: LoRA adapter added successfully")
-        time.sleep(server.delay)
+        if server.strict and body["model"] not in server.models:
+            return self._json(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+        if not isinstance(body["messages"][-1]["content"], list):  # of one token, before a run
+            return self._json(200, {"choices": [{"message": {"content": "hi"}}]})
+        time.sleep(3 if server.silent else server.delay)
         if server.dead:  # a killed process says nothing more
             self.close_connection = True
             return None
         if server.status != 200:
             return self._json(server.status, {"error": {"message": "not now"}})
         question = "".join(p["text"] for p in body["messages"][-1]["content"] if p["type"] == "text").strip()
+        if server.breaks and question.split()[0] == server.breaks:
+            self.close_connection = True
+            return self.connection.close()
         with server.lock:
             server.asked[question] += 1
             server.bodies.append(body)
@@ -211,8 +224,8 @@ def test_two_busy_servers_are_not_hammered():
 def test_with_nobody_there_the_sample_fails_and_says_so():
     first, second = Fake(), Fake()
     first.kill(), second.kill()
-    (output,) = ask(policy(first, second, tries=3), "a")
-    assert output.texts == () and "given up after 3 tries" in output.error
+    (output,) = ask(policy(first, second, tries=3, patience=0.2), "a")
+    assert output.texts == () and "no answer for" in output.error
 
 
 def test_the_record_names_the_servers():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from visrl.errors import PictureError, UsageError
-from visrl.tasks import fingerprint, load
+from visrl.tasks import fingerprint, load, missing_pictures
 from visrl.tasks.pictures import decoded
 
 ROW = {
@@ -76,6 +76,46 @@ def test_a_malformed_row_is_named_by_file_and_line(data, row, complaint):
 def test_a_picture_name_cannot_leave_the_folder(data, name):
     with pytest.raises(UsageError, match="not the name of a picture"):
         _load(data({**ROW, "img_path": name}))
+
+
+def test_a_link_below_the_pictures_cannot_lead_out_of_them(data, tmp_path, monkeypatch):
+    """The folder itself may be one: that is how a user names it. Links that stay within it are followed."""
+    folder = data({**ROW, "img_path": "coco/a.png"})
+    for place in ("real/coco", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / place / "b.png")
+    (tmp_path / "images").symlink_to(tmp_path / "real")
+    link = tmp_path / "real/coco/a.png"
+
+    def opened():
+        (sample,) = _load(folder, with_pictures=True)
+        return sample.picture.open().size
+
+    link.symlink_to("b.png")
+    assert opened() == (64, 48) and not missing_pictures("refcoco_val", folder)
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere/b.png")
+    with pytest.raises(PictureError, match="a link that leads out of"):
+        opened()
+    with pytest.raises(UsageError, match=r"'coco/a.png' is a link that leads out of .*images") as caught:
+        missing_pictures("refcoco_val", folder)
+    assert "VISRL_FOLLOW_LINKS=1" in caught.value.hint
+    monkeypatch.setenv("VISRL_FOLLOW_LINKS", "1")
+    assert opened() == (64, 48)
+    monkeypatch.delenv("VISRL_FOLLOW_LINKS")
+    (tmp_path / "real/coco").rename(tmp_path / "elsewhere/coco")
+    (tmp_path / "real/coco").symlink_to(tmp_path / "elsewhere/coco")  # a folder, too
+    with pytest.raises(UsageError, match="a link that leads out of"):
+        missing_pictures("refcoco_val", folder)
+
+
+def test_a_name_longer_than_any_file_has_is_a_missing_picture(data, tmp_path):
+    folder = data({**ROW, "img_path": "a" * 5000 + ".png"})
+    (tmp_path / "images").mkdir()
+    (sample,) = _load(folder, with_pictures=True)
+    with pytest.raises(PictureError, match="no picture a"):
+        sample.picture.open()
+    assert missing_pictures("refcoco_val", folder).n == 1
 
 
 def test_missing_folder_missing_file_empty_file_unknown_task(data, tmp_path):

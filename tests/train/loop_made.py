@@ -57,7 +57,7 @@ def world(tmp_path, monkeypatch):
 
     def pairs(recipe):
         ran.append(f"pairs skip {recipe.data.skip}")
-        policy, critic = (said(m.removeprefix("hf:")) for m in (recipe.policy.model, recipe.critic.model))
+        policy, critic = (said(m.partition(":")[2]) for m in (recipe.policy.model, recipe.critic.model))
         write_atomically(recipe.output / "pairs.jsonl", f"pairs of {policy} by {critic} from {recipe.data.skip}")
         manifest = {"funnel": {"pairs": 12, "questions": {"asked": 50}}}
         write_atomically(recipe.output / "manifest.json", dump_json(manifest))
@@ -82,7 +82,7 @@ def world(tmp_path, monkeypatch):
     return tmp_path, ran
 
 
-def score(folder, label, found, section):
+def score(folder, label, found, section, answering="hf"):
     """Right answers as a function of the weights' bytes: 4 questions on 2 pictures."""
     digest = hashlib.sha256(found.sha256().encode()).digest()
     rows = [

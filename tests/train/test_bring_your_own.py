@@ -172,6 +172,23 @@ def test_phase_by_phase_by_the_guides_commands(critic, tmp_path, monkeypatch, ca
         assert (box["n"], box["n_unparsed"]) == (4, 0)
 
 
+def test_pairs_on_ray_are_those_of_one_process(critic, tmp_path, monkeypatch):
+    """The guide's `ray: N`, after its SFT, with its server as critic: the same pairs, byte for byte."""
+    ray = pytest.importorskip("ray", reason='pip install "visrl[ray]"')
+    pytest.importorskip("ray.data", reason='pip install "visrl[ray]"')
+    critic = place(tmp_path, SHOWN, critic)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    assert do(SFT, SHOWN, critic) == 0 and do(PAIRS, SHOWN, critic) == 0
+    try:
+        assert do(f"{PAIRS} --set ray=1 --set output=runs/on-ray", SHOWN, critic) == 0
+    finally:
+        ray.shutdown()
+    alone, shared = (Path(f"runs/{name}/pairs.jsonl").read_bytes() for name in (f"{SHOWN}-pairs", "on-ray"))
+    assert alone == shared and alone
+
+
 def test_the_recipes_follow_from_each_other():
     """One place for pictures, one for outputs, by the names in the files themselves."""
     for path in sorted((ROOT / "recipes").glob("*-sft.yaml")):
@@ -189,6 +206,10 @@ def test_the_recipes_follow_from_each_other():
         assert (
             sft["model"].get("box_format") == rl["model"].get("box_format") == loop["score"]["args"].get("box_format")
         )
-        assert sft["data"]["pictures"] == rl["data"]["pictures"] == f"{loop['score']['data']}/images"
+        grpo = yaml.safe_load((ROOT / f"recipes/{name}-grpo.yaml").read_text())
+        assert grpo["model"]["adapter"] == rl["model"]["adapter"]
+        assert grpo["model"].get("box_format") == sft["model"].get("box_format")
+        pictures = {recipe["data"]["pictures"] for recipe in (sft, rl, grpo)}
+        assert pictures == {f"{loop['score']['data']}/images"}
     pairs = yaml.safe_load((ROOT / "recipes/pairs-visrl.yaml").read_text())
     assert pairs["policy"]["model"] == f"hf:runs/{SHOWN}-sft/final" and pairs["output"] == f"runs/{SHOWN}-pairs"

@@ -1,7 +1,6 @@
 """Rewards by name and advantages of a group, computed by hand."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from visrl.core.boxes import Box
 from visrl.core.types import Score
 from visrl.errors import UsageError
 from visrl.train.common.critics import Judged
-from visrl.train.grpo import rewards
 from visrl.train.grpo.advantages import advantages, weighted, without_spread
 from visrl.train.grpo.rewards import RewardTools, check_rewards, reward_named
 from visrl.train.grpo.trainer import RewardPlan
@@ -90,15 +88,6 @@ def test_critics_are_asked_once_about_each_crop_and_never_about_a_box_that_canno
     critic.asked.clear()
     assert values("answer_critic", made, critic=critic) == [0.3, None, 1.4, 0.4]  # what fails is no score, not 0
     assert critic.asked == ["A B", "yes", "green square C", "blue"]
-
-
-def test_a_third_party_s_reward_is_found_by_its_entry_point(trainable, monkeypatch):
-    theirs = SimpleNamespace(name="loud", load=lambda: lambda groups, tools: [[7.0] * 4 for _ in groups])
-    monkeypatch.setattr(rewards, "entry_points", lambda group: [theirs] if group == "visrl.rewards" else [])
-    assert values("loud", asked(trainable)) == [7.0] * 4
-    with pytest.raises(UsageError, match="unknown reward 'lout'") as error:
-        reward_named("lout")
-    assert "loud" in error.value.hint
 
 
 def test_rewards_that_cannot_work_are_refused_before_anything_is_loaded():

@@ -254,8 +254,8 @@ def test_every_shipped_loop_wires_recipes_that_are_there(path, tmp_path):
         if phase.what != "ready":
             resolved, overrides = phase_recipe(found, phase, replace(state, pairs=tmp_path / "pairs.jsonl"))
             assert resolved.recipe.output == tmp_path / "none" / phase.name
-            assert (
-                overrides.get("critic.model", state.base.spec) == state.base.spec
+            assert overrides.get("critic.model", state.base.spec("hf")) == state.base.spec(
+                "hf"
             )  # M_org criticises in every iteration
 
 

@@ -116,7 +116,7 @@ def test_a_shipped_name_is_one_model_whatever_lies_in_the_working_folder(tmp_pat
     before = Weights("base").sha256()
     weights(tmp_path / "base", "another")
     monkeypatch.chdir(tmp_path)
-    assert shipped("base") == str(checkpoint_path("base")) and Weights("base").spec == "base"
+    assert shipped("base") == str(checkpoint_path("base")) and Weights("base").spec("vllm") == "base"
     assert Weights("base").sha256() == before != Weights("./base").sha256()
 
 

@@ -11,6 +11,9 @@ import torch
 from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
+from visrl.train.common import logprobs
+from visrl.train.common.branch_attention import use_branch_attention
+from visrl.train.common.logprobs import BranchScorer
 from visrl.train.common.models import sliding_window
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import stage_terms
@@ -101,9 +104,9 @@ def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp
     assert abs(expected.item() - math.log(2) * sum(t.weight for t in terms)) > 1e-4  # the policy did move
 
     results = {}
-    for shared in (False, True):
-        collator.shared = shared
-        loss, metrics, found = results[shared] = step(trainer, [0, 1, 2])
+    for layout in ("plain", "dense mask"):
+        collator.shared = layout != "plain"
+        loss, metrics, found = results[layout] = step(trainer, [0, 1, 2])
         assert loss == pytest.approx(expected.item(), abs=1e-6)
         assert found.keys() == wanted.keys()
         for key in wanted:
@@ -112,9 +115,30 @@ def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, stage, tmp
             assert metrics[f"{term}/rewards/margins"] == pytest.approx(margins[term].mean().item(), abs=1e-5)
             right = (margins[term] > 0).double().mean().item()
             assert metrics[f"{term}/rewards/accuracies"] == pytest.approx(right, abs=1e-6)
-    for key, value in results[False][1].items():  # every metric, TRL's own too, is the same in both layouts
+    for key, value in results["plain"][1].items():  # every metric, TRL's own too, is the same in all layouts
         if key != "num_tokens":  # counts on from batch to batch
-            assert results[True][1][key] == pytest.approx(value, abs=1e-6), key
+            assert results["dense mask"][1][key] == pytest.approx(value, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_flex_mask_gives_the_values_of_the_dense_one(name, monkeypatch):
+    """Without gradients, which FlexAttention has on GPUs alone: tests/gpu compares them there."""
+    trainable = tiny(name, torch.float64)
+    collator = PairCollator([preference(i) for i in range(3)], trainable.encoder, ("box",))
+    batch = collator([{"row": i} for i in range(3)])["box"]
+    assert batch["completions"].shape[:2] == (3, 2)  # one row per pair
+
+    def values():
+        with torch.no_grad():
+            return BranchScorer(trainable.model, trainable.base, trainable.family, batch)(detail=False).log_probs
+
+    dense = values()
+    use_branch_attention(trainable.base)
+    assert torch.equal(values(), dense)  # on a CPU the mask stays dense
+    taken = []
+    monkeypatch.setattr(logprobs, "wants_flex_mask", lambda model: taken.append(model) or True)
+    assert (values() - dense).abs().max() < 1e-6  # Gemma2 takes its softmax in float32
+    assert taken
 
 
 @pytest.mark.parametrize("context", ["win_crop", "own_crop"])

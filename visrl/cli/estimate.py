@@ -7,19 +7,26 @@ from typing import Annotated
 
 import typer
 
+from visrl.cli.numbers import positive, sensible
+
 
 def estimate(
     model: Annotated[str, typer.Option("--model", "-m", help="hf:ID_OR_PATH | vllm:ID | tiny | sft | base")],
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="comma-separated tasks or groups")],
-    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs that share the samples")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, callback=sensible, help="number of GPUs that share the samples")] = 1,
     gpu: Annotated[str, typer.Option(help="a100-40 | a100 | h100 | h200 | l40s | rtx4090")] = "h100",
     data: Annotated[Path | None, typer.Option("--data", help="folder with the benchmark files; else the hub")] = None,
     model_args: Annotated[str, typer.Option(help="dtype, rows, box_format and revision are used")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
-    answer: Annotated[int, typer.Option(min=1, help="assumed tokens per answer")] = 8,
-    tflops: Annotated[float | None, typer.Option(help="sustained TFLOP/s of a GPU, instead of the assumption")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, callback=sensible, help="only the first N samples of each task")
+    ] = None,
+    answer: Annotated[int, typer.Option(min=1, callback=sensible, help="assumed tokens per answer")] = 8,
+    tflops: Annotated[
+        float | None, typer.Option(callback=positive, help="sustained TFLOP/s of a GPU, instead of the assumption")
+    ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(help="sustained GB/s of a GPU's memory, instead of the assumption")
+        float | None,
+        typer.Option(callback=positive, help="sustained GB/s of a GPU's memory, instead of the assumption"),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the estimate as JSON")] = False,
 ) -> None:

@@ -10,7 +10,8 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,21 +21,24 @@ from visrl import __version__
 from visrl.cli import check as check_commands
 from visrl.cli import results as results_commands
 from visrl.cli.audit import audit
+from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.export import export
+from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
+from visrl.cli.numbers import sensible
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
 from visrl.cli.start import wait_without_spinning
 from visrl.cli.tables import tables
-from visrl.core.records import dump_json
+from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import rank, say, shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from visrl.evaluation.evaluate import Engine, Options, Outcome
+    from visrl.evaluation.evaluate import Options, Outcome
     from visrl.policies.protocol import Policy
     from visrl.tables.result_tables import Compared
 
@@ -84,10 +88,13 @@ OutputOption = Annotated[
 ]
 FailOption = Annotated[
     float,
-    typer.Option(min=0, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
+    typer.Option(min=0, callback=sensible, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
 ]
 RayOption = Annotated[
-    int | None, typer.Option(min=1, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_PROCESSES, help="number of Ray workers, on a cluster or this machine (docs/scaling.md)"
+    ),
 ]
 
 
@@ -116,15 +123,18 @@ def run(
     beside: BesideOption = None,
     focus: FocusOption = "predicted",
     crop: CropOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first N samples of each task")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, callback=sensible, help="only the first N samples of each task")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="samples per batch, or auto")] = "auto",
     judge: JudgeOption = "exact",
-    seed: Annotated[int, typer.Option(help="seed of sampling and of random boxes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="seed of sampling and of random boxes")] = 0,
     output: OutputOption = None,
     name: Annotated[str, typer.Option(help="what records, tables and pages call the model; default: its spec")] = "",
     fail_on_error: FailOption = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum new tokens per turn")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, callback=sensible, help="maximum new tokens per turn")] = 128,
     ray: RayOption = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
 ) -> None:
@@ -135,8 +145,11 @@ def run(
     from visrl.runs.distributed import init
 
     processes = init()
+    include_files(include, ray)
     own, upstream = own_and_upstream(tasks, ray)
     arguments = parse_model_args(model_args)
+    if quiet:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
@@ -153,30 +166,44 @@ def run(
         quiet=quiet,
         name=name,
     )
-    failed, rows = 0, list[dict[str, Any]]()
+    ends = list[_Ended]()
     if upstream:
-        failed, rows = _run_upstream([name.removeprefix("lmms:") for name in upstream], policy, options, json_)
+        place = replace(options, output=output / "lmms") if own and output is not None else options
+        ends.append(_run_upstream(policy, upstream, place, beside or "none", json_))
     if own or not upstream:
-        outcome = evaluate(policy, own, options, engine)
+
+        def ours(tasks: list[str], how: Options) -> Outcome:
+            return evaluate(policy, tasks, how, engine)
+
+        outcome = ours(own, options)
         second = beside or _protocol_beside(own, protocol)
-        compared = _run_beside(policy, own, second, options, engine, outcome, json_)
-        if processes.is_main:
-            _finish(outcome, fail_on_error, json_, compared, rows)
-    elif json_ and processes.is_main:
-        print(dump_json(rows), end="")
-    if upstream and failed > fail_on_error and processes.is_main:
-        print(f"error: incomplete: {failed} samples of lmms-eval's tasks failed", file=sys.stderr)
-        raise typer.Exit(EXIT_INCOMPLETE)
+        asked = [] if second == "none" else _with_answers(own, second)
+        ends.append(_Ended(outcome, _run_beside(ours, asked, second, options, outcome, json_)))
+    if processes.is_main:
+        _finish(ends, fail_on_error, json_)
 
 
-def _run_upstream(tasks: list[str], policy: Policy, options: Options, json_: bool) -> tuple[int, list[dict[str, Any]]]:
-    """How many samples of lmms-eval's tasks failed, and their results as rows for ``--json``; else their table is printed."""
-    from visrl.lmms import upstream
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A run that is over. compared: what looking changed, where a second protocol was run beside it."""
 
-    found = upstream.evaluate_upstream(tasks, policy, options)
-    if not json_:
-        upstream.print_upstream(found)
-    return upstream.failed(found), upstream.rows(found) if json_ else []
+    outcome: Outcome
+    compared: Compared | None
+
+
+Run = Callable[[list[str], "Options"], "Outcome"]
+"""Runs tasks in a folder."""
+
+
+def _run_upstream(policy: Policy, tasks: list[str], options: Options, second: str, json_: bool) -> _Ended:
+    """lmms-eval's own tasks, and again under protocol ``second``."""
+    from visrl.lmms.upstream import evaluate_upstream
+
+    def theirs(tasks: list[str], how: Options) -> Outcome:
+        return evaluate_upstream(policy, tasks, how)
+
+    outcome = theirs(tasks, options)
+    return _Ended(outcome, _run_beside(theirs, tasks, second, options, outcome, json_))
 
 
 def _check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
@@ -214,33 +241,37 @@ def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
 def _batch_size(text: str, policy: Policy) -> int:
     if text == "auto":
         return policy.batch_size
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch-size {text!r} is neither a number nor auto", "for example --batch-size 8")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(
+            f"--batch-size {printable(repr(text), 60)} is neither a number nor auto", "for example --batch-size 8"
+        )
     policy.rows = int(text)
     return policy.rows
 
 
-def _run_beside(
-    policy: Policy, tasks: list[str], second: str, options: Options, engine: Engine, first: Outcome, json_: bool
-) -> Compared | None:
-    """The questions of ``tasks`` again under protocol ``second``, in a folder within the first run's; what looking changed.
-
-    None under protocol ``none``, and where there is nothing to print.
-    """
+def _with_answers(tasks: list[str], second: str) -> list[str]:
+    """Of our tasks those that ask for an answer: an expression has none but its box. Raises UsageError where none does."""
     from visrl.evals.benchmarks import resolve
-    from visrl.evaluation.evaluate import evaluate
 
-    if second == "none":
-        return None
-    asked = [
-        spec.name for spec in resolve(tasks) if not spec.box_is_the_answer
-    ]  # an expression has no answer but its box
+    asked = [spec.name for spec in resolve(tasks) if not spec.box_is_the_answer]
     if not asked:
         raise UsageError(
             f"--beside {second}: no task of {', '.join(tasks)} asks for an answer",
             "leave out --beside, or add a task with questions",
         )
-    beside = evaluate(policy, asked, replace(options, protocol=second, output=first.folder / second), engine)
+    return asked
+
+
+def _run_beside(
+    run: Run, tasks: list[str], second: str, options: Options, first: Outcome, json_: bool
+) -> Compared | None:
+    """The questions of ``tasks`` again under protocol ``second``, in a folder within the first run's; what looking changed.
+
+    None under protocol ``none``, and where there is nothing to print.
+    """
+    if second == "none":
+        return None
+    beside = run(tasks, replace(options, protocol=second, output=first.folder / second))
     first.n_samples, first.n_failed = first.n_samples + beside.n_samples, first.n_failed + beside.n_failed
     first.skipped, first.problems = first.skipped + beside.skipped, first.problems + beside.problems
     if json_ or not beside.results:  # of several processes only the first has results
@@ -249,27 +280,26 @@ def _run_beside(
     return compare_protocols(first.folder, second, first.results[0].protocol)
 
 
-def _finish(
-    outcome: Outcome,
-    fail_on_error: float,
-    json_: bool,
-    compared: Compared | None = None,
-    more: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Print what came out, and say how complete it is. more: rows of lmms-eval's tasks, which ``--json`` prints with ours."""
-    if more:
-        print(dump_json([*(result.model_dump(mode="json") for result in outcome.results), *more]), end="")
-    else:
-        print_results(outcome.results, json_, compared)
-    _print_end(outcome.folder, compared, json_)
-    allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * outcome.n_samples
-    if outcome.problems or outcome.n_failed:
-        print(f"{outcome.n_failed} of {outcome.n_samples} samples failed or are unaccounted for", file=sys.stderr)
-        for problem in outcome.problems:
+def _finish(ends: Sequence[_Ended], fail_on_error: float, json_: bool) -> None:
+    """Print what came out of every run, and say how complete they are."""
+    if json_:
+        print_results([result for end in ends for result in end.outcome.results], json_)
+    for end in ends:
+        if not json_:
+            print_results(end.outcome.results, json_, end.compared)
+        _print_end(end.outcome.folder, end.compared, json_)
+    outcomes = [end.outcome for end in ends]
+    n_samples, n_failed = sum(o.n_samples for o in outcomes), sum(o.n_failed for o in outcomes)
+    skipped = sum(o.skipped for o in outcomes)
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * n_samples
+    if problems or n_failed:
+        print(f"{n_failed} of {n_samples} samples failed or are unaccounted for", file=sys.stderr)
+        for problem in problems:
             print(f"  {problem}", file=sys.stderr)
-    if outcome.n_failed > allowed or outcome.skipped:
+    if n_failed > allowed or skipped:
         print(
-            f"error: incomplete: {outcome.n_failed + outcome.skipped} problems, {allowed:g} allowed\n\n"
+            f"error: incomplete: {n_failed + skipped} problems, {allowed:g} allowed\n\n"
             "hint: the same command tries failed samples again; --fail-on-error N allows some",
             file=sys.stderr,
         )
@@ -284,7 +314,7 @@ def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
 
 
 results_commands.register(app)
-for listing in (ls, world, tables, leaderboard, audit, export):
+for listing in (ls, world, tables, leaderboard, audit, export, card):
     app.command()(listing)
 check_commands.register(app)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visrl.cli.including import IncludeOption, include_files, lines_of_others
+from visrl.cli.numbers import sensible
 from visrl.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
 
 
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks | models | all")] = "all",
+    what: Annotated[str, typer.Argument(help="tasks | models | others | all")] = "all",
     path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
+    include: IncludeOption = None,
 ) -> None:
-    """List tasks and models."""
+    """List tasks and models, and what installed packages add."""
     if path:
         from visrl.lmms.plugin import task_folder
 
         print(task_folder())
         return
+    include_files(include)
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -32,15 +36,17 @@ def ls(
         if what == "all":
             console.print()
         console.print(_model_table())
-    if what not in ("tasks", "models", "all"):
-        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "all"]))
+    if what in ("others", "all") and (lines := list(lines_of_others())):
+        console.print("\n".join(["of installed packages and included files", *lines]), markup=False)
+    if what not in ("tasks", "models", "others", "all"):
+        raise UsageError(f"ls: unknown {what!r}", nearest(what, ["tasks", "models", "others", "all"]))
 
 
 def world(
     sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
     split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
-    columns: Annotated[int, typer.Option(min=1, help="pictures per task")] = 4,
-    skip: Annotated[int, typer.Option(min=0, help="pictures to pass over, to see others")] = 0,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="pictures per task")] = 4,
+    skip: Annotated[int, typer.Option(min=0, callback=sensible, help="pictures to pass over, to see others")] = 0,
 ) -> None:
     """Draw a contact sheet of the small world.
 

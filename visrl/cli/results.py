@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visrl.cli.including import IncludeOption, include_files
 from visrl.errors import EXIT_INCOMPLETE, FEW, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _runs_near(folder: Path) -> str:
 def score(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
     judge: Annotated[str | None, typer.Option(help="a judge other than the run's own")] = None,
+    include: IncludeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Score a run again, without generating."""
@@ -70,6 +72,7 @@ def score(
     from visrl.evaluation.rescore import unjudged
 
     check_there(folder)
+    include_files(include)
     results = score_folder(folder, judge)
     print_results(results, json_)
     if lost := unjudged(results):
@@ -129,12 +132,13 @@ def beside(folder: Path) -> Compared | None:
 
 def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
     """The run of ``protocol`` in ``folder``, against that of ``second`` inside it, by the metrics that both have."""
+    from visrl.evals.benchmarks import UPSTREAM
     from visrl.evals.compare import compare
     from visrl.evals.sample_scores import of_run
     from visrl.tables.result_tables import Compared
 
     found = compare(of_run(folder / second), of_run(folder))
-    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS)
+    changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS or d.task.startswith(UPSTREAM))
     return Compared(second, "looked" if second == "direct" else protocol.split("/")[0], changes)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,15 +10,18 @@ from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.start import wait_without_spinning
+from visrl.core.argument_parser import Parser
+from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="visrl-train",
         description="Train a vision-language model that looks, then answers: SFT, step-level DPO, GRPO.",
         epilog="`visrl-train estimate RECIPE.yaml --gpus N` estimates memory, hours and disk. "
+        "`visrl-train merge ADAPTER --output DIR` writes merged weights. "
         "The same command resumes a run that was interrupted. Many GPUs: accelerate launch --no_python visrl-train RECIPE",
     )
     parser.add_argument(
@@ -31,6 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the bundled recipes, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="a Python file that registers your own critic, protocol, … (docs/adding-a-task.md); may be repeated",
     )
     parser.add_argument(
         "--dry-run",
@@ -56,12 +66,18 @@ def run(arguments: Sequence[str]) -> int:
 
         estimate_recipe(arguments[1:])
         return EXIT_DONE
+    if arguments[:1] == ["merge"]:
+        from visrl.cli.merge import merge_command
+
+        merge_command(arguments[1:])
+        return EXIT_DONE
     args = _parser().parse_args(arguments)
     if args.list:
         from visrl.train.config.shipped import listing
 
         print("\n".join(listing()))
         return EXIT_DONE
+    include(args.include)
     path, kind = _recipe_path(args.words)
     check_launch()
     from visrl.train.config.recipe import OLD_KINDS, load_recipe

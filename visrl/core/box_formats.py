@@ -193,7 +193,10 @@ def format_named(name: str, *, min_pixels: str = "", max_pixels: str = "", resiz
         if resized_to:
             return BoxFormat(RESIZED, JsonObject(), resized(_size(resized_to)))
         factor, least, most = QWEN_LIMITS
-        return resized_format(factor, _positive(min_pixels, least), _positive(max_pixels, most))
+        least, most = _positive(min_pixels, least), _positive(max_pixels, most)
+        if least > most:
+            raise UsageError(f"min_pixels={least} is more than max_pixels={most}", "for example max_pixels=1003520")
+        return resized_format(factor, least, most)
     if name not in FORMATS:
         raise UsageError(f"unknown box format {name!r}", nearest(name, [*FORMATS, RESIZED]))
     if given := [limit for limit, value in limits.items() if value]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,10 @@ from visrl.errors import UsageError, printable
 MAX_DEPTH = 100
 MAX_DIGITS = 40
 Value = TypeVar("Value")
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What making something of a value raises that has another shape than expected: no key, no number, one too large for a float."""
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading a file raises, packed or not."""
 
 
 def decode(data: bytes | str) -> Any:

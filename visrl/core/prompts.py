@@ -10,9 +10,11 @@ Departures from the official code, which has no instruction for yes/no and multi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
+from visrl.core.plugins import Registry
 from visrl.core.types import CoTSample, Picture, Turn
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
@@ -23,30 +25,60 @@ P_RL = (
 P_DETAIL = "Please answer the question based on the original image and local detail image."
 P_REC = "Locate the region this sentence describes: {expression}. Please provide the bounding box coordinates."
 
-ProtocolName = Literal["viscot_train", "viscot_eval", "visrl_train", "direct"]
+ProtocolName = str
+"""A key of :data:`PROTOCOLS`; :func:`known_protocol` checks one that a user wrote."""
+AskBox = Callable[[CoTSample, Picture], tuple[Turn, ...]]
+AskAnswer = Callable[[CoTSample, Picture, Picture | None, str], tuple[Turn, ...]]
 DEFAULT_PROTOCOL: ProtocolName = "visrl_train"
 """What is trained, sampled and scored where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Which turns a question becomes. ``looks`` False asks once, without a box (the paper's "w/o CoT")."""
+    """Which turns a question becomes. ``looks`` False asks once, without a box (the paper's "w/o CoT").
+
+    ask_box, ask_answer: the wording of a third party's protocol, of every kind of sample, with the arguments of
+    :func:`box_turns` and :func:`answer_turns`; the four of ours are worded below.
+    """
 
     name: ProtocolName
     version: int
     looks: bool = True
+    ask_box: AskBox | None = None
+    ask_answer: AskAnswer | None = None
 
     @property
     def id(self) -> str:
         return f"{self.name}/v{self.version}"
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    "viscot_train": Protocol("viscot_train", 1),
-    "viscot_eval": Protocol("viscot_eval", 1),
-    "visrl_train": Protocol("visrl_train", 1),
-    "direct": Protocol("direct", 1, looks=False),
-}
+def _third_party(name: str, found: Any) -> Protocol:
+    if not isinstance(found, Protocol):
+        raise ValueError(f"not a visrl.core.prompts.Protocol but a {type(found).__name__}")
+    if found.name != name:
+        raise ValueError(f"its name is {found.name!r}")
+    if found.ask_answer is None or (found.looks and found.ask_box is None):
+        raise ValueError("it must word its turns: ask_answer, and ask_box where it looks")
+    return found
+
+
+PROTOCOLS: Registry[Protocol] = Registry(
+    "protocol",
+    {
+        "viscot_train": Protocol("viscot_train", 1),
+        "viscot_eval": Protocol("viscot_eval", 1),
+        "visrl_train": Protocol("visrl_train", 1),
+        "direct": Protocol("direct", 1, looks=False),
+    },
+    _third_party,
+)
+
+
+def known_protocol(name: str) -> str:
+    """The name of a protocol. Raises ValueError for one that nobody has, naming those there are."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}, there are {', '.join(PROTOCOLS.names())}")
+    return name
 
 
 def box_turns(protocol: Protocol, sample: CoTSample, picture: Picture) -> tuple[Turn, ...]:
@@ -54,6 +86,8 @@ def box_turns(protocol: Protocol, sample: CoTSample, picture: Picture) -> tuple[
 
     Raises ValueError for a question under ``direct``, which never asks for a box.
     """
+    if protocol.ask_box is not None:
+        return protocol.ask_box(sample, picture)
     if sample.kind == "rec":
         text = "\n" + P_REC.format(expression=sample.question.lower())
     elif protocol.name == "viscot_eval":  # model_cot_det_loader.py
@@ -71,6 +105,8 @@ def answer_turns(
     protocol: Protocol, sample: CoTSample, picture: Picture, crop: Picture | None, box_text: str
 ) -> tuple[Turn, ...]:
     """The conversation that asks for the answer: ``picture``, and under a looking protocol ``crop`` and its ``box_text``."""
+    if protocol.ask_answer is not None:
+        return protocol.ask_answer(sample, picture, crop, box_text)
     ask = sample.instruction
     if not protocol.looks or crop is None:
         return (Turn("user", (picture, f"\n{sample.question}{ask}")),)

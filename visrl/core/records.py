@@ -21,7 +21,8 @@ from visrl.errors import UsageError, refused
 
 SCHEMA_VERSION = 1
 _SCORE_AGAIN = "`visrl-eval score RUN` writes the records of a run again"
-Unit = Literal["percent", "points", "fraction"]
+Unit = Literal["percent", "points", "fraction", "raw"]
+"""raw: as the code of one of lmms-eval's own tasks gives it."""
 
 
 class TaskResult(BaseModel):
@@ -100,6 +101,15 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     except BaseException:
         _take_away(beside)
         raise
+
+
+def clear_pieces(folder: Path, names: Iterable[str] = ("*",)) -> None:
+    """Take away what killed writers of files of these names (patterns) left beside them. Only for who alone may write those
+    files: another's piece may be one that is being written.
+    """
+    for name in names:
+        for piece in folder.glob(f".{name}.*.tmp"):
+            _take_away(piece)
 
 
 def _take_away(path: Path) -> None:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from visrl.core.argument_parser import Parser
+from visrl.core.ranges import LARGEST, within
 from visrl.errors import UsageError
 from visrl.estimate.phase import EstimateRequest, Phase
 from visrl.estimate.work import GPUS, gpu_of
@@ -34,8 +36,8 @@ def estimate_recipe(arguments: Sequence[str]) -> None:
     print_estimate(found, words, request, trains=recipe.kind != "pairs", json_=args.json, starts_itself=loop)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="visrl-train estimate",
         description="Memory, tokens, hours and disk of a recipe, and the commands that start it.",
     )
@@ -44,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=_several, default=1, metavar="N", help="number of GPUs")
     parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))
     parser.add_argument("--sharding", default="ddp", help="ddp | zero2 | zero3 | fsdp")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of a GPU, instead of the assumption")
-    parser.add_argument("--bandwidth", type=float, help="sustained GB/s of a GPU's memory, instead of the assumption")
+    parser.add_argument("--tflops", type=_rate, help="sustained TFLOP/s of a GPU, instead of the assumption")
+    parser.add_argument("--bandwidth", type=_rate, help="sustained GB/s of a GPU's memory, instead of the assumption")
     parser.add_argument("--samples", type=_several, metavar="N", help="number of rows, where there are no data yet")
     parser.add_argument("--answer", type=_several, default=8, metavar="N", help="assumed tokens per answer")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
@@ -53,8 +55,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _several(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    if not text.isdecimal() or len(text) > len(str(LARGEST)) or not 1 <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number of at least 1 and at most {LARGEST:.0e}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not within(found, 1e-30, LARGEST):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number above 0, of at most {LARGEST:.0e}")
+    return found
+
+
+def _rows(args: dict[str, str]) -> int:
+    text = args.get("rows") or "0"
+    if not text.isdecimal() or len(text) > 9:
+        raise UsageError(f"--model-args: rows={text[:60]} is not a number", "for example rows=8")
     return int(text)
 
 
@@ -82,7 +101,7 @@ def estimate_evaluation(
         how = {
             "box_format": args.get("box_format"),
             "dtype": "bfloat16" if dtype == "auto" else dtype,
-            "rows": int(args.get("rows") or 0),
+            "rows": _rows(args),
         }
         phase = evaluation_phase(spec.name, described, samples, min(n, limit or n), request, **how)
         phase.notes.extend(notes)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from visrl.estimate.shape import Shape
 
 FLOAT = 4  # norms and losses are computed in float32
+TILE_PLACES, TILE_WORDS = 4096, 32768  # of logits at once, in TRL's SFT loss
 RESERVE = 1.5 * 2**30  # of a GPU: context, libraries' workspaces, fragmentation
 SHARDED = {
     "ddp": (),
@@ -54,6 +55,8 @@ def block_bytes(shape: Shape, tokens: int, size: int) -> float:
     (repeated to all heads), output and log-sum; gated MLP: gate, its activation, up, their product.
     """
     d, a, f, h, s = shape.hidden, shape.width, shape.inner, shape.heads, size
+    if shape.adapters and s < FLOAT:
+        return _adapted_block_bytes(shape, tokens, size)
     norms: float = shape.norms * (FLOAT * d + s * d + FLOAT) + 2 * s * d
     if shape.qk_norm:
         norms += (FLOAT + s) * (a + shape.kv_heads * shape.head_dim)
@@ -62,6 +65,22 @@ def block_bytes(shape: Shape, tokens: int, size: int) -> float:
     else:
         attention = 4 * s * a + FLOAT * h
     return norms + attention + 4 * s * f
+
+
+def _adapted_block_bytes(shape: Shape, tokens: int, size: int) -> float:
+    """The same of a frozen layer in half precision with LoRA on its linear layers: each adapter keeps its input in float32, and
+    the norms, whose scale is not trained, no output.
+    """
+    d, a, f, h, s = shape.hidden, shape.width, shape.inner, shape.heads, size
+    inputs = FLOAT * (5 * d + a + f)  # of q, k, v, gate and up; of the projection behind attention; of down
+    norms = shape.norms * FLOAT * (d + 1) + (FLOAT * (a + shape.kv_heads * shape.head_dim) if shape.qk_norm else 0)
+    scores = 2 * s * h * tokens if shape.soft_scores else FLOAT * h
+    return inputs + norms + 4 * s * a + 3 * s * f + scores
+
+
+def fused_loss_bytes(shape: Shape, places: int, size: int) -> float:
+    """SFT's loss: TRL projects the trained ``places`` in tiles of places x words, which a Triton kernel folds where they are."""
+    return size * min(places, TILE_PLACES) * TILE_WORDS + (FLOAT + size) * places * shape.hidden
 
 
 def activation_bytes(shape: Shape, rows: int, tokens: int, size: int, *, checkpointing: bool) -> float:
@@ -79,17 +98,26 @@ def logit_bytes(shape: Shape, rows: int, kept: int, size: int) -> float:
     return copies * FLOAT * rows * kept * shape.vocab if size <= FLOAT else 5 * size * rows * kept * shape.vocab
 
 
-def training_memory(
-    shape: Shape, *, rows: int, tokens: int, kept: int, size: int, checkpointing: bool, accumulates: bool
-) -> Memory:
-    """One process training with AdamW on batches of ``rows`` x ``tokens``, ``kept`` of which are projected.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What goes through a model at once: ``rows`` x ``tokens``, ``kept`` places of a row projected; fused: by TRL's SFT loss."""
+
+    rows: int
+    tokens: int
+    kept: int
+    fused: bool = False
+
+
+def training_memory(shape: Shape, step: Step, *, size: int, checkpointing: bool, accumulates: bool) -> Memory:
+    """One process training with AdamW.
 
     Gradients and activations meet in full only where gradients accumulate over batches; else the larger of both counts.
     """
+    rows, tokens, kept = step.rows, step.tokens, step.kept
     trained = FLOAT if shape.adapters else size  # PEFT keeps adapters in float32
     gradients: float = trained * shape.trained
     activations = activation_bytes(shape, rows, tokens, size, checkpointing=checkpointing)
-    logits = logit_bytes(shape, rows, kept, size)
+    logits = fused_loss_bytes(shape, rows * kept, size) if step.fused else logit_bytes(shape, rows, kept, size)
     if not accumulates:
         gradients = max(0, gradients - activations - logits)
     return Memory(

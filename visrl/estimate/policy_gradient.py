@@ -45,7 +45,7 @@ def group_batches(recipe: Any, found: Sequence[Lengths]) -> list[Batches]:
     """What the two turns' batches look like; ``per_row``: tokens of one question."""
     k = int(recipe.trainer["num_generations"])
     groups = max(1, int(recipe.trainer["per_device_train_batch_size"]) // k)
-    shared = recipe.grpo.prefix_sharing and recipe.model.attn in ("sdpa", "eager")
+    shared = recipe.grpo.prefix_sharing and recipe.model.shares_rows
     turns: list[Batches] = []
     if boxed := [x for x in found if x.box]:
         branches = k if shared else 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from visrl.errors import UsageError
 from visrl.estimate.lengths import Batches, blank_preference, spread, typical
-from visrl.estimate.memory import Memory, training_memory
+from visrl.estimate.memory import Memory, Step, training_memory
 from visrl.estimate.phase import LOOKED_AT, EstimateRequest, Phase, encoder_of
 from visrl.estimate.shape import BYTES, Described
 from visrl.estimate.work import Work, seconds
@@ -46,11 +47,14 @@ def training_phase(
     epochs, batch = float(trainer["num_train_epochs"]), int(trainer["per_device_train_batch_size"])
     parts = [
         training_memory(
-            model.shape, rows=b.rows, tokens=b.tokens, kept=b.kept, size=size, checkpointing=checkpointing,
+            model.shape,
+            Step(b.rows, b.tokens, b.kept, fused=recipe.kind == "sft"),
+            size=size,
+            checkpointing=checkpointing,
             accumulates=accumulate > 1,
         )
         for b in batches
-    ]  # fmt: skip
+    ]
     memory = parts[0]
     if len(parts) > 1:  # both terms' graphs live until the sum's backward pass
         together = {k: sum(getattr(p, k) for p in parts) for k in ("activations", "logits")}
@@ -101,7 +105,8 @@ def sft_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[
     for i in range(len(talks)):
         chat = collator.chat(i)
         rows.append((0, len(chat.ids), sum(len(p.ids) for p in chat.pictures), 0))
-    batches = batches_of(rows, int(recipe.trainer["per_device_train_batch_size"]))
+    said = max(sum(collator.chat(i).loss_mask) for i in range(len(talks)))
+    batches = replace(batches_of(rows, int(recipe.trainer["per_device_train_batch_size"])), kept=said)
     total = round(n * len(talks) / len(found))
     phase = training_phase("sft", model, [batches], total, request, recipe=recipe, reference=False)
     phase.notes.extend(notes)
@@ -132,7 +137,7 @@ def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], term
     collator = PairCollator(
         pairs, encoder_of(model, recipe.model.box_format), tuple(terms), crop=step.crop, context=step.context
     )
-    shared = step.prefix_sharing and recipe.model.attn in ("sdpa", "eager")
+    shared = step.prefix_sharing and recipe.model.shares_rows
     size = int(recipe.trainer["per_device_train_batch_size"])
     out = []
     for term in terms:

@@ -1,7 +1,8 @@
 """Tokens, operations and hours: the formulae of docs/estimating.md, and what they assume of a GPU.
 
-Data sheets' peaks are never reached: ``BUSY`` of the arithmetic and ``READING`` of the bandwidth are assumed, round numbers that
-were not measured here (no GPU). ``--tflops`` and ``--bandwidth`` put your own sustained figures in their place.
+Data sheets' peaks are never reached: ``BUSY`` of the arithmetic and ``READING`` of the bandwidth are assumed, round numbers; a
+step of training reached 0.33 on one H200 (docs/performance.md), generation was not taken apart.
+``--tflops`` and ``--bandwidth`` put your own sustained figures in their place.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.plugins import used
 from visrl.core.types import CoTSample, Episode
-from visrl.errors import Interrupted, UsageError
-from visrl.evals.benchmarks import TaskSpec, resolve
+from visrl.errors import Incomplete, Interrupted, UsageError
+from visrl.evals.benchmarks import UPSTREAM, TaskSpec, resolve
 from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
@@ -71,7 +72,7 @@ class Outcome:
 def own_and_upstream(tasks: str, ray: int | None) -> tuple[list[str], list[str]]:
     """The names of our tasks, and of lmms-eval's. Raises UsageError where these were to run on Ray."""
     names = [name.strip() for name in tasks.split(",")]
-    upstream = [name for name in names if name.startswith("lmms:")]
+    upstream = [name for name in names if name.startswith(UPSTREAM)]
     if ray and upstream:
         raise UsageError("--ray cannot run lmms-eval's own tasks (lmms:…)", "use torchrun (docs/scaling.md)")
     return [name for name in names if name not in upstream], upstream
@@ -116,17 +117,23 @@ def config_of(policy: Policy, options: Options) -> RolloutConfig:
 
 
 def describe_request(
-    policy: Policy, specs: Sequence[TaskSpec], config: RolloutConfig, options: Options
+    policy: Policy,
+    config: RolloutConfig,
+    options: Options,
+    *,
+    tasks: Mapping[str, str],
+    data: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Everything that decides the numbers, as JSON: its hash names the run. Batch size and output folder do not decide."""
-    from visrl.tasks import fingerprint
+    """Everything that decides the numbers, as JSON: its hash names the run. Batch size and output folder do not decide.
 
+    tasks: name -> version. data: name -> what its documents are.
+    """
     return {
         "model": options.name or policy.name,
         "model_info": dict(policy.describe()),
         "box_format": policy.box_format.describe(),
-        "tasks": {spec.name: spec.version for spec in specs},
-        "data": {spec.name: fingerprint(spec.name, options.data) for spec in specs},
+        "tasks": dict(tasks),
+        "data": dict(data),
         "data_folder": None if options.data is None else str(options.data.resolve()),
         "protocol": config.protocol.id,
         "focus": config.box_source,
@@ -134,6 +141,7 @@ def describe_request(
         "sampling": {"temperature": config.sampling.temperature, "max_tokens": config.sampling.max_tokens},
         "seed": options.seed,
         "limit": options.limit,
+        **({"others_code": code} if (code := used()) else {}),
     }
 
 
@@ -187,15 +195,19 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     Of several processes (runs/distributed.py) each runs its share; the first scores, the outcome of the others has no results.
     engine: who makes the episodes; on_ray.py has another one.
     """
+    from visrl.tasks import fingerprint
+
     check_before(tasks, judge=options.judge)
     specs = resolve(tasks)
     if options.data is None and policy.recorded:
         options = replace(options, data=own_documents(policy))
     config = config_of(policy, options)
-    request = describe_request(policy, specs, config, options)
+    versions = {spec.name: spec.version for spec in specs}
+    data = {spec.name: fingerprint(spec.name, options.data) for spec in specs}
+    request = describe_request(policy, config, options, tasks=versions, data=data)
     outcome = Outcome(options.output or default_folder(request, tasks), [])
     with Run(outcome.folder, request, processes=init()) as run:
-        run.write_meta(model_spec=policy.name, judge=options.judge, command=_command())
+        run.write_meta(model_spec=policy.name, judge=options.judge, command=given_command())
         finished = run.finished()
         try:
             samples = _samples_of_tasks(policy, specs, options, outcome)
@@ -203,6 +215,11 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
         except KeyboardInterrupt as stop:
             run.sync()
             raise Interrupted(f"{run.count()} finished samples are in {outcome.folder}") from stop
+        except Incomplete as stop:
+            run.sync()
+            raise Incomplete(
+                stop.message, f"{run.count()} finished samples are in {outcome.folder}; {stop.hint}"
+            ) from stop
         run.gather()
         outcome.n_failed = run.processes.total(outcome.n_failed)
     _check_unmatched(policy, outcome)
@@ -216,7 +233,7 @@ def evaluate(policy: Policy, tasks: Sequence[str], options: Options, engine: Eng
     return outcome
 
 
-def _command() -> str | None:
+def given_command() -> str | None:
     """The command line that is running, for the page of the run; None where visrl is used as a library."""
     program = Path(sys.argv[0]).name
     return shlex.join([program, *sys.argv[1:]]) if program == "visrl-eval" else None

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.box_rules import UNCOMPARABLE
+from visrl.core.plugins import used
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample, Score
 from visrl.errors import UsageError
-from visrl.evals.benchmarks import GROUPS, TASKS, TaskSpec, resolve
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, TaskSpec, resolve
 from visrl.runs.lines import recorded
 from visrl.runs.meta import read_evaluation
-from visrl.runs.store import slug, write_scores
+from visrl.runs.store import held, slug, write_scores
 
 if TYPE_CHECKING:
     from visrl.core.records import TaskResult
@@ -29,9 +30,14 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     """Score the episodes of a run folder, write scores.jsonl and records/, return the results. Generates nothing.
 
     judge_spec: another judge than the run's own, and its own from now on. Nothing is written before everything is scored, and
-    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, and where run, data or
-    episodes cannot be read.
+    scores of an earlier judge stay where this one could not be reached at all. Raises UsageError then, where run, data or
+    episodes cannot be read, and where another process writes the run.
     """
+    with held(folder):
+        return _score(folder, judge_spec)
+
+
+def _score(folder: Path, judge_spec: str | None) -> list[TaskResult]:
     from visrl.evals.judge import ready_judge
     from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 
@@ -39,6 +45,7 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
     request = meta["request"]
     spec_of_judge = judge_spec or meta.get("judge", "exact")
     judge = ready_judge(spec_of_judge)
+    _refuse_upstream(folder, meta)
     specs = resolve(list(request["tasks"]))
     scored: dict[str, TaskScores] = {}
     found: dict[str, list[TaskResult]] = {}
@@ -48,14 +55,14 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
             if episodes := by_task.get(spec.name):
                 samples = (sample for sample in _documents(spec, request) if sample.id in episodes)
                 scored[spec.name] = score_task(spec, samples, episodes, judge)
-                found[spec.name] = _results(spec.name, (spec.name,), scored[spec.name].metrics, request, judge)
+                found[spec.name] = _results(spec.name, (spec.name,), scored[spec.name].metrics, request)
     for spec in specs if scored else ():
         if spec.name not in scored:  # asked for, and nothing is there: n = 0, not a row that is missing
             nothing = score_task(spec, (), {}, judge)
-            found[spec.name] = _results(spec.name, (spec.name,), nothing.metrics, request, judge)
+            found[spec.name] = _results(spec.name, (spec.name,), nothing.metrics, request)
     for group, members in GROUPS.items():
         if len(members) > 1 and all(member in scored for member in members):
-            found[group] = _results(group, members, score_group(group, scored), request, judge)
+            found[group] = _results(group, members, score_group(group, scored), request)
     results = [result for of_one in found.values() for result in of_one]
     _refuse_silence(folder, results, judge)
     _check_there(folder)
@@ -67,6 +74,15 @@ def score(folder: Path, judge_spec: str | None = None) -> list[TaskResult]:
         write_atomically(folder / "run.json", dump_json({**meta, "judge": judge_spec}))
     _check_there(folder)
     return results
+
+
+def _refuse_upstream(folder: Path, meta: Mapping[str, Any]) -> None:
+    if any(name.startswith(UPSTREAM) for name in meta["request"]["tasks"]):
+        command = meta.get("command") or "visrl-eval --model … --tasks lmms:…"
+        raise UsageError(
+            f"{folder} is of lmms-eval's own tasks, which lmms-eval scores",
+            f"the same command scores again and asks for nothing that is there: {command}",
+        )
 
 
 def _refuse_lost(folder: Path, specs: Sequence[TaskSpec], by_task: Mapping[str, object]) -> None:
@@ -131,12 +147,12 @@ def _reasons(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _results(
-    task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any], judge: Judge
+    task: str, members: Sequence[str], found: Sequence[Measured], request: Mapping[str, Any]
 ) -> list[TaskResult]:
     """What one record file holds: of a task or a group."""
     from visrl.evals.scorers.scoring import to_result
 
-    context = result_context(request, members, judge)
+    context = result_context(request, members)
     return [to_result(measured, task, context) for measured in found]
 
 
@@ -153,7 +169,7 @@ def _documents(spec: TaskSpec, request: Mapping[str, Any]) -> Iterator[CoTSample
     return load(spec.name, folder, with_pictures=False, limit=request["limit"])
 
 
-def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Judge) -> dict[str, Any]:
+def result_context(request: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
     """The fields of a TaskResult that are the run's, not the metric's. members: the tasks the number is made of."""
     return {
         "protocol": request["protocol"],
@@ -172,6 +188,6 @@ def result_context(request: Mapping[str, Any], members: Sequence[str], judge: Ju
 
 
 def versions() -> dict[str, str]:
-    """visrl and what decodes pictures; a model's own libraries are in its model_info."""
+    """visrl, what decodes pictures, and whose tasks, protocols or judges were used; a model's libraries are in its model_info."""
     found = {"visrl": __version__, "python": platform.python_version()}
-    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}}
+    return {**found, **{name: importlib.metadata.version(name) for name in ("numpy", "pillow")}, **used()}

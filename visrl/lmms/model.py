@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 
-from visrl.core.types import CoTSample, Episode, Picture, Step
-from visrl.errors import PictureError, UsageError, nearest
+from visrl.core.types import CoTSample, Episode, Step
+from visrl.errors import UsageError
 from visrl.evaluation.evaluate import Options, config_of
+from visrl.lmms.kept import Kept
+from visrl.lmms.loading import Loaded, load_tasks
+from visrl.lmms.samples import upstream_sample
 from visrl.policies.protocol import Policy
 from visrl.policies.registry import load_policy
 from visrl.rollout.config import RolloutConfig
@@ -37,11 +38,9 @@ from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
 from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, serialize_episode
-from visrl.tasks.pictures import as_rgb, decoded
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
-    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 _CONFIG_OPTIONS = ("protocol", "focus", "crop", "seed")
@@ -58,11 +57,13 @@ class LookThenAnswer(lmms):
         policy: str | Policy = "hf",
         config: RolloutConfig | None = None,
         batch_size: int | str = 8,
+        kept: Kept | None = None,
         **arguments: Any,
     ) -> None:
         """From ``--model_args policy=SPEC,…``: protocol, focus, crop and seed say how to look, the rest is the policy's.
 
-        ``pretrained=PATH`` is what lmms-eval's own models call ``policy=hf:PATH``.
+        ``pretrained=PATH`` is what lmms-eval's own models call ``policy=hf:PATH``. kept: where episodes are written, and read
+        back by the next run.
         """
         super().__init__()
         how = {name: arguments.pop(name) for name in _CONFIG_OPTIONS if name in arguments}
@@ -73,6 +74,7 @@ class LookThenAnswer(lmms):
         self.config = config or config_of(policy, Options(**how))
         self.batch_size = max(1, int(batch_size))
         self.failures: dict[str, dict[str, str]] = defaultdict(dict)
+        self._kept = kept
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """An answer per request, in order; ours are grouped by task and decoding, which is what a batch shares."""
@@ -100,18 +102,29 @@ class LookThenAnswer(lmms):
         """The answers of requests of one task with one way of decoding."""
         task, options = requests[0].args[4], requests[0].args[2]
         config = _decoding(self.config, options)
-        if is_ours(task):
-            samples: Any = self._our_samples(task, requests)
-        elif self.policy.recorded:
+        ours = is_ours(task)
+        if not ours and self.policy.recorded:
             raise UsageError(
                 f"{self.policy.name} has no predictions for {task}", f"recorded outputs need tasks named {PREFIX}…"
             )
+        samples = self._our_samples(task, requests) if ours else []
+
+        def sample(number: int) -> CoTSample:
+            if ours:
+                return samples[number]
+            _, messages, _, document, _, _ = requests[number].args
+            return upstream_sample(str(document), task, messages, partial(self._document, requests[number]))
+
+        if self._kept is None:
+            asked = map(sample, range(len(requests)))
+            episodes = look_then_answer(self.policy, asked, config, batch_size=self.batch_size)
         else:
-            samples = (_upstream_sample(request, partial(self._document, request)) for request in requests)
-        for episode in look_then_answer(self.policy, samples, config, batch_size=self.batch_size):
+            ids = [sample.id for sample in samples] if ours else _document_ids(requests)
+            episodes = self._kept.episodes(task, ids, sample, (self.policy, config, self.batch_size))
+        for episode in episodes:
             if episode.error is not None:
                 self.failures[task][episode.sample_id] = episode.error
-            yield _result(episode, serialize_episode(episode) if is_ours(task) else _answer(episode, options))
+            yield _result(episode, serialize_episode(episode) if ours else _answer(episode, options))
 
     def _document(self, request: Instance) -> Mapping[str, Any]:
         _, _, _, number, task, split = request.args
@@ -171,59 +184,15 @@ def _answer(episode: Episode, options: Mapping[str, Any]) -> str:
     return text
 
 
-def _upstream_sample(request: Instance, document: Callable[[], Mapping[str, Any]]) -> CoTSample:
-    """A document of any lmms-eval task as a sample: its text is the question, its picture the picture.
-
-    The task's ``post_prompt``, if the text ends in it, becomes the instruction, asked only where an answer is asked for.
-    """
-    _, doc_to_messages, _, number, task, _ = request.args
-    try:
-        text, picture = _read_messages(doc_to_messages(document()), f"{task}/{number}")
-    except Exception as error:  # noqa: BLE001 - a task's own code, on one document: that sample fails, the rest goes on
-        text, picture = "", _failing(f"{task}/{number}", f"{type(error).__name__}: {error}")
-    post = (getattr(getattr(doc_to_messages, "__self__", None), "lmms_eval_specific_kwargs", None) or {}).get(
-        "post_prompt"
-    )
-    instruction = post if isinstance(post, str) and post and text.endswith(post) else ""
-    question = text.removesuffix(instruction) if instruction else text
-    return CoTSample(str(number), task, "qa", question, picture=picture, instruction=instruction)
-
-
-def _read_messages(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[str, Picture]:
-    """(text, picture) of a chat of lmms-eval: system and user turns run together, one picture."""
-    texts: list[str] = []
-    images: list[Any] = []
-    for message in messages:
-        if message["role"] not in ("system", "user"):
-            return "", _failing(name, "a conversation with earlier answers (few-shot) is not supported")
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "text":
-                texts.append(part["text"].replace("<image>", "").strip("\n"))
-            elif part["type"] == "image":
-                images.append(part["url"])
-            else:
-                return "", _failing(name, f"{part['type']} is not supported")
-    text = "\n".join(text for text in texts if text)
-    if len(images) != 1:
-        return text, _failing(name, f"{len(images)} pictures: look, then answer takes one")
-    return text, Picture(name, lambda: _opened(images[0]))
-
-
-def _opened(image: Any) -> Image:
-    if isinstance(image, str):
-        try:
-            return decoded(Path(image).read_bytes(), Path(image).name)
-        except OSError as error:
-            raise PictureError(f"{Path(image).name} cannot be read: {error.strerror or error}") from error
-    return as_rgb(image)
-
-
-def _failing(name: str, reason: str) -> Picture:
-    def fail() -> Image:
-        raise PictureError(reason)
-
-    return Picture(name, fail)
+def _document_ids(requests: Sequence[Instance]) -> list[str]:
+    """A name per request: its document's number; the second of several answers to one document is ``12#2``."""
+    seen: dict[int, int] = defaultdict(int)
+    names = []
+    for request in requests:
+        number = request.args[3]
+        seen[number] += 1
+        names.append(f"{number}#{seen[number]}" if int(request.repeats or 1) > 1 and seen[number] > 1 else str(number))
+    return names
 
 
 # --- lmms-eval's tasks from visrl-eval
@@ -232,79 +201,43 @@ def _failing(name: str, reason: str) -> Picture:
 def run_upstream(
     tasks: Sequence[str], policy: Policy, config: RolloutConfig, *, limit: int | None = None, batch_size: int = 8
 ) -> dict[str, Any]:
-    """Run tasks of lmms-eval, ours or its own, and return its results as plain data, with our ``failures``. Of several processes
+    """Run tasks of lmms-eval, ours or its own, by name; see :func:`run_loaded`."""
+    return run_loaded(tasks, load_tasks(tasks, init()), LookThenAnswer(policy, config, batch_size), limit)
+
+
+def run_loaded(tasks: Sequence[str], loaded: Loaded, model: LookThenAnswer, limit: int | None) -> dict[str, Any]:
+    """lmms-eval's results of tasks, with our ``failures`` and its ``samples`` (task -> a row per document). Of several processes
     only the first has results, and each the failures of its share.
 
-    Raises what went wrong, which lmms-eval's own command turns into exit code 0; UsageError for an unknown task.
+    Raises what went wrong, which lmms-eval's own command turns into exit code 0.
     """
     from lmms_eval.evaluator import simple_evaluate
-    from tenacity import RetryError
 
-    model = LookThenAnswer(policy, config, batch_size)
-    try:
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            task_manager=_task_manager(tasks),
-            limit=limit,
-            distributed_executor_backend="torchrun"
-            if init().world_size > 1
-            else "accelerate",  # by gloo, which init() set up
-        )
-    except RetryError as error:  # what a data set that cannot be loaded looks like after five times
-        raise error.last_attempt.exception() or error from error
-    except ImportError as error:
-        raise error.__cause__ if isinstance(error.__cause__, UsageError) else error from error
-    kept = ("results", "groups", "versions", "n-samples", "n-shot", "higher_is_better")
+    found = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=cast(Any, loaded),
+        limit=limit,
+        distributed_executor_backend="torchrun"
+        if init().world_size > 1
+        else "accelerate",  # by gloo, which init() set up
+    )
+    kept = ("results", "groups", "group_subtasks", "versions", "n-samples", "n-shot", "higher_is_better")
     failures = {task: dict(failed) for task, failed in model.failures.items()}
-    return {**{key: _plain(found[key]) for key in kept if key in (found or {})}, "failures": failures}
+    samples = (found or {}).get("samples", {})
+    return {
+        **{key: _plain(found[key]) for key in kept if key in (found or {})},
+        "failures": failures,
+        "samples": samples,
+    }
 
 
 def _plain(value: Any) -> Any:
     """JSON values: no numpy scalars, and None for what is not a number."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value if isinstance(value, int) else str(value)
-
-
-def _task_manager(tasks: Sequence[str]) -> Any:
-    """A TaskManager that knows ``tasks``: of the folders that define them if that is enough, else of all 1,985 tasks."""
-    from lmms_eval.tasks import TaskManager
-
-    from visrl.lmms.plugin import add_our_folder, task_folder
-
-    folders = {str(task_folder()), *(str(file.parent) for file in _files_naming(tasks))}
-    manager = TaskManager(include_path=sorted(folders), include_defaults=False, model_name="visrl")
-    if all(_resolves(manager, name) for name in tasks):
-        return manager
-    add_our_folder(TaskManager)
-    manager = TaskManager(model_name="visrl")
-    for name in tasks:
-        if name not in manager.all_tasks:
-            raise UsageError(f"lmms-eval has no task {name!r}", nearest(name, manager.all_tasks))
-    return manager
-
-
-def _files_naming(tasks: Sequence[str]) -> Iterator[Path]:
-    """lmms-eval's task files that define one of ``tasks`` as task, group or tag."""
-    import lmms_eval.tasks
-
-    names = "|".join(map(re.escape, tasks))
-    defines = re.compile(rf"""^\s*(?:(?:task|group|tag):|-)\s*["']?(?:{names})["']?\s*$""", re.MULTILINE)
-    for file in sorted(Path(lmms_eval.tasks.__file__).parent.rglob("*.yaml")):
-        if defines.search(file.read_text(encoding="utf-8", errors="replace")):
-            yield file
-
-
-def _resolves(manager: Any, name: str) -> bool:
-    """Whether a task, and every member of a group, is known to the manager."""
-    if name not in manager.task_index:
-        return False
-    members = manager.task_index[name].get("task")
-    if members == -1:  # a group's own file lists its members
-        members = manager._get_config(name).get("task")
-    if manager.task_index[name]["type"] not in ("group", "tag"):
-        return True
-    return isinstance(members, list) and all(isinstance(m, str) and _resolves(manager, m) for m in members)

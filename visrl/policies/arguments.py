@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
+from visrl.core.ranges import check_magnitude
 from visrl.errors import UsageError, nearest
 
 
@@ -20,6 +21,12 @@ class ModelArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str]
     other_names: ClassVar[Mapping[str, str]] = {}
+
+    @field_validator("*")
+    @classmethod
+    def _sensible(cls, value: Any) -> Any:
+        check_magnitude(value)
+        return value
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
@@ -54,6 +61,14 @@ class PixelArguments(ModelArguments):
     min_tiles: int | None = Field(default=None, ge=1)
     max_tiles: int | None = Field(default=None, ge=1)
     max_edge: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for least, most in (("min_pixels", "max_pixels"), ("min_tiles", "max_tiles")):
+            given = self.pixel_limits
+            if least in given and most in given and given[least] > given[most]:
+                raise ValueError(f"{least}={given[least]} is more than {most}={given[most]}")
+        return self
 
     @property
     def pixel_limits(self) -> dict[str, int]:

@@ -5,12 +5,16 @@ A loop meets its last model after hours. Config, processor and the list of files
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
 from visrl.policies.registry import kind_and_place
+
+if TYPE_CHECKING:
+    from visrl.policies.families.base import Family
+    from visrl.policies.hf.policy import HFArguments
 
 IN_PROCESS = ("hf", "shipped")
 
@@ -22,29 +26,60 @@ def check_policy(spec: str, args: Mapping[str, str]) -> None:
         check_policy(place, rest)
     elif kind in IN_PROCESS:
         check_files(place, rest)
+    elif kind == "vllm":
+        from visrl.policies.servers.vllm import checked_arguments
+
+        check_files(place, checked_arguments(rest))
     elif kind in ("endpoint", "openai"):
         from visrl.policies.servers.endpoint import EndpointPolicy
 
-        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_server()
+        (EndpointPolicy.load if kind == "endpoint" else EndpointPolicy.of_openai)(place, **rest).require_reachable()
 
 
 def check_files(path: str, args: Mapping[str, Any]) -> None:
     """A checkpoint's config, processor and safetensors, and its adapter's, without reading weights. Raises UsageError."""
-    from visrl.policies.families import family_class
-    from visrl.policies.hf.adapters import adapter_tensors, base_and_adapter
-    from visrl.policies.hf.loading import load_config, model_type
+    from visrl.policies.hf.adapters import adapter_tensors
     from visrl.policies.hf.policy import HFArguments
-    from visrl.policies.hf.remote_code import CHAT_TYPES
-    from visrl.world import CHECKPOINTS, checkpoint_path
 
     read = HFArguments.read(args)
-    path = str(checkpoint_path(path)) if path in CHECKPOINTS else path
-    path, adapter = base_and_adapter(path, read.adapter)
+    path, adapter = _base_and_adapter(path, read)
     if adapter:
         adapter_tensors(adapter)
-    if model_type(path, read.revision) in CHAT_TYPES:
+    family = _family(path, read)
+    if family is None:
         return
-    config, processor = load_config(path, read.where, read.processor)
-    family_class(config)(config, processor).box_format(read.box_format)
+    family.box_format(read.box_format)
     if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
         raise UsageError(f"cannot load {path}: it has no *.safetensors", "weights are read from safetensors only")
+
+
+def box_format_names(path: str, args: Mapping[str, Any]) -> Callable[[str], str]:
+    """What names of box formats (``native``, ``paper``, …) mean to a checkpoint's family: two of one meaning are one format.
+
+    Of a model with code of its own every name is itself. Raises UsageError, as loading would, and the result for an unknown name.
+    """
+    from visrl.policies.hf.policy import HFArguments
+
+    which = ("revision", "adapter", "processor", "trust_remote_code")  # an engine's arguments say nothing of a family
+    read = HFArguments.read({name: args[name] for name in which if name in args})
+    family = _family(_base_and_adapter(path, read)[0], read)
+    return (lambda name: name) if family is None else (lambda name: family.box_format(name).name)
+
+
+def _base_and_adapter(path: str, read: HFArguments) -> tuple[str, str]:
+    from visrl.policies.hf.adapters import base_and_adapter
+    from visrl.world import CHECKPOINTS, checkpoint_path
+
+    return base_and_adapter(str(checkpoint_path(path)) if path in CHECKPOINTS else path, read.adapter)
+
+
+def _family(path: str, read: HFArguments) -> Family | None:
+    """A checkpoint's adapter, without its weights. None for models that bring code of their own."""
+    from visrl.policies.families import family_class
+    from visrl.policies.hf.loading import load_config, model_type
+    from visrl.policies.hf.remote_code import CHAT_TYPES
+
+    if model_type(path, read.revision) in CHAT_TYPES:
+        return None
+    config, processor = load_config(path, read.where, read.processor)
+    return family_class(config)(config, processor)

@@ -53,6 +53,9 @@ class Blind(Policy):
     def use_adapter(self, folder: str) -> None:
         self.policy.use_adapter(folder)
 
+    def require_reachable(self) -> None:
+        self.policy.require_reachable()
+
     def close(self) -> None:
         self.policy.close()
 

@@ -183,6 +183,11 @@ class Policy(ABC):
         """How many requests a caller had best pass at once."""
         return 8 if self.needs_pictures else 512
 
+    def require_reachable(self) -> None:  # noqa: B027 - most policies are here
+        """Asked before every call of :meth:`generate`. Raises UsageError where what answers was never there, and Incomplete where
+        it has gone: the run ends, with all that is finished.
+        """
+
     def loglikelihood(self, requests: Sequence[Request], completions: Sequence[str]) -> list[LogLikelihood]:
         """How probable each completion is as the reply to its request, in order; what goes wrong with one is its ``error``.
 
@@ -211,6 +216,12 @@ class Policy(ABC):
     def use_adapter(self, folder: str) -> None:
         """From now on answer with the LoRA of ``folder`` (PEFT). Raises UsageError where adapters cannot be exchanged."""
         raise UsageError(f"{self.name} cannot change its adapter", "load it anew with adapter=")
+
+    def with_adapter(self, folder: str) -> Policy | None:
+        """The same weights with the LoRA of ``folder`` ("": with none), sharing what holds them, for two that answer in turn (a
+        policy and its critic); None where that needs them loaded again.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - most policies hold nothing that outlives them
         """Let go of servers, connections and memory. Nothing may be asked afterwards."""

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from visrl.core.box_formats import FORMATS
 from visrl.errors import UsageError, nearest
@@ -18,12 +21,38 @@ from visrl.world import CHECKPOINTS
 
 
 def parse_model_args(text: str) -> dict[str, str]:
-    """``"a=b,c=d"`` -> dict. Raises UsageError for a part without ``=``."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if "=" not in part:
+    """``"a=b,c={"d": 1, "e": 2}"`` -> dict of texts: a value that begins like a JSON object or list ends where that ends.
+
+    Raises UsageError for a part without ``=``, and for JSON that is none.
+    """
+    found: dict[str, str] = {}
+    rest = text
+    while rest := rest.lstrip(", "):
+        name, separator, behind = rest.partition("=")
+        if not separator or "," in name:
+            part = rest.partition(",")[0].strip()
             raise UsageError(f"--model-args: {part!r} is not key=value", "for example dtype=bfloat16,device_map=auto")
-    return dict(part.split("=", 1) for part in parts)
+        behind = behind.lstrip()
+        length = _json_length(name, behind) if behind.startswith(("{", "[")) else len(behind.partition(",")[0])
+        found[name.strip()], rest = behind[:length].strip(), behind[length:]
+    return found
+
+
+def _json_length(name: str, text: str) -> int:
+    """How many characters the JSON value at the beginning of ``text`` has, blanks behind it included."""
+    try:
+        end = json.JSONDecoder().raw_decode(text)[1]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--model-args: {name} is no JSON: {error}", """for example mm_processor_kwargs={"max_pixels": 100352}"""
+        ) from error
+    rest = text[end:]
+    end += len(rest) - len(rest.lstrip())
+    if end < len(text) and text[end] != ",":
+        raise UsageError(
+            f"--model-args: {name}: {text[end:][:20]!r} behind its JSON value", "separate arguments by a comma"
+        )
+    return end
 
 
 def load_policy(spec: str, args: Mapping[str, str] | None = None) -> Policy:
@@ -102,7 +131,7 @@ class ShippedArguments(ModelArguments):
     kind = "a shipped model"
 
     dtype: str = "float32"
-    rows: int = 64
+    rows: int = Field(default=64, ge=1)
     adapter: str = ""
 
 
@@ -139,6 +168,10 @@ def _arguments_of(kind: str) -> set[str] | None:
         from visrl.policies.hf.policy import HFArguments
 
         found = HFArguments
+    elif kind == "vllm":  # what it does not know itself is the engine's business, unless it is another kind's
+        from visrl.policies.servers.vllm_arguments import VLLMArguments
+
+        found = VLLMArguments
     elif kind in ("shipped", "constant"):
         found = ShippedArguments if kind == "shipped" else ConstantArguments
     else:

@@ -16,7 +16,7 @@ from visrl.core.boxes import Box, iou
 from visrl.core.json_files import decode_object
 from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.errors import UsageError
-from visrl.evals.benchmarks import GROUPS, TASKS, has_mean
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, has_mean
 from visrl.evals.sample_scores import row_from_json
 from visrl.runs.lines import episode_from_json, read_placed
 from visrl.runs.meta import read_evaluation
@@ -95,14 +95,16 @@ class Outcome:
         return self.episode.box.reason if isinstance(self.episode.box, Unparsed) else ""
 
 
-def judged(sample: CoTSample, episode: Episode, row: Mapping[str, Any] | None) -> Outcome:
-    """The outcome of an episode and its line of scores.jsonl (None: it has none yet)."""
+def judged(sample: CoTSample, episode: Episode, row: Mapping[str, Any] | None, verdict: str = "") -> Outcome:
+    """The outcome of an episode and its line of scores.jsonl (None: it has none yet). verdict: a metric that says right or wrong
+    of a task that is not ours.
+    """
     scores: Mapping[str, float | None] = {} if row is None else row["scores"]
     reasons: Mapping[str, str] = {} if row is None else row.get("reasons", {})
     hit = next((scores[m] for m in BOX_METRICS if scores.get(m) is not None), None)
-    quality = next((scores[m] for m in ANSWER_METRICS if scores.get(m) is not None), None)
+    quality = next((scores[m] for m in (*ANSWER_METRICS, verdict) if scores.get(m) is not None), None)
     decided = hit if sample.kind == "rec" else quality
-    reason = episode.error or ("" if decided is not None else next(iter(reasons.values()), NOT_SCORED))
+    reason = episode.error or ("" if decided is not None else next(iter(reasons.values()), _no_verdict(row)))
     return Outcome(
         episode,
         scores,
@@ -112,6 +114,10 @@ def judged(sample: CoTSample, episode: Episode, row: Mapping[str, Any] | None) -
         quality=quality,
         reason=reason,
     )
+
+
+def _no_verdict(row: Mapping[str, Any] | None) -> str:
+    return NOT_SCORED if row is None else "none of its scores says right or wrong"
 
 
 def _overlap(sample: CoTSample, episode: Episode) -> float | None:
@@ -137,6 +143,7 @@ class RunView:
         self.episodes = Lines(folder / "episodes.jsonl", episode_from_json)
         self.scores = Lines(folder / "scores.jsonl", row_from_json)
         self.notices: list[str] = []
+        self._verdicts: dict[str, str] = self.meta.get("verdicts", {})
         waiting = sum(key not in self.scores for key in self.episodes)
         if waiting:
             self.notices.append(f"{waiting:,} samples have no scores yet: visrl-eval score {folder}")
@@ -150,7 +157,11 @@ class RunView:
         """What became of ``sample`` in this run; None where it was not run."""
         key = sample.task, sample.id
         row = self.episodes.read(key)
-        return None if row is None else judged(sample, episode_from_json(row), self.scores.read(key))
+        return (
+            None
+            if row is None
+            else judged(sample, episode_from_json(row), self.scores.read(key), self._verdicts.get(sample.task, ""))
+        )
 
     def samples(self) -> Iterator[CoTSample]:
         """The samples that were run, tasks as in the summary, in the order of their splits, with pictures where there are any."""
@@ -174,6 +185,8 @@ class RunView:
         """Raises UsageError where the documents are missing or not those of the run, before the first sample."""
         from visrl.tasks import fingerprint, load
 
+        if task.startswith(UPSTREAM):
+            return self._upstream(task)
         data = Path(self.request["data_folder"]) if self.request["data_folder"] else None
         if fingerprint(task, data) != self.request["data"][task]:
             raise UsageError(
@@ -185,6 +198,13 @@ class RunView:
             self.notices.append(f"{task}: no pictures, boxes stand on an empty canvas: {error.message}")
             found = load(task, data, with_pictures=False, limit=self.request["limit"])
         return found
+
+    def _upstream(self, task: str) -> Iterator[CoTSample]:
+        """Those of one of lmms-eval's own tasks."""
+        from visrl.lmms.loading import documents
+
+        data = Path(self.request["data_folder"]) if self.request["data_folder"] else None
+        return documents(task, data, self.request["limit"], self.request["data"][task])
 
 
 _ORDER = (*(member for group, members in GROUPS.items() if has_mean(group) for member in members), *TASKS)

@@ -51,4 +51,5 @@ def check_names(**named: str | None) -> None:
     known: dict[str, Collection[str]] = {"protocol": PROTOCOLS, "focus": FOCUSES, "crop": CROPS}
     for name, value in named.items():
         if value is not None and value not in known[name]:
-            raise UsageError(f"--{name}: unknown {value!r}", nearest(value, known[name]))
+            names = PROTOCOLS.names() if name == "protocol" else known[name]
+            raise UsageError(f"--{name}: unknown {value!r}", nearest(value, names))

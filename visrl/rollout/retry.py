@@ -25,8 +25,10 @@ def total(counts: Iterable[Tokens | None]) -> Tokens | None:
 
 def ask(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
     """An Output per request, in order. Failed ones are asked again where that may help (``Output.retry``), with the same
-    randomness; the last error stays.
+    randomness; the last error stays. Raises UsageError, or Incomplete, where nobody is there to be asked.
     """
+    if requests:
+        policy.require_reachable()
     outputs = _once(policy, requests, sampling)
     for _ in range(RETRIES):
         failed = [i for i, output in enumerate(outputs) if output.error is not None and output.retry]

@@ -31,6 +31,7 @@ class RunMeta(BaseModel):
     started: str = ""
     resumed: list[str] = []
     command: str | None = None
+    verdicts: dict[str, str] = {}
 
 
 class EvaluationRequest(BaseModel):

@@ -100,7 +100,7 @@ def _cause(error: Exception) -> Exception:
         found = getattr(seen, "cause", None)
         for candidate in (seen, found):
             if isinstance(candidate, UsageError):
-                return UsageError(candidate.message, candidate.hint)
+                return type(candidate)(candidate.message, candidate.hint)
         seen = seen.__cause__ or (found if isinstance(found, BaseException) else None)
     return error
 

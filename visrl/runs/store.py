@@ -21,15 +21,15 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from visrl.core.records import dump_json, write_atomically
+from visrl.core.records import clear_pieces, dump_json, write_atomically
 from visrl.core.types import Episode
 from visrl.errors import UsageError, refused
 from visrl.runs.distributed import ALONE, Processes
@@ -39,6 +39,8 @@ from visrl.runs.meta import read_meta
 
 log = logging.getLogger(__name__)
 FSYNC_EVERY_S = 1.0
+WHOLE_FILES = ("run.json", "scores.jsonl", "pairs.jsonl", "manifest.json")
+"""Files that only the holder of a run rewrites, besides records/; a page, say, anybody may write there."""
 KEPT = "finished samples are kept; free disk space and run the same command again"
 _LINE = json.JSONEncoder(allow_nan=False)  # made once: json.dumps would make one per line
 _SCORES = json.JSONEncoder(allow_nan=False, sort_keys=True)
@@ -108,6 +110,7 @@ class Run:
             self._whole.close()
             raise
         self._cut_torn_line()
+        _clear(self.folder)
         self._take_in()
         again = {"resumed": [*self._meta.get("resumed", []), now()]} if "started" in self._meta else {}
         self.write_meta(started=self._meta.get("started", now()), **again)
@@ -303,6 +306,29 @@ def _locked(path: Path) -> BinaryIO:
             f"{path.parent}: another process is writing this run", "wait for it, or use another --output"
         ) from error
     return file
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run of episodes that is there, as a Run does, to rewrite what follows from them. Raises UsageError where another
+    process holds it, or the system refuses.
+    """
+    path = folder / "episodes.jsonl"
+    if not path.is_file():  # opening would make it; that nothing is there is said where it is read
+        yield
+        return
+    try:
+        file = _locked(path)
+    except OSError as error:
+        raise refused(error, path) from error
+    with file:
+        _clear(folder)
+        yield
+
+
+def _clear(folder: Path) -> None:
+    clear_pieces(folder, WHOLE_FILES)
+    clear_pieces(folder / "records")
 
 
 def write_scores(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -28,7 +28,9 @@ class Compared:
 
 
 def shown(value: float, unit: str, sign: str = "") -> str:
-    """A value as people read it: a fraction as percent, one decimal. sign: ``+`` for a difference."""
+    """A value as people read it: a fraction as percent, one decimal; raw: four digits. sign: ``+`` for a difference."""
+    if unit == "raw":
+        return f"{value:{sign}.4g}"
     return f"{value * _FACTOR.get(unit, 1.0):{sign}.1f}"
 
 
@@ -54,7 +56,7 @@ def main_results(results: Sequence[TaskResult]) -> list[TaskResult]:
     groups = [name for name in GROUPS if name in by_name]
     members = {member for group in groups for member in GROUPS[group]}
     known = [name for name in TASKS if name in by_name and name not in members]
-    names = [*groups, *known, *(name for name in by_name if name not in GROUPS and name not in TASKS)]
+    names = [*groups, *known, *(name for name in by_name if name not in GROUPS and name not in dict(TASKS))]
     if len(names) == 1:
         return by_name[names[0]]
     return [_primary(name, by_name[name]) for name in names]

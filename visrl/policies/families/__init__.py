@@ -1,21 +1,20 @@
 """The registry of families: ``config.visrl_family`` if a checkpoint names one, else ``config.model_type``.
 
-Third parties add theirs under the entry-point group ``visrl.families``: name = any value the config may hold, object = a
-:class:`visrl.policies.families.base.Family` subclass. A name of ours cannot be taken over.
+Third parties add theirs under the entry-point group ``visrl.families`` (visrl/core/plugins.py): name = any value the config
+may hold, object = a :class:`visrl.policies.families.base.Family` subclass. A name of ours cannot be taken over.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.plugins import KINDS, Registry
 from visrl.errors import UsageError
 
 if TYPE_CHECKING:
     from visrl.policies.families.base import Family
 
-GROUP = "visrl.families"
 _HERE = "visrl.policies.families."
 _OURS: dict[str, str] = {
     "llava": "llava:Llava",
@@ -33,9 +32,21 @@ _OURS: dict[str, str] = {
 }
 
 
+def _adapter(name: str, found: Any) -> type[Family]:
+    from visrl.policies.families.base import Family
+
+    if not (isinstance(found, type) and issubclass(found, Family)):
+        raise ValueError("not a subclass of visrl.policies.families.base.Family")
+    return found
+
+
+FAMILIES: Registry[type[Family]] = Registry("family", {}, _adapter, reserved=lambda: _OURS)
+"""Third parties'."""
+
+
 def known_families() -> list[str]:
     """Names a config may hold, ours and installed third parties'."""
-    return sorted({*_OURS, *(point.name for point in entry_points(group=GROUP))})
+    return sorted({*_OURS, *FAMILIES.names()})
 
 
 def family_class(config: Any) -> type[Family]:
@@ -45,13 +56,12 @@ def family_class(config: Any) -> type[Family]:
     if name in _OURS:
         module, _, attribute = _OURS[name].partition(":")
         return getattr(import_module(_HERE + module), attribute)  # type: ignore[no-any-return]
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            return point.load()  # type: ignore[no-any-return]
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
     raise UsageError(
         f"no family adapter for {f'visrl_family {named!r}' if named else f'model type {model_type!r}'}",
-        f"known: {', '.join(known_families())}; add one by an entry point in the group {GROUP}, or serve the model and use"
-        " --model endpoint:URL#NAME",
+        f"known: {', '.join(known_families())}; add one by an entry point in the group {KINDS['family']}, or serve the model"
+        " and use --model endpoint:URL#NAME",
     )
 
 

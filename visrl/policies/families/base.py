@@ -5,14 +5,14 @@ forward pass needs besides tokens. Everything else (batches, caches, sampling, t
 
 Departures from calling ``processor(text, images)``: 1. each picture goes through the processor once, alone, and is placed
 into any number of prompts; the ids are the same (tests/policies/test_families.py). 2. picture features go into the forward
-pass as ``mm_encoder_outputs``, transformers' own argument for features computed before.
+pass as ``mm_encoder_outputs``, transformers' own argument for features computed before (older.py gives it to 5.16 and 5.17).
 """
 
 from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +27,7 @@ from visrl.core.chat_format import Layout, LayoutError, Rendered, render
 from visrl.core.crops import CropName
 from visrl.core.types import Turn
 from visrl.errors import UsageError, nearest
+from visrl.policies.families import older
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,6 +80,7 @@ class Family:
     max_pictures: in one conversation; None: no limit of the architecture.
     keeps_prefix: whether the cache of a shared prefix may be continued by another prompt; if not, ``why_not`` says why and
     the answer turn is computed anew (its picture features are still reused).
+    engines_differ: why vLLM's outputs are not its own, where that is known.
     default_protocol, default_crop: what its checkpoints were made with, used when the user names none.
     pixel_limits: what bounds a picture's tokens, as users name it -> the setting of its image processor, ``size.KEY`` or an
     attribute.
@@ -94,6 +96,7 @@ class Family:
     default_protocol: ClassVar[str] = "visrl_train"
     default_crop: ClassVar[CropName] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
+    engines_differ: ClassVar[str] = ""
     packs: ClassVar[bool] = True  # features of a batch are one list; False: one tensor [1, tokens, hidden]
     end_texts: ClassVar[tuple[str, ...]] = ()  # end a reply where no single token does; not part of it
     ignored_weights: ClassVar[tuple[str, ...]] = ()
@@ -139,8 +142,20 @@ class Family:
             found[name] = int(vars_of(eyes.size)[key] if key else vars(eyes)[attribute])
         return found
 
+    def limits_as_kwargs(self, names: Collection[str]) -> dict[str, Any]:
+        """Bounds in force, those of ``names``, as arguments of a call of the processor: for an engine that loads it anew."""
+        eyes, found = self.processor.image_processor, dict[str, Any]()
+        for name in names:
+            attribute, _, key = self.pixel_limits[name].partition(".")
+            found[attribute] = dict(vars_of(eyes.size)) if key else vars(eyes)[attribute]
+        return found
+
     def seen_size(self, encoded: EncodedImage) -> Size | None:
         """(width, height) in pixels at which the model saw a picture, where that differs from picture to picture."""
+        return None
+
+    def resized_to(self, size: Size) -> Size | None:
+        """The same of a picture of ``size`` that another processes: by the family's processor and its limits in force."""
         return None
 
     def prepare(self, image: Image) -> Image:
@@ -243,6 +258,7 @@ class Family:
         return [{"pooled": part} for part in flattened(output.pooler_output).split(counts)]
 
     def _vision_inputs(self, model: Any, pictures: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        older.complete(model)  # features are computed before they are used
         return {key: _to_model(value, model) for key, value in self.stack(pictures).items()}
 
     def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from visrl.core.chat_format import Layout
-from visrl.policies.families.base import Family
+from visrl.policies.families.base import Family, Features
 
 _LAYOUT = Layout(
     picture="<image>",
@@ -21,7 +23,19 @@ _LAYOUT = Layout(
 )
 
 
-class Idefics3(Family):
+class _Tiled(Family):
+    """Features as [tiles, tokens of a tile, hidden], the one shape that every release of transformers takes."""
+
+    def vision_kwargs(self, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
+        kwargs = super().vision_kwargs(features)
+        if kwargs:
+            output = kwargs["mm_encoder_outputs"]["image"]
+            joined = torch.cat(output.pooler_output)
+            output.pooler_output = joined.reshape(-1, self.processor.image_seq_len, joined.shape[-1])
+        return kwargs
+
+
+class Idefics3(_Tiled):
     """Idefics3. "User:" has no blank behind it when a picture follows, as it does in every protocol."""
 
     name: ClassVar[str] = "idefics3"
@@ -30,7 +44,7 @@ class Idefics3(Family):
     layout = replace(_LAYOUT, before="<|begin_of_text|>")
 
 
-class SmolVLM(Family):
+class SmolVLM(_Tiled):
     """SmolVLM and SmolVLM2. Their processor needs the package num2words."""
 
     name: ClassVar[str] = "smolvlm"

@@ -24,6 +24,9 @@ class PaliGemma(Family):
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
     keeps_prefix: ClassVar[bool] = False
     why_not: ClassVar[str] = "prefix tokens attend in both directions, so a longer prompt changes all of them"
+    engines_differ: ClassVar[str] = (
+        "PaliGemma's whole prompt attends in both directions; vLLM lets its picture tokens alone do so"
+    )
     packs: ClassVar[bool] = False
     layout = Layout(
         picture="<image>",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from visrl.core.box_formats import FORMATS, BoxFormat, resized_format
-from visrl.core.boxes import Size
+from visrl.core.boxes import Size, smart_resized
 from visrl.core.chat_format import CHATML
 from visrl.policies.families.base import Chat, EncodedImage, Family, Features, flattened, padded
 
@@ -38,6 +38,11 @@ class Qwen2VL(Family):
         _, rows, columns = (int(v) for v in encoded.pixels["image_grid_thw"][0])
         patch = int(self.processor.image_processor.patch_size)
         return columns * patch, rows * patch
+
+    def resized_to(self, size: Size) -> Size:
+        eyes = self.processor.image_processor
+        limits = eyes.size["shortest_edge"], eyes.size["longest_edge"]
+        return smart_resized(size, eyes.patch_size * eyes.merge_size, *limits)
 
     def positions(self, chat: Chat) -> Tensor:
         """[3, T]: text counts on all axes alike; a picture's tokens count its rows and columns (get_rope_index)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl.core.boxes import Box
-from visrl.core.json_files import decode_foreign
+from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, read_object, reason
 from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
@@ -129,7 +129,7 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
     for line, row in rows:
         try:
             predictions.append(reader(row, f"{source}:{line}", lookup))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             raise UsageError(
                 f"{source}:{line}: not a {kind} row: {_say(error)}",
                 "docs/data.md lists the layouts of prediction files",
@@ -139,7 +139,7 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
 
 
 def _say(error: Exception) -> str:
-    return f"no field {error}" if isinstance(error, KeyError) else str(error)
+    return f"no field {error}" if isinstance(error, KeyError) else reason(error)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -148,7 +148,7 @@ def _read_bytes(path: Path) -> bytes:
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file", "give the path of a predictions file or a run folder") from error
-    except (OSError, EOFError) as error:  # EOFError: a truncated .gz
+    except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
     if not data.strip():
         raise UsageError(f"{path} is empty", "a predictions file has a row per sample")
@@ -157,11 +157,14 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path) -> str:
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}: not UTF-8 text at byte {error.start}", "predictions are JSON, jsonl, tsv or xlsx"
         ) from error
+    if not text.strip():
+        raise UsageError(f"{path} is empty", "a predictions file has a row per sample")
+    return text
 
 
 _WHOLE = re.compile(r"\s*\{[ \t]*\r?\n")  # an object over several lines: one document, not a line per row
@@ -172,9 +175,9 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     if text.lstrip()[0] == "[" or "\n" not in text.strip() or _WHOLE.match(text):
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
-            raise UsageError(f"{path}:{line}: not JSON: {error}", "is the file complete?") from error
+            raise UsageError(f"{path}:{line}: not JSON: {reason(error)}", "is the file complete?") from error
         items = value if isinstance(value, list) else [value]
         if not items:
             raise UsageError(f"{path} holds no predictions", "a predictions file has a row per sample")
@@ -218,6 +221,11 @@ def _text(row: Row, name: str) -> str:
     return joined_content(row[name])
 
 
+def _text_or_none(row: Row, name: str) -> str | None:
+    """A text, or None where there is none. Raises TypeError."""
+    return None if row.get(name) is None else _text(row, name)
+
+
 def _output(row: Row, name: str) -> tuple[str | None, str | None]:
     """(text, why it cannot be scored) of a row's output. A row that says why it has none need not have one."""
     value = row.get(name)
@@ -243,7 +251,7 @@ def _vlm_r1(row: Row, where: str, _: Questions) -> Prediction:
 def _generic(row: Row, where: str, _: Questions) -> Prediction:
     box_text = _text(row, "box_text") if row.get("box_text") is not None else None
     text, error = _output(row, "text")
-    return Prediction(where, (("id", str(row["id"])),), text, box_text, row.get("task"), error=error)
+    return Prediction(where, (("id", str(row["id"])),), text, box_text, _text_or_none(row, "task"), error=error)
 
 
 def _llava(row: Row, where: str, questions: Questions) -> Prediction:
@@ -270,12 +278,12 @@ def _episode(row: Row, where: str, _: Questions) -> Prediction:
     return Prediction(
         where,
         (("id", _text(row, "sample_id")),),
-        answer.get("output"),
-        box.get("output"),
+        _text_or_none(answer, "output"),
+        _text_or_none(box, "output"),
         _text(row, "task"),
-        error=row.get("error"),
-        prompt=answer.get("prompt", ""),
-        box_prompt=box.get("prompt", ""),
+        error=_text_or_none(row, "error"),
+        prompt=_text_or_none(answer, "prompt") or "",
+        box_prompt=_text_or_none(box, "prompt") or "",
     )
 
 
@@ -287,7 +295,7 @@ def _question_file(path: Path) -> Questions:
             str(row["question_id"]): (str(row["image"]), str(row["text"]), str(row.get("category") or ""))
             for _, row in rows
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise UsageError(
             f"{path}: not a question file: {error}", "a question file has question_id, image and text in each row"
         ) from error
@@ -298,8 +306,13 @@ def _run_facts(episodes: Path) -> tuple[str | None, str | None]:
     run_file = episodes.parent / "run.json"
     if not run_file.is_file():
         return None, None
-    request = json.loads(run_file.read_text(encoding="utf-8")).get("request", {})
-    return str(request.get("protocol", "")).split("/")[0] or None, request.get("box_format", {}).get("name")
+    request = read_object(run_file, "put it back as it was, or move episodes.jsonl to a folder of its own").get(
+        "request"
+    )
+    facts = request if isinstance(request, dict) else {}
+    box_format = facts.get("box_format")
+    name = box_format.get("name") if isinstance(box_format, dict) else None
+    return str(facts.get("protocol", "")).split("/")[0] or None, name if isinstance(name, str) else None
 
 
 def _read_folder(folder: Path) -> PredictionFile:

@@ -20,7 +20,6 @@ import asyncio
 import base64
 import hashlib
 import io
-import json
 import logging
 import os
 import random
@@ -33,12 +32,22 @@ from pydantic import Field
 from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
 from visrl.core.outputs import joined_content, why_unscored
 from visrl.core.types import Picture, Turn
-from visrl.errors import PictureError, UsageError
-from visrl.evals.guarded_http import Redirected, TooLong, cause_of, check_url, guarded_client
+from visrl.errors import Incomplete, PictureError, UsageError
+from visrl.evals.guarded_http import check_url, guarded_client
 from visrl.policies.arguments import ModelArguments
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.servers.asking import Asking, asking
-from visrl.policies.servers.preflight import look
+from visrl.policies.servers.failures import (
+    NobodyAnswers,
+    ServerFailed,
+    as_broken,
+    is_away,
+    nobody_there,
+    reason_of,
+    worth_another_try,
+)
+from visrl.policies.servers.outage import LONGEST, LOST, Outage
+from visrl.policies.servers.preflight import answers, look
 from visrl.policies.servers.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
@@ -48,10 +57,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OPENAI = "https://api.openai.com/v1"
 Message = dict[str, Any]
-
-
-class ServerFailed(Exception):
-    """An answer that cannot be used and may be better next time."""
 
 
 class Reply(NamedTuple):
@@ -64,7 +69,8 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one.
+    """Where requests go and how patiently. pause: seconds before the second try, doubled before each further one. patience:
+    seconds without any answer after which the run ends (outage.py).
 
     url: one, or several of one model joined by commas. in_flight: requests at once, per server. adapter: see replicas.py.
     """
@@ -76,6 +82,7 @@ class Server:
     timeout: float = 120.0
     tries: int = 8
     pause: float = 0.5
+    patience: float = 300.0
     adapter: str = ""
     asking: Asking = Asking()  # noqa: RUF009 - frozen
 
@@ -85,17 +92,18 @@ class Server:
 
 
 class EndpointArguments(ModelArguments):
-    """How a server is asked. timeout: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``. The rest:
-    asking.py.
+    """How a server is asked. timeout, patience: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``.
+    The rest: asking.py.
     """
 
     kind: ClassVar[str] = "endpoint"
 
     box_format: str = ""
     key_env: str = "OPENAI_API_KEY"
-    in_flight: int = Field(default=16, ge=1)
-    timeout: float = Field(default=120.0, gt=0)
-    tries: int = Field(default=8, ge=1)
+    in_flight: int = Field(default=16, ge=1, le=10_000)
+    timeout: float = Field(default=120.0, gt=0, le=604_800)
+    tries: int = Field(default=8, ge=1, le=1000)
+    patience: float = Field(default=300.0, ge=0, le=604_800)
     pad: str = ""
     adapter: str = ""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - no secret
@@ -117,6 +125,8 @@ class EndpointPolicy(Policy):
         self.server, self.box_format, self.pad = server, box_format, pad
         self.name = f"{server.url}#{server.model}"
         self.replicas = Replicas(server.urls, server.model, server.adapter)
+        self.outage = Outage(server.patience)
+        self._met = False
         self.rows = server.in_flight * len(server.urls)
         self._key = os.environ.get(server.key_env, "")
 
@@ -133,8 +143,8 @@ class EndpointPolicy(Policy):
             raise UsageError(f"{urls} names one server twice", "list each URL once")
         colour = _colour(args.pad)
         how = asking(args.token_limit, args.temperature, args.extra_body, args.extra_headers)
-        patience = (args.key_env, args.in_flight, args.timeout, args.tries)
-        server = Server(urls, model, *patience, adapter=args.adapter, asking=how)
+        hard = (args.key_env, args.in_flight, args.timeout, args.tries)
+        server = Server(urls, model, *hard, patience=args.patience, adapter=args.adapter, asking=how)
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
         if args.adapter:
             asyncio.run(policy.load_adapter())
@@ -174,6 +184,8 @@ class EndpointPolicy(Policy):
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
         free = asyncio.Semaphore(self.rows)
+        if not self.outage.reason:
+            self.outage.ended()
         pictures: dict[str, str] = {}
         clients = {url: self._client(url) for url in self.server.urls}
         try:
@@ -190,9 +202,21 @@ class EndpointPolicy(Policy):
         more = {"default_headers": headers, "http_client": guarded_client(seconds)}
         return AsyncOpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=0, **more)
 
-    def require_server(self) -> None:
-        """Raises UsageError where no server answers, or one refuses the key (preflight.py)."""
-        asyncio.run(look(self.server.urls, self._client, self.server.model, self.server.key_env))
+    def require_reachable(self) -> None:
+        """Before the first call: raises UsageError where no server answers, or one refuses the key or the model (preflight.py).
+        Later: raises Incomplete where servers answered and no longer do (outage.py).
+        """
+        if not self._met:
+            server = self.server
+            asyncio.run(look(server.urls, self._client, server.model, server.key_env, server.asking.limit))
+            self._met = True
+        if self.outage.reason:
+            if self.outage.lost >= LOST or not asyncio.run(answers(self.server.urls, self._client)):
+                raise Incomplete(
+                    f"{self.server.url}: {self._discreet(self.outage.reason)}",
+                    f"the same command goes on once it is back; patience={self.server.patience:g} says how long it is waited for",
+                )
+            self.outage.ended()
 
     async def load_adapter(self) -> None:
         """Have every server load ``server.adapter``. One that does not answer is taken out, and gets it when it is back.
@@ -248,31 +272,46 @@ class EndpointPolicy(Policy):
         sampling: Sampling,
     ) -> Reply:
         """The reply to one request, tried until it is whole. The place among those in flight is given up while pausing."""
-        pause, tried = self.server.pause, list[Replica]()
-        for attempt in range(1, self.server.tries + 1):
+        pause, tried, attempts = self.server.pause, list[Replica](), 0
+        while True:
+            answered = self.outage.answers
             self.replicas.look_again(clients)
             try:
                 async with free:
+                    if self.outage.reason:
+                        raise NobodyAnswers(self.outage.reason)
                     replica = self.replicas.choose(key, -(-self.rows // len(clients)), beside=tried)
                     with replica.working():
                         text = self._stream(clients[replica.url], body, sampling)
                         whole = await asyncio.wait_for(text, self.server.timeout)
                 replica.succeeded()
+                self.outage.answered()
                 return whole
+            except NobodyAnswers:
+                raise
             except Exception as error:  # whatever a broken server makes a client raise: told apart below
-                wait = _worth_another_try(error)
+                wait = worth_another_try(error)
                 if wait is None:
-                    raise _as_broken(error, attempt) from error
-                self.replicas.failed(replica, silent=_nobody_there(error))
-                if attempt == self.server.tries:
-                    raise _as_broken(error, attempt) from error
-                log.debug("try %d failed: %s", attempt, self._discreet(str(error)))
+                    raise as_broken(error, attempts + 1) from error
+                waits = is_away(error) and self.outage.answers == answered  # for all alike: it costs no try
+                attempts += not waits
+                self._note(replica, error, attempts)
                 tried.append(replica)
                 if not self.replicas.fit(tried):
                     tried.clear()
                     await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
-                    pause *= 2
-        raise AssertionError("unreachable")
+                    pause = min(2 * pause, LONGEST) if waits else 2 * pause
+
+    def _note(self, replica: Replica, error: Exception, attempts: int) -> None:
+        """A try that failed. Raises what the request fails with, where that was its last one or nobody has answered for long."""
+        self.replicas.failed(replica, silent=nobody_there(error))
+        self.outage.failed(reason_of(error))
+        if attempts >= self.server.tries:
+            self.outage.gave_up(reason_of(error))
+            raise as_broken(error, attempts) from error
+        if self.outage.reason:
+            raise NobodyAnswers(self.outage.reason) from error
+        log.debug("try %d failed: %s", attempts, self._discreet(str(error)))
 
     async def _stream(self, client: AsyncOpenAI, body: dict[str, Any], sampling: Sampling) -> Reply:
         """The text up to a stop that counts, or to the end the server declares, and that end. Raises ServerFailed for a stream
@@ -333,49 +372,6 @@ def _pieces(chunk: Any) -> Reply:
 
 
 _EXAMPLE = "for example endpoint:http://localhost:8000/v1#my-model; several servers of one model: URL,URL#NAME"
-
-
-def _nobody_there(error: Exception) -> bool:
-    """Whether a connection failed, rather than an answer."""
-    import openai
-
-    return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
-
-
-def _worth_another_try(error: Exception) -> float | None:
-    """Seconds the server asks to wait (0 if it does not say), or None where trying again is no use."""
-    import openai
-
-    if isinstance(cause_of(error), Redirected):
-        return None
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-            return None
-        after = error.response.headers.get("retry-after", "")
-        return min(float(after), 60.0) if after.replace(".", "", 1).isdecimal() else 0.0
-    known = (
-        openai.APIConnectionError,
-        openai.APIError,
-        TimeoutError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        ServerFailed,
-        TooLong,
-    )
-    if isinstance(error, known) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "pydantic"):
-        return 0.0
-    return None
-
-
-def _as_broken(error: Exception, attempts: int) -> Exception:
-    import openai
-
-    if isinstance(error, openai.APIStatusError) and attempts == 1:
-        return error
-    if (cause := cause_of(error)) is not None:
-        return ServerFailed(str(cause))
-    reason = str(error) or type(error).__name__
-    return ServerFailed(f"given up after {attempts} tries: {reason}")
 
 
 def _colour(pad: str) -> tuple[int, int, int] | None:

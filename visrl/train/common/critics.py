@@ -17,14 +17,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.core.box_formats import unfenced
 from visrl.core.boxes import Box, iou
+from visrl.core.plugins import Registry
 from visrl.core.prompts import PROTOCOLS, answer_turns
 from visrl.core.types import CoTSample, Picture, Score, Turn
 from visrl.errors import UsageError
@@ -32,7 +33,7 @@ from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
-from visrl.train.config.recipe import Section
+from visrl.train.config.section import Section
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (
@@ -50,14 +51,13 @@ P_BOX_CRITIC = (
 CRITIC_MAX_TOKENS = 64  # {"score": 0.8} in a fence, and a few words from those who do not obey
 DECIMALS = 6
 """Of a likelihood's score: what another batch rounds differently in the last bits is the same score."""
-CriticKind = Literal["score", "likelihood", "oracle"]
 
 
 def _as_texts(args: Any) -> Any:
-    """YAML's numbers and booleans as ``--model-args`` would have them; null takes an argument away."""
+    """YAML's numbers, booleans, lists and mappings as ``--model-args`` would have them; null takes an argument away."""
     if not isinstance(args, dict):
         return args
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in args.items() if v is not None}
+    return {k: json.dumps(v) if isinstance(v, bool | list | dict) else str(v) for k, v in args.items() if v is not None}
 
 
 ModelArgs = Annotated[dict[str, str], BeforeValidator(_as_texts)]
@@ -76,11 +76,18 @@ def take_away_unfit(model: str, args: dict[str, str]) -> None:
 class CriticSection(Section):
     """M_org. Name another model here to have it criticise instead: M_SFT, or a larger one (poster, table 4)."""
 
-    kind: CriticKind = "score"
+    kind: str = Field(default="score", description="score, likelihood, oracle, or a third party's")
     model: str | None = Field(default=None, description="none for the oracle")
     args: ModelArgs = Field(default_factory=dict)
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
     judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in CRITICS:
+            raise ValueError(f"unknown critic {kind!r}, there are {', '.join(CRITICS.names())}")
+        return kind
 
     @model_validator(mode="after")
     def _fitting(self) -> CriticSection:
@@ -316,24 +323,54 @@ def load_critic(section: CriticSection) -> Critic:
     return make_critic(section.kind, policy, section.judge)
 
 
-def make_critic(kind: CriticKind, policy: Policy | None, judge: str) -> Critic:
+def make_critic(kind: str, policy: Policy | None, judge: str) -> Critic:
     """The critic of a recipe. Raises UsageError where it needs a model it was not given, or one that cannot score texts."""
-    if judge.startswith("openai:"):
-        raise UsageError(f"critic.judge {judge!r} is not an offline rule", "use exact, contains or anls")
-    make_judge(judge)
-    if kind == "oracle":
-        return OracleCritic(judge)
+    check_offline(judge, "critic.judge")
+    return CRITICS.named(kind, "critic.kind: unknown critic")(policy, judge)
+
+
+def check_offline(judge: str, key: str) -> None:
+    """Raises UsageError for a judge that is unknown, or asks a model: what is trained on must not depend on a service."""
+    if judge.startswith("openai:") or make_judge(judge).kind != "rule":
+        raise UsageError(f"{key} {judge!r} is not an offline rule", "use exact, contains or anls")
+
+
+def _needed(kind: str, policy: Policy | None) -> Policy:
     if policy is None:
         raise UsageError(
             f"critic.kind {kind} needs critic.model", "name the model before the warm-up (M_org), for example base"
         )
-    if kind == "score":
-        return ScoreCritic(policy)
+    return policy
+
+
+def _score(policy: Policy | None, judge: str) -> Critic:
+    return ScoreCritic(_needed("score", policy))
+
+
+def _likelihood(policy: Policy | None, judge: str) -> Critic:
+    policy = _needed("likelihood", policy)
     if not policy.scores_texts:
         raise UsageError(
             f"{policy.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
         )
     return LikelihoodCritic(policy, judge)
+
+
+MakeCritic = Callable[[Policy | None, str], Critic]
+
+
+def _third_party(name: str, found: Any) -> MakeCritic:
+    if not callable(found):
+        raise ValueError(f"not a function of (policy, judge) which returns a critic, but a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+CRITICS: Registry[MakeCritic] = Registry(
+    "critic",
+    {"score": _score, "likelihood": _likelihood, "oracle": lambda policy, judge: OracleCritic(judge)},
+    _third_party,
+)
+"""Given the model that the recipe names, or None, and the offline judge's name, each returns a :class:`Critic`."""
 
 
 def without_repeats(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:

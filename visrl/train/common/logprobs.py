@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from visrl.train.common.branch_attention import flex_mask, wants_flex_mask
 from visrl.train.common.prefix_sharing import Layout, additive, block_mask, branch_positions, join
 from visrl.train.common.vision_cache import FeatureStore, picture_kwargs
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
 
     from visrl.policies.families.base import Family
 
@@ -130,12 +132,14 @@ class BranchScorer:
             **picture_kwargs(self.family, self.base, batch["chats"], self.store),
         }
 
-    def _mask(self) -> Tensor:
+    def _mask(self) -> Tensor | BlockMask:
         batch = self.batch
         if self.layout.branches == 1:
             return join(batch["prompt_mask"][:, :, None], batch["completion_mask"][..., None]).squeeze(-1)
         kinds = batch["tokens"].get("token_type_ids")  # PaliGemma: tokens of type 0 see each other both ways
         both_ways = None if kinds is None else kinds[:, : self.layout.prompt] == 0
+        if wants_flex_mask(self.base):
+            return flex_mask(batch["prompt_mask"], self.layout, both_ways=both_ways)
         return additive(block_mask(batch["prompt_mask"], self.layout, both_ways=both_ways), self.base.dtype)
 
 

@@ -54,6 +54,7 @@ def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -
 
     from visrl.policies.hf.adapters import base_and_adapter
     from visrl.policies.hf.loading import CheckpointArguments, load_parts
+    from visrl.train.common.branch_attention import use_branch_attention
 
     disable_progress_bar()  # one progress line, ours
     path, adapter = base_and_adapter(shipped(section.path), section.adapter or "")
@@ -61,9 +62,12 @@ def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -
     args = CheckpointArguments(revision=section.revision or "", trust_remote_code=section.trust_remote_code)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[section.dtype]
     rounded = _rounded(section, lora)
+    branched = section.attn == "flex_attention"
     _, processor, model = load_parts(
-        path, args.where, dtype, section.attn, processor=section.processor or "", **rounded
+        path, args.where, dtype, "sdpa" if branched else section.attn, processor=section.processor or "", **rounded
     )
+    if branched:
+        use_branch_attention(model)
     if rounded:
         from peft import prepare_model_for_kbit_training
 

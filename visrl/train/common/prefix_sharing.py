@@ -16,10 +16,12 @@ column j predicts token j + 1. Nothing else is projected to the vocabulary. The 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,22 +68,37 @@ def branch_positions(prompt_positions: Tensor, layout: Layout) -> Tensor:
     return torch.cat([prompt_positions, prompt_positions[..., -1:] + steps], dim=-1)
 
 
-def block_mask(prompt_mask: Tensor, layout: Layout, *, both_ways: Tensor | None = None) -> Tensor:
-    """Who sees whom in the shared layout: bool [B, 1, T, T], rows query, columns key.
+Rule = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
+"""(row of the batch, head, query column, key column) -> whether the key is seen: FlexAttention's ``mask_mod``."""
+
+
+def who_sees_whom(prompt_mask: Tensor, layout: Layout, both_ways: Tensor | None = None) -> Rule:
+    """The rule of the shared layout, of tensors that broadcast.
 
     prompt_mask: [B, P], 0 for padding. both_ways: [B, P], prompt tokens that see each other whatever their order
-    (PaliGemma's prefix).
+    (PaliGemma's prefix). Only tensors are closed over, no sizes: a compiled kernel serves every layout.
     """
-    batch, device = prompt_mask.shape[0], prompt_mask.device
-    prompt, branch = layout.prompt, layout.width - 1
-    causal = torch.ones(layout.length, layout.length, dtype=torch.bool, device=device).tril()
-    owner = torch.arange(layout.length - prompt, device=device) // max(branch, 1)
-    causal[prompt:, prompt:] &= owner[:, None] == owner[None, :]
-    allowed = causal.repeat(batch, 1, 1)
-    if both_ways is not None:
-        allowed[:, :prompt, :prompt] |= both_ways[:, :, None] & both_ways[:, None, :]
-    allowed[:, :, :prompt] &= prompt_mask.bool()[:, None, :]
-    return allowed[:, None]
+    rest = layout.length - layout.prompt
+    owner = torch.arange(rest, device=prompt_mask.device) // max(layout.width - 1, 1)
+    owner = pad(owner, (layout.prompt, 0), value=-1)  # [T]: a column's branch, -1 in the prompt
+    seen = pad(prompt_mask.bool(), (0, rest), value=True)
+    mutual = None if both_ways is None else pad(both_ways, (0, rest), value=False)
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & ((owner[key] < 0) | (owner[key] == owner[query]))
+        if mutual is not None:
+            found = found | (mutual[row, query] & mutual[row, key])
+        return found & seen[row, key]
+
+    return rule
+
+
+def block_mask(prompt_mask: Tensor, layout: Layout, *, both_ways: Tensor | None = None) -> Tensor:
+    """:func:`who_sees_whom` written out: bool [B, 1, T, T], rows query, columns key."""
+    rule = who_sees_whom(prompt_mask, layout, both_ways)
+    column = torch.arange(layout.length, device=prompt_mask.device)
+    row = torch.arange(len(prompt_mask), device=prompt_mask.device)[:, None, None, None]
+    return rule(row, row, column[:, None], column[None, :])
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

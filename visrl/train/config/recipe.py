@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from visrl.core.prompts import DEFAULT_PROTOCOL, ProtocolName
+from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
+from visrl.train.config.section import DatasetSection, Section
+from visrl.train.config.trainer_ranges import check_numbers
 
 KINDS: dict[str, str] = {
     "sft": "visrl.train.sft.sft",
@@ -34,19 +36,6 @@ KINDS: dict[str, str] = {
 OLD_KINDS = {"base": "small_model"}
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _a_place(cls, value: Any) -> Any:
-        if isinstance(value, Path) and "\0" in str(value):
-            raise ValueError("no file has a null byte in its name")
-        return value
-
-
 def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
     if not stages or list(stages) != sorted(set(stages)):
         raise ValueError("stages are [1], [2] or [1, 2]")
@@ -55,6 +44,7 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
 """Which of the two stages, in order."""
+ProtocolChoice = Annotated[str, AfterValidator(known_protocol)]
 
 
 class Recipe(Section):
@@ -87,7 +77,10 @@ class ModelSection(Section):
     revision: str | None = None
     adapter: str | None = Field(default=None, description="a PEFT folder to go on training")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attn: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attn: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
+        default="sdpa",
+        description="flex_attention: branched rows of the language model on a GPU; flash attention takes plain rows alone",
+    )
     box_format: str | None = Field(default=None, description="another way to write boxes than the family's own")
     processor: str | None = Field(default=None, description="where the processor is, of weights saved without one")
     load_in_4bit: bool | None = Field(default=None, description="QLoRA: the base rounded to 4 bits (bitsandbytes)")
@@ -102,6 +95,11 @@ class ModelSection(Section):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit: give one of them")
         return self
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether its attention takes the mask of rows with branches."""
+        return not self.attn.startswith("flash")
 
     @property
     def bits(self) -> int:
@@ -125,8 +123,9 @@ class DataSection(Section):
 
     path: Path | None = Field(default=None, description="the file; the small world's pairs need none")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
-    format: Literal["visrl", "viscot", "cot", "llava", "official", "world_oracle"] = "visrl"
-    protocol: ProtocolName | None = Field(
+    format: Literal["visrl", "viscot", "cot", "llava", "datasets", "official", "world_oracle"] = "visrl"
+    dataset: DatasetSection = DatasetSection()
+    protocol: ProtocolChoice | None = Field(
         default=None,
         description="of rows that name none: those of other people's formats, and chains without the field",
     )
@@ -148,7 +147,7 @@ class DataSection(Section):
         return self.path
 
 
-IMPORTED = ("viscot", "cot", "official")
+IMPORTED = ("viscot", "cot", "datasets", "official")
 """Formats of other people's files, which say nothing of how their rows are to be asked."""
 EVERY_KEY = "`visrl-train RECIPE --dry-run` prints every key of a recipe in recipes/"
 
@@ -327,7 +326,7 @@ def _types(annotation: Any) -> list[type]:
 
 def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Mapping[str, str]) -> dict[str, Any]:
     """``trainer:`` passes straight to TRL's ``config`` (a dataclass). Raises ValueError for keys it lacks or that
-    visrl sets.
+    visrl sets, and for numbers out of their range.
 
     reserved: key -> where it is set instead.
     """
@@ -339,6 +338,7 @@ def check_trainer_section(section: Mapping[str, Any], config: type, reserved: Ma
             raise ValueError(f"{key} is set by {reserved[key]}")
         if key not in known:
             raise ValueError(f"{config.__name__} has no {key!r}: {nearest_key(key, known)}")
+    check_numbers(section, config)
     _require_reporters(section.get("report_to"))
     return dict(section)
 

@@ -92,6 +92,9 @@ def viscot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow |
     if box.is_empty:
         tally.skip("empty box")
         return None
+    if not turns[3]["value"].strip():
+        tally.skip("empty answer")
+        return None
     return ChainRow(
         id=f"{item.get('dataset', 'viscot')}-{item.get('question_id', number)}-{number}",
         picture=pictures[0],
@@ -106,6 +109,9 @@ def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | No
     boxes = [_box(box) for box in item["bboxs"]]
     if not boxes or hull(boxes).is_empty:
         tally.skip("empty box")
+        return None
+    if not item["answer"].strip():
+        tally.skip("empty answer")
         return None
     return ChainRow(
         id=f"{item['dataset']}-{number}",
@@ -139,6 +145,9 @@ def llava_rows(number: int, item: dict[str, Any], tally: Imported) -> Iterator[C
         tally.skip("no picture" if not pictures else "several pictures")
         return
     for turn, (question, answer) in enumerate(asked_and_said(item)):
+        if not answer.strip():
+            tally.skip("empty answer")
+            continue
         yield ChainRow(
             id=f"{item.get('id', number)}-{number}-{turn}",
             picture=pictures[0],

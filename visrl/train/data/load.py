@@ -9,33 +9,42 @@ from pathlib import Path
 from typing import TypeVar
 
 from visrl.core.boxes import Box
-from visrl.core.prompts import ProtocolName
+from visrl.core.prompts import PROTOCOLS, ProtocolName
 from visrl.errors import UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
+from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import boxes_of_chain, import_chains, import_conversations, import_pairs
 from visrl.train.data.placement import in_their_pictures
-from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, preferences, read_rows
+from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, placed_rows, preferences
 from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", ChainRow, PairRow)
 
 
 def load_demonstrations(section: DataSection) -> list[Demonstration]:
-    """SFT chains of ``visrl``, ``viscot``, ``cot`` or ``llava`` files. Raises UsageError for another format or an empty file."""
+    """SFT chains of ``visrl``, ``viscot``, ``cot`` or ``llava`` files, or of ``datasets``.
+
+    Raises UsageError for another format or an empty file.
+    """
     if section.format == "visrl":
         left_out: dict[str, int] = {}
-        rows = in_their_pictures(read_rows(section.file, ChainRow), boxes_of_chain, section.file, left_out)
+        placed = placed_rows(section.file, ChainRow)
+        whole = (_whole(place, _asked_by(row, section.protocol)) for place, row in placed)
+        rows = in_their_pictures(whole, boxes_of_chain, section.file, left_out)
     elif section.format in ("viscot", "cot"):
         rows, tally = import_chains(section.file, section.format)
         left_out = tally.left_out
     elif section.format == "llava":
         rows, tally = import_conversations(section.file)
         left_out = tally.left_out
+    elif section.format == "datasets":
+        rows, tally = dataset_rows(section.file, section.dataset, taught=True)
+        left_out = tally.left_out
     else:
         raise UsageError(
             f"data.format {section.format} holds preference pairs, not demonstrations",
-            "SFT reads visrl, viscot, cot or llava",
+            "SFT reads visrl, viscot, cot, llava or datasets",
         )
     usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, left_out)]
     return demonstrations(usable, _pictures(section))
@@ -45,6 +54,30 @@ def _asked_by(row: Row, protocol: ProtocolName | None) -> Row:
     """The row with the protocol of its recipe, where it names none itself."""
     named = protocol is None or "protocol" in row.model_fields_set
     return row if named else row.model_copy(update={"protocol": protocol})
+
+
+def _whole(place: str, row: ChainRow) -> ChainRow:
+    """The row, if it has what it is to teach. Raises UsageError naming its place: half a chain would end a training that runs."""
+    looks, chain = PROTOCOLS[row.protocol].looks or row.kind == "rec", row.chain
+    if looks and chain.box is None and (chain.box_text is None or row.kind == "qa"):
+        raise UsageError(
+            f"{place}: chain.box: missing, and {row.protocol} looks", "give the box, or the row `protocol: direct`"
+        )
+    if row.kind == "qa" and not chain.answer.strip():
+        raise UsageError(
+            f"{place}: chain.answer: empty", "an answer to learn, or `kind: rec` where the box is the answer"
+        )
+    return row
+
+
+def _both_boxes(place: str, row: PairRow) -> PairRow:
+    """The row, if both of its chains have a box where its protocol looks. Raises UsageError naming its place otherwise."""
+    for name, chain in (("win", row.chosen), ("lose", row.rejected)):
+        if PROTOCOLS[row.protocol].looks and chain.box is None:
+            raise UsageError(
+                f"{place}: {name}.box: missing, and {row.protocol} looks", "give the box, or the row `protocol: direct`"
+            )
+    return row
 
 
 def load_preferences(section: DataSection) -> list[Preference]:
@@ -59,7 +92,8 @@ def load_preferences(section: DataSection) -> list[Preference]:
         if section.protocol is not None:
             raise UsageError("data.protocol: pairs have theirs: what their boxes were asked with", "leave it out")
         left_out: dict[str, int] = {}
-        rows = in_their_pictures(read_rows(section.file, PairRow), _boxes_of_pair, section.file, left_out)
+        whole = (_both_boxes(place, row) for place, row in placed_rows(section.file, PairRow))
+        rows = in_their_pictures(whole, _boxes_of_pair, section.file, left_out)
     elif section.format == "official":
         imported, tally = import_pairs(section.file, section.pictures)
         rows = [_asked_by(row, section.protocol) for row in imported]
@@ -78,7 +112,7 @@ def _boxes_of_pair(row: PairRow) -> list[Box]:
 
 def _pictures(section: DataSection) -> Path:
     """The folder that picture names are relative to: that of the shards, where the data are shards."""
-    return root_of(section.file) if is_sharded(section.file) else section.pictures
+    return root_of(section.file) if section.format == "visrl" and is_sharded(section.file) else section.pictures
 
 
 def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:

@@ -3,6 +3,7 @@
 ``visrl``   :class:`QuestionRow` as jsonl, or in parquet shards or webdataset tars with their pictures (shards.py)
 ``viscot``, ``cot``   VisCoT's own files (importers.py), their boxes set aside
 ``llava``   conversations about one picture, every exchange a question with its answer
+``datasets``   a data set of that library (dataset_rows.py), its boxes set aside
 ``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn)
 """
 
@@ -21,7 +22,8 @@ from visrl.core.boxes import Box
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.tasks.pictures import Missing
-from visrl.train.config.recipe import Section
+from visrl.train.config.section import DatasetSection, Section
+from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
 from visrl.train.data.rows import ChainRow, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
@@ -33,7 +35,8 @@ WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
 class QuestionSection(Section):
     """Where the questions come from."""
 
-    format: Literal["visrl", "viscot", "cot", "llava", "world"] = "visrl"
+    format: Literal["visrl", "viscot", "cot", "llava", "datasets", "world"] = "visrl"
+    dataset: DatasetSection = DatasetSection()
     path: Path | None = Field(default=None, description="the file; none for `world`")
     pictures: Path = Field(default=Path(), description="the folder that picture names are relative to")
     limit: int | None = Field(
@@ -68,6 +71,13 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     return samples
 
 
+def check_questions(section: QuestionSection) -> None:
+    """Raises UsageError as :func:`load_questions` does. The small world has no file that may be missing or damaged, and takes
+    long to draw: of it one question is asked for.
+    """
+    load_questions(section.model_copy(update={"limit": 1}) if section.format == "world" else section)
+
+
 @dataclass(slots=True)
 class LookedFor:
     """Names of pictures, in order, that were found and not; rows: of questions left out for it."""
@@ -89,6 +99,8 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
         return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, looked))
     if section.format == "llava":
         chains, _ = import_conversations(section.path)
+    elif section.format == "datasets":
+        chains, _ = dataset_rows(section.path, section.dataset, taught=False)
     else:
         chains, _ = import_chains(section.path, section.format)
     return (_of_chain(row, section.pictures) for row in _pictured(chains, section.pictures, looked))
@@ -134,6 +146,8 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
     _one_of(section.split, SPLITS)
     for task in section.tasks:
         _one_of(task, DOMAINS)
+    if section.skip >= len(section.tasks) * SPLITS[section.split].pictures:
+        return  # a picture has one question of each domain at most
     per_task = None if section.limit is None else section.skip + section.limit
     for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
         for row in rows:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from visrl.core.boxes import Box
-from visrl.core.prompts import ProtocolName
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
 from visrl.tasks.pictures import Missing
+from visrl.train.config.recipe import ProtocolChoice
 from visrl.train.data.candidates import Candidate, Demonstration, Preference
+from visrl.train.data.dataset_tables import DATASET, picture_named
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class _Question(_Row):
     question: str
     instruction: str = ""
     kind: Literal["qa", "rec"] = "qa"
-    protocol: ProtocolName = "visrl_train"
+    protocol: ProtocolChoice = "visrl_train"
     answers: tuple[str, ...] = ()
 
 
@@ -96,15 +97,21 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
     """The rows of a jsonl file, or of shards (shards.py), one at a time. Raises UsageError naming file and line for the first
     bad one.
     """
+    return (row for _, row in placed_rows(path, kind))
+
+
+def placed_rows(path: Path, kind: type[Row]) -> Iterator[tuple[str, Row]]:
+    """The same, each after where it stands."""
     if is_sharded(path):
         for place, row in shard_rows(path):
-            yield _valid(place, partial(kind.model_validate, row))
+            yield place, _valid(place, partial(kind.model_validate, row))
         return
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _valid(f"{path}:{number}", partial(kind.model_validate_json, line))
+                    place = f"{path}:{number}"
+                    yield place, _valid(place, partial(kind.model_validate_json, line))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
     except UnicodeDecodeError as error:
@@ -138,6 +145,8 @@ def picture_in(folder: Path, name: str) -> Picture:
         from visrl.world.samples import picture_of
 
         return picture_of(name.removeprefix(WORLD))
+    if name.startswith(DATASET):
+        return picture_named(name)
     root, path = _resolved(folder, name)
     if not path.is_relative_to(root):
         raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
@@ -228,5 +237,7 @@ def is_there(name: str, folder: Path) -> bool:
     """Whether there is a file for a picture's name below ``folder``; the small world draws its own."""
     packed = split_name(name)
     return (
-        name.startswith(WORLD) or (folder / name).is_file() or (packed is not None and (folder / packed[0]).is_file())
+        name.startswith((WORLD, DATASET))
+        or (folder / name).is_file()
+        or (packed is not None and (folder / packed[0]).is_file())
     )

@@ -34,10 +34,10 @@ from visrl.train.config.recipe import (
     LoraSection,
     ModelSection,
     Recipe,
-    Section,
     Stages,
     check_trainer_section,
 )
+from visrl.train.config.section import Section
 from visrl.train.data.candidates import Preference
 from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
@@ -192,6 +192,12 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
 
     A rejected answer may be empty: the model said nothing, and its end token alone is what is trained against.
     """
+    if any(term.name == "box" for term in terms):
+        for pair in pairs:
+            if pair.chosen.box is None or pair.rejected.box is None:
+                raise UsageError(
+                    f"pair {pair.sample.id} has no boxes", "every stage prefers a box: leave such pairs out"
+                )
     if not any(term.name == "answer" for term in terms):
         return
     for pair in pairs:

@@ -31,7 +31,7 @@ from visrl.train.common.phase_folder import check_claim, claim, finished, say_wh
 from visrl.train.common.trainer_args import trainer_config
 from visrl.train.config.recipe import Kind
 from visrl.train.data.fingerprint import questions_hash
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.grpo.batches import GroupEncoder
 from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
 from visrl.train.grpo.rewards import RewardTools
@@ -61,7 +61,7 @@ def check(recipe: GRPORecipe) -> None:
         check_model(recipe.model, recipe.lora)
         if recipe.critic is not None and recipe.critic.model is not None:
             check_policy(recipe.critic.model, recipe.critic.args)
-        load_questions(recipe.data)
+        check_questions(recipe.data)
 
 
 def reward_plan(recipe: GRPORecipe) -> RewardPlan:

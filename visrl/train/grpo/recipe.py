@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
-from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.common.critics import CriticSection
 from visrl.train.common.trainer_args import OWN
-from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, Section, check_trainer_section
+from visrl.train.config.recipe import LoraSection, ModelSection, ProtocolChoice, Recipe, check_trainer_section
+from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
 from visrl.train.grpo.rewards import check_rewards
@@ -47,7 +47,7 @@ class GRPOSection(Section):
     answer: dict[str, float] = Field(default={"answer": 1.0}, description="rewards of the answer and their weights")
     baseline: Baseline = Field(default="mean_std", description="of a group; leave_one_out is RLOO's")
     judge: str = Field(default="exact", description="of the reward `answer`: an offline rule")
-    protocol: ProtocolName | None = Field(default=None, description="default: the family's own")
+    protocol: ProtocolChoice | None = Field(default=None, description="default: the family's own")
     crop: CropName = "tight"
     prefix_sharing: bool = Field(default=True, description="one row per group; exact, and several times as fast")
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")

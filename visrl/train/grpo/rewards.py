@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from typing import Any
 
 from visrl.core.boxes import iou
-from visrl.errors import UsageError, nearest
+from visrl.core.plugins import Registry
+from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
-from visrl.train.common.critics import Critic, Judged, Question, without_repeats
+from visrl.train.common.critics import Critic, Judged, Question, check_offline, without_repeats
 from visrl.train.grpo.rollouts import Chain, Group
 
-GROUP = "visrl.rewards"
 Values = list[list[float | None]]
 """Per group, per chain."""
 
@@ -43,13 +43,7 @@ Reward = Callable[[Sequence[Group], RewardTools], Values]
 
 def reward_named(name: str) -> Reward:
     """Ours, or an entry point's. Raises UsageError naming the nearest for one that is unknown."""
-    if name in REWARDS:
-        return REWARDS[name]
-    theirs = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in theirs:
-        raise UsageError(f"unknown reward {name!r}", nearest(name, [*REWARDS, *theirs]))
-    found: Reward = theirs[name].load()
-    return found
+    return REWARDS.named(name)
 
 
 def check_rewards(weights: Mapping[str, float], critic: bool, judge: str) -> None:
@@ -58,9 +52,7 @@ def check_rewards(weights: Mapping[str, float], critic: bool, judge: str) -> Non
         reward_named(name)
         if name in ("box_critic", "answer_critic") and not critic:
             raise UsageError(f"the reward {name} needs a critic", "add the section critic, with kind and model")
-    if judge.startswith("openai:"):
-        raise UsageError(f"grpo.judge {judge!r} is not an offline rule", "use exact, contains or anls")
-    make_judge(judge)
+    check_offline(judge, "grpo.judge")
 
 
 def each(value: Callable[[Group, Chain], float | None]) -> Reward:
@@ -149,12 +141,22 @@ def _value(verdict: Judged) -> float | None:
     return None if verdict.error or verdict.score is None else verdict.score.value
 
 
-REWARDS: dict[str, Reward] = {
-    "iou": each(_iou),
-    "acc@0.5": each(_accuracy),
-    "box_critic": _box_critic,
-    "answer_critic": _answer_critic,
-    "answer": _answer,
-    "format": each(_format),
-    "length": _length,
-}
+def _third_party(name: str, found: Any) -> Reward:
+    if not callable(found):
+        raise ValueError(f"not a function of (groups, tools) but a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+REWARDS: Registry[Reward] = Registry(
+    "reward",
+    {
+        "iou": each(_iou),
+        "acc@0.5": each(_accuracy),
+        "box_critic": _box_critic,
+        "answer_critic": _answer_critic,
+        "answer": _answer,
+        "format": each(_format),
+        "length": _length,
+    },
+    _third_party,
+)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Collection
 
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import check_before, check_pictures
-from visrl.policies.before import check_policy
+from visrl.policies.before import box_format_names, check_policy
+from visrl.policies.registry import fitting
 from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions
 from visrl.train.dpo.stages import DPORecipe
 from visrl.train.grpo.recipe import GRPORecipe
-from visrl.train.loop.looks import Look, check_looks, look_of, scored
+from visrl.train.loop.looks import Formats, Look, check_looks, look_of, scored
 from visrl.train.loop.phase_state import is_finished
-from visrl.train.loop.phases import Phase, own_recipe, phases
+from visrl.train.loop.phases import Phase, Weights, own_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.pairs.command import check_critic
 from visrl.train.pairs.recipe import PairsRecipe
@@ -38,10 +40,15 @@ def check(recipe: LoopRecipe) -> None:
     todo = [phase for phase in phases(recipe) if not is_finished(recipe.output / phase.name / _end_of(phase))]
     if not todo:
         return
-    check_policy(_spec(recipe.base), recipe.score.args)
-    if recipe.sft is not None and recipe.sft.model is not None:
-        check_policy(_spec(recipe.sft.model), recipe.score.args)
-    check_looks(recipe, own_looks(recipe, todo))
+    formats = box_format_names(recipe.base, recipe.score.args)
+    for model in (recipe.base, recipe.sft.model if recipe.sft is not None else None):
+        if model is not None:
+            spec = Weights(model).spec(recipe.policy)
+            check_policy(spec, fitting(spec, recipe.score.args)[0])
+    looks = own_looks(recipe, todo, formats)
+    said = check_looks(recipe, looks)
+    if len({look.boxes for look in looks}) > 1:  # meant; what differs besides is said when the loop begins
+        print(said, file=sys.stderr)
     check_pictures([recipe.score.tasks], recipe.score.data, recipe.score.limit)
 
 
@@ -50,27 +57,25 @@ def _end_of(phase: Phase) -> str:
     return "" if phase.what == "pairs" else "score"
 
 
-def _spec(model: str) -> str:
-    from visrl.world import CHECKPOINTS
-
-    return model if model in CHECKPOINTS else f"hf:{model}"
-
-
 def check_launcher(launch: str | None) -> None:
     """Raises UsageError for a launcher that is no command of this machine."""
     if launch is not None and (not shlex.split(launch) or shutil.which(shlex.split(launch)[0]) is None):
         raise UsageError(f"launch: no command {launch!r} on this machine", "for example: accelerate launch --no_python")
 
 
-def own_looks(recipe: LoopRecipe, read: Collection[Phase] = ()) -> list[Look]:
-    """How each phase of a recipe looks, and scoring; the data of those to ``read`` are read: it tells what their rows teach."""
+def own_looks(recipe: LoopRecipe, read: Collection[Phase] = (), formats: Formats | None = None) -> list[Look]:
+    """How each phase of a recipe looks, and scoring; the data of those to ``read`` are read: it tells what their rows teach.
+
+    formats: of the base; without it nothing is said of how boxes are written.
+    """
     looks = []
     for phase in phases(recipe):
         resolved = own_recipe(recipe, phase) if phase.iteration <= 1 else None
         if resolved is not None:
-            look = look_of(phase.name, resolved, _checked(recipe, phase, resolved) if phase in read else ())
+            taught = _checked(recipe, phase, resolved) if phase in read else ()
+            look = look_of(phase.name, resolved, taught, formats)
             looks += [look] if look is not None else []
-    return [*looks, scored(recipe)]
+    return [*looks, scored(recipe, formats)]
 
 
 def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
@@ -80,9 +85,9 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
         return {str(row.protocol) for row in load_demonstrations(found.data)}
     if isinstance(found, PairsRecipe):
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
-        load_questions(found.data)
+        check_questions(found.data)
     elif isinstance(found, GRPORecipe):
-        load_questions(found.data)  # its model and its critic are the loop's
+        check_questions(found.data)  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

@@ -23,7 +23,7 @@ from visrl.core.json_files import read_object
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.config.recipe import Recipe, flat, upgrade
-from visrl.train.data.shards import is_sharded, shards_of
+from visrl.train.data.shards import SUFFIXES, is_sharded, shards_of
 from visrl.train.loop.phases import Overrides, State, Weights
 from visrl.world import CHECKPOINTS
 
@@ -94,12 +94,13 @@ def file_hash(path: Path) -> str | None:
 
 
 def data_hash(path: Path) -> str | None:
-    """sha256 of a file, or of the names and bytes of shards; None where there is nothing."""
+    """sha256 of a file, or of the names and bytes of shards or of a data set's files; None where there is nothing."""
     if not is_sharded(path):
         return file_hash(path)
+    whole = path.is_dir() and not any(file.suffix in SUFFIXES for file in path.iterdir())
     total = hashlib.sha256()
-    for shard in shards_of(path):
-        total.update(f"{shard.name} {file_hash(shard)} ".encode())
+    for file in sorted(f for f in path.rglob("*") if f.is_file()) if whole else shards_of(path):
+        total.update(f"{file.name} {file_hash(file)} ".encode())
     return total.hexdigest()
 
 

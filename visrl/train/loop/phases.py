@@ -19,7 +19,7 @@ from visrl.train.config.recipe import OLD_KINDS, Recipe, Resolved, flat, read_ya
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import shared
-from visrl.train.loop.recipe import LoopRecipe, PhaseSection, RLSection
+from visrl.train.loop.recipe import Answering, LoopRecipe, PhaseSection, RLSection
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.world import CHECKPOINTS
 
@@ -58,11 +58,9 @@ class Weights:
             return Weights(self.model, str(final))
         return Weights(str(final))
 
-    @property
-    def spec(self) -> str:
+    def spec(self, answering: Answering) -> str:
         """As ``--model`` takes it."""
-
-        return self.model if self.model in CHECKPOINTS else f"hf:{self.model}"
+        return self.model if self.model in CHECKPOINTS else f"{answering}:{self.model}"
 
     def sha256(self) -> str:
         """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
@@ -229,11 +227,13 @@ def _rl_overrides(phase: Phase, state: State) -> tuple[Overrides, Overrides]:
 def _pairs_overrides(
     recipe: LoopRecipe, phase: Phase, state: State, section: PhaseSection, resolved: Resolved
 ) -> Overrides:
-    overrides = _asked("policy", state.now, state.label)
+    overrides = _asked("policy", state.now, state.label, recipe.policy)
     own = resolved.recipe
     assert isinstance(own, PairsRecipe), "of kind pairs, as _kind() checks"
     if own.critic.kind != "oracle" and "critic.model" not in section.set:
-        overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
+        overrides |= _asked(
+            "critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org", recipe.policy
+        )
     return overrides | _fresh_questions(phase, own.data)
 
 
@@ -245,7 +245,9 @@ def _policy_gradient_overrides(
     own = resolved.recipe
     assert isinstance(own, GRPORecipe), "of kind grpo, as _kind() checks"
     if own.critic is not None and own.critic.kind != "oracle" and "critic.model" not in section.set:
-        overrides |= _asked("critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org")
+        overrides |= _asked(
+            "critic", critic_of(recipe, state), "M_SFT" if recipe.critic == "sft" else "M_org", recipe.policy
+        )
     if isinstance(section, RLSection) and section.method == "rloo":
         overrides["grpo.baseline"] = "leave_one_out"
     return overrides | _fresh_questions(phase, own.data)
@@ -261,8 +263,8 @@ def _fresh_questions(phase: Phase, data: QuestionSection) -> Overrides:
     return {"data.skip": data.skip + (phase.iteration - 1) * (data.limit or 0)}
 
 
-def _asked(who: str, weights: Weights, name: str) -> Overrides:
-    overrides: Overrides = {f"{who}.model": weights.spec, f"{who}.name": name}
+def _asked(who: str, weights: Weights, name: str, answering: Answering) -> Overrides:
+    overrides: Overrides = {f"{who}.model": weights.spec(answering), f"{who}.name": name}
     return overrides | ({f"{who}.args.adapter": weights.adapter} if weights.adapter is not None else {})
 
 

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from visrl.core.crops import CropName
-from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.common.critics import ModelArgs
-from visrl.train.config.recipe import Recipe, Section, Stages, flat
+from visrl.train.config.recipe import ProtocolChoice, Recipe, Stages, flat
+from visrl.train.config.section import Section
+from visrl.world import CHECKPOINTS
 
 
 def _dotted(found: Any) -> Any:
@@ -39,6 +40,7 @@ class PhaseSection(Section):
 
 
 Method = Literal["dpo", "grpo", "rloo"]
+Answering = Literal["hf", "vllm"]
 
 
 class RLSection(PhaseSection):
@@ -79,7 +81,7 @@ class ScoreSection(Section):
     tasks: str = Field(default="world_viscot", description="tasks or groups, comma-separated")
     args: ModelArgs = Field(default_factory=dict, description="as in --model-args")
     data: Path | None = Field(default=None, description="folder of benchmark files")
-    protocol: ProtocolName | None = Field(default=None, description="default: the loop's")
+    protocol: ProtocolChoice | None = Field(default=None, description="default: the loop's")
     crop: CropName | None = Field(default=None, description="default: the loop's")
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -99,14 +101,18 @@ class LoopRecipe(Recipe):
     )
     pairs: PhaseSection | None = Field(default=None, description="of kind pairs")
     rl: RLSection | None = Field(default=None, description="of kind dpo (used for every stage), or of kind grpo")
-    iterations: int = Field(default=1, ge=0)
+    iterations: int = Field(default=1, ge=0, le=1000)
     stages: Stages = (1, 2)
     critic: Literal["base", "sft"] = Field(default="base", description="sft: the ablation with M_SFT as critic")
-    protocol: ProtocolName | None = Field(
+    protocol: ProtocolChoice | None = Field(
         default=None, description="of every phase whose own recipe names none; without it each phase's default"
     )
     crop: CropName | None = Field(default=None, description="likewise")
     mixed: bool = Field(default=False, description="SFT may teach another protocol or crop than is sampled and scored")
+    policy: Answering = Field(
+        default="hf",
+        description="who answers in pairs and scoring: transformers in this process, or vLLM (docs/engines.md)",
+    )
     score: ScoreSection = ScoreSection()
     reuse: tuple[Path, ...] = Field(
         default=(), description="other loops' folders: a finished phase with the same hashes is copied, not run again"
@@ -132,6 +138,8 @@ class LoopRecipe(Recipe):
             )
         if self.rl is not None and self.rl.method != "dpo" and self.pairs is not None:
             raise ValueError(f"rl.method {self.rl.method} draws its own chains: leave out pairs")
+        if self.policy == "vllm" and (named := {self.base, self.sft and self.sft.model} & set(CHECKPOINTS)):
+            raise ValueError(f"policy vllm: vLLM has no such model as the shipped {', '.join(map(str, named))}")
         if self.critic == "sft" and self.sft is None:
             raise ValueError("critic: sft needs the phase sft")
         return self

@@ -241,7 +241,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
         begin(place, asked)
     scored = {"weights": state.now.sha256()}
     if not _same(stored(place, OUTPUTS), scored):
-        score_phase(place, phase.label, state.now, scoring_of(recipe))
+        score_phase(place, phase.label, state.now, scoring_of(recipe), recipe.policy)
         end(place, scored)
     print(f"{phase.name}: {conclude(recipe, phase, before)}", flush=True)
     return folder
@@ -249,7 +249,8 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
 
 def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
     """What decides the scoring of a phase."""
-    return scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
+    asked = scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
+    return asked if recipe.policy == "hf" else {**asked, "policy": recipe.policy}
 
 
 def _same(path: Path, asked: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from visrl.regression.reports import change
 from visrl.runs.store import slug
 from visrl.train.loop.phase_state import is_finished
 from visrl.train.loop.phases import Phase, Weights, phases
-from visrl.train.loop.recipe import LoopRecipe, ScoreSection
+from visrl.train.loop.recipe import Answering, LoopRecipe, ScoreSection
 
 _OURS = re.compile(r"(base|sft|more|iter\d+-(pairs|rl\d?))$")
 """What a phase's record is called."""
@@ -32,17 +32,20 @@ ANSWER, BOX = ("answer",), ("box_acc", "acc@0.5")
 """The metrics of a phase's line; of a suite without VisCoT boxes, referring expressions'."""
 
 
-def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSection) -> list[TaskResult]:
+def score_phase(
+    folder: Path, label: str, weights: Weights, section: ScoreSection, answering: Answering = "hf"
+) -> list[TaskResult]:
     """Run the remaining samples of the phase's scoring: section with protocol and crop filled in (looks.py). Raises UsageError
     where samples failed for good.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from visrl.policies.registry import load_policy
+    from visrl.policies.registry import fitting, load_policy
 
     disable_progress_bar()  # one progress line, ours
     args = dict(section.args) | ({"adapter": weights.adapter} if weights.adapter is not None else {})
-    policy: Any = load_policy(weights.spec, args)
+    spec = weights.spec(answering)
+    policy: Any = load_policy(spec, fitting(spec, args)[0])
     policy.rename(label)
     options = Options(
         data=section.data,
@@ -54,7 +57,10 @@ def score_phase(folder: Path, label: str, weights: Weights, section: ScoreSectio
         output=folder,
         max_tokens=section.max_tokens,
     )
-    outcome = evaluate(policy, [section.tasks], options)
+    try:
+        outcome = evaluate(policy, [section.tasks], options)
+    finally:
+        policy.close()
     del policy
     free()
     if outcome.n_failed or outcome.problems:

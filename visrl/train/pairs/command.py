@@ -20,7 +20,7 @@ from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, Incomplete, UsageError
 from visrl.policies.before import check_policy
 from visrl.runs.distributed import init
 from visrl.train.config.recipe import Kind
-from visrl.train.data.questions import load_questions
+from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.pairs.on_ray import generate_on_ray
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import load_sampler, make_pairs
@@ -52,7 +52,11 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
     """
     if recipe.ray is not None:
         return generate_on_ray(recipe)
-    return make_pairs(load_sampler(recipe), load_questions(recipe.data), recipe)
+    sampler = load_sampler(recipe)
+    try:
+        return make_pairs(sampler, load_questions(recipe.data), recipe)
+    finally:
+        sampler.close()
 
 
 NO_PAIRS = "a policy that writes readable, differing boxes, a critic that can judge, more questions (docs/pairs.md, the funnel)"
@@ -80,7 +84,7 @@ def check(recipe: PairsRecipe) -> None:
         return
     check_critic(recipe)
     check_policy(recipe.policy.model, recipe.policy.args)
-    load_questions(recipe.data)
+    check_questions(recipe.data)
 
 
 def check_critic(recipe: PairsRecipe) -> None:

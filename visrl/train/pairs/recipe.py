@@ -7,9 +7,11 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
-from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.core.prompts import PROTOCOLS
+from visrl.core.ranges import MOST_PROCESSES
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
-from visrl.train.config.recipe import Recipe, Section
+from visrl.train.config.recipe import ProtocolChoice, Recipe
+from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Mode, Rule
@@ -31,13 +33,13 @@ class PolicySection(Section):
 class SamplingSection(Section):
     """How chains are drawn; the official values are the defaults (docs/method.md d)."""
 
-    attempts: int = Field(default=3, ge=1, description="two boxes each")
-    temperature: float = Field(default=2.0, ge=0)
+    attempts: int = Field(default=3, ge=1, le=10_000, description="two boxes each")
+    temperature: float = Field(default=2.0, ge=0, le=1000)
     top_p: float = Field(default=0.7, gt=0, le=1)
     top_k: int = Field(default=50, ge=0)
     max_tokens: int = Field(default=128, ge=1)
     extra_samples: int = Field(
-        default=6, ge=0, description="further boxes of the same prefill, for diversity: resample"
+        default=6, ge=0, le=10_000, description="further boxes of the same prefill, for diversity: resample"
     )
 
 
@@ -74,14 +76,17 @@ class PairsRecipe(Recipe):
     sampling: SamplingSection = SamplingSection()
     diversity: Controller = "paper"
     select: SelectionSection = SelectionSection()
-    protocol: ProtocolName | None = Field(default=None, description="default: what the policy was made with")
+    protocol: ProtocolChoice | None = Field(default=None, description="default: what the policy was made with")
     crop: CropName = Field(
         default="tight", description="compat_visrl: the official crop in the wrong frame, to see what it costs"
     )
     exhaustive: bool = Field(default=False, description="score every box, for analysis; the pairs are the same")
     batch_size: int = Field(default=16, ge=1)
     ray: int | None = Field(
-        default=None, ge=1, description="workers on a Ray cluster, per model (docs/scaling.md); none: this process"
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="workers on a Ray cluster, per model (docs/scaling.md); none: this process",
     )
 
     @field_validator("protocol")

@@ -65,10 +65,22 @@ class PairCounts(Counts):
 def load_sampler(recipe: PairsRecipe) -> PairSampler:
     """The recipe's models and plan."""
     named, judge = recipe.policy, recipe.critic
-    policy = _called(load_policy(named.model, named.args), named.name)
+    policy = load_policy(named.model, named.args)
     same = (judge.model, judge.args) == (named.model, named.args)
-    other = policy if same else _called(load_policy(judge.model, judge.args), judge.name) if judge.model else None
-    return PairSampler(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy))
+    other = policy if same else _called(_critic(recipe, policy), judge.name) if judge.model else None
+    policy = _called(policy, named.name)
+    models = (policy, *([other] if other is not None and other is not policy else []))
+    return PairSampler(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy), models)
+
+
+def _critic(recipe: PairsRecipe, policy: Policy) -> Policy:
+    """The critic's model; of the policy's weights where the two differ in their adapter only, and one place can hold both."""
+    named, judge = recipe.policy, recipe.critic
+    model, args = str(judge.model), dict(judge.args)
+    adapter = args.pop("adapter", "")
+    rest = {key: value for key, value in named.args.items() if key != "adapter"}
+    shared = policy.with_adapter(adapter) if (model, args) == (named.model, rest) else None
+    return shared or load_policy(model, judge.args)
 
 
 def _called(policy: Policy, name: str | None) -> Policy:

@@ -83,11 +83,17 @@ class QuestionState:
 
 @dataclass(frozen=True, slots=True)
 class PairSampler:
-    """The policy (M_SFT, or M_RL of the iteration before), the critic (M_org) and how they are used."""
+    """The policy (M_SFT, or M_RL of the iteration before), the critic (M_org) and how they are used. models: to be closed."""
 
     policy: Policy
     critic: Critic
     plan: SamplingPlan
+    models: tuple[Policy, ...] = ()
+
+    def close(self) -> None:
+        """Let go of the models: the next phase needs their memory."""
+        for model in self.models:
+            model.close()
 
     def batch(self, samples: Sequence[CoTSample]) -> list[QuestionState]:
         """Each sample's chains with their scores, or its error, in order. Never raises for one sample."""

@@ -31,9 +31,9 @@ from visrl.train.config.recipe import (
     LoraSection,
     ModelSection,
     Recipe,
-    Section,
     check_trainer_section,
 )
+from visrl.train.config.section import Section
 from visrl.train.data.candidates import Demonstration
 from visrl.train.data.fingerprint import demonstrations_hash
 from visrl.train.data.load import load_demonstrations

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.core.json_files import read_object
+from visrl.core.ranges import MOST_PROCESSES
 from visrl.core.records import write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped
@@ -62,7 +63,9 @@ class SmallModelRecipe(Recipe):
     )
     log_every: int = Field(default=100, ge=1)
     watch_every: int = Field(default=500, ge=0, description="steps between looks at val; 0: never")
-    workers: int = Field(default=1, ge=0, description="processes that draw; the model itself runs on one thread")
+    workers: int = Field(
+        default=1, ge=0, le=MOST_PROCESSES, description="processes that draw; the model itself runs on one thread"
+    )
 
     @property
     def folder(self) -> Path | None:

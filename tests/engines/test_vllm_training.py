@@ -1,0 +1,109 @@
+"""Pairs and a whole small loop that ask an engine: policy and likelihood critic on vLLM, LoRA exchanged, every phase scored by it."""
+
+import json
+
+import pytest
+import wide_models
+from conftest import SMALL
+
+from visrl.core.records import read_records
+from visrl.train.config.recipe import load_recipe
+from visrl.train.loop import run as loop
+from visrl.train.pairs.command import generate_pairs
+
+ARGS = "{dtype: float32, max_model_len: 2048, enforce_eager: true, max_num_seqs: 8, box_format: paper}"
+PAIRS = (
+    "kind: pairs\noutput: {out}\nseed: 5\npolicy: {{model: 'vllm:{model}', args: {args}}}\n"
+    "critic: {{kind: likelihood, judge: contains, model: 'vllm:{model}', args: {args}}}\n"
+    "protocol: viscot_train\ncrop: viscot_square112\n"
+    "data: {{path: '{q}', pictures: '{pictures}', limit: 12}}\nsampling: {{temperature: 1.5, max_tokens: 6}}\n"
+    "select: {{win_box: 0.00002, lose_box: 0.00001}}\n"
+)
+TRAINER = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-4}\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A talking model, and twelve questions about drawn pictures whose answer is A or B."""
+    from tinies import draw
+
+    from visrl.train.data.rows import Chain, ChainRow, QuestionRow, write_rows
+
+    root = tmp_path_factory.mktemp("loop")
+    wide_models.save_talker("qwen2_5_vl", root / "model")
+    for i in range(4):
+        draw(84, 56, i).save(root / f"{i}.png")
+    rows = [(f"q{i}", f"{i % 4}.png", f"what letter is it ? {i}", "AB"[i % 2]) for i in range(12)]
+    write_rows(root / "q.jsonl", [QuestionRow(id=a, picture=b, question=c, answers=(d,)) for a, b, c, d in rows])
+    chains = [
+        ChainRow(id=a, picture=b, question=c, chain=Chain(box=(8, 6, 40, 30), answer=d), protocol="viscot_train")
+        for a, b, c, d in rows
+    ]
+    write_rows(root / "c.jsonl", chains)
+    return root
+
+
+def pairs_recipe(folder, name):
+    text = PAIRS.format(out=folder / name, model=folder / "model", args=ARGS, q=folder / "q.jsonl", pictures=folder)
+    (folder / f"{name}.yaml").write_text(text)
+    return load_recipe(folder / f"{name}.yaml").recipe
+
+
+def test_the_same_pairs_for_the_same_seed(folder, table):
+    made = []
+    for name in ("first", "second"):
+        manifest = generate_pairs(pairs_recipe(folder, name))
+        made.append((folder / name / "pairs.jsonl").read_bytes())
+    assert made[0] == made[1] and manifest["funnel"]["pairs"] > 0 and not manifest["funnel"]["failed"]
+    lines = [json.loads(line) for line in (folder / "first" / "chains.jsonl").read_text().splitlines()]
+    scores = {t["box_score"]["value"] for line in lines for t in line["trials"] if "box_score" in t}
+    assert len(scores) > 3, "log-probabilities of the standard answer, crop by crop"
+    table.append(f"pairs: {manifest['funnel']['pairs']} of 12 questions, equal over two runs")
+
+
+def test_a_whole_loop_answered_by_the_engine(folder, table):
+    model = "model: {path: elsewhere, dtype: float32}\n"
+    data = f"data: {{path: {folder}/c.jsonl, pictures: {folder}}}\n"
+    (folder / "sft.yaml").write_text(
+        f"kind: sft\noutput: x\n{model}lora: {{r: 4}}\n{TRAINER}{data}chain: {{crop: viscot_square112}}\n"
+    )
+    (folder / "rl.yaml").write_text(f"kind: dpo\noutput: x\n{model}{TRAINER}data: {{path: x}}\n")
+    pairs_recipe(folder, "pairs")
+    (folder / "loop.yaml").write_text(
+        f"kind: loop\noutput: {folder}/run\nbase: {folder}/model\npolicy: vllm\nsft: {{recipe: sft.yaml}}\n"
+        "protocol: viscot_train\ncrop: viscot_square112\npairs: {recipe: pairs.yaml}\nrl: {recipe: rl.yaml}\n"
+        f"score: {{tasks: world_viscot_doc, limit: 6, max_tokens: 6, args: {ARGS}}}\n"
+    )
+    loop.run(load_recipe(folder / "loop.yaml").recipe)
+    records = read_records(folder / "run")
+    phases = {r.model_info["phase"]["phase"]: r.model_info for r in records if r.task.startswith("world")}
+    assert list(phases) == ["base", "iter1/rl1", "iter1/rl2", "sft"] or set(phases) == {
+        "base",
+        "sft",
+        "iter1/rl1",
+        "iter1/rl2",
+    }
+    assert {about["kind"] for about in phases.values()} == {"vllm"}, "every phase's end was scored by the engine"
+    hashes = [about["adapter"] and about["adapter"]["weights_sha256"] for about in phases.values()]
+    assert len(set(hashes)) == 4, "none before SFT, then another one each time"
+    manifest = json.loads((folder / "run" / "iter1/pairs/manifest.json").read_text())
+    assert (
+        manifest["request"]["policy"]["model_info"]["kind"]
+        == manifest["request"]["critic"]["model_info"]["kind"]
+        == "vllm"
+    )
+    assert (
+        manifest["request"]["policy"]["model_info"]["adapter"]
+        and not manifest["request"]["critic"]["model_info"]["adapter"]
+    )
+    table.append(
+        f"loop: {len(phases)} phases scored by vLLM, {manifest['funnel']['pairs']} pairs by one engine with two adapters"
+    )
+
+
+def test_an_engine_for_hf_arguments(folder):
+    """A recipe's arguments for weights mean nothing to an engine, and fall away."""
+    from visrl.policies.registry import fitting
+
+    fits, gone = fitting(f"vllm:{folder}/model", {**SMALL, "attn": "sdpa", "rows": "8"})
+    assert fits == SMALL and sorted(gone) == ["attn", "rows"]

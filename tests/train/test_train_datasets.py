@@ -1,0 +1,125 @@
+"""Data sets of the ``datasets`` library as rows: folders, files, columns by name, pictures that stay in their rows."""
+
+import json
+
+import datasets
+import pytest
+import yaml
+from PIL import Image
+from tiny_models import save
+
+from visrl.cli.train import run
+from visrl.errors import PictureError, UsageError
+from visrl.train.config.recipe import DataSection
+from visrl.train.config.section import DatasetSection
+from visrl.train.data.load import load_demonstrations
+from visrl.train.data.questions import QuestionSection, load_questions
+from visrl.train.data.rows import is_there, picture_in
+
+SIZES = ((40, 30), (20, 50), (60, 20))
+COLUMNS = {"question": "query", "answer": "label", "box": "bbox", "image": "photo"}
+
+
+def made():
+    """Three rows: boxes as x, y, width, height; the last one has none."""
+    rows = [
+        {"query": f"What is {i}?", "label": i % 2, "bbox": box, "photo": Image.new("RGB", SIZES[i], (i, 0, 0))}
+        for i, box in enumerate(([1, 2, 10, 20], [0, 0, 20, 25], None))
+    ]
+    features = datasets.Features(
+        query=datasets.Value("string"),
+        label=datasets.ClassLabel(names=["no", "yes"]),
+        bbox=datasets.List(datasets.Value("float32")),
+        photo=datasets.Image(),
+    )
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+@pytest.fixture
+def places(tmp_path):
+    """The same rows in every way in which people have them."""
+    made().save_to_disk(tmp_path / "disk")
+    datasets.DatasetDict(train=made(), test=made().select([0])).save_to_disk(tmp_path / "dict")
+    (tmp_path / "parquet").mkdir()
+    made().to_parquet(tmp_path / "parquet/train-00000.parquet")
+    return tmp_path
+
+
+def asked(path, **more):
+    return {"path": path, "format": "datasets", "dataset": DatasetSection(columns=COLUMNS, boxes="xywh", **more)}
+
+
+@pytest.mark.parametrize("name", ["disk", "dict", "parquet", "parquet/train-00000.parquet"])
+def test_rows_of_a_data_set_are_chains_and_questions(places, name, capsys):
+    """[1, 2, 10, 20] as x, y, width, height is 1, 2 to 11, 22; class label 0 is called "no"."""
+    rows = load_demonstrations(DataSection(**asked(places / name)))
+    found = [(r.sample.id, r.sample.question, r.chain.answer, r.protocol, r.chain.box.xyxy) for r in rows]
+    assert found == [
+        ("0", "What is 0?", "no", "visrl_train", (1, 2, 11, 22)),
+        ("1", "What is 1?", "yes", "visrl_train", (0, 0, 20, 25)),
+    ]
+    assert [r.sample.picture.open().size for r in rows] == [SIZES[0], SIZES[1]]
+    assert "left out: 1 no box" in capsys.readouterr().err
+    questions = load_questions(QuestionSection(**asked(places / name), skip=1))
+    assert [(q.question, q.answers) for q in questions] == [("What is 1?", ("yes",)), ("What is 2?", ("no",))]
+    again = questions[1].picture.ref
+    assert is_there(again, places) and picture_in(places, again).open().getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_a_box_in_fractions_is_of_its_own_picture(tmp_path):
+    """.5 .5 1 1 of 40 x 30: 20, 15 to 40, 30."""
+    row = {"question": "q", "answer": 3, "image": Image.new("RGB", (40, 30)), "box": [0.5, 0.5, 1.0, 1.0]}
+    datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "d")
+    section = DataSection(path=tmp_path / "d", format="datasets", dataset=DatasetSection(frame="unit"))
+    (found,) = load_demonstrations(section)
+    assert found.chain.box.xyxy == (20, 15, 40, 30) and found.chain.answer == "3"
+
+
+def test_conversations_and_names_of_files(tmp_path):
+    """A jsonl with pictures by name, and a table with a list of pictures a row, of which one is usable."""
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    chat = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "Nobody."}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"image": "a.png", "messages": chat}) + "\n")
+    (row,) = load_demonstrations(DataSection(path=tmp_path / "c.jsonl", pictures=tmp_path, format="datasets"))
+    assert (row.sample.question, row.chain.answer, row.protocol) == ("Who?", "Nobody.", "direct")
+    assert row.sample.picture.open().size == (8, 6)
+    one, two = [Image.new("RGB", (5, 4))], [Image.new("RGB", (3, 3)), Image.new("RGB", (2, 2))]
+    features = datasets.Features(
+        images=datasets.List(datasets.Image()), question=datasets.Value("string"), answer=datasets.Value("string")
+    )
+    table = datasets.Dataset.from_list(
+        [{"images": pictures, "question": "q", "answer": "a"} for pictures in (two, one)], features=features
+    )
+    table.save_to_disk(tmp_path / "many")
+    (row,) = load_demonstrations(DataSection(path=tmp_path / "many", format="datasets"))
+    assert row.sample.id == "1" and row.sample.picture.open().size == (5, 4)
+
+
+def test_what_is_not_there_is_named(places):
+    def refused(message, path=places / "dict", columns=COLUMNS, **more):
+        with pytest.raises(UsageError, match=message):
+            load_demonstrations(DataSection(**{**asked(path), "dataset": DatasetSection(columns=columns, **more)}))
+
+    refused(r"no column 'image': it has query, label, bbox, photo", columns={})
+    refused(r"no column 'question': it has", columns={"image": "photo"})
+    refused(r"no column 'querry'", columns={"question": "querry"})
+    refused(r"columns: unknown field 'questions'", columns={"questions": "query"})
+    refused(r"no split 'val'", split="val")
+    refused(r"parquet \(val\): Unknown split", places / "parquet", split="val")
+    refused(r"cannot load no/data_set_of_this_name \(train\)", "no/data_set_of_this_name")
+    refused(r"row 0: (ValueError|TypeError): ", columns={**COLUMNS, "box": "query"})
+    with pytest.raises(PictureError, match="#7"):
+        picture_in(places, f"dataset:{places}/disk?split=train&column=photo#7").open()
+
+
+def test_a_phase_is_trained_on_a_data_set(places, monkeypatch):
+    monkeypatch.chdir(places)
+    save("llava", places / "model")
+    recipe = {
+        "kind": "sft", "output": "out", "model": {"path": "model", "dtype": "float32"}, "lora": {"r": 4},
+        "data": {"path": "disk", "format": "datasets", "dataset": {"boxes": "xywh", "columns": COLUMNS}},
+        "trainer": {"num_train_epochs": 1, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 2},
+    }  # fmt: skip
+    (places / "sft.yaml").write_text(yaml.safe_dump(recipe))
+    assert run(["sft.yaml", "--dry-run"]) == 0
+    assert run(["sft.yaml"]) == 0 and (places / "out/final/adapter_model.safetensors").is_file()

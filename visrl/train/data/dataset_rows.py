@@ -1,0 +1,166 @@
+"""Rows of the ``datasets`` library: a folder of ``save_to_disk``, a folder or file that ``load_dataset`` reads, or a hub id.
+
+``data.dataset.columns`` says which column is what (``question: query``); a column that has our name needs no word. Pictures
+stay in their rows (dataset_tables.py); where the column holds texts these are files below ``data.pictures``. Conversations
+(``messages`` or ``conversations``) are read as format ``llava`` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from visrl.core.boxes import Box
+from visrl.errors import PictureError, UsageError, nearest
+from visrl.train.config.section import DatasetSection
+from visrl.train.data.dataset_tables import (
+    DATASET,
+    Place,
+    label_names,
+    picture_columns,
+    picture_named,
+    picture_names,
+    table_of,
+)
+from visrl.train.data.importers import Imported, llava_rows
+from visrl.train.data.rows import Chain, ChainRow
+
+FIELDS = (
+    *("id", "image", "question", "instruction", "answer", "answers", "box", "kind", "protocol", "size"),
+    *("messages", "conversations"),
+)
+
+
+def dataset_rows(path: Path, asked: DatasetSection, *, taught: bool) -> tuple[list[ChainRow], Imported]:
+    """The rows of a data set, and what was left out. Rows of one without boxes ask for none (``direct``).
+
+    taught: chains to learn, so that in a data set with boxes a row without one is left out; else questions, which need none.
+
+    Raises UsageError for a data set, split or column that is not there, and for a row of another shape, by its number.
+    """
+    place = Place(str(path), asked.subset, asked.split, asked.revision)
+    table = table_of(place)
+    columns = _columns(path, table, asked.columns)
+    said = {"messages", "conversations"} & set(columns)
+    for needed in ("image", *(() if said else ("question", "answer"))):
+        if needed not in columns and not (needed == "answer" and "answers" in columns):
+            _refuse(path, table, needed)
+    tally, rows = Imported(), list[ChainRow]()
+    names = label_names(table)
+    wanted = [name for name in dict.fromkeys(columns.values()) if name not in picture_columns(table)]
+    texts = table.select_columns(wanted)
+    for number in range(len(table)):
+        held = texts[number] if wanted else {}
+        row = {ours: held[theirs] for ours, theirs in columns.items() if theirs in held}
+        row = {ours: _named(value, names.get(columns[ours])) for ours, value in row.items() if value is not None}
+        if taught and "box" in columns and "box" not in row and row.get("protocol") != "direct":
+            tally.skip("no box")
+        else:
+            rows += _rows_of(place, asked, columns["image"], (number, row), tally)
+    return rows, tally
+
+
+def _rows_of(
+    place: Place,
+    asked: DatasetSection,
+    column: str,
+    numbered: tuple[int, dict[str, Any]],
+    tally: Imported,
+) -> list[ChainRow]:
+    """The rows that one of theirs is: a conversation may be several. column: of the pictures."""
+    number, row = numbered
+    where = f"{place.path} ({place.split}): row {number}"
+    try:
+        pictures = picture_names(place, column, number, row)
+        if "messages" in row or "conversations" in row:
+            return list(llava_rows(number, {**row, "images": pictures}, tally))
+        if len(pictures) != 1:
+            tally.skip("no picture" if not pictures else "several pictures")
+            return []
+        made = _row(place, asked, number, row, pictures[0], tally)
+        return [] if made is None else [made]
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UsageError(f"{where}: {said}", "docs/training.md lists the fields") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{where}: {type(error).__name__}: {error}", "is data.dataset.columns right?") from error
+
+
+def _row(
+    place: Place, asked: DatasetSection, number: int, row: dict[str, Any], picture: str, tally: Imported
+) -> ChainRow | None:
+    """A row with its box in pixels; None, counted, where it is to have one and has none."""
+    answers = [str(answer) for answer in row.get("answers", ())] or [str(row["answer"])] if _says(row) else []
+    fields: dict[str, Any] = {name: row[name] for name in ("instruction", "kind", "protocol", "size") if name in row}
+    box = None
+    if asked_for_box := "box" in row:
+        size = _size(picture, fields) if asked.frame == "unit" else None
+        box = _box(row["box"], asked, size)
+        if box.is_empty:
+            tally.skip("empty box")
+            return None
+    answer = str(row["answer"]) if "answer" in row else answers[0] if answers else ""
+    if not answer.strip() and row.get("kind") != "rec":
+        tally.skip("empty answer")
+        return None
+    return ChainRow(
+        id=str(row.get("id", number)),
+        picture=picture,
+        question=str(row["question"]).replace("<image>", "").strip(),
+        chain=Chain(box=None if box is None else box.xyxy, answer=answer),
+        answers=tuple(answers),
+        **{**({} if asked_for_box else {"protocol": "direct"}), **fields},
+    )
+
+
+def _named(value: Any, names: Mapping[int, str] | None) -> Any:
+    """A value; of a class label what its number is called."""
+    return value if names is None else names.get(value, value)
+
+
+def _says(row: Mapping[str, Any]) -> bool:
+    return "answer" in row or bool(row.get("answers"))
+
+
+def _box(numbers: Any, asked: DatasetSection, size: tuple[int, int] | None) -> Box:
+    a, b, c, d = (float(number) for number in numbers)
+    if asked.boxes == "xywh":
+        c, d = a + c, b + d
+    width, height = size or (1, 1)
+    return Box(a * width, b * height, c * width, d * height)
+
+
+def _size(picture: str, fields: Mapping[str, Any]) -> tuple[int, int]:
+    if "size" in fields:
+        width, height = fields["size"]
+        return int(width), int(height)
+    if not picture.startswith(DATASET):
+        raise ValueError("a box in fractions of a picture that is a file needs its size: map data.dataset.columns.size")
+    try:
+        return picture_named(picture).open().size
+    except PictureError as error:
+        raise ValueError(str(error)) from error
+
+
+def _columns(path: Path, table: Any, asked: Mapping[str, str]) -> dict[str, str]:
+    """Our field -> its column. Raises UsageError naming a field or a column that is unknown, and the nearest one."""
+    for ours, theirs in asked.items():
+        if ours not in FIELDS:
+            raise UsageError(f"data.dataset.columns: unknown field {ours!r}", nearest(ours, FIELDS))
+        if theirs not in table.column_names:
+            raise UsageError(f"{path} has no column {theirs!r}", nearest(theirs, table.column_names))
+    same = {name: name for name in FIELDS if name in table.column_names}
+    if "images" in table.column_names and "image" not in same:
+        same["image"] = "images"
+    return {**same, **asked}
+
+
+def _refuse(path: Path, table: Any, field: str) -> None:
+    raise UsageError(
+        f"{path} has no column {field!r}: it has {', '.join(table.column_names)}",
+        f"say which it is: --set data.dataset.columns.{field}=COLUMN",
+    )

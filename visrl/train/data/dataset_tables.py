@@ -1,0 +1,142 @@
+"""Data sets of the ``datasets`` library, and pictures in their rows by name: ``dataset:PATH?split=train&column=image#12``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from visrl.core.types import Picture
+from visrl.errors import PictureError, UsageError, nearest
+from visrl.runs.hub import settle
+
+DATASET = "dataset:"
+_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+
+
+class Place(NamedTuple):
+    """Where rows are: what finds them again from a picture's name."""
+
+    path: str
+    subset: str | None
+    split: str
+    revision: str | None
+
+
+@lru_cache(maxsize=8)
+def table_of(place: Place) -> Any:
+    """The rows of a place. Raises UsageError where they cannot be read."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    path = Path(place.path)
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            found = datasets.load_from_disk(str(path))
+            return found if isinstance(found, datasets.Dataset) else _split(place, found)
+        if path.is_file():
+            return datasets.load_dataset(_builder(path), data_files=str(path), split="train")
+        if not path.is_dir():
+            settle()
+        return datasets.load_dataset(place.path, place.subset, split=place.split, revision=place.revision)
+    except (OSError, ValueError, RuntimeError, TypeError, DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0]
+        hint = (
+            "data.path: a folder of save_to_disk, of parquet or jsonl files, or a hub id; data.dataset: split, subset"
+        )
+        raise UsageError(f"cannot load {place.path} ({place.split}): {reason}", hint) from error
+
+
+def _split(place: Place, found: Mapping[str, Any]) -> Any:
+    if place.split not in found:
+        raise UsageError(f"{place.path} has no split {place.split!r}", nearest(place.split, list(found)))
+    return found[place.split]
+
+
+def _builder(path: Path) -> str:
+    if path.suffix not in _FILES:
+        raise UsageError(f"{path}: a file of another kind", f"{', '.join(_FILES)}, or a folder")
+    return _FILES[path.suffix]
+
+
+def picture_columns(table: Any) -> set[str]:
+    """The columns that hold pictures."""
+    import datasets
+
+    def is_picture(feature: Any) -> bool:
+        inner = feature.feature if isinstance(feature, datasets.Sequence | datasets.List) else feature
+        return isinstance(inner, datasets.Image) or (isinstance(inner, dict) and {"bytes", "path"} <= set(inner))
+
+    return {name for name, feature in table.features.items() if is_picture(feature)}
+
+
+def label_names(table: Any) -> dict[str, dict[int, str]]:
+    """Of columns of class labels, what their numbers are called."""
+    import datasets
+
+    found = ((name, f) for name, f in table.features.items() if isinstance(f, datasets.ClassLabel))
+    return {name: dict(enumerate(feature.names)) for name, feature in found}
+
+
+@lru_cache(maxsize=8)
+def _stored(place: Place, column: str) -> Any:
+    """The pictures' column as it is stored: bytes, or the path of a file."""
+    import datasets
+
+    table = table_of(place).select_columns([column])
+    feature = table.features[column]
+    if isinstance(feature, datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    if isinstance(feature, datasets.Sequence | datasets.List) and isinstance(feature.feature, datasets.Image):
+        return table.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return table
+
+
+@lru_cache(maxsize=8)
+def _is_full(place: Place, column: str) -> bool:
+    """Whether every row has one picture, so that none need be read to know."""
+    import datasets
+
+    stored = _stored(place, column)
+    return isinstance(stored.features[column], datasets.Image) and not stored.data.column(column).null_count
+
+
+def picture_named(name: str) -> Picture:
+    """The picture of a row that names its own. Raises UsageError, when opened PictureError, where it is not there."""
+    from visrl.tasks.pictures import decoded
+
+    path, _, rest = name.removeprefix(DATASET).partition("?")
+    query, _, at = rest.partition("#")
+    facts = dict(parse_qsl(query))
+    number, _, which = at.partition("/")
+    place = Place(path, facts.get("subset"), facts.get("split", "train"), facts.get("revision"))
+
+    def load() -> Any:
+        try:
+            held = _stored(place, facts["column"])[int(number)][facts["column"]]
+            held = held[int(which)] if which else held
+            data = held["bytes"] or Path(held["path"]).read_bytes()
+        except (LookupError, TypeError, ValueError, OSError, UsageError) as error:
+            raise PictureError(f"{name}: {error}") from error
+        return decoded(data, name)
+
+    return Picture(name, load)
+
+
+def picture_names(place: Place, column: str, number: int, row: Mapping[str, Any]) -> list[str]:
+    """The names of a row's pictures. row: its texts, with ours for the column where that holds names of files."""
+    table = table_of(place)
+    if column not in picture_columns(table):
+        named = row.get("image")
+        return [named] if isinstance(named, str) else [str(name) for name in named or ()]
+    whole = _stored(place, column)
+    held = True if _is_full(place, column) else whole[number][column]
+    query = urlencode(
+        {k: v for k, v in (*place._asdict().items(), ("column", column)) if v is not None and k != "path"}
+    )
+    name = f"{DATASET}{place.path}?{query}#{number}"
+    if isinstance(held, list):
+        return [f"{name}/{i}" for i in range(len(held))]
+    return [] if held is None else [name]

@@ -29,11 +29,10 @@ from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.numbers import sensible
 from visrl.cli.results import JsonOption, compare_protocols, print_places, print_results
-from visrl.cli.start import wait_without_spinning
 from visrl.cli.tables import tables
 from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
-from visrl.runs.distributed import rank, say, shutdown
+from visrl.runs.distributed import rank, say, shutdown, wait_without_spinning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

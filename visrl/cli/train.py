@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
-from visrl.cli.start import wait_without_spinning
 from visrl.core.argument_parser import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
-from visrl.runs.distributed import check_launch, rank, say, shutdown
+from visrl.runs.distributed import check_launch, rank, say, shutdown, wait_without_spinning
 
 
 def _parser() -> Parser:

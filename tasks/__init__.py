@@ -16,7 +16,7 @@ from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import OFFERED_SOURCES, TASKS, Task, resolve
 from visrl.tasks import world
-from visrl.tasks.common import Document, Source, sha256_of
+from visrl.tasks.common import Document, Source
 from visrl.tasks.pictures import Library, Missing
 from visrl.tasks.sources import SOURCES
 
@@ -67,19 +67,15 @@ def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:
 
 def documents(name: str, data: Path | None) -> Iterator[Document]:
     """The rows of task ``name`` before they become samples. Raises UsageError as :func:`load` does."""
-    source = _source(name)
-    last = ""
+    source, place, last = _source(name), str(data if data is not None else "the hub dataset"), ""
     try:
         for document in source.read(data):
             last = document.where
             yield document
     except MALFORMED as error:
-        where = (
-            f"{last}: the row after it" if last else f"{data if data is not None else 'the hub dataset'}: the first row"
-        )
+        where = f"{last}: the row after it" if last else f"{place}: the first row"
         raise UsageError(f"{where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
     if not last:
-        place = data if data is not None else "the hub dataset"
         raise UsageError(f"{place}: no documents of {name}", "is the file empty, or the download incomplete?")
 
 
@@ -98,8 +94,7 @@ def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
     source = _source(name)
     if data is None:
         return {"origin": "hub", **source.hub_facts()}
-    files = {file: sha256_of(path) for file, path in source.files_in(data).items()}
-    return {"origin": "files", "sha256": files}
+    return {"origin": "files", "sha256": source.hashes(data)}
 
 
 def _source(name: str) -> Source:

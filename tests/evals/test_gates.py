@@ -129,13 +129,13 @@ def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, cap
 
 
 def test_every_task_has_a_fixture_and_prompts_on_file():
-    from visrl.core.prompts import PROTOCOLS
+    from visrl.core.prompts import PROTOCOLS, SEVERAL
     from visrl.evals.benchmarks import TASKS
     from visrl.policies.families import known_families
 
     on_file = read_prompts(prompts_file())
     assert {key[0] for key in on_file} == set(TASKS)
-    assert {key[1] for key in on_file} == {p.id for p in PROTOCOLS.values()}
+    assert {key[1] for key in on_file} == {p.id for p in (*PROTOCOLS.values(), *SEVERAL.values())}
     assert {key[2] for key in on_file} >= {"turns", *known_families()}
     assert fixture("viscot_cub").box is not None
 
@@ -449,3 +449,12 @@ def test_our_own_tables_are_up_to_date(monkeypatch):
 
     monkeypatch.chdir(Path(__file__).parents[2])
     assert main(["tables", "--check"]) == 0
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, 1e-300, 9.9e-7, float("nan"), float("inf"), 1e13])
+def test_a_floor_that_says_nothing_is_refused_where_it_is_called_as_a_function_too(floor):
+    with pytest.raises(UsageError, match="a floor of"):
+        check_difference(diff(0.0, 0.5), floor)
+    assert check_difference(diff(0.0, 4e-7, least=4e-7), 1e-6).status == "pass"  # 2 x 4e-7 = 8e-7 < 1e-6
+    with pytest.raises(UsageError, match="a z of"):
+        check_difference(diff(0.0, 0.5), 1.0, float("nan"))

@@ -111,15 +111,6 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_without_spinning() -> None:
-    """Threads of OpenMP that wait give their core away, unless the user has chosen. torch reads this once, when it is imported.
-
-    Small models wait often: beside other work on the same two cores, `tiny` took twice the time with threads that spin. Results
-    are the same.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def check_launch() -> None:
     """Raise UsageError where other than so many processes were started as a launcher was asked for, which ``accelerate launch
     --cpu --num_processes 2`` does without a word, or as ``VISRL_PROCESSES`` says.

@@ -20,7 +20,7 @@ from visrl.errors import UsageError, nearest
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-UNIT_SHOWN = {"fraction": "%", "percent": "%", "points": "points", "raw": "as given"}
+UNIT_SHOWN = {"fraction": "%", "percent": "%", "points": "points", "raw": "as given", "looks": "looks"}
 """A record's unit -> the one that people are shown: a share is percent, whatever the record keeps."""
 FORMATS = ("rich", "md", "csv", "latex")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -379,6 +379,21 @@ def test_training_folders_are_shown_by_phase(tmp_path, capsys):
     assert shown[:3] == ["base: answers of base", "sft: answers of sft", f"iter1/pairs: {funnel}"]
 
 
+def test_a_training_folder_is_shown_by_what_its_page_draws(tmp_path, capsys):
+    """The last row that has any of it: TRL's own last row sums up a phase. Stages are in the order of the funnel, in words."""
+    rl = tmp_path / "rl"
+    rl.mkdir()
+    logged = [{"loss": 0.25, "step": 8, "tokens/trained": 99.0}, {"step": 8, "train_loss": 0.5, "total_flos": 0.0}]
+    (rl / "history.json").write_text(json.dumps(logged))
+    stages = {"above_and_below_by_answer": 3, "asked": 9, "paired": 2, "scored": 9}
+    (rl / "manifest.json").write_text(json.dumps({"funnel": {"questions": stages}}))
+    assert main(["show", str(rl)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "rl: asked 9 · scored 9 · has a good and a bad answer 3 · paired 2",
+        "rl: step 8 · loss 0.25",
+    ]
+
+
 def test_a_first_run_is_not_called_resumed(world_run):
     meta = json.loads((world_run / "run.json").read_text())
     assert "started" in meta and "resumed" not in meta

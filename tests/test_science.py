@@ -179,7 +179,9 @@ def test_the_readme_says_what_the_page_says():
     for row in rows:
         assert f"| {row[0]} | {row[answers].split()[0]} | {row[boxes].split()[0]} |" in readme
     (longer,) = [
-        line for line in page.splitlines() if line.startswith("| Reinforcement beats SFT continued on as much compute")
+        line
+        for line in page.splitlines()
+        if line.startswith("| Reinforcement beats continued SFT with the same compute")
     ]
     assert f"more SFT gets {longer.split('|')[2].strip()} % of boxes right" in readme
     last = {

@@ -83,6 +83,28 @@ def test_accuracies_have_the_whole_scale():
     ]
 
 
+def test_what_policy_gradients_log_is_drawn_the_rewards_first():
+    logged = {
+        "kl": 0.1, "learning_rate": 1e-4, "box/without_spread": 0.25, "rewards/iou": 0.5, "box/reward": 0.5, "box/advantage": 0.75,
+        "completions/unparsed": 0.0, "loss": 0.1, "rewards/chosen": 3.0, "train_loss": 9.0, "tokens/trained": 99.0,
+    }  # fmt: skip
+    found = curves([{"step": 1, **logged}, {"step": 2, **logged}])
+    assert [curve.title for curve in found] == [
+        "loss", "reward", "size of the advantages", "groups whose rewards are equal", "KL to the reference",
+        "unparsed boxes", "learning rate",
+    ]  # fmt: skip
+    assert [line.name for line in found[1].lines] == ["rewards/iou", "box/reward"]
+    assert [(curve.title, curve.high) for curve in found if curve.high == "1"] == [
+        ("groups whose rewards are equal", "1"), ("unparsed boxes", "1"),
+    ]  # fmt: skip
+
+
+def test_what_was_logged_once_is_said_not_drawn():
+    once, line_ = curves([{"step": 3, "accuracy": 0.5, "loss": 2.0}, {"step": 5, "loss": 1.0}])[::-1]
+    assert (once.title, once.drawn, once.lines[0].last) == ("accuracy", False, "0.5")
+    assert (line_.title, line_.drawn) == ("loss", True)
+
+
 def test_phases_are_in_the_order_of_time(folder, capsys):
     """Of an iteration the pairs, then what is trained on them; set-aside phases are none."""
     for name in (

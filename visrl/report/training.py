@@ -21,7 +21,7 @@ from visrl.errors import UsageError
 from visrl.report.figures import HEIGHT, WIDTH
 from visrl.report.page import render
 from visrl.report.text import line
-from visrl.report.training_figures import Chart, Curve, curves, forest, number, phase_chart, score_histogram
+from visrl.report.training_figures import Chart, Curve, curve_of, curves, forest, number, phase_chart, score_histogram
 from visrl.report.training_pairs import AT_FIRST, PairCard, cards
 from visrl.report.training_rollouts import GroupCard, group_cards
 from visrl.runs.lines import read_lines
@@ -105,13 +105,17 @@ def _facts(place: Path) -> Iterator[str]:
     """Of one phase's folder: the funnel of its pairs, right and wrong boxes, the last step logged."""
     manifest, training = _json(place / "manifest.json", {}), _json(place / "training.json", {})
     boxes = {name: value for name, value, _ in _boxes(manifest.get("boxes"))}
-    for part in (manifest.get("funnel", {}).get("questions", {}), boxes):
+    stages = {name: count for name, count, _ in _stages(_mapping(manifest.get("funnel")).get("questions", {}))}
+    for part in (stages, boxes):
         if part:
             yield line(" · ".join(f"{key} {value}" for key, value in part.items()), 200)
-    history = _json(place / "history.json", []) or training.get("log", [])
-    if history:
-        shown = (f"{key} {value:g}" for key, value in history[-1].items() if isinstance(value, (int, float)))
-        yield line(" · ".join(shown), 200)
+    logged = _json(place / "history.json", []) or training.get("log", [])
+    if history := [row for row in logged if isinstance(row, Mapping)]:
+        # TRL's last row sums up a phase and has none of its figures
+        row = next((row for row in reversed(history) if any(map(curve_of, row))), history[-1])
+        named = {key: row[key] for key in ("step", *filter(curve_of, row)) if key in row} or row
+        numbers = (f"{key} {value:.4g}" for key, value in named.items() if isinstance(value, (int, float)))
+        yield line(" · ".join(numbers), 200)
     elif not manifest:
         yield "not finished"
 
@@ -223,6 +227,7 @@ def _critics(path: Path) -> tuple[Curve, ...]:
     return tuple(score_histogram(name, values) for name, values in found.items() if values)
 
 
+_WORDS = {"above_and_below_by_answer": "has a good and a bad answer"}
 # of stages that let everything through: the order they are passed in
 _ORDER = {stage: place for place, stage in enumerate(("asked", "answered", "parsed", "distinct", "scored"))}
 
@@ -232,4 +237,6 @@ def _stages(tree: Any) -> tuple[tuple[str, int, float], ...]:
     found = {k: v for k, v in tree.items() if isinstance(v, int)} if isinstance(tree, Mapping) else {}
     most = max(found.values(), default=0) or 1
     ranked = sorted(found.items(), key=lambda item: (-item[1], _ORDER.get(item[0], len(_ORDER))))
-    return tuple((line(name.replace("_", " "), 80), n, round(100.0 * n / most, 2)) for name, n in ranked)
+    return tuple(
+        (line(_WORDS.get(name, name.replace("_", " ")), 80), n, round(100.0 * n / most, 2)) for name, n in ranked
+    )

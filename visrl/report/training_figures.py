@@ -153,7 +153,7 @@ def curves(history: Any) -> tuple[Curve, ...]:
     kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         for name, value in row.items():
-            kind, logged_value = _kind(name), number(value)
+            kind, logged_value = curve_of(name), number(value)
             if kind and logged_value is not None:
                 kinds.setdefault(kind, {}).setdefault(name, []).append((float(row["step"]), logged_value))
     return tuple(_curve(kind, kinds[kind]) for kind in sorted(kinds, key=_FIRST.index))
@@ -164,7 +164,7 @@ def number(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
-def _kind(name: str) -> str:
+def curve_of(name: str) -> str:
     """Which curve a logged quantity belongs to; "" for none."""
     if name == "train_loss":  # TRL's mean over all steps
         return ""

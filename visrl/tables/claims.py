@@ -26,7 +26,7 @@ SEEDS = 3
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (
-    "The critic here is a reading of the crop, and this warm-up leaves reading as it was: shown true crops alone,"
+    "The critic here reads the crop, and this warm-up does not change how well the model reads: shown true crops alone,"
     " M_org answers {base} and M_SFT {sft} (their cards). Tested with warm-ups that do take reading away"
     " (docs/pairs.md): such a critic costs pairs, as in the poster, where 30k become 3k, down to none; but those that"
     " are left are right more often, not less, because a likelihood that is seldom high is so for the clearest crops."
@@ -65,11 +65,11 @@ _ABLATIONS = (
     ("M_org is the better critic than M_SFT", "sft-as-critic", "box"),
     ("Stage 1 before stage 2 helps", "stage-2-only", "box"),
     ("Preferences over boxes help, not only over answers", "answer-only", "box"),
-    ("The winning box's crop is the better context of the losing answer", "own-crop", "answers"),
+    ("The winning box's crop is the better context for the losing answer", "own-crop", "answers"),
     ("Crops in the frame of the boxes help", "compat-crop", "box"),
     ("The losing chain helps beyond fine-tuning on the winning one", "winners-only", "box"),
     ("Reinforcement beats as many further examples of the labelled pictures", "more-sft", "box"),
-    ("Reinforcement beats SFT continued on as much compute", "more-sft-compute", "box"),
+    ("Reinforcement beats continued SFT with the same compute", "more-sft-compute", "box"),
 )
 _OTHER_SFT = ("short-sft", "more-sft", "more-sft-compute")
 """Variants that end in an SFT checkpoint other than the one reinforcement starts from."""

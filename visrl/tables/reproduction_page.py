@@ -54,7 +54,7 @@ The paper's claims, tested on the small world ([world.md](world.md)) by the loop
 reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
 in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
 the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
-stands just beyond them is weak evidence, and of some 25 claims one or two may get there by chance.
+is just beyond them is weak evidence, and of some 25 claims one or two may pass by chance.
 Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
 _METHODS = """## Step-level DPO against GRPO
@@ -107,7 +107,7 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
         if claim.verdict in ("undecided", "contradicted") and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
-        lines += ["", "Not reproduced, as far as it is understood:", ""]
+        lines += ["", "Not reproduced, and why, as far as we know:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
     return lines
 

@@ -21,7 +21,10 @@ def card(
     all_: Annotated[bool, typer.Option("--all", help="every task and metric, not only the main ones")] = False,
     push: Annotated[str | None, typer.Option(help="ORG/NAME: put the section into that repository's card")] = None,
 ) -> None:
-    """Write a model card's evaluation section from runs."""
+    """Write the evaluation results of a model card.
+
+    They are its `model-index`, made from the records of finished runs.
+    """
     from visrl.core.records import read_records
     from visrl.runs.push import push as push_files
     from visrl.runs.push import read_card

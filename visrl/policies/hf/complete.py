@@ -27,7 +27,9 @@ def require_complete(path: str, model: Any, info: Mapping[str, Any], family: typ
     }
     unexpected = {name for name in info["unexpected_keys"] if not any(p.search(name) for p in known)}
     _refuse(path, mismatched, "of another shape", "config.json and the weights are of two models")
-    _refuse(path, set(info["missing_keys"]), "missing in its files", "random numbers would stand there: copy it again")
+    _refuse(
+        path, set(info["missing_keys"]), "missing in its files", "the missing weights would be random: copy it again"
+    )
     _refuse(path, unexpected, "with no place in the model", "config.json is of another model, or of another size")
     if vars(model).get("_hf_peft_config_loaded"):
         raise UsageError(f"{path} is an adapter", "give its base as the model, and --model-args adapter=FOLDER")

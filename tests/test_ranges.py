@@ -102,7 +102,10 @@ def test_an_estimate_of_a_recipe_refuses_it_too(option, value, capsys):
 
 
 # --- --model-args
-ZERO_ARGUMENTS = {("hf", "rows")}  # 0: 32 on a GPU, 8 elsewhere
+ZERO_ARGUMENTS = {
+    ("hf", "rows"),
+    ("endpoint", "patience"),
+}  # 0: 32 on a GPU, 8 elsewhere; a server that is down is not waited for
 
 
 def kinds_of_models():

@@ -7,6 +7,7 @@ Departures from what others run under these names:
 1. ``pope`` is COCO's three splits, scored one by one and averaged (what papers report), not 9,000 pooled questions.
 2. ``viscot`` is the 11 sets of the official aggregation; visual7w and emotic can be run but are in no average.
 3. ``mmbench`` counts rows: 4,329 rotations of 1,164 questions. ``circular`` is an average over questions.
+4. ``vstar`` shuffles its options, which its files list with the right one first (tasks/zoom.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from visrl.core.plugins import Registry
 from visrl.errors import UsageError, nearest
 
-Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench"]
+Benchmark = Literal["rec", "viscot", "pope", "mme", "mmbench", "choice", "hrbench", "refl4", "point"]
 Unit = Literal["percent", "points", "fraction", "raw"]
 UPSTREAM = "lmms:"
 """Before the names of lmms-eval's own tasks, whose metrics have the unit that their code gives them: ``raw``."""
@@ -28,6 +29,10 @@ UNITS: dict[Benchmark, Unit] = {
     "pope": "percent",
     "mme": "points",
     "mmbench": "percent",
+    "choice": "percent",
+    "hrbench": "percent",
+    "refl4": "percent",
+    "point": "percent",
 }
 PRIMARY: dict[Benchmark, str] = {
     "rec": "acc@0.5",
@@ -35,6 +40,10 @@ PRIMARY: dict[Benchmark, str] = {
     "pope": "f1",
     "mme": "perception",
     "mmbench": "circular",
+    "choice": "accuracy",
+    "hrbench": "accuracy",
+    "refl4": "acc@0.5",
+    "point": "click_acc",
 }
 """The metric that stands in the paper's tables. Which of POPE's the paper printed is not stated: F1 is an inference (b5)."""
 
@@ -70,7 +79,7 @@ class TaskSpec:
     @property
     def box_is_the_answer(self) -> bool:
         """Referring expressions: no answer is asked for besides the box."""
-        return self.benchmark == "rec"
+        return self.benchmark in ("rec", "refl4", "point")
 
     def unit_of(self, metric: str) -> Unit:
         """The unit of one of its metrics: MME's points are its own, a share of right answers is percent there, too."""
@@ -230,6 +239,32 @@ def _register_published() -> None:
     register(TaskSpec("mmbench", "mmbench", 4329, "2", paper=("general", "mmbench"), about=mmbench))
 
 
+def _register_zoom() -> None:
+    """Where zooming decides. Sizes as the benchmarks' own papers and pages have them; no file of theirs was seen here."""
+    register(
+        TaskSpec(
+            "vstar",
+            "choice",
+            191,
+            n_pictures=191,
+            about="V*Bench: small things and their positions, with boxes",
+        ),
+        TaskSpec(
+            "hrbench_4k", "hrbench", 800, about="HR-Bench, 4K pictures: 200 questions in four cycles of their options"
+        ),
+        TaskSpec(
+            "hrbench_8k", "hrbench", 800, about="HR-Bench, 8K pictures: 200 questions in four cycles of their options"
+        ),
+        TaskSpec("treebench", "choice", 405, about="TreeBench: perception and reasoning, with target boxes"),
+        TaskSpec("ref_l4", "refl4", 45341, about="Ref-L4: long referring expressions, val and test"),
+        TaskSpec(
+            "refcoco_m", "rec", 5598, n_pictures=1190, about="RefCOCO val with masks drawn anew, one row per sentence"
+        ),
+        TaskSpec("screenspot", "point", 1272, about="ScreenSpot: elements of screens, by a point or a box"),
+        TaskSpec("screenspot_pro", "point", 1581, about="ScreenSpot-Pro: professional software at high resolution"),
+    )
+
+
 def _world(name: str, benchmark: Benchmark, n: int, about: str) -> TaskSpec:
     return TaskSpec(
         f"world_{name}", benchmark, n, unit=UNITS[benchmark], small_world=True, about=f"small world: {about}"
@@ -256,4 +291,5 @@ def _register_world() -> None:
 
 
 _register_published()
+_register_zoom()
 _register_world()

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
-from visrl.core.ranges import LARGEST, within
+from visrl.core.arguments import LARGEST, within
 from visrl.errors import EXIT_DONE, EXIT_GATE_FAILED, EXIT_INCOMPLETE, UsageError
 from visrl.evals.compare import Difference
 

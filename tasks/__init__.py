@@ -16,7 +16,7 @@ from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import OFFERED_SOURCES, TASKS, Task, resolve
 from visrl.tasks import world
-from visrl.tasks.common import Document, Source, sha256_of
+from visrl.tasks.common import Document, Source
 from visrl.tasks.pictures import Library, Missing
 from visrl.tasks.sources import SOURCES
 
@@ -94,8 +94,7 @@ def fingerprint(name: str, data: Path | None) -> dict[str, Any]:
     source = _source(name)
     if data is None:
         return {"origin": "hub", **source.hub_facts()}
-    files = {file: sha256_of(path) for file, path in source.files_in(data).items()}
-    return {"origin": "files", "sha256": files}
+    return {"origin": "files", "sha256": source.hashes(data)}
 
 
 def _source(name: str) -> Source:

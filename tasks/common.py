@@ -59,6 +59,10 @@ class Source:
             raise UsageError(f"no data folder {data}", "docs/data.md describes the layout of --data DIR")
         return {spellings[0]: _find(data, spellings) for spellings in self.files}
 
+    def hashes(self, data: Path) -> dict[str, str]:
+        """Documented name -> sha256 of the unpacked bytes: what the documents are, for records."""
+        return {name: sha256_of(path) for name, path in self.files_in(data).items()}
+
     def read(self, data: Path | None) -> Iterator[Document]:
         """The documents in a data folder, or without one those on the hub."""
         if data is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 from visrl.evals.benchmarks import TASKS
-from visrl.tasks import general, mmbench, rec, viscot
+from visrl.tasks import general, mmbench, rec, viscot, zoom
 from visrl.tasks.common import Source, json_lines
 from visrl.tasks.hub import HubDataset, PinnedFiles, Row
 
@@ -82,6 +83,63 @@ _MMBENCH = Source(
     in_rows=True,
 )
 
+
+def _table(*spellings: str, adapter: Any, finish: Any = None) -> Source:
+    """A TSV in VLMEvalKit's layout, pictures in its rows. No hub data set: theirs hold the same table as a file."""
+    extra = {} if finish is None else {"finish": finish}
+    return Source(files=(spellings,), parse=mmbench.documents, adapter=adapter, in_rows=True, **extra)
+
+
+_ZOOM: dict[str, Source] = {
+    "vstar": zoom.Folder(
+        files=(),
+        parse=zoom.vstar_documents,
+        adapter=zoom.vstar,
+        places=("vstar/{name}", "{name}"),
+        folder="vstar",
+        patterns=tuple(f"{name}/*.json" for name in zoom.VSTAR_FOLDERS),
+    ),
+    **{
+        f"hrbench_{k}": _table(
+            f"hrbench/hr_bench_{k}.tsv",
+            f"hrbench/HRBench{k.upper()}.tsv",
+            adapter=zoom.hrbench,
+            finish=zoom.with_cycles,
+        )
+        for k in ("4k", "8k")
+    },
+    "treebench": _table("treebench/TreeBench.tsv", adapter=zoom.treebench),
+    "ref_l4": Source(
+        files=(("ref_l4/ref-l4-val.parquet",), ("ref_l4/ref-l4-test.parquet",)),
+        parse=zoom.parquet_rows,
+        adapter=zoom.ref_l4,
+        places=("ref_l4/{name}", "{name}"),
+        hub=HubDataset("JierunChen/Ref-L4", "val+test"),
+    ),
+    "refcoco_m": Source(
+        files=(("refcoco_m/refcoco_m.jsonl",),),
+        parse=json_lines,
+        finish=zoom.expressions,
+        adapter=rec.sample,
+        places=_COCO_TRAIN,
+        hub=HubDataset("moondream/refcoco-m", "validation", image="image"),
+    ),
+    "screenspot": Source(
+        files=tuple((f"screenspot/screenspot_{kind}.json",) for kind in ("mobile", "desktop", "web")),
+        parse=zoom.screens,
+        adapter=zoom.screenspot,
+        places=("screenspot/{name}", "screenspot_imgs/{name}", "{name}"),
+    ),
+    "screenspot_pro": zoom.Folder(
+        files=(),
+        parse=zoom.screens,
+        adapter=zoom.screenspot_pro,
+        places=("screenspot_pro/{name}", "{name}"),
+        folder="screenspot_pro/annotations",
+        patterns=("*.json",),
+    ),
+}
+
 SOURCES: dict[str, Source] = {
     **{f"{family}_{s}": _rec(family, s) for family in ("refcoco", "refcoco+") for s in ("val", "testA", "testB")},
     **{f"refcocog_{split}": _rec("refcocog", split) for split in ("val", "test")},
@@ -94,4 +152,5 @@ SOURCES: dict[str, Source] = {
     "pope_coco_random_original": _pope("coco", "random_original2910"),
     "mme": _MME,
     "mmbench": _MMBENCH,
+    **_ZOOM,
 }

@@ -68,4 +68,6 @@ def files() -> dict[str, str]:
 
 if __name__ == "__main__":
     for path, content in files().items():
-        (Path(__file__).parent / path).write_text(content, encoding="utf-8")
+        place = Path(__file__).parent / path
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(content, encoding="utf-8")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from typer.main import get_command
 
 from visrl.cli import evaluate, train
-from visrl.core.ranges import LARGEST, check_magnitude
+from visrl.core.arguments import LARGEST, check_magnitude
 from visrl.errors import UsageError
 from visrl.evals.suite import Cell, Paired, load_suite
 from visrl.policies.arguments import ModelArguments

@@ -66,6 +66,10 @@ class SampleScores(Mapping[str, Mapping[str, Score]]):
         for row, value in zip(rows, values.tolist(), strict=True):
             column[row] = value
 
+    def metrics(self) -> list[str]:
+        """The metrics that any sample has a score of."""
+        return list(self._values)
+
     def drop(self, metric: str) -> None:
         """Forget a metric."""
         self._values.pop(metric, None)

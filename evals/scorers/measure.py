@@ -38,7 +38,7 @@ class Estimand:
     unscored: reason -> samples without a value. unparsed: samples scored as wrong because nothing could be read.
     judge: who judged, where someone did. undefined: why there is no value although samples were scored.
     expected: samples of the published split the metric is about; None: all of the task's. top: the most the number can be, with
-    0 the least; None: it has no ends. A statistic is a share of ``scale``.
+    0 the least; None: it has no ends. A statistic is a share of ``scale``. unit: where it is not the task's.
     """
 
     metric: str
@@ -53,6 +53,7 @@ class Estimand:
     undefined: str = ""
     expected: int | None = None
     top: float | None = None
+    unit: str = ""
 
     def estimate(self) -> Estimate:
         """The value with standard error and interval."""
@@ -103,7 +104,7 @@ def measured(what: Estimand, unit: str, n_task: int) -> Measured:
         value=None if result.value is None else _rounded(result.value),
         se=None if result.se is None else _rounded(result.se),
         ci=ci,
-        unit=unit,
+        unit=what.unit or unit,
         n=result.n,
         n_clusters=result.n_clusters,
         n_expected=n_expected,
@@ -111,7 +112,7 @@ def measured(what: Estimand, unit: str, n_task: int) -> Measured:
         n_unscored=n_unscored,
         n_unparsed=what.unparsed,
         unscored_reasons=commonest(what.unscored),
-        higher_is_better=what.metric != "yes_ratio",
+        higher_is_better=what.metric not in ("yes_ratio", "looks", "faulty_calls"),
         judge=what.judge,
         notes=notes,
     )

@@ -14,6 +14,8 @@ from visrl.evals.benchmarks import GROUPS, TASKS, Benchmark, TaskSpec, has_mean
 from visrl.evals.judge import Judge
 from visrl.evals.scorers.columns import SampleScores
 from visrl.evals.scorers.measure import Estimand, Measured, measured
+from visrl.evals.scorers.zoom import looks
+from visrl.evals.scorers.zoom.looks import Tally
 
 Scorer = Callable[
     [TaskSpec, Iterable[CoTSample], Mapping[str, Episode], Judge | None], tuple[SampleScores, list[Estimand]]
@@ -24,6 +26,10 @@ SCORERS: dict[Benchmark, str] = {
     "pope": "visrl.evals.scorers.pope",
     "mme": "visrl.evals.scorers.mme",
     "mmbench": "visrl.evals.scorers.mmbench",
+    "choice": "visrl.evals.scorers.zoom.choice",
+    "hrbench": "visrl.evals.scorers.zoom.choice",
+    "refl4": "visrl.evals.scorers.zoom.ref_l4",
+    "point": "visrl.evals.scorers.zoom.point",
 }
 """The module whose ``score`` is a benchmark's. Imported where it is used: one benchmark does not pay for the words of another."""
 
@@ -57,7 +63,9 @@ def score_task(
 
     Works for no samples at all, and for samples that all failed: values are then None, and the counts say why.
     """
-    scores, estimands = scorer_of(spec.benchmark)(spec, samples, episodes, judge)
+    tally = Tally(episodes)
+    scores, estimands = scorer_of(spec.benchmark)(spec, samples, tally, judge)
+    estimands += looks.estimands(tally, spec, scores, estimands)
     metrics = [measured(what, spec.unit_of(what.metric), spec.n) for what in estimands]
     return TaskScores(spec, scores, metrics, estimands)
 

@@ -129,13 +129,13 @@ def test_accept_prompts_refuses_what_kept_its_version(tmp_path, monkeypatch, cap
 
 
 def test_every_task_has_a_fixture_and_prompts_on_file():
-    from visrl.core.prompts import PROTOCOLS
+    from visrl.core.prompts import PROTOCOLS, SEVERAL
     from visrl.evals.benchmarks import TASKS
     from visrl.policies.families import known_families
 
     on_file = read_prompts(prompts_file())
     assert {key[0] for key in on_file} == set(TASKS)
-    assert {key[1] for key in on_file} == {p.id for p in PROTOCOLS.values()}
+    assert {key[1] for key in on_file} == {p.id for p in (*PROTOCOLS.values(), *SEVERAL.values())}
     assert {key[2] for key in on_file} >= {"turns", *known_families()}
     assert fixture("viscot_cub").box is not None
 

@@ -89,7 +89,7 @@ FAULTS = [
     Fault("more GPUs save no time", "visrl/estimate/work.py", "return (computed + read) / gpus", "return computed + read", T + "estimate/test_estimate_commands.py::test_operations_and_hours_by_hand"),
     Fault("the answer turn is estimated without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "estimate/test_estimate_measured.py::test_evaluation"),
     # the command line, other policies, data
-    Fault("--beside turned round", "visrl/cli/results.py", "compare(of_run(folder / second), of_run(folder))", "compare(of_run(folder), of_run(folder / second))", T + "test_cli.py::test_what_looking_changed"),
+    Fault("--beside turned round", "visrl/cli/results/show.py", "compare(of_run(folder / second), of_run(folder))", "compare(of_run(folder), of_run(folder / second))", T + "test_cli.py::test_what_looking_changed"),
     Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
     Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, request.turns))", "turns=(_blanked(request.turns[0]), *request.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
@@ -107,7 +107,7 @@ FAULTS = [
     Fault("a record that is there twice counts twice", "visrl/tables/claims.py", "[r.metric] = r.value or 0.0", '[r.metric + str(len(values[str(about["seed"])]))] = r.value or 0.0', T + "test_science.py::test_records_that_lack_a_warm_up_or_hold_a_seed_twice"),
     # the policy contract
     Fault("a blind model looks at another crop", "visrl/policies/blind.py", "self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop", "self.default_protocol = policy.default_protocol", T + "policies/test_blind.py::test_a_blind_model_looks_and_scores_as_the_model_itself"),
-    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "crop or policy.default_crop", 'crop or "viscot_square112"', "paired gate"),
+    Fault("the default crop is not the model's own", "visrl/rollout/config.py", "own = policy.default_crop if", 'own = "viscot_square112" if', "paired gate"),
     Fault("a server that is away costs its requests their tries", "visrl/policies/servers/endpoint.py", "attempts += not waits", "attempts += 1", T + "policies/test_outage.py::test_a_server_that_is_away_costs_no_tries"),
     Fault("a request that breaks connections is waited for like a server that is away", "visrl/policies/servers/endpoint.py", "is_away(error) and self.outage.answers == answered", "is_away(error)", T + "policies/test_outage.py::test_one_request_that_brings_the_server_down_is_its_own_error"),
     Fault("a server that is gone fails sample by sample", "visrl/rollout/retry.py", "        policy.require_reachable()\n", "        pass\n", T + "policies/test_outage.py::test_after_the_patience_the_run_ends_and_what_is_finished_stays"),

@@ -72,6 +72,25 @@ def tagged_answer(text: str) -> str | Unparsed | None:
     return found if tagged or isinstance(found, Unparsed) else None
 
 
+def outside_thoughts(text: str) -> str:
+    """What is said and not thought: without the thoughts, without one that never ends, and without what stands before an end of
+    a thought that has no beginning (prompts open it themselves)."""
+    if not _MARKED.search(text):
+        return text
+    said: list[str] = []
+    start, opened = 0, False
+    for mark in _marks(text, _MARKS):
+        if not mark.thought or (opened and not mark.closing):
+            continue
+        if mark.closing:
+            said = said if opened else []
+            start, opened = mark.end, False
+        else:
+            said.append(text[start : mark.start])
+            opened = True
+    return "".join(said if opened else [*said, text[start:]])
+
+
 def _find(text: str) -> tuple[str | Unparsed, bool]:
     """The answer, and whether answer tags hold it."""
     if not _MARKED.search(text):

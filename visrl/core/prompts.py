@@ -1,4 +1,4 @@
-"""The turns as text. Four named protocols as data; every byte of a prompt is a constant here, with its version.
+"""The turns as text. The paper's four named protocols as data; every byte of a prompt is a constant here, with its version.
 
 Sources: docs/method.md a2 and a3, read from the official code. Prompts decide scores (one model: 15 % with one REC prompt,
 84 % with another), so a record names protocol and version, and changing a byte here needs a new version.
@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from visrl.core.looking.rules import ZOOM, Rules
 from visrl.core.plugins import Registry
 from visrl.core.types import CoTSample, Picture, Turn
+from visrl.errors import UsageError
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
 P_RL = (
@@ -39,17 +41,23 @@ class Protocol:
 
     ask_box, ask_answer: the wording of a third party's protocol, of every kind of sample, with the arguments of
     :func:`box_turns` and :func:`answer_turns`; the four of ours are worded below.
+
+    several: the rules of a protocol of several looks; None for the paper's, which look once: a box turn in the original picture,
+    its crop, and an answer. sha256: of the file that a user's protocol was read from.
     """
 
-    name: ProtocolName
+    name: str
     version: int
     looks: bool = True
     ask_box: AskBox | None = None
     ask_answer: AskAnswer | None = None
+    several: Rules | None = None
+    sha256: str = ""
 
     @property
     def id(self) -> str:
-        return f"{self.name}/v{self.version}"
+        """name/version, as records have it; of a user's file with the beginning of its hash."""
+        return f"{self.name}/v{self.version}" + (f"@{self.sha256[:12]}" if self.sha256 else "")
 
 
 def _third_party(name: str, found: Any) -> Protocol:
@@ -71,7 +79,19 @@ PROTOCOLS: Registry[Protocol] = Registry(
         "direct": Protocol("direct", 1, looks=False),
     },
     _third_party,
+    lambda: list(SEVERAL),
 )
+
+
+SEVERAL: dict[str, Protocol] = {"zoom": Protocol("zoom", 1, several=ZOOM)}
+"""Shipped protocols of several looks, which are not trained with."""
+
+
+def trained(protocol: Protocol) -> str:
+    """The protocol's name, as training knows it. Raises UsageError for one of several looks."""
+    if protocol.several is not None:
+        raise UsageError(f"protocol {protocol.name} cannot be trained with", f"one of {', '.join(PROTOCOLS.names())}")
+    return protocol.name
 
 
 def known_protocol(name: str) -> str:

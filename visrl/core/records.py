@@ -21,8 +21,8 @@ from visrl.errors import UsageError, refused
 
 SCHEMA_VERSION = 1
 _SCORE_AGAIN = "`visrl-eval score RUN` writes the records of a run again"
-Unit = Literal["percent", "points", "fraction", "raw"]
-"""raw: as the code of one of lmms-eval's own tasks gives it."""
+Unit = Literal["percent", "points", "fraction", "raw", "looks"]
+"""raw: as the code of one of lmms-eval's own tasks gives it. looks: how often was looked, on average."""
 
 
 class TaskResult(BaseModel):

@@ -53,6 +53,7 @@ class CoTSample:
     picture: None when only text was loaded (replay); a policy that looks at pictures then fails the sample.
     size: (width, height) in pixels of the original picture; None when unknown.
     box: the true box in pixels of the original picture, if the benchmark has one.
+    boxes: all true boxes, in the order of looking, where there are several; ``box`` is then the smallest around them.
     answers: acceptable standard answers, the first is the one a judge is shown.
     cluster: the picture's id: samples that share it are not independent (standard errors).
     group: subtask (MME), base index (MMBench) or "" .
@@ -71,6 +72,7 @@ class CoTSample:
     cluster: str = ""
     group: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,36 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """One call of a protocol of several looks (core/looking/rules.py).
+
+    step: the turn that called; its prompt is what was said since the turn before. None where a control looked.
+    box: in pixels of the original picture; looked_at: the region that was shown, integer pixels x1, y1, x2, y2. Both are None
+    where the call could not be carried out: ``fault`` then says of which kind it was (core/looking/calls.py).
+    """
+
+    step: Step | None = None
+    box: Box | None = None
+    looked_at: tuple[int, int, int, int] | None = None
+    fault: str = ""
+
+
+Ended = Literal["answer", "looks", "pictures", "tokens", "call"]
+"""Why the last turn of an episode of several looks was the last: the model answered; the limit that was reached, and it answered
+when told so; or it was told so and called once more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Episode:
     """What happened to one sample. ``error`` set: the sample failed, is unscored, and its reason is kept.
 
     box: what was parsed from the box turn, in pixels of the original picture, :class:`Unparsed`, or None if not asked.
     looked_at: the crop that was shown, integer pixels x1, y1, x2, y2; None when nothing was cropped.
     answer: the raw output of the answer turn; None for REC and for failed samples.
+
+    Under a protocol of several looks ``looks`` are all calls in order, ``box`` and ``looked_at`` those of the last look that was
+    carried out (of referring expressions, ``box`` is the answer's), and ``box_step`` is None. ended: see :data:`Ended`; None
+    under the other protocols. size: (width, height) in pixels of the original, where several looks were allowed.
     """
 
     sample_id: str
@@ -110,6 +136,9 @@ class Episode:
     looked_at: tuple[int, int, int, int] | None = None
     answer_step: Step | None = None
     error: str | None = None
+    looks: tuple[Look, ...] = ()
+    ended: Ended | None = None
+    size: Size | None = None
 
     @property
     def answer(self) -> str | None:

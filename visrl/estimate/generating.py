@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.prompts import PROTOCOLS
 from visrl.errors import UsageError
 from visrl.estimate.lengths import ANSWER, Lengths, lengths_of, spread, typical
 from visrl.estimate.memory import Memory, Turns, generation_memory
@@ -28,6 +29,11 @@ def evaluation_phase(
     family = model.family
     encoder = encoder_of(model, how.get("box_format"))
     protocol: Any = how.get("protocol") or family.default_protocol
+    if protocol not in PROTOCOLS:
+        raise UsageError(
+            f"protocol {protocol}: how often a model will look is not known beforehand",
+            f"one of {', '.join(PROTOCOLS)}",
+        )
     crop: Any = how.get("crop") or family.default_crop
     limit = how.get("max_tokens", 128)
     found = [lengths_of(encoder, s, protocol, crop, answer=request.answer, max_tokens=limit) for s in samples]

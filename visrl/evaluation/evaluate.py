@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.core.plugins import used
+from visrl.core.prompts import Protocol
 from visrl.core.types import CoTSample, Episode
 from visrl.errors import Incomplete, Interrupted, UsageError
 from visrl.evals.benchmarks import UPSTREAM, TaskSpec, resolve
@@ -23,7 +24,7 @@ from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.recorded.replay import own_documents
-from visrl.rollout.config import RolloutConfig, check_names, rollout_config
+from visrl.rollout.config import RolloutConfig, check_names, protocol_named, rollout_config, with_looks
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init, rank
 from visrl.runs.job import Batch, Job, missing_batches
@@ -55,6 +56,7 @@ class Options:
     max_tokens: int = 128
     quiet: bool = False
     name: str = ""
+    max_looks: int | None = None
 
 
 @dataclass(slots=True)
@@ -106,9 +108,11 @@ def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = 
 
 def config_of(policy: Policy, options: Options) -> RolloutConfig:
     """How to look, as asked for, else as the policy was made. Raises UsageError naming the nearest known value."""
+    protocol = protocol_named(options.protocol or policy.default_protocol)
+    looks = policy.default_looks if options.max_looks is None else options.max_looks
     return rollout_config(
         policy,
-        protocol=options.protocol,
+        protocol=protocol if looks is None else with_looks(protocol, looks),
         box_source=options.focus,
         crop=options.crop,
         sampling=Sampling(max_tokens=options.max_tokens, seed=options.seed),
@@ -136,13 +140,26 @@ def describe_request(
         "data": dict(data),
         "data_folder": None if options.data is None else str(options.data.resolve()),
         "protocol": config.protocol.id,
-        "focus": config.box_source,
+        "focus": config.focus,
         "crop": config.crop,
-        "sampling": {"temperature": config.sampling.temperature, "max_tokens": config.sampling.max_tokens},
+        "sampling": {
+            "temperature": config.sampling.temperature,
+            "max_tokens": config.sampling.max_tokens,
+            **_several(config.protocol),
+        },
         "seed": options.seed,
         "limit": options.limit,
         **({"others_code": code} if (code := used()) else {}),
     }
+
+
+def _several(protocol: Protocol) -> dict[str, Any]:
+    """What a record says of several looks besides the protocol's name; of the paper's protocols nothing."""
+    if protocol.several is None:
+        return {}
+    limits = protocol.several.limits
+    facts = {"max_looks": limits.looks, "max_new_tokens": limits.new_tokens, "max_pictures": limits.pictures}
+    return facts | ({"protocol_sha256": protocol.sha256} if protocol.sha256 else {})
 
 
 def default_folder(request: Mapping[str, Any], asked: Sequence[str]) -> Path:

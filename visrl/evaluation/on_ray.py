@@ -47,6 +47,8 @@ class DescribedPolicy(Policy):
         described.name, described.box_format, described.rows = policy.name, policy.box_format, policy.rows
         described.default_protocol, described.default_crop = policy.default_protocol, policy.default_crop
         described.needs_pictures, described.recorded = policy.needs_pictures, policy.recorded
+        described.native_tools, described.max_pictures = policy.native_tools, policy.max_pictures
+        described.default_looks = policy.default_looks
         return described
 
     @property

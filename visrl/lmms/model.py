@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 
+from visrl.core.final_answer import tagged_answer
 from visrl.core.types import CoTSample, Episode, Step
 from visrl.errors import UsageError
 from visrl.evaluation.evaluate import Options, config_of
@@ -37,7 +38,7 @@ from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
-from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, serialize_episode
+from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, score_together, serialize_episode
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -121,10 +122,15 @@ class LookThenAnswer(lmms):
         else:
             ids = [sample.id for sample in samples] if ours else _document_ids(requests)
             episodes = self._kept.episodes(task, ids, sample, (self.policy, config, self.batch_size))
-        for episode in episodes:
+        said = []
+        for number, episode in enumerate(episodes):
             if episode.error is not None:
                 self.failures[task][episode.sample_id] = episode.error
-            yield _result(episode, serialize_episode(episode) if ours else _answer(episode, options))
+            text = serialize_episode(episode) if ours else _answer(episode, options)
+            said += [(samples[number], episode, text)] if ours else []
+            yield _result(episode, text)
+        if ours:
+            score_together(task.removeprefix(PREFIX), said)
 
     def _document(self, request: Instance) -> Mapping[str, Any]:
         _, _, _, number, task, split = request.args
@@ -167,7 +173,8 @@ def _decoding(config: RolloutConfig, options: Mapping[str, Any]) -> RolloutConfi
 
 
 def _result(episode: Episode, text: str) -> GenerationResult:
-    steps = [step for step in (episode.box_step, episode.answer_step) if isinstance(step, Step)]
+    looks = (look.step for look in episode.looks)
+    steps = [step for step in (episode.box_step, *looks, episode.answer_step) if isinstance(step, Step)]
     counts = TokenCounts(
         input_tokens=sum(step.prompt_tokens or 0 for step in steps) or None,
         output_tokens=sum(step.output_tokens or 0 for step in steps) or None,
@@ -176,8 +183,14 @@ def _result(episode: Episode, text: str) -> GenerationResult:
 
 
 def _answer(episode: Episode, options: Mapping[str, Any]) -> str:
-    """The answer for an upstream scorer, cut where the task says an answer ends. "" for a failed sample."""
+    """The answer for an upstream scorer, cut where the task says an answer ends. "" for a failed sample.
+
+    Under a protocol of several looks the prompt asks for answer tags, which upstream scorers do not know: what stands in them.
+    """
     text = episode.answer or ""
+    if episode.ended is not None:
+        tagged = tagged_answer(text)
+        text = tagged if isinstance(tagged, str) else text
     stops = options.get("until") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.split(stop, 1)[0] if stop else text

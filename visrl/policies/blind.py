@@ -27,6 +27,7 @@ class Blind(Policy):
         self.policy, self.name, self.box_format = policy, f"blind:{policy.name}", policy.box_format
         self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop
         self.scores_texts = policy.scores_texts
+        self.native_tools, self.max_pictures = policy.native_tools, policy.max_pictures
 
     @property
     def rows(self) -> int:  # type: ignore[override]  # the policy's own

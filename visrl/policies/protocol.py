@@ -17,7 +17,8 @@ from visrl.core.crops import CropName
 from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
 
-StepName = Literal["box", "answer"]
+StepName = Literal["box", "answer", "look"]
+"""look: a turn under a protocol of several looks, which may call or answer; its number is the request's stream."""
 STOPS_READ = 64
 """A text with more stops than these, none of which ends it, is rambling: it goes on to its length."""
 
@@ -63,6 +64,16 @@ def _places(stop: str, text: str) -> Iterator[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that cuts out a region, for servers that are told of tools. Its arguments: ``box``, four numbers, and ``label``."""
+
+    name: str
+    description: str
+    box: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One conversation to continue.
 
@@ -72,6 +83,7 @@ class Request:
     hangs on (seed, key, step, stream, index) and on nothing else.
     keep_cache: requests of the next call begin like this one. A policy may then keep what it computed for this key (the
     picture's features, the key-value cache of the shared prefix); outputs must not depend on that.
+    tool: what the model may call, for a policy with ``native_tools``. Turns hold calls as text all the same.
     """
 
     key: str
@@ -80,6 +92,7 @@ class Request:
     size: Size | None = None
     stream: str = ""
     keep_cache: bool = False
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +172,9 @@ class Policy(ABC):
     recorded: its outputs exist already; only documents that :meth:`match_samples` gives can be asked about.
     scores_texts: whether :meth:`loglikelihood` is there.
     rows: conversations per forward pass (or requests in flight) where the policy has such a thing; callers may set it.
+    native_tools: whether it is told of tools by :class:`Tool` and not in the prompt; its outputs hold calls as text all the same.
+    max_pictures: that it takes in one conversation; None: as many as one likes. default_looks: the limit that its outputs were
+    recorded under, used where the user names none; None: the protocol's.
     """
 
     name: str
@@ -169,6 +185,9 @@ class Policy(ABC):
     recorded: bool = False
     scores_texts: bool = False
     rows: int = 0
+    native_tools: bool = False
+    max_pictures: int | None = None
+    default_looks: int | None = None
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Output]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from visrl.core.box_formats import FORMATS, BoxFormat
-from visrl.core.boxes import Box
+from visrl.core.boxes import Box, Size
 from visrl.core.json_files import read_object
-from visrl.core.prompts import PROTOCOLS, Protocol
+from visrl.core.looking.calls import View, write_call
+from visrl.core.prompts import PROTOCOLS, SEVERAL, Protocol
 from visrl.core.records import dump_json, write_atomically
 from visrl.core.types import CoTSample, Turn
 from visrl.errors import UsageError
@@ -50,7 +52,7 @@ def fixture(task: str) -> CoTSample:
     spec = TASKS[task]
     if spec.small_world or task not in SOURCES:
         return next(iter(load(task, None, with_pictures=False, limit=1)))
-    document = Document("documents.json", rows[spec.benchmark])
+    document = Document("documents.json", rows.get(task) or rows[spec.benchmark])
     return adapt(SOURCES[task], task, document, None, with_pictures=False)
 
 
@@ -83,7 +85,7 @@ def render_all() -> Prompts:
 
 def _of_task(task: str, adapters: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], Prompt]]:
     sample, version = fixture(task), TASKS[task].version
-    for protocol in PROTOCOLS.values():
+    for protocol in (*PROTOCOLS.values(), *SEVERAL.values()):
         by_format: dict[str, list[Request]] = {}  # families that write boxes alike are asked alike
         asked = _conversations(sample, protocol, FORMATS["padded_square_3dp"])
         text = "\n---\n".join(f"{request.step}\n{_as_text(request.turns)}" for request in asked)
@@ -111,11 +113,23 @@ def _conversations(sample: CoTSample, protocol: Protocol, box_format: BoxFormat)
 
     def answer(request: Request) -> str:
         asked.append(request)
+        if request.step == "look":
+            return _look(protocol, box, size, box_format) if request.stream == "0" else _ANSWER
         return box_format.write(box, size) if request.step == "box" else _ANSWER
 
     policy = FunctionPolicy("recorder", answer, box_format)
+    if protocol.several is not None:  # what a box measures is said in words, for which the picture's size is needed
+        sample = replace(sample, size=size)
     list(look_then_answer(policy, [sample], RolloutConfig(protocol)))
     return asked
+
+
+def _look(protocol: Protocol, box: Box, size: Size, box_format: BoxFormat) -> str:
+    """A call for the true box."""
+    rules = protocol.several
+    assert rules is not None, "only a protocol of several looks asks for one"
+    view = View((0, 0, *size), size)
+    return write_call(box, rules.frame(size, box_format.frame_for(size)), view, rules, 0)
 
 
 def _as_text(turns: tuple[Turn, ...]) -> str:

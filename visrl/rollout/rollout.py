@@ -1,7 +1,8 @@
 """look, then answer: the one place where it happens, for every benchmark, model and training phase.
 
 box turn -> parse -> crop -> answer turn -> Episode. REC ends after the box turn; ``direct`` skips it; a control box source
-(gold, random, centre, full) replaces the model's box without asking for one. The steps themselves are steps.py's.
+(gold, random, centre, full) replaces the model's box without asking for one. The steps themselves are steps.py's. Under a
+protocol of several looks the conversation is several_looks.py's.
 
 Departure 1 from the paper's sources: an output without a box is answered from the whole picture as "crop" (VisCoT's intention;
 its code crashes first), and stays Unparsed in the Episode.
@@ -23,6 +24,7 @@ from visrl.errors import PictureError
 from visrl.policies.protocol import Output, Policy, Request
 from visrl.rollout.config import RolloutConfig
 from visrl.rollout.retry import ask
+from visrl.rollout.several_looks import dialogue_of, hold
 from visrl.rollout.steps import PictureCache, ask_where, crop_picture, open_picture, parse_box, region_of
 
 if TYPE_CHECKING:
@@ -67,10 +69,20 @@ def look_then_answer(
 def _run_batch(policy: Policy, batch: Sequence[CoTSample], config: RolloutConfig) -> Iterator[Episode]:
     cache = PictureCache()
     rollouts = [_open(policy, sample, cache) for sample in batch]
+    if config.protocol.several is not None:
+        yield from _several(policy, rollouts, config)
+        return
     _box_turn(policy, rollouts, config)
     _answer_turn(policy, rollouts, config)
     for rollout in rollouts:
         yield rollout.episode
+
+
+def _several(policy: Policy, rollouts: Sequence[_Rollout], config: RolloutConfig) -> Iterator[Episode]:
+    opened = {id(r): dialogue_of(policy, r.sample, r.picture, r.size, config) for r in rollouts if r.alive}
+    hold(policy, list(opened.values()), config)
+    for rollout in rollouts:
+        yield opened[id(rollout)].episode() if rollout.alive else rollout.episode
 
 
 def _open(policy: Policy, sample: CoTSample, cache: PictureCache) -> _Rollout:
@@ -99,7 +111,7 @@ def _box_turn(policy: Policy, rollouts: Sequence[_Rollout], config: RolloutConfi
             rollout.fail(output.error)
             continue
         rollout.box_text = output.texts[0]
-        box = parse_box(policy.box_format, rollout.box_text, rollout.size)
+        box = parse_box(policy.box_format, rollout.box_text, rollout.size, rollout.sample)
         rollout.episode = Episode(rollout.sample.id, rollout.sample.task, _step(turns, output), box)
 
 

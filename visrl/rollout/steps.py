@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from visrl.core.box_formats import BoxFormat
 from visrl.core.boxes import Box, Size
 from visrl.core.crops import CROPS, CropName, Region
+from visrl.core.looking.points import read_point
 from visrl.core.types import CoTSample, Picture, Unparsed
 from visrl.errors import PictureError
 from visrl.policies.protocol import Output, Policy, Request, Sampling
@@ -65,9 +66,20 @@ def ask_where(policy: Policy, requests: Sequence[Request], sampling: Sampling) -
     return ask(policy, asked, sampling)
 
 
-def parse_box(box_format: BoxFormat, text: str, size: Size | None) -> Box | Unparsed:
-    """The box of an output in pixels of the original picture, or why there is none."""
-    return Unparsed("the picture's size is unknown") if size is None else box_format.parse(text, size)
+def parse_box(box_format: BoxFormat, text: str, size: Size | None, sample: CoTSample | None = None) -> Box | Unparsed:
+    """The box of an output in pixels of the original picture, or why there is none. Where a sample asks where to click, a point
+    will do, as an empty box.
+    """
+    if size is None:
+        return Unparsed("the picture's size is unknown")
+    found = box_format.parse(text, size)
+    if isinstance(found, Unparsed) and sample is not None and sample.meta.get("pointing"):
+        try:
+            point = read_point(text, box_format.frame_for(size), size)
+        except ValueError:  # a picture that the model's processor does not take, which the box has said
+            return found
+        return point if isinstance(point, Box) else found
+    return found
 
 
 def region_of(box: Box, size: Size, crop: CropName) -> Region:

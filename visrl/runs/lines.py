@@ -17,7 +17,7 @@ import msgspec
 
 from visrl.core.boxes import Box
 from visrl.core.json_files import decode, decode_as, reason
-from visrl.core.types import Episode, Step, Unparsed
+from visrl.core.types import Ended, Episode, Look, Step, Unparsed
 from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -58,10 +58,33 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
     for name in ("box_step", "answer_step"):
         step: Step | None = getattr(episode, name)
         if step is not None:
-            value[name] = {k: v for k in Step.__slots__ if (v := getattr(step, k)) is not None}
+            value[name] = _step_to_json(step)
     if episode.error is not None:
         value["error"] = episode.error
+    return value | _several(episode)
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    return {k: v for k in Step.__slots__ if (v := getattr(step, k)) is not None}
+
+
+def _several(episode: Episode) -> dict[str, Any]:
+    """What an episode of several looks has besides; of one look nothing: its lines are as they always were."""
+    value: dict[str, Any] = {"looks": [_look_to_json(look) for look in episode.looks]} if episode.looks else {}
+    if episode.ended is not None:
+        value["ended"] = episode.ended
+    if episode.size is not None:
+        value["size"] = list(episode.size)
     return value
+
+
+def _look_to_json(look: Look) -> dict[str, Any]:
+    value: dict[str, Any] = {} if look.step is None else {"step": _step_to_json(look.step)}
+    if look.box is not None:
+        value["box"] = list(look.box.xyxy)
+    if look.looked_at is not None:
+        value["looked_at"] = list(look.looked_at)
+    return value | ({"fault": look.fault} if look.fault else {})
 
 
 class _StepLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,6 +101,13 @@ _Number = (
 )  # integers stay integers: the bytes of a run are kept
 
 
+class _LookLine(msgspec.Struct, forbid_unknown_fields=True):
+    step: _StepLine | None = None
+    box: tuple[_Number, _Number, _Number, _Number] | None = None
+    looked_at: tuple[int, int, int, int] | None = None
+    fault: str = ""
+
+
 class _EpisodeLine(msgspec.Struct):
     sample_id: str
     task: str
@@ -87,6 +117,9 @@ class _EpisodeLine(msgspec.Struct):
     box_step: _StepLine | None = None
     answer_step: _StepLine | None = None
     error: str | None = None
+    looks: list[_LookLine] = []
+    ended: Ended | None = None
+    size: tuple[int, int] | None = None
 
 
 _EPISODE = msgspec.json.Decoder(_EpisodeLine)
@@ -109,7 +142,13 @@ def _episode(line: _EpisodeLine) -> Episode:
     elif line.unparsed is not msgspec.UNSET:
         box = Unparsed(line.unparsed)
     looked, error = line.looked_at, line.error
-    return Episode(line.sample_id, line.task, _step(line.box_step), box, looked, _step(line.answer_step), error)
+    steps = _step(line.box_step), _step(line.answer_step)
+    looks = tuple(map(_look, line.looks))
+    return Episode(line.sample_id, line.task, steps[0], box, looked, steps[1], error, looks, line.ended, line.size)
+
+
+def _look(line: _LookLine) -> Look:
+    return Look(_step(line.step), None if line.box is None else Box(*line.box), line.looked_at, line.fault)
 
 
 def _step(line: _StepLine | None) -> Step | None:

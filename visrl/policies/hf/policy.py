@@ -78,6 +78,7 @@ class HFPolicy(Policy):
         self.box_format: BoxFormat = self.family.box_format(box_format)
         self.default_protocol = self.family.default_protocol
         self.default_crop = self.family.default_crop
+        self.max_pictures = self.family.max_pictures
         self.rows = rows or (32 if self.model.device.type == "cuda" else 8)
         self._encode: Encode = encode or (lambda pictures: self.family.encode(self.model, pictures))
         self._text = OutputText(self.family, self.box_format)

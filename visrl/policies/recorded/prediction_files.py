@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visrl.core.boxes import Box
-from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, read_object, reason
+from visrl.core.boxes import Box, Size
+from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, reason
 from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.mmbench_tables import options_of, say_what_was_cut, table_rows
+from visrl.policies.recorded.run_facts import run_facts
+from visrl.policies.recorded.trajectories import Told, size_of, turns_of, turns_of_messages
+from visrl.runs.lines import episode_from_json
 
 Key = tuple[str, ...]
 QUESTION_AND_BOX = "question+box"
@@ -42,7 +45,8 @@ class Prediction:
     """One recorded output. ``where`` is file:line for messages; ``true_box`` (pixels) tells twins of a picture apart.
 
     prompt, box_prompt: what the recording says was asked. split: the split of POPE its question file names. asked, options: the
-    question and its options as the file has them, where its key alone could be another question's.
+    question and its options as the file has them, where its key alone could be another question's. turns: of a recording of
+    several looks (trajectories.py); size: of its picture, in pixels.
     """
 
     where: str
@@ -57,6 +61,8 @@ class Prediction:
     split: str = ""
     asked: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    turns: Told | None = None
+    size: Size | None = None
 
     def fits(self, sample: CoTSample) -> bool:
         """Whether question, options and true box on file, where there are any, are the document's; boxes to half a pixel."""
@@ -78,7 +84,8 @@ def _texts(options: Mapping[str, str]) -> dict[str, str]:
 class PredictionFile:
     """All rows of a file or folder; protocol and box format where the layout records them.
 
-    documents: the file holds the questions too, with options and answers: no data folder is needed.
+    documents: the file holds the questions too, with options and answers: no data folder is needed. limits: of a run, what its
+    pictures' pixels and its looks were limited to.
     """
 
     kind: str
@@ -87,6 +94,7 @@ class PredictionFile:
     protocol: str | None = None
     box_format: str | None = None
     documents: bool = False
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 def question_key(text: str) -> str:
@@ -134,8 +142,10 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
                 f"{source}:{line}: not a {kind} row: {_say(error)}",
                 "docs/data.md lists the layouts of prediction files",
             ) from error
-    protocol, box_format = _run_facts(source) if kind == "episodes" else (None, None)
-    return PredictionFile(kind, predictions, digest, protocol, box_format)
+    if kind == "trajectories":
+        return PredictionFile(kind, predictions, digest, "zoom")
+    protocol, box_format, limits = run_facts(source) if kind == "episodes" else (None, None, {})
+    return PredictionFile(kind, predictions, digest, protocol, box_format, limits=limits)
 
 
 def _say(error: Exception) -> str:
@@ -204,6 +214,7 @@ def _layout(first: Any, source: Path) -> tuple[str, Reader]:
         for kind, fields, reader in (
             ("episodes", {"sample_id", "task"}, _episode),
             ("llava", {"question_id", "text"}, _llava),
+            ("trajectories", {"id", "messages"}, _trajectory),
             ("generic", {"id", "text"}, _generic),
         ):
             if fields <= first.keys():
@@ -284,7 +295,22 @@ def _episode(row: Row, where: str, _: Questions) -> Prediction:
         error=_text_or_none(row, "error"),
         prompt=_text_or_none(answer, "prompt") or "",
         box_prompt=_text_or_none(box, "prompt") or "",
+        **_several(row),
     )
+
+
+def _several(row: Row) -> dict[str, Any]:
+    if row.get("ended") is None:
+        return {}
+    episode = episode_from_json(row)
+    return {"turns": turns_of(episode), "size": episode.size}
+
+
+def _trajectory(row: Row, where: str, _: Questions) -> Prediction:
+    error = ending_of(row, "recorded")
+    turns = None if error is not None else turns_of_messages(row["messages"])
+    key = ("id", str(row["id"]))
+    return Prediction(where, (key,), task=row.get("task"), error=error, turns=turns, size=size_of(row))
 
 
 def _question_file(path: Path) -> Questions:
@@ -299,20 +325,6 @@ def _question_file(path: Path) -> Questions:
         raise UsageError(
             f"{path}: not a question file: {error}", "a question file has question_id, image and text in each row"
         ) from error
-
-
-def _run_facts(episodes: Path) -> tuple[str | None, str | None]:
-    """Protocol and box format from the run.json beside an episodes file, if it is there."""
-    run_file = episodes.parent / "run.json"
-    if not run_file.is_file():
-        return None, None
-    request = read_object(run_file, "put it back as it was, or move episodes.jsonl to a folder of its own").get(
-        "request"
-    )
-    facts = request if isinstance(request, dict) else {}
-    box_format = facts.get("box_format")
-    name = box_format.get("name") if isinstance(box_format, dict) else None
-    return str(facts.get("protocol", "")).split("/")[0] or None, name if isinstance(name, str) else None
 
 
 def _read_folder(folder: Path) -> PredictionFile:

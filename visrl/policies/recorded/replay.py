@@ -12,17 +12,18 @@ MME                         a folder of ``<subtask>.txt`` (picture, question, tr
                             question_id is ``subtask/picture``
 MMBench                     the official xlsx or tsv with ``index`` and ``prediction``
 generic jsonl               ``{"id", "text"}`` or ``{"id", "box_text", "text"}``; optional ``"task"``
+trajectories                ``{"id", "messages"}``: conversations of several looks (trajectories.py)
 ==========================  =====================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from visrl.core.box_formats import BoxFormat, Mode, format_named
+from visrl.core.box_formats import RESIZED, BoxFormat, Mode, format_named
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.policies.arguments import ModelArguments
@@ -61,6 +62,8 @@ class ReplayPolicy(Policy):
     name: str
     needs_pictures: bool = False
     default_protocol: str = "direct"
+    default_looks: int | None = None
+    max_pictures: int | None = None
     recorded: bool = True
     _matched: dict[str, tuple[Prediction, CoTSample]] = field(default_factory=dict, repr=False)
     _taken: set[int] = field(default_factory=set, repr=False)
@@ -73,6 +76,8 @@ class ReplayPolicy(Policy):
         file = read_predictions(source, Path(args.questions) if args.questions else None)
         format_name = args.box_format or file.box_format or _DEFAULT_FORMAT.get(file.kind, "padded_square_3dp")
         limits = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels, "resized_to": args.resized}
+        if format_name == RESIZED and not any(limits.values()):  # a run of ours says what its processor was limited to
+            limits |= {name: str(file.limits[name]) for name in ("min_pixels", "max_pixels") if name in file.limits}
         # a run of the small models is replayed, too: nobody else writes boxes as they do, so theirs is no format to choose
         world = format_name == SMALL_WORLD.name and not any(limits.values())
         declared = SMALL_WORLD if world else format_named(format_name, **limits)
@@ -84,6 +89,8 @@ class ReplayPolicy(Policy):
             declared.with_mode(args.parser),
             args.name or _stem(source),
             default_protocol=protocol,
+            default_looks=file.limits.get("max_looks"),
+            max_pictures=file.limits.get("max_pictures") or None,
         )
 
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
@@ -92,7 +99,8 @@ class ReplayPolicy(Policy):
         Raises UsageError when not one row fits: a file for another split.
         """
         found = match(self.file.rows, samples, task)
-        self._matched = {sample.id: (self.file.rows[number], sample) for number, sample in found}
+        rows = self.file.rows
+        self._matched = {sample.id: (rows[number], _sized(sample, rows[number])) for number, sample in found}
         taken = {number for number, _ in found}
         if not taken:
             raise UsageError(
@@ -116,6 +124,8 @@ class ReplayPolicy(Policy):
         row, sample = self._matched[request.key]
         if row.error is not None:
             return Output(error=row.error, retry=False)
+        if request.step == "look":
+            return _turn(row, int(request.stream))
         text, prompt = row.text, row.prompt
         if request.step == "box" and (row.box_text is not None or sample.kind == "qa"):
             text, prompt = row.box_text, row.box_prompt  # a REC row without box_text has the box in its text
@@ -126,6 +136,22 @@ class ReplayPolicy(Policy):
     def describe(self) -> Mapping[str, Any]:
         facts = {"kind": "replay", "layout": self.file.kind, "sha256": self.file.sha256, "rows": len(self.file.rows)}
         return facts if self.file.protocol else {**facts, "prompts": "the recording's own, not visrl's"}
+
+
+def _sized(sample: CoTSample, row: Prediction) -> CoTSample:
+    """The sample with the size that the recording says, where the benchmark says none."""
+    return replace(sample, size=row.size) if sample.size is None and row.size is not None else sample
+
+
+def _turn(row: Prediction, number: int) -> Output:
+    """A turn of a recording of several looks. One that answered at once may be any recording."""
+    turns = row.turns
+    if turns is None and row.text is not None:
+        turns = ((row.prompt, row.text, None),)
+    if turns is None or number >= len(turns):
+        return Output(error=f"{row.where}: no turn {number + 1} was recorded", retry=False)
+    prompt, text, tokens = turns[number]
+    return Output(texts=(text,), prompt=prompt, prompt_tokens=0, output_tokens=tokens or 0)
 
 
 def own_documents(policy: Policy) -> Path | None:

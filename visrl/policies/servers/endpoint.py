@@ -25,12 +25,12 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from visrl.core.box_formats import FORMATS, RESIZED, BoxFormat, format_named
-from visrl.core.outputs import joined_content, why_unscored
+from visrl.core.outputs import why_unscored
 from visrl.core.types import Picture, Turn
 from visrl.errors import Incomplete, PictureError, UsageError
 from visrl.evals.guarded_http import check_url, guarded_client
@@ -49,6 +49,7 @@ from visrl.policies.servers.failures import (
 from visrl.policies.servers.outage import LONGEST, LOST, Outage
 from visrl.policies.servers.preflight import answers, look
 from visrl.policies.servers.replicas import Replica, Replicas
+from visrl.policies.servers.replies import Calls, Message, Reply, pieces, schema, with_native_calls
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -56,15 +57,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 OPENAI = "https://api.openai.com/v1"
-Message = dict[str, Any]
-
-
-class Reply(NamedTuple):
-    """What a server said, why it ended there (OpenAI's ``finish_reason``), and its refusal, if it sent one."""
-
-    text: str
-    finish: str | None
-    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +85,7 @@ class Server:
 
 class EndpointArguments(ModelArguments):
     """How a server is asked. timeout, patience: seconds. pad: ``red/green/blue``. min_pixels, max_pixels: of ``json_resized``.
-    The rest: asking.py.
+    tools: whether looks are called for in the text or by the interface's tool calls (replies.py). The rest: asking.py.
     """
 
     kind: ClassVar[str] = "endpoint"
@@ -110,6 +102,7 @@ class EndpointArguments(ModelArguments):
     temperature: str = ""
     extra_body: str = ""
     extra_headers: str = ""
+    tools: Literal["text", "native"] = "text"
     min_pixels: int = Field(default=56 * 56, ge=1)
     max_pixels: int = Field(default=14 * 14 * 4 * 16384, ge=1)
 
@@ -146,6 +139,7 @@ class EndpointPolicy(Policy):
         hard = (args.key_env, args.in_flight, args.timeout, args.tries)
         server = Server(urls, model, *hard, patience=args.patience, adapter=args.adapter, asking=how)
         policy = cls(server, _box_format(args.box_format, args.min_pixels, args.max_pixels), colour)
+        policy.native_tools = args.tools == "native"
         if args.adapter:
             asyncio.run(policy.load_adapter())
         return policy
@@ -175,6 +169,7 @@ class EndpointPolicy(Policy):
             "pad": self.pad,
             **({"servers": self.server.urls} if len(self.server.urls) > 1 else {}),
             **({"adapter": self.server.adapter} if self.server.adapter else {}),
+            **({"tools": "native"} if self.native_tools else {}),
             **self.server.asking.describe(),
         }
 
@@ -247,7 +242,9 @@ class EndpointPolicy(Policy):
 
         try:
             messages = [self._message(turn, pictures) for turn in request.turns]
-            bodies = [{"messages": messages, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
+            asked: dict[str, Any] = {"messages": with_native_calls(messages) if self.native_tools else messages}
+            asked |= {"tools": [schema(request.tool)]} if request.tool is not None else {}
+            bodies = [{**asked, **self._arguments(request, sampling, i)} for i in range(sampling.n)]
             tries = (self._patiently(clients, free, request.key, body, sampling) for body in bodies)
             replies = await asyncio.gather(*tries)
         except (PictureError, openai.OpenAIError, ServerFailed) as error:
@@ -317,16 +314,16 @@ class EndpointPolicy(Policy):
         """The text up to a stop that counts, or to the end the server declares, and that end. Raises ServerFailed for a stream
         that breaks off, or that is not in the layout of the interface.
         """
-        text, finish, refusal = "", None, ""
+        text, finish, refusal, calls = "", None, "", Calls()
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
-                said, ended, refused = _pieces(chunk)
+                said, ended, refused = pieces(chunk, calls)
                 text, finish, refusal = text + said, ended or finish, refusal + refused
                 if sampling.stop and sampling.end_of(text) is not None:
                     return Reply(sampling.cut(text), "stop")
         if finish is None:
             raise ServerFailed("the stream ended before the text did")
-        return Reply(text, finish, refusal)
+        return Reply(text + calls.text(), finish, refusal)
 
     def _message(self, turn: Turn, pictures: dict[str, str]) -> Message:
         if turn.role != "user":
@@ -353,22 +350,6 @@ class EndpointPolicy(Policy):
 
     def _discreet(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def _pieces(chunk: Any) -> Reply:
-    """What a chunk adds. Raises ServerFailed for one that says that the server broke off, or is not in the interface's layout."""
-    try:
-        if broken := (chunk.model_extra or {}).get("error"):
-            raise ServerFailed(f"the server broke off: {broken}")
-        text, finish, refusal = "", None, ""
-        for choice in chunk.choices or ():
-            if (delta := choice.delta) is not None:
-                text += joined_content(delta.content)
-                refusal += delta.refusal or ""
-            finish = choice.finish_reason or finish
-        return Reply(text, finish, refusal)
-    except (AttributeError, TypeError) as error:  # the client checks no types: a chunk may be a text, a list, a number
-        raise ServerFailed(f"not in the layout of the interface: {error}") from error
 
 
 _EXAMPLE = "for example endpoint:http://localhost:8000/v1#my-model; several servers of one model: URL,URL#NAME"

@@ -106,6 +106,7 @@ class VLLMPolicy(Policy):
             facts["engine"] = told
         tower = bool(given.get("enable_tower_connector_lora"))
         policy = cls(f"vllm:{name}", engine, family, facts, box_format=args.box_format, rank=rank, tower=tower)
+        policy.max_pictures = _pictures(given)
         if adapter:
             policy.use_adapter(adapter)
         return policy
@@ -152,7 +153,7 @@ class VLLMPolicy(Policy):
             rank=self.rank,
             tower=self.tower,
         )
-        other._numbers = self._numbers
+        other._numbers, other.max_pictures = self._numbers, self.max_pictures
         if folder:
             other.use_adapter(folder)
         return other
@@ -324,6 +325,12 @@ def require_vllm() -> Any:
             "vllm is not installed", "pip install 'visrl[vllm]' (docs/engines.md), or --model hf:ID"
         ) from error
     return vllm
+
+
+def _pictures(given: Mapping[str, Any]) -> int:
+    """How many pictures a conversation may hold, as the engine is told."""
+    limit = (given.get("limit_mm_per_prompt") or {}).get("image", PICTURES)
+    return limit if type(limit) is int else PICTURES
 
 
 def _started(vllm: Any, path: str, args: VLLMArguments, given: Mapping[str, Any], rank: int) -> Any:

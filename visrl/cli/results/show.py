@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
     from visrl.core.records import TaskResult
     from visrl.evals.compare import Difference
+    from visrl.evaluation.evaluate import Engine, Options, Outcome
+    from visrl.policies.protocol import Policy
     from visrl.tables.result_tables import Compared
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print TaskResults as JSON on stdout")]
 
 ANSWER_METRICS = ("answer", "accuracy", "f1", "perception", "cognition", "circular")
 """What two protocols are compared by: what both of them say."""
+FIGURE = "looks.svg"
+"""The curve of ``--max-looks A..B``, in the folder of its runs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -219,3 +223,41 @@ def view(
     print(address, file=sys.stderr)
     if open_:
         open_page(address)
+
+
+def looks_of(text: str, upstream: Sequence[str]) -> tuple[int, ...]:
+    """The limits of ``--max-looks``; () where the protocol's own counts. Raises UsageError for what is none, and for a curve of
+    lmms-eval's own tasks.
+    """
+    from visrl.evaluation.looks_curve import looks_asked
+
+    looks = looks_asked(text) if text else ()
+    if len(looks) > 1 and upstream:
+        raise UsageError(
+            f"--max-looks {text}: no curve of lmms-eval's own tasks", "one limit at a time, or a task of ours"
+        )
+    return looks
+
+
+def show_curve(
+    policy: Policy, tasks: Sequence[str], options: Options, engine: Engine, looks: Sequence[int], *, json_: bool
+) -> Outcome:
+    """Run a limit after the other, print the table (or the rows as JSON), draw the figure; returns the runs' failures."""
+    from visrl.core.records import dump_json
+    from visrl.evaluation.looks_curve import rows_of, run_curve
+    from visrl.tables.looks_tables import draw, looks_table
+    from visrl.tables.paper_tables import print_table
+
+    curve = run_curve(policy, tasks, options, engine, looks)
+    if not any(curve.points.values()):  # of several processes only the first has results
+        return curve.outcome
+    draw(curve.points, curve.folder / FIGURE)
+    if json_:
+        sys.stdout.write(dump_json(rows_of(curve.points)))
+    else:
+        print_table(looks_table(curve.points), "rich")
+        last = shlex.quote(str(curve.folder / f"looks-{looks[-1]}"))
+        first = shlex.quote(str(curve.folder / f"looks-{looks[0]}"))
+        print(f"\nfigure: {curve.folder / FIGURE}", file=sys.stderr)
+        print(f"what the looks changed: visrl-eval compare {first} {last}", file=sys.stderr)
+    return curve.outcome

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 import torch
@@ -226,7 +227,7 @@ def test_the_cache_is_carried_from_look_to_look(taught):
     trajectories(policy)
     assert [tokens for tokens, _ in cached[0]] == [0, 0]
     # each later turn computes only what came since: its reply, the crop and a sentence
-    for before, after in zip(cached, cached[1:], strict=False):
+    for before, after in pairwise(cached):
         assert all(kept >= read for (kept, _), (_, read) in zip(after, before, strict=True))
 
 

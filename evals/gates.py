@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
+from visrl.core.arguments import LARGEST, within
 from visrl.errors import EXIT_DONE, EXIT_GATE_FAILED, EXIT_INCOMPLETE, UsageError
 from visrl.evals.compare import Difference
 
@@ -34,6 +35,8 @@ Gate = Literal["prompt", "replay", "paired", "paper"]
 TOLERANCE = 1e-12
 ALARMS = 0.05
 POWER_Z = NormalDist().inv_cdf(0.80)
+LEAST_FLOOR = 1e-6
+"""Below it a floor says nothing: no metric is known to a millionth of its unit, and the samples it would take have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,14 @@ def z_for(cells: int) -> float:
 
 
 def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding:
-    """The verdict on one paired difference. floor: the smallest drop that matters, in the metric's unit, above 0."""
+    """The verdict on one paired difference. floor: the smallest drop that matters, in the metric's unit; z: standard errors.
+
+    Raises UsageError for a floor below ``LEAST_FLOOR``, and for a floor or z that is not finite.
+    """
+    for what, value, least in (("floor", floor, LEAST_FLOOR), ("z", z, 0.0)):
+        if not within(value, least, LARGEST):
+            said = f"a {what} of {value} is not between {least:g} and {LARGEST:g}"
+            raise UsageError(said, "a floor is the smallest drop that matters, in the metric's unit")
     name = f"{found.task} {found.metric}"
     if found.delta is None or found.before is None or found.after is None:
         return Finding("paired", name, "fail", f"no difference: {found.n} samples have a value in both runs")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from visrl.core.json_files import reason
+from visrl.core.arguments import LARGEST_SEED, check_magnitude
 from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import GROUPS, TASKS, resolve
+from visrl.evals.gates import LEAST_FLOOR
 from visrl.evals.plain_yaml import read_plain
 
 _KEYS = "docs/ci.md describes the keys"
@@ -18,6 +20,12 @@ _KEYS = "docs/ci.md describes the keys"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _sensible(cls, value: Any) -> Any:
+        check_magnitude(value)
+        return value
 
 
 class Cell(_Strict):
@@ -29,7 +37,7 @@ class Cell(_Strict):
     task: str = ""
     metric: str | None = None
     pool: dict[str, str] = {}
-    floor: float = Field(gt=0)
+    floor: float = Field(ge=LEAST_FLOOR)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Cell:
@@ -69,7 +77,7 @@ class Paired(_Strict):
     focus: str = "predicted"
     crop: str | None = None
     judge: str = "exact"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     batch_size: int = Field(default=32, ge=1)
     max_unscored: float = Field(default=0.0, ge=0, le=1)
     max_unparsed: float = Field(default=0.05, ge=0, le=1)

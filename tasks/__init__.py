@@ -67,19 +67,15 @@ def _unique(placed: Iterator[tuple[str, CoTSample]]) -> Iterator[CoTSample]:
 
 def documents(name: str, data: Path | None) -> Iterator[Document]:
     """The rows of task ``name`` before they become samples. Raises UsageError as :func:`load` does."""
-    source = _source(name)
-    last = ""
+    source, place, last = _source(name), str(data if data is not None else "the hub dataset"), ""
     try:
         for document in source.read(data):
             last = document.where
             yield document
     except MALFORMED as error:
-        where = (
-            f"{last}: the row after it" if last else f"{data if data is not None else 'the hub dataset'}: the first row"
-        )
+        where = f"{last}: the row after it" if last else f"{place}: the first row"
         raise UsageError(f"{where}: {reason(error)}", f"rows of {name}: see docs/data.md") from error
     if not last:
-        place = data if data is not None else "the hub dataset"
         raise UsageError(f"{place}: no documents of {name}", "is the file empty, or the download incomplete?")
 
 

@@ -407,3 +407,12 @@ def test_a_direct_run_says_nothing_of_where_it_looked(tmp_path, capsys):
     said = capsys.readouterr()
     assert "focus" not in said.out + said.err and "crop" not in said.err
     assert "protocol direct/v1" in said.err
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_give_their_core_away_unless_the_user_chose(chosen, kept, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == kept

@@ -54,7 +54,11 @@ def options(program, name):
             from visrl.estimate.cli import _parser
 
             return {option for action in _parser()._actions for option in action.option_strings}
-        return {"--set", "--dry-run", "--help"}
+        if name == "merge":
+            from visrl.cli.merge import _parser as merge_parser
+
+            return {option for action in merge_parser()._actions for option in action.option_strings}
+        return {"--set", "--dry-run", "--quiet", "--help", "--include"}
     from typer.main import get_command
 
     from visrl.cli.evaluate import app
@@ -179,7 +183,17 @@ def test_links_lead_somewhere(page):
 # --- what comments and pages cite
 
 CITED = re.compile(r"(?<![\w/.*<-])((?:[\w.-]+/)*[\w-]+\.(?:md|py))\b(?!\w|://)")
-WRITTEN = {"check.md", "check/check.md", "out/check.md", "summary.md", "signs.py", "darkest.py"}
+WRITTEN = {
+    "check.md",
+    "check/check.md",
+    "out/check.md",
+    "summary.md",
+    "signs.py",
+    "darkest.py",
+    "my_signs.py",
+    "FILE.py",
+    "merged/README.md",
+}
 """What commands and the reader write."""
 ELSEWHERE = {
     # VisRL and Visual CoT (docs/method.md names the commits)

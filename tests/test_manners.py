@@ -83,7 +83,7 @@ def test_recipes_by_name(tmp_path, monkeypatch, capsys):
     assert set(names) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")} and "world" in names
     assert train(["world", "--dry-run"]) == 0
     assert "iter1/rl2: to run" in capsys.readouterr().out
-    with pytest.raises(Exception, match="wrld: no such file, and no recipe of this name ships") as wrong:
+    with pytest.raises(Exception, match="wrld: no such file, and no bundled recipe has this name") as wrong:
         train(["wrld"])
     assert "world" in wrong.value.hint
     with pytest.raises(Exception, match="no recipe is named"):
@@ -95,6 +95,10 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert recipe_path("world").is_absolute() and recipe_path("recipes/x") == Path("recipes/x")
+    assert recipe_path("qwen2.5-vl-7b-sft").name == "qwen2.5-vl-7b-sft.yaml", "a point in a name is no ending of a file"
+    with pytest.raises(Exception, match=r"recipes/llava-1\.5-7b-sft\.yaml: no such file") as wrong:
+        recipe_path("recipes/llava-1.5-7b-sft.yaml")  # as the guide says, but not in a clone
+    assert "`visrl-train llava-1.5-7b-sft` runs" in wrong.value.hint
     (tmp_path / "world").write_text("kind: sft")
     assert recipe_path("world") == Path("world")
 

@@ -3,6 +3,7 @@ takes nonsense fails here.
 """
 
 import importlib
+import math
 import types
 import typing
 from pathlib import Path
@@ -13,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from typer.main import get_command
 
 from visrl.cli import evaluate, train
-from visrl.core.ranges import LARGEST, check_magnitude
+from visrl.core.arguments import LARGEST, check_magnitude
 from visrl.errors import UsageError
+from visrl.evals.suite import Cell, Paired, load_suite
 from visrl.policies.arguments import ModelArguments
 from visrl.train.config.recipe import KINDS, kind_of, load_recipe
 from visrl.train.config.trainer_ranges import numeric
@@ -203,6 +205,41 @@ def test_a_key_of_a_recipe_refuses_what_is_out_of_its_range(kind, key, tmp_path)
 def test_every_key_that_is_a_number_is_walked_over():
     assert {"sft:lora.r", "dpo:step.beta_box", "grpo:grpo.keep", "pairs:sampling.top_p", "pairs:ray", "loop:score.limit",
             "ablations:seeds", "small_model:lr", "pairs:seed", "sft:chain.held_out"} <= {f"{kind}:{key}" for kind, key in KEYS}  # fmt: skip
+
+
+SUITE = {"baseline": "b", "model": "tiny", "tasks": "refcoco_val"}
+ZERO_SUITE = {"paired.seed", "paired.max_unscored", "paired.max_unparsed"}
+
+
+def suite_keys():
+    for section, model in (("paired", Paired), ("cell", Cell)):
+        for name, field in model.model_fields.items():
+            if is_number(field.annotation):
+                yield f"{section}.{name}"
+
+
+@pytest.mark.parametrize("key", list(suite_keys()))
+def test_a_key_of_a_suite_refuses_it_too(key, tmp_path):
+    section, _, name = key.partition(".")
+    path = tmp_path / "suite.yaml"
+    for value in (-1, -3, math.nan, math.inf, 1e30, 10**30, "x", *(() if key in ZERO_SUITE else (0,))):
+        cell = {"task": "refcoco_val", "floor": 1.0, **({name: value} if section == "cell" else {})}
+        path.write_text(
+            yaml.safe_dump({"paired": [{**SUITE, "cells": [cell], **({name: value} if section == "paired" else {})}]})
+        )
+        with pytest.raises(UsageError, match="not a suite"):
+            load_suite(str(path))
+
+
+def test_every_key_of_a_suite_that_is_a_number_is_walked_over():
+    assert set(suite_keys()) == {
+        "paired.limit",
+        "paired.seed",
+        "paired.batch_size",
+        "paired.max_unscored",
+        "paired.max_unparsed",
+        "cell.floor",
+    }
 
 
 def trainer_keys():

@@ -86,7 +86,7 @@ def test_a_card_keeps_what_others_wrote_and_ours_is_replaced(run, tmp_path):
     for _ in range(2):
         assert main(["card", str(run), "-o", str(file)]) == 0
     text = file.read_text()
-    assert text.count(BEGIN) == 1 and "Words." in text and "| refcoco_val acc@0.5" in text
+    assert text.count(BEGIN) == 1 and "Words." in text and text.count("acc@0.5 |") == 1
     data = ModelCard(text).data
     assert (data.license, data.model_name) == ("mit", "theirs")
     assert [r.dataset_type for r in data.eval_results].count("refcoco_val") == 1

@@ -296,3 +296,11 @@ def test_a_run_that_is_not_finished_is_said_and_left_out(tmp_path, capsys):
 )
 def test_labels_are_broken_at_spaces_and_long_words_behind_a_mark(label, width, lines):
     assert folded(label, width).split("\n") == lines
+
+
+def test_a_table_without_rows_is_its_note_alone():
+    text = render(build("rec", [result(task="pope", metric="f1")], mine=True), "rich")
+    assert text.splitlines() == [
+        "Referring expression comprehension (poster, table 3)",
+        "None of the given runs has a result for this table.",
+    ]

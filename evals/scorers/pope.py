@@ -38,8 +38,9 @@ _OTHER = {"yes": "no", "no": "yes"}
 
 def says(text: str) -> str:
     """ "yes" or "no" by LLaVA's rule. Case matters: "NO" is a yes, as in the official script."""
-    words = text.split(".", 1)[0].replace(",", "").split(" ")
-    return "no" if _NO.intersection(words) else "yes"
+    first = text.split(".", 1)[0].replace(",", "")
+    words = f" {first} "  # each stands between single blanks, as the script's split(" ") has them
+    return "no" if any(f" {word} " in words for word in _NO) else "yes"
 
 
 def score(

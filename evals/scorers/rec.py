@@ -6,7 +6,8 @@ acc@0.75     share with IoU > 0.75
 centre_acc   share whose centre lies inside the true box: pointing without the extent
 
 Of several boxes in an output one counts, by the parser's rule: the first under ``lenient``, the last under ``strict`` and
-``vlm_r1`` (evals/box_sets.py scores them all). Unparsed output is wrong, IoU 0, and counted. Departures from the REC tasks of
+``vlm_r1`` (evals/box_sets.py scores them all). Unparsed output is wrong, IoU 0, and counted; so is, in a note, a box with numbers
+that no frame of its picture has (pixels read as fractions). Departures from the REC tasks of
 lmms-eval 0.7.3: 1. ``>``, not ``>=``.
 2. an output without a box never scores, not even where the true box touches the corner (0, 0). 3. reversed boxes have area 0.
 """
@@ -14,6 +15,7 @@ lmms-eval 0.7.3: 1. ``>``, not ``>=``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from visrl.evals.scorers.measure import Done, Estimand, attempt, average, chunks
 from visrl.evals.stats import Floats
 
 METRICS = ("acc@0.5", "miou", "acc@0.75", "centre_acc")
+MARGIN = 0.01
 NO_BOX_ASKED = "no box was asked for"
 _NOTHING = (np.nan,) * 4
 
@@ -34,15 +37,33 @@ def score(
     spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Scores per sample and the four metrics in percent. ``judge`` is not needed. Vectorised: 57,457 rows in about a second."""
-    scores, unparsed = SampleScores(), 0
+    scores, read = SampleScores(), BoxesRead()
     for items in chunks(done(samples, episodes, scores)):
-        unparsed += score_boxes(items, scores, dict(zip(METRICS, METRICS, strict=True)))
+        read += score_boxes(items, scores, dict(zip(METRICS, METRICS, strict=True)))
     scores.first = scores.unscored_rows(METRICS[0])
-    return scores, [average(name, scores, 100.0, unparsed=unparsed) for name in METRICS]
+    return scores, [average(name, scores, 100.0, unparsed=read.unparsed, notes=read.notes) for name in METRICS]
 
 
-def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[str, str]) -> int:
-    """Enters the metrics of every item, unscored where its box cannot be; returns how many of the boxes are Unparsed.
+@dataclass(frozen=True, slots=True)
+class BoxesRead:
+    """How boxes could be read. unparsed: not at all. beyond: numbers that no frame of the picture has."""
+
+    unparsed: int = 0
+    beyond: int = 0
+
+    def __add__(self, other: BoxesRead) -> BoxesRead:
+        return BoxesRead(self.unparsed + other.unparsed, self.beyond + other.beyond)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a record says of them."""
+        if not self.beyond:
+            return ()
+        return (f"{self.beyond:,} boxes have numbers beyond the frame of their picture: is box_format right?",)
+
+
+def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[str, str]) -> BoxesRead:
+    """Enters the metrics of every item, unscored where its box cannot be; returns how the boxes could be read.
 
     metrics: the name to enter -> which of METRICS it is.
     """
@@ -56,7 +77,18 @@ def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[st
     boxed, columns = _measurable(boxed, metrics, scores)
     for metric, name in metrics.items():
         scores.fill(metric, [row for row, *_ in boxed], columns[name])
-    return sum(isinstance(episode.box, Unparsed) for _, _, episode in boxed)
+    return BoxesRead(sum(isinstance(episode.box, Unparsed) for _, _, episode in boxed), _beyond(boxed))
+
+
+def _beyond(boxed: Sequence[Done]) -> int:
+    """Boxes that leave the square around their picture, the widest frame there is, by more than a hundredth of its side."""
+    placed = [
+        (episode.box.xyxy, sample.size) for _, sample, episode in boxed if sample.size and isinstance(episode.box, Box)
+    ]
+    boxes = np.array([box for box, _ in placed], dtype=np.float64).reshape(-1, 2, 2)
+    sizes = np.array([size for _, size in placed], dtype=np.float64).reshape(-1, 1, 2)
+    most = (0.5 + MARGIN) * sizes.max(axis=2, keepdims=True)
+    return int((np.abs(boxes - sizes / 2) > most).any(axis=(1, 2)).sum())
 
 
 def _measurable(

@@ -21,21 +21,21 @@ from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge, JudgeItem, verdicts
 from visrl.evals.scorers.columns import ZERO, SampleScores
 from visrl.evals.scorers.measure import Done, Estimand, average, chunks, done
-from visrl.evals.scorers.rec import score_boxes
+from visrl.evals.scorers.rec import BoxesRead, score_boxes
 
 
 def score(
     spec: TaskSpec, samples: Iterable[CoTSample], episodes: Mapping[str, Episode], judge: Judge | None
 ) -> tuple[SampleScores, list[Estimand]]:
     """Per sample ``box_acc`` (0, 1; absent where no box was asked for) and ``answer`` (0..1). Without a judge, unscored."""
-    scores, unparsed, asked_for_box, unread = SampleScores(), 0, False, 0
+    scores, read, asked_for_box, unread = SampleScores(), BoxesRead(), False, 0
     for items in chunks(done(samples, episodes, scores)):
-        unparsed += score_boxes(items, scores, {"box_acc": "acc@0.5"})
+        read += score_boxes(items, scores, {"box_acc": "acc@0.5"})
         asked_for_box |= any(episode.box is not None for _, _, episode in items)
         unread += _score_answers(items, scores, judge)
     estimands = [average("answer", scores, 1.0, unparsed=unread, judge=None if judge is None else judge.name)]
     if asked_for_box:
-        estimands.append(average("box_acc", scores, 1.0, unparsed=unparsed))
+        estimands.append(average("box_acc", scores, 1.0, unparsed=read.unparsed, notes=read.notes))
     else:  # direct, gold, random, ...: a metric nobody was asked for is absent, not unscored
         scores.drop("box_acc")
     return scores, estimands

@@ -449,3 +449,12 @@ def test_our_own_tables_are_up_to_date(monkeypatch):
 
     monkeypatch.chdir(Path(__file__).parents[2])
     assert main(["tables", "--check"]) == 0
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, 1e-300, 9.9e-7, float("nan"), float("inf"), 1e13])
+def test_a_floor_that_says_nothing_is_refused_where_it_is_called_as_a_function_too(floor):
+    with pytest.raises(UsageError, match="a floor of"):
+        check_difference(diff(0.0, 0.5), floor)
+    assert check_difference(diff(0.0, 4e-7, least=4e-7), 1e-6).status == "pass"  # 2 x 4e-7 = 8e-7 < 1e-6
+    with pytest.raises(UsageError, match="a z of"):
+        check_difference(diff(0.0, 0.5), 1.0, float("nan"))

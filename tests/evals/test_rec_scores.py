@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 from made import GOLD, failed, looked, numbers, sample, score
@@ -47,6 +48,22 @@ def test_unparsed_is_wrong_and_counted_even_where_the_true_box_touches_the_corne
 def test_reversed_boxes_have_no_area_and_crash_nothing():
     assert numbers(score("refcoco_val", [one("a", Box(100, 100, 0, 0))]))["acc@0.5"].value == 0.0
     assert numbers(score("refcoco_val", [one("a", GOLD, gold=Box(5, 5, 5, 5))]))["acc@0.5"].value == 0.0
+
+
+def test_boxes_that_no_frame_of_the_picture_holds_are_counted_and_said():
+    """200 x 100: the square around it is x 0..200, y -50..150, and a hundredth of its side is 2. Fractions read as pixels of 468 are
+    93,600: wrong by far, and no fault of the model's.
+    """
+    inside, outside = [(0, 0, 202, 100), (0, -52, 10, 152)], [(0, 0, 203, 100), (0, -53, 10, 10), (93600, 0, 94000, 9)]
+    rows = [one(str(i), Box(*box)) for i, box in enumerate([*inside, *outside])] + [one("u", "no numbers")]
+    asked = [(replace(sample, size=(200, 100)), episode) for sample, episode in rows]
+    said = "3 boxes have numbers beyond the frame of their picture: is box_format right?"
+    assert all(said in found.notes for found in numbers(score("refcoco_val", asked)).values())
+    assert not numbers(score("refcoco_val", asked[:2]))["miou"].notes
+    assert not numbers(score("refcoco_val", rows))["miou"].notes, "of pictures of unknown size nothing is said"
+    qa = [(replace(sample, kind="qa"), episode) for sample, episode in asked]
+    found = numbers(score("viscot_vsr", qa))
+    assert said in found["box_acc"].notes and said not in found["answer"].notes
 
 
 def test_failed_samples_are_unscored_with_their_reason_not_wrong():

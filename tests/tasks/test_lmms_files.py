@@ -91,6 +91,28 @@ def test_rec_scores_are_percent_and_failed_samples_have_none(shared):
     assert lmms.results_refcoco_val(doc, [failed]) == {"unscored": 100, "unparsed": 0}
 
 
+def test_scores_of_all_at_once_are_those_of_each(shared, monkeypatch):
+    """A right box, half of it (IoU 1/2, which is not above), none to be read, a failed sample, and no box asked for."""
+    monkeypatch.setattr(lmms, "_TOGETHER", {})
+    asked = _first("refcoco_val", 5)
+    x1, y1, x2, y2 = asked[1][1].box.xyxy
+    ends = (
+        {"box": asked[0][1].box}, {"box": Box(x1, y1, (x1 + x2) / 2, y2)}, {"box": Unparsed("no list")},
+        {"error": "picture: gone"}, {},
+    )  # fmt: skip
+    made = [(s, Episode(s.id, s.task, Step("", ""), **end)) for (_, s), end in zip(asked, ends, strict=True)]
+    texts = [lmms.serialize_episode(episode) for _, episode in made]
+    each = [lmms.results_refcoco_val(doc, [text]) for (doc, _), text in zip(asked, texts, strict=True)]
+    assert [(r.get("acc@0.5"), r["unscored"], r["unparsed"]) for r in each] == [
+        (100, 0, 0), (0, 0, 0), (0, 0, 100), (None, 100, 0), (None, 100, 0),
+    ]  # fmt: skip
+    lmms.score_together("refcoco_val", [(*pair, text) for pair, text in zip(made, texts, strict=True)])
+    monkeypatch.setattr(lmms, "scorer_of", None)  # whoever scores again fails
+    assert [lmms.results_refcoco_val(doc, [text]) for (doc, _), text in zip(asked, texts, strict=True)] == each
+    with pytest.raises(TypeError):
+        lmms.results_refcoco_val(asked[0][0], [texts[1]])  # another answer is not the one that was scored
+
+
 def test_another_models_text_is_a_box_in_fractions_as_the_prompt_asks(shared):
     """[468.3, .91, 640, 117.03] in 640 x 428 is [.731, .002, 1, .273]."""
     ((doc, _),) = _first("refcoco_val")

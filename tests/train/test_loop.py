@@ -211,8 +211,8 @@ def test_the_line_is_paired_and_clustered_by_picture():
     se^2 = 2/(2-1) * ((1/4)^2 + (1/4)^2) = .25, se 50.0 points. Boxes do not change: se 0.
     """
     before, after = rows([0, 0, 1, 0], [1, 1, 0, 0]), rows([1, 1, 1, 0], [1, 1, 0, 0])
-    assert line(after, before, []) == "answers 25.0 → 75.0 (+50.0 ± 50.0) · box 50.0 → 50.0 (+0.0 ± 0.0)"
-    assert line(after, None, []) == "answers 75.0 · box 50.0"
+    assert line(after, before, []) == "answers 25.0 → 75.0 (+50.0 ± 50.0) · boxes 50.0 → 50.0 (+0.0 ± 0.0)"
+    assert line(after, None, []) == "answers 75.0 · boxes 50.0"
 
 
 def test_the_headline_of_a_whole_group_is_the_mean_of_its_tasks():

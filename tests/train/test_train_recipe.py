@@ -42,6 +42,36 @@ def test_the_trainer_section_reaches_trl_and_floats_without_a_dot_are_numbers(tm
     assert args.bf16 is False or torch.cuda.is_available()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"lr_scheduler_type": "foo"}, {"optim": "nope"}, {"logging_strategy": "x"}, {"save_strategy": 5}]
+)
+def test_what_trl_says_of_its_settings_is_an_error_with_a_hint(tmp_path, wrong):
+    from trl import DPOConfig
+
+    from visrl.train.common.trainer_args import trainer_config
+
+    with pytest.raises(UsageError, match=r"trainer: .*is not a valid") as caught:
+        trainer_config(DPOConfig, wrong, tmp_path, 3, torch_model())
+    assert "DPOConfig" in caught.value.hint
+
+
+def test_a_loss_that_trl_does_not_know_is_refused_before_anything_is_loaded(tmp_path):
+    """Names of ours are those that TRL's trainer asks for, and no other."""
+    import inspect
+    import re
+
+    from trl import GRPOTrainer
+
+    from visrl.train.grpo.recipe import LOSSES
+
+    grpo = "kind: grpo\noutput: out\nmodel: {path: m}\ndata: {path: q.jsonl}\ngrpo: {box: {iou: 1.0}}\n"
+    with pytest.raises(UsageError, match="loss_type: unknown 'ppo'; one of dapo, grpo"):
+        load_recipe(write(tmp_path, grpo + "trainer: {loss_type: ppo}"))
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    asked = re.findall(r"self\.loss_type (?:==|in) (\[[^]]*\]|\"\w+\")", source)
+    assert set(re.findall(r"\w+", " ".join(asked))) == set(LOSSES)
+
+
 def torch_model():
     from tiny_models import build
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visrl.cli.estimate import estimate
-from visrl.cli.results import check_there, print_comparison
+from visrl.cli.results.show import check_there, print_comparison
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,27 +17,27 @@ import typer
 
 from visrl import __version__
 from visrl.cli import check as check_commands
-from visrl.cli import results as results_commands
-from visrl.cli.audit import audit
-from visrl.cli.card import card
 from visrl.cli.ending import command_line, reader_gone, stopped
-from visrl.cli.export import export
 from visrl.cli.including import IncludeOption, include_files
-from visrl.cli.leaderboard import leaderboard
 from visrl.cli.ls import ls, world
 from visrl.cli.numbers import sensible
-from visrl.cli.results import JsonOption, compare_protocols, looks_of, print_places, print_results, show_curve
-from visrl.cli.tables import tables
-from visrl.core.ranges import LARGEST_SEED, MOST_PROCESSES
-from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE, Interrupted, UsageError, printable, refused
-from visrl.runs.distributed import rank, say, shutdown
+from visrl.cli.results import show as results_commands
+from visrl.cli.results.audit import audit
+from visrl.cli.results.card import card
+from visrl.cli.results.export import export
+from visrl.cli.results.leaderboard import leaderboard
+from visrl.cli.results.show import JsonOption, looks_of
+from visrl.cli.results.tables import tables
+from visrl.cli.running import Asked, batch_size_of, check_first, finish, run_all
+from visrl.cli.start import wait_without_spinning
+from visrl.core.arguments import LARGEST_SEED, MOST_PROCESSES
+from visrl.errors import EXIT_DONE, EXIT_USAGE, Interrupted, UsageError, printable, refused
+from visrl.runs.distributed import say, shutdown
+from visrl.runs.quiet import hush
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from visrl.evaluation.evaluate import Options, Outcome
-    from visrl.policies.protocol import Policy
-    from visrl.tables.result_tables import Compared
 
 # click's ClickException, or its copy inside newer typers, which do not export it
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -146,187 +144,31 @@ def run(
     ray: RayOption = None,
     include: IncludeOption = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress, and nothing of libraries")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, evaluate, own_and_upstream
+    from visrl.evaluation.evaluate import Options, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
 
+    if quiet:
+        hush()
     processes = init()
-    include_files(include, ray)
+    include_files(include)
     own, upstream = own_and_upstream(tasks, ray)
     looks = looks_of(max_looks, upstream)
     arguments = parse_model_args(model_args)
-    if quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
-    _check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
+    check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
-        data=data,
-        protocol=protocol,
-        focus=focus,
-        crop=crop,
-        limit=limit,
-        batch_size=_batch_size(batch_size, policy),
-        judge=judge,
-        seed=seed,
-        output=output,
-        max_tokens=max_tokens,
-        quiet=quiet,
-        name=name,
+        data=data, protocol=protocol, focus=focus, crop=crop, limit=limit, batch_size=batch_size_of(batch_size, policy),
+        judge=judge, seed=seed, output=output, max_tokens=max_tokens, quiet=quiet, name=name,
         max_looks=looks[0] if len(looks) == 1 else None,
-    )
-    ends = list[_Ended]()
-    if len(looks) > 1:
-        ends.append(_Ended(show_curve(policy, own, options, engine, looks, json_=json_), None, printed=True))
-        own = []
-    if upstream:
-        place = replace(options, output=output / "lmms") if own and output is not None else options
-        ends.append(_run_upstream(policy, upstream, place, beside or "none", json_))
-    if own or not (upstream or ends):
-
-        def ours(tasks: list[str], how: Options) -> Outcome:
-            return evaluate(policy, tasks, how, engine)
-
-        outcome = ours(own, options)
-        second = beside or _protocol_beside(own, protocol)
-        asked = [] if second == "none" else _with_answers(own, second)
-        ends.append(_Ended(outcome, _run_beside(ours, asked, second, options, outcome, json_)))
+    )  # fmt: skip
+    ended = run_all(policy, engine, Asked(own, upstream, looks, beside), options, json_=json_)
     if processes.is_main:
-        _finish(ends, fail_on_error, json_)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A run that is over. compared: what looking changed, where a second protocol was run beside it. printed: it is, already."""
-
-    outcome: Outcome
-    compared: Compared | None
-    printed: bool = False
-
-
-Run = Callable[[list[str], "Options"], "Outcome"]
-"""Runs tasks in a folder."""
-
-
-def _run_upstream(policy: Policy, tasks: list[str], options: Options, second: str, json_: bool) -> _Ended:
-    """lmms-eval's own tasks, and again under protocol ``second``."""
-    from visrl.lmms.upstream import evaluate_upstream
-
-    def theirs(tasks: list[str], how: Options) -> Outcome:
-        return evaluate_upstream(policy, tasks, how)
-
-    outcome = theirs(tasks, options)
-    return _Ended(outcome, _run_beside(theirs, tasks, second, options, outcome, json_))
-
-
-def _check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
-    """Raises UsageError for what can be seen to be missing or wrong before a model is loaded; then readies its loading."""
-    from visrl.evaluation.evaluate import check_before, check_pictures
-    from visrl.policies.before import check_policy
-    from visrl.policies.registry import looks_at_pictures
-
-    if own:
-        check_before(own, **asked)
-        if looks_at_pictures(model):
-            check_pictures(own, asked["data"], limit)
-    _load_quietly(model)
-    if model.startswith(("endpoint:", "openai:")):
-        check_policy(model, arguments)
-
-
-def _load_quietly(model: str) -> None:
-    """No bar for weights that are here; one that tells of a download stays. transformers reads this when it is imported."""
-    name = model.rpartition("blind:")[2].removeprefix("hf:")
-    if Path(name).exists() or name.count("/") != 1:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _protocol_beside(tasks: list[str], protocol: str | None) -> str:
-    """What a task group asks to have run beside it, where the user chose no protocol; said, because it takes its time."""
-    from visrl.evals.benchmarks import RUN_BESIDE
-
-    second = RUN_BESIDE.get(tasks[0], "none") if len(tasks) == 1 and protocol is None else "none"
-    if second != "none" and rank() == 0:
-        print(f"{tasks[0]} also runs under protocol {second}, to compare (--beside none: not)", file=sys.stderr)
-    return second
-
-
-def _batch_size(text: str, policy: Policy) -> int:
-    if text == "auto":
-        return policy.batch_size
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise UsageError(
-            f"--batch-size {printable(repr(text), 60)} is neither a number nor auto", "for example --batch-size 8"
-        )
-    policy.rows = int(text)
-    return policy.rows
-
-
-def _with_answers(tasks: list[str], second: str) -> list[str]:
-    """Of our tasks those that ask for an answer: an expression has none but its box. Raises UsageError where none does."""
-    from visrl.evals.benchmarks import resolve
-
-    asked = [spec.name for spec in resolve(tasks) if not spec.box_is_the_answer]
-    if not asked:
-        raise UsageError(
-            f"--beside {second}: no task of {', '.join(tasks)} asks for an answer",
-            "leave out --beside, or add a task with questions",
-        )
-    return asked
-
-
-def _run_beside(
-    run: Run, tasks: list[str], second: str, options: Options, first: Outcome, json_: bool
-) -> Compared | None:
-    """The questions of ``tasks`` again under protocol ``second``, in a folder within the first run's; what looking changed.
-
-    None under protocol ``none``, and where there is nothing to print.
-    """
-    if second == "none":
-        return None
-    beside = run(tasks, replace(options, protocol=second, output=first.folder / second))
-    first.n_samples, first.n_failed = first.n_samples + beside.n_samples, first.n_failed + beside.n_failed
-    first.skipped, first.problems = first.skipped + beside.skipped, first.problems + beside.problems
-    if json_ or not beside.results:  # of several processes only the first has results
-        first.results += beside.results
-        return None
-    return compare_protocols(first.folder, second, first.results[0].protocol)
-
-
-def _finish(ends: Sequence[_Ended], fail_on_error: float, json_: bool) -> None:
-    """Print what came out of every run, and say how complete they are."""
-    if json_ and not all(end.printed for end in ends):
-        print_results([result for end in ends for result in end.outcome.results], json_)
-    for end in ends:
-        if not (json_ or end.printed):
-            print_results(end.outcome.results, json_, end.compared)
-        _print_end(end.outcome.folder, end.compared, json_ or end.printed)
-    outcomes = [end.outcome for end in ends]
-    n_samples, n_failed = sum(o.n_samples for o in outcomes), sum(o.n_failed for o in outcomes)
-    skipped = sum(o.skipped for o in outcomes)
-    problems = [problem for outcome in outcomes for problem in outcome.problems]
-    allowed = fail_on_error if fail_on_error >= 1 else fail_on_error * n_samples
-    if problems or n_failed:
-        print(f"{n_failed} of {n_samples} samples failed or are unaccounted for", file=sys.stderr)
-        for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
-    if n_failed > allowed or skipped:
-        print(
-            f"error: incomplete: {n_failed + skipped} problems, {allowed:g} allowed\n\n"
-            "hint: the same command tries failed samples again; --fail-on-error N allows some",
-            file=sys.stderr,
-        )
-        raise typer.Exit(EXIT_INCOMPLETE)
-
-
-def _print_end(folder: Path, compared: Compared | None, quiet: bool) -> None:
-    """Where the run is, and where to look next; of a run whose records were asked for, only the first."""
-    print(f"\nrun: {folder}", file=sys.stderr)
-    if not quiet:
-        print_places(folder, compared)
+        finish(ended, fail_on_error, json_)
 
 
 results_commands.register(app)
@@ -346,6 +188,7 @@ def _hint(args: list[str], commands: Sequence[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. A leading option means ``run``: ``visrl-eval --model … --tasks …``."""
+    wait_without_spinning()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from visrl.errors import UsageError
-
 IncludeOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -19,23 +17,18 @@ IncludeOption = Annotated[
 ]
 
 
-def include_files(files: Sequence[Path] | None, ray: int | None = None) -> None:
-    """Run the files. Raises UsageError for one that fails, and on Ray, whose workers would not have run it."""
-    if not files:
-        return
-    if ray:
-        raise UsageError(
-            "--include and --ray: the workers have not run the file", "make it a package and install it there"
-        )
-    from visrl.core.plugins import include
+def include_files(files: Sequence[Path] | None) -> None:
+    """Run the files. Raises UsageError for one that fails."""
+    if files:
+        from visrl.core.plugins import include
 
-    include(files)
+        include(files)
 
 
 def lines_of_others() -> Iterator[str]:
     """A line for each thing that packages and included files offer: kind, name, whose it is, and why it cannot be used."""
-    from visrl.core.plugins import KINDS, registry_of
+    from visrl.core.plugins import KINDS, all_offers, registry_of
 
-    for kind in KINDS:
+    for kind in filter(all_offers, KINDS):  # a table without guests need not be imported
         for offer, trouble in registry_of(kind).others():
             yield f"  {kind:<9} {offer.name:<22} {offer.source}{f'  ({trouble})' if trouble else ''}"

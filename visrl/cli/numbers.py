@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from visrl.core.ranges import LARGEST, within
+from visrl.core.arguments import LARGEST, within
 
 _TINY = 1e-30
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl.cli.ending import command_line, reader_gone, stopped
-from visrl.core.argument_parser import Parser
+from visrl.cli.start import wait_without_spinning
+from visrl.core.arguments import Parser
 from visrl.core.plugins import include
 from visrl.errors import EXIT_DONE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import check_launch, rank, say, shutdown
+from visrl.runs.quiet import hush
 
 
 def _parser() -> Parser:
@@ -46,6 +48,9 @@ def _parser() -> Parser:
         action="store_true",
         help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
+    parser.add_argument(
+        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor what libraries say"
+    )
     return parser
 
 
@@ -76,6 +81,8 @@ def run(arguments: Sequence[str]) -> int:
 
         print("\n".join(listing()))
         return EXIT_DONE
+    if args.quiet:
+        hush()
     include(args.include)
     path, kind = _recipe_path(args.words)
     check_launch()
@@ -84,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     resolved = load_recipe(path, args.set)
     if kind is not None and OLD_KINDS.get(kind, kind) != resolved.recipe.kind:
         raise UsageError(f"{path} is a recipe of kind {resolved.recipe.kind}, not {kind}", f"visrl-train {path}")
-    if rank() == 0:
+    if rank() == 0 and not args.quiet:
         print("\n".join(resolved.lines()), file=sys.stderr)
     resolved.kind.check(resolved.recipe)
     if not args.dry_run:
@@ -96,6 +103,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script: exit codes 0 done, 2 wrong use, 3 incomplete (a signal, or questions that failed)."""
+    wait_without_spinning()
     with command_line():
         raise SystemExit(_end_of(sys.argv[1:] if argv is None else argv))
 

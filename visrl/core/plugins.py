@@ -271,13 +271,17 @@ def _where(path: Path, shown: Path, error: BaseException) -> str:
 
 def used() -> dict[str, str]:
     """Of whom something was loaded, for records: package -> version, included file's name -> sha256 of its bytes."""
-    files = {path.name: f"sha256:{digest}" for path, digest in _INCLUDED.items()}
-    return {**dict(sorted(_USED.items())), **files}
+    return {**dict(sorted(_USED.items())), **included()}
 
 
-def included() -> list[Path]:
-    """The files that were run."""
-    return list(_INCLUDED)
+def included() -> dict[str, str]:
+    """The files that were run: name -> sha256 of its bytes."""
+    return {path.name: f"sha256:{digest}" for path, digest in _INCLUDED.items()}
+
+
+def include_options() -> list[str]:
+    """``--include FILE`` for each file that was run: for a command that starts another one."""
+    return [word for path in _INCLUDED for word in ("--include", str(path))]
 
 
 def forget() -> None:

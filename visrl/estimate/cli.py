@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.core.argument_parser import Parser
-from visrl.core.ranges import LARGEST, within
+from visrl.core.arguments import LARGEST, Parser, within
 from visrl.errors import UsageError
 from visrl.estimate.phase import EstimateRequest, Phase
 from visrl.estimate.work import GPUS, gpu_of

@@ -78,6 +78,15 @@ def _adapted_block_bytes(shape: Shape, tokens: int, size: int) -> float:
     return inputs + norms + 4 * s * a + 3 * s * f + scores
 
 
+def _adapter_moment(shape: Shape, size: int) -> float:
+    """Of a token, beside what is kept: up's adapter at work in float32, its output and the scaled one, where down has kept
+    nothing yet; the layer's residual and normalised value, and the norm's float32.
+    """
+    if not shape.adapters or size >= FLOAT:
+        return 0.0
+    return FLOAT * shape.inner + (FLOAT + 2 * size) * shape.hidden
+
+
 def fused_loss_bytes(shape: Shape, places: int, size: int) -> float:
     """SFT's loss: TRL projects the trained ``places`` in tiles of places x words, which a Triton kernel folds where they are."""
     return size * min(places, TILE_PLACES) * TILE_WORDS + (FLOAT + size) * places * shape.hidden
@@ -89,7 +98,7 @@ def activation_bytes(shape: Shape, rows: int, tokens: int, size: int, *, checkpo
     layers = shape.layers * size * shape.hidden + block if checkpointing else shape.layers * block
     last = (FLOAT + size) * shape.hidden + FLOAT  # the norm before the head
     mask = 0 if shape.soft_scores else size * tokens * rows * tokens
-    return rows * tokens * (layers + last) + mask
+    return rows * tokens * (layers + last + _adapter_moment(shape, size)) + mask
 
 
 def logit_bytes(shape: Shape, rows: int, kept: int, size: int) -> float:

@@ -38,7 +38,7 @@ from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init
 from visrl.tasks import SOURCES
-from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, serialize_episode
+from visrl.tasks.lmms import PREFIX, data_folder, is_ours, samples_of, score_together, serialize_episode
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -122,10 +122,15 @@ class LookThenAnswer(lmms):
         else:
             ids = [sample.id for sample in samples] if ours else _document_ids(requests)
             episodes = self._kept.episodes(task, ids, sample, (self.policy, config, self.batch_size))
-        for episode in episodes:
+        said = []
+        for number, episode in enumerate(episodes):
             if episode.error is not None:
                 self.failures[task][episode.sample_id] = episode.error
-            yield _result(episode, serialize_episode(episode) if ours else _answer(episode, options))
+            text = serialize_episode(episode) if ours else _answer(episode, options)
+            said += [(samples[number], episode, text)] if ours else []
+            yield _result(episode, text)
+        if ours:
+            score_together(task.removeprefix(PREFIX), said)
 
     def _document(self, request: Instance) -> Mapping[str, Any]:
         _, _, _, number, task, split = request.args

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
-from visrl.core.ranges import check_magnitude
+from visrl.core.arguments import check_magnitude
 from visrl.errors import UsageError, nearest
 
 

@@ -16,7 +16,7 @@ from visrl.core.boxes import Box, iou
 from visrl.core.json_files import decode_object
 from visrl.core.types import CoTSample, Episode, Unparsed
 from visrl.errors import UsageError
-from visrl.evals.benchmarks import TASKS, UPSTREAM
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, has_mean
 from visrl.evals.sample_scores import row_from_json
 from visrl.runs.lines import episode_from_json, read_placed
 from visrl.runs.meta import read_evaluation
@@ -164,8 +164,8 @@ class RunView:
         )
 
     def samples(self) -> Iterator[CoTSample]:
-        """The samples that were run, in the order of their splits, with pictures where there are any."""
-        for task in self.request["tasks"]:
+        """The samples that were run, tasks as in the summary, in the order of their splits, with pictures where there are any."""
+        for task in sorted(self.request["tasks"], key=_place):
             wanted = {sample_id for name, sample_id in self.episodes if name == task}
             if not wanted:
                 continue
@@ -205,6 +205,14 @@ class RunView:
 
         data = Path(self.request["data_folder"]) if self.request["data_folder"] else None
         return documents(task, data, self.request["limit"], self.request["data"][task])
+
+
+_ORDER = (*(member for group, members in GROUPS.items() if has_mean(group) for member in members), *TASKS)
+
+
+def _place(task: str) -> tuple[int, str]:
+    """Members of averaged groups come first; a task that is not known, last."""
+    return (_ORDER.index(task) if task in _ORDER else len(_ORDER)), task
 
 
 def _is_rec(task: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from visrl.core.records import TaskResult
-from visrl.evals.benchmarks import GROUPS
+from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.report.head import DifferenceRow, Header, ScoreRow
 from visrl.report.rows import RunView
 from visrl.report.text import line
@@ -45,11 +45,12 @@ def summary_rows(
     rows = [_row(key, tuple(values), by.get(key, ""), tasks) for key, values in found.items()]
     inside = {member: row.task for row in rows if row.group for member in GROUPS[row.task]}
     names = [row.task for row in rows]
+    places = {name: place for place, name in enumerate(dict.fromkeys([*GROUPS, *TASKS, *names]))}
 
     def when(row: SummaryRow) -> tuple[bool, int, bool, int, str]:
-        """Groups before lone tasks, each before its members, wherever its record was."""
+        """Groups before lone tasks, each before its members, as ``visrl-eval ls`` has them."""
         of = inside.get(row.task, row.task)
-        return of not in inside.values(), names.index(of), row.task in inside, names.index(row.task), row.metric
+        return of not in inside.values(), places[of], row.task in inside, places[row.task], row.metric
 
     return tuple(replace(row, member=row.task in inside) for row in sorted(rows, key=when))
 

@@ -31,13 +31,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Quantities of one scale over steps. low, high: the ends of the y axis; steps: the last step."""
+    """Quantities of one scale over steps. low, high: the ends of the y axis; steps: the last step; drawn: not only points."""
 
     title: str
     low: str
     high: str
     steps: int
     lines: tuple[Line, ...]
+    drawn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def curves(history: Any) -> tuple[Curve, ...]:
             kind, logged_value = _kind(name), number(value)
             if kind and logged_value is not None:
                 kinds.setdefault(kind, {}).setdefault(name, []).append((float(row["step"]), logged_value))
-    return tuple(_curve(kind, lines) for kind, lines in kinds.items())
+    return tuple(_curve(kind, kinds[kind]) for kind in sorted(kinds, key=_FIRST.index))
 
 
 def number(value: Any) -> float | None:
@@ -165,19 +166,41 @@ def number(value: Any) -> float | None:
 
 def _kind(name: str) -> str:
     """Which curve a logged quantity belongs to; "" for none."""
+    if name == "train_loss":  # TRL's mean over all steps
+        return ""
     if name.startswith("loss/") or name.endswith("loss"):
         return "loss"
-    for ending, kind in (("margins", "reward margin"), ("accuracies", "reward accuracy")):
-        if name.endswith(ending):
-            return kind
-    if name in ("learning_rate", "grad_norm"):
-        return name.replace("_", " ")
-    return "accuracy" if name in _WATCHED else ""
+    if name in _KINDS:
+        return _KINDS[name]
+    kind = next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), "")
+    if not kind and name.startswith("rewards/") and name not in ("rewards/chosen", "rewards/rejected"):
+        return "reward"
+    return kind or ("accuracy" if name in _WATCHED else "")
+
+
+_ENDINGS = {
+    "margins": "reward margin",
+    "accuracies": "reward accuracy",
+    "/reward": "reward",
+    "/advantage": "size of the advantages",
+    "/without_spread": "groups whose rewards are equal",
+}
+_KINDS = {
+    "reward": "reward",
+    "kl": "KL to the reference",
+    "entropy": "entropy of a token",
+    "clip_ratio/region_mean": "clipped tokens",
+    "completions/mean_length": "tokens of a chain",
+    "completions/unparsed": "unparsed boxes",
+    "grad_norm": "grad norm",
+    "learning_rate": "learning rate",
+}
+_FIRST = ("loss", "accuracy", "reward", "reward accuracy", "reward margin", *_ENDINGS.values(), *_KINDS.values())
 
 
 _WATCHED = ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy")
 """What a small model is watched by (train/small_model/probes.py): accuracies 0..1."""
-SHARES = ("accuracy",)
+SHARES = ("accuracy", "equal", "unparsed boxes")
 """Kinds of quantities from 0 to 1: their axis shows all of that."""
 
 
@@ -202,4 +225,5 @@ def _curve(kind: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Cu
         )
         for i, (name, points) in enumerate(series.items())
     )
-    return Curve(kind, f"{low:.3g}", f"{high:.3g}", int(steps), lines)
+    drawn = any(len(points) > 1 for points in series.values())
+    return Curve(kind, f"{low:.3g}", f"{high:.3g}", int(steps), lines, drawn)

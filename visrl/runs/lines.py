@@ -40,7 +40,7 @@ def unsealed(line: bytes) -> bytes:
     if at < 0:
         return line
     data = line[:at] + b"}"
-    if line[at + len(_CRC) : -2] != b"%d" % zlib.crc32(data):
+    if line[at + len(_CRC) :].rstrip(b"\n") != b"%d}" % zlib.crc32(data):
         raise ValueError("the line is not what was written: its checksum differs")
     return data
 

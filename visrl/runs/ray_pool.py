@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from visrl.core.plugins import included
 from visrl.errors import UsageError
 
 Made = TypeVar("Made")
@@ -108,8 +109,13 @@ def _cause(error: Exception) -> Exception:
 def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool = False) -> Pool:
     """The cluster at RAY_ADDRESS, one that ``ray start`` began here, or one of this machine alone; what every worker gets of it.
 
-    whole_gpus: the model is spread over all GPUs its worker has. Raises UsageError where Ray is not installed or not reached.
+    whole_gpus: the model is spread over all GPUs its worker has. Raises UsageError where Ray is not installed or not reached, and
+    with --include: the workers would not have run the file.
     """
+    if included():
+        raise UsageError(
+            "--include and Ray: the workers have not run the file", "make it a package and install it there"
+        )
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,12 +102,17 @@ def show(table: Table, console: Any) -> None:
     marks, footnotes = numbered(table)
     if table.title:
         console.print(Text(table.title, style="bold"))
-    for band in _bands(table, console.width):
+    for band in _bands(table, console.width) if table.rows else ():
         console.print(_rich_table(table, marks, band, console.width))
     for number, note in enumerate(footnotes, 1):
-        console.print(Text(f"{str(number).translate(_SUPERSCRIPTS)} {note}"))
+        console.print(Text(_wrapped(f"{str(number).translate(_SUPERSCRIPTS)} {note}", console.width)), soft_wrap=True)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(_wrapped(note, console.width), style="dim"), soft_wrap=True)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A note on lines without blanks at their ends."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _column_width(table: Table, column: int) -> int:

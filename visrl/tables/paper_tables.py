@@ -98,8 +98,9 @@ def build(name: str, results: Sequence[TaskResult] | None, against: str | None =
     published = () if mine else table.rows
     rows = [_published_row(row, table, row is target) for row in published]
     rows += [_our_row(label, found, table, target, first=i == 0 and not mine) for i, (label, found) in enumerate(ours)]
-    notes = [*([] if results is None else _legend(target, bool(ours))), *table.notes]
-    notes += [f"{column.title}: {column.note}" for column in table.columns if column.note]
+    notes = [] if results is None else _legend(target, bool(ours))
+    if rows:
+        notes += [*table.notes, *(f"{column.title}: {column.note}" for column in table.columns if column.note)]
     tidy = [record for row in published for record in _published_records(row, table)]
     tidy += [record for label, found in ours for record in _our_records(label, found, table, target)]
     titles = tuple((column.title, column.short) for column in table.columns)

@@ -1,6 +1,6 @@
 """Protocols of several looks, as data: how a look is asked for, what its numbers measure, what comes back, what ends it.
 
-The paper's protocols (prompts.py) are the special case of one look, asked for by a turn of its own, in the original picture.
+The paper's protocols (core/prompts.py) are the special case of one look, asked for by a turn of its own, in the original picture.
 Here the model decides: each of its turns either calls for a region (``Rules.ask``) or answers. A region comes back as a further
 picture of the same conversation, a call that cannot be carried out comes back as a text that says why (calls.py reads
 them). ``zoom`` is in our own words; a published prompt is written down as a YAML file (rollout/protocol_files.py).

@@ -155,7 +155,7 @@ class Family:
         return None
 
     def resized_to(self, size: Size) -> Size | None:
-        """The same of a picture of ``size`` that another processes: by the family's processor and its limits in force."""
+        """The same of a picture of ``size``, by the rule of the family's processor and its limits in force."""
         return None
 
     def prepare(self, image: Image) -> Image:

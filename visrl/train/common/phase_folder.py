@@ -25,6 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import rotate_checkpoints
 
 from visrl.core.json_files import read_object
+from visrl.core.plugins import included
 from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
@@ -143,7 +144,12 @@ def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     check_claim(folder, settings, data)
     path = folder / "settings.json"
     if not path.is_file() or not _holds_more(folder):
-        write_atomically(path, dump_json({**settings, DATA: data}))
+        write_atomically(path, dump_json(_claimed(settings, data)))
+
+
+def _claimed(settings: Mapping[str, Any], data: str) -> dict[str, Any]:
+    files = included()
+    return {**settings, DATA: data, **({"include": files} if files else {})}
 
 
 def _holds_more(folder: Path) -> bool:
@@ -160,7 +166,7 @@ def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     path = folder / "settings.json"
     if not path.is_file() or not _holds_more(folder):
         return
-    asked = dict(flat(json.loads(dump_json({**settings, DATA: data}))))
+    asked = dict(flat(json.loads(dump_json(_claimed(settings, data)))))
     found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     if found.setdefault(DATA, data) != data:  # an older visrl wrote none
         raise UsageError(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from visrl.errors import UsageError, printable
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they are set
     "output_dir": "output",
@@ -36,7 +38,8 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
     """TRL's ``config`` for this machine: the recipe's section over defaults that depend on where it runs.
 
     Without a GPU: no half precision, no checkpointing of activations. A frozen vision tower leaves no parameter
-    unused, so DDP need not look for any; nothing is reported anywhere unless ``report_to`` says so.
+    unused, so DDP need not look for any; nothing is reported anywhere unless ``report_to`` says so. Raises UsageError for
+    settings that TRL or transformers refuses.
     """
     import warnings
     from dataclasses import fields
@@ -69,4 +72,13 @@ def trainer_config(config: type, section: Mapping[str, Any], folder: Path, seed:
     }
     if any(item.name == "max_length" for item in fields(config)):
         ours["max_length"] = None
-    return config(**{**here, **section, **ours})
+    try:
+        return config(**{**here, **section, **ours})
+    except (
+        ValueError,
+        TypeError,
+        ImportError,
+    ) as error:  # what transformers and TRL say of settings that do not fit together
+        raise UsageError(
+            f"trainer: {printable(str(error))}", f"the keys of `trainer` are those of {config.__name__}"
+        ) from error

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from visrl.core.ranges import check_magnitude
+from visrl.core.arguments import check_magnitude
 
 
 class Section(BaseModel):

@@ -24,14 +24,25 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def recipe_path(words: str) -> Path:
-    """The recipe a user names: a file, else a name that ships. Raises UsageError for a name that is neither."""
-    path = Path(words)
-    if path.exists() or path.suffix or len(path.parts) != 1:
-        return path  # whether it is there is said where it is read
-    found = shipped_recipes()
-    if words not in found:
-        raise UsageError(f"{words}: no such file, and no bundled recipe has this name", nearest(words, found))
-    return found[words]
+    """The recipe a user names: a file, else a name that ships (``qwen2.5-vl-7b-sft`` has a point and is no file of that kind).
+
+    Raises UsageError for a name that is neither.
+    """
+    path, found = Path(words), shipped_recipes()
+    if path.exists():
+        return path
+    if words in found:
+        return found[words]
+    if path.suffix in (".yaml", ".yml"):
+        own = (
+            f"`visrl-train {path.stem}` runs the bundled one"
+            if path.stem in found
+            else "give a file, or a name of --list"
+        )
+        raise UsageError(f"{words}: no such file", own)
+    if len(path.parts) != 1:
+        return path  # what is wrong with it is said where it is read
+    raise UsageError(f"{words}: no such file, and no bundled recipe has this name", nearest(words, found))
 
 
 def listing() -> Sequence[str]:

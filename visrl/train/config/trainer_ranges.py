@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from visrl.core.ranges import LARGEST, LARGEST_SEED, MOST_PROCESSES, within
+from visrl.core.arguments import LARGEST, LARGEST_SEED, MOST_PROCESSES, within
 
 _TINY = 1e-30
 _COUNT, _POSITIVE, _SHARE = (1, LARGEST), (_TINY, LARGEST), (0, 1)

@@ -52,11 +52,13 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     them out, and said on stderr. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all.
     """
     looked = LookedFor()
-    stop = None if section.limit is None else section.skip + section.limit
-    samples = list(islice(_all(section, looked), section.skip, stop))
+    usable = _all(section, looked)
+    n_skipped = sum(1 for _ in islice(usable, section.skip))
+    samples = list(islice(usable, section.limit))
     missing = Missing(list(looked.missing), len(looked.missing | looked.found), str(section.pictures))
     if not samples:
-        said = f": {missing}" if missing else ""
+        said = f": it has {n_skipped:,}, and data.skip leaves out {section.skip:,}" if n_skipped else ""
+        said += f": {missing}" if missing else ""
         hint = "check data.path, data.pictures, data.skip and data.limit"
         raise UsageError(f"no questions in {section.path or section.format}{said}", hint)
     if missing:

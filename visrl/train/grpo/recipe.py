@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_steps": 200,
 }
+LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
+"""TRL's; it takes any other name, and fails at the first step."""
 RESERVED = OWN | {
     "reward_weights": "grpo.box and grpo.answer",
     "scale_rewards": "grpo.baseline",
@@ -71,6 +73,8 @@ class GRPORecipe(Recipe):
     def _known(cls, section: dict[str, Any]) -> dict[str, Any]:
         from trl import GRPOConfig
 
+        if (loss := section.get("loss_type", LOSSES[0])) not in LOSSES:
+            raise ValueError(f"loss_type: unknown {loss!r}; one of {', '.join(LOSSES)}")
         return DEFAULTS | check_trainer_section(section, GRPOConfig, RESERVED)
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from visrl.core.json_files import read_as
+from visrl.core.plugins import include_options
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.common.exclusive import exclusive
@@ -187,7 +188,7 @@ def _run_phase(recipe: LoopRecipe, prepared: PreparedPhase, folder: Path) -> dic
 
 def _launch(launch: str, phase: Phase, recipe: Path) -> None:
     """A training phase in processes of its own."""
-    command = [*shlex.split(launch), "visrl-train", str(recipe)]
+    command = [*shlex.split(launch), "visrl-train", *include_options(), str(recipe)]
     try:
         code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
     except OSError as error:

@@ -108,9 +108,9 @@ def _percent(found: Difference) -> Difference:
 
 
 def line(rows: Rows, before: Rows | None, results: Sequence[TaskResult]) -> str:
-    """``answers 61.2 → 66.9 (+5.7 ± 0.9) · box 71.0 → 78.4 (+7.4 ± 1.1) · parse 99.8 %``; ± is one standard error."""
+    """``answers 61.2 → 66.9 (+5.7 ± 0.9) · boxes 71.0 → 78.4 (+7.4 ± 1.1) · parsed 99.8 %``; ± is one standard error."""
     parts = []
-    for name, metrics in (("answers", ANSWER), ("box", BOX)):
+    for name, metrics in (("answers", ANSWER), ("boxes", BOX)):
         found = headline(rows if before is None else before, rows, metrics)
         if (
             found is None and before is not None
@@ -123,7 +123,7 @@ def line(rows: Rows, before: Rows | None, results: Sequence[TaskResult]) -> str:
         elif found is not None:
             parts.append(f"{name} {change(found.before, found.after, found.delta, found.se, 'percent')}")
     parse = parse_rate(results)
-    return " · ".join([*parts, *([] if parse is None else [f"parse {parse:.1f} %"])])
+    return " · ".join([*parts, *([] if parse is None else [f"parsed {parse:.1f} %"])])
 
 
 def parse_rate(results: Sequence[TaskResult]) -> float | None:

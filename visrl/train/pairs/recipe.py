@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.crops import CropName
 from visrl.core.prompts import PROTOCOLS
-from visrl.core.ranges import MOST_PROCESSES
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
 from visrl.train.config.recipe import ProtocolChoice, Recipe
 from visrl.train.config.section import Section

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl import __version__
+from visrl.core.plugins import used
 from visrl.core.prompts import PROTOCOLS, trained
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
@@ -224,6 +225,7 @@ def describe(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRe
         "select": recipe.select.model_dump(),
         "exhaustive": plan.exhaustive,
         "data": {**recipe.data.model_dump(mode="json"), "n": len(samples), "sha256": questions_hash(samples)},
+        **({"others_code": code} if (code := used()) else {}),
     }
 
 

@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.json_files import read_object
-from visrl.core.ranges import MOST_PROCESSES
 from visrl.core.records import write_atomically
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.train.common.models import shipped

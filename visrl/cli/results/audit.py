@@ -45,7 +45,9 @@ def _print(found: Audit) -> None:
     """Ours declared, then every frame, a line each; then what others' rules print."""
     own = found.readings[0]
     ours = [reading for reading in found.readings if reading.parser in ("lenient", "strict")]
-    print(f"{found.task}, {found.n:,} outputs with a true box: acc@0.5 and the difference from what is declared\n")
+    print(
+        f"{found.task}, {found.n:,} outputs with a true box: acc@0.5 in percent, and the difference from the declared format\n"
+    )
     print(_line("declared", own.box_format, own.frame, own.parser, own.accuracy, own.accuracy))
     for reading in ours:
         if reading != own:

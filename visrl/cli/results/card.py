@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from visrl.cli.results import check_there
+from visrl.cli.results.show import check_there
 
 
 def card(

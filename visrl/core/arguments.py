@@ -1,10 +1,15 @@
-"""What a number of a command line, of ``--model-args`` or of a recipe may be, where nothing narrower is declared."""
+"""What a number of a command line, of ``--model-args`` or of a recipe may be, where nothing narrower is declared; and a command
+line by argparse that ends wrong use as every other command does: ``error: …``, ``hint: …``, exit code 2.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
+
+from visrl.errors import UsageError
 
 LARGEST = 10**12
 """Beyond any count, size or duration that is meant; far below where lengths, timers and file formats overflow."""
@@ -29,3 +34,10 @@ def check_magnitude(value: Any, name: str = "") -> None:
 def within(value: float, low: float, high: float) -> bool:
     """Whether a number lies in a range, its ends included. NaN lies in none."""
     return not math.isnan(value) and low <= value <= high
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError for what it cannot read."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")

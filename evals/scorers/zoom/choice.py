@@ -1,7 +1,7 @@
 """Multiple choice about small things: V*Bench, TreeBench and HR-Bench, answers and boxes.
 
-accuracy             rows with the right letter (evals/scorers/letters.py); unread is wrong. Of HR-Bench the mean over its four cycles, which is
-                     the number that is published: all cycles are equally long
+accuracy             rows with the right letter, as MMBench's are read; unread is wrong. Of HR-Bench the mean over its four
+                     cycles, which is the number that is published: all cycles are equally long
 accuracy/CATEGORY    the same of a category: direct_attributes, single, Perception/OCR, …
 circular             HR-Bench: questions right in all their cycles; stricter than what is published
 miou                 TreeBench's rule: for every true box the best IoU of any box that was looked at, averaged over the true

@@ -18,6 +18,8 @@ import yaml
 from visrl.errors import UsageError, nearest
 
 NAMES = ("general", "viscot", "rec", "datagen")
+OTHERS = ("zoom",)
+"""Tables of what other projects print, with the file each number is from."""
 Status = Literal["ok", "suspect", "missing"]
 _STATUSES = ("ok", "suspect", "missing")
 
@@ -80,9 +82,9 @@ class PaperTable:
 
 @cache
 def load(name: str) -> PaperTable:
-    """The published table ``name``, one of NAMES. Raises UsageError for another name, ValueError for a damaged file."""
-    if name not in NAMES:
-        raise UsageError(f"no published table {name!r}", f"one of {', '.join(NAMES)}")
+    """The published table ``name``, of NAMES or OTHERS. Raises UsageError for another name, ValueError for a damaged file."""
+    if name not in (*NAMES, *OTHERS):
+        raise UsageError(f"no published table {name!r}", f"one of {', '.join((*NAMES, *OTHERS))}")
     raw = yaml.safe_load(files("visrl.evals").joinpath("paper", f"{name}.yaml").read_text(encoding="utf-8"))
     columns = tuple(
         Column(

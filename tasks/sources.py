@@ -95,8 +95,8 @@ _ZOOM: dict[str, Source] = {
         files=(),
         parse=zoom.vstar_documents,
         adapter=zoom.vstar,
-        places=("vstar/{name}", "{name}"),
-        folder="vstar",
+        places=("vstar/{name}",),
+        folder="images/vstar",
         patterns=tuple(f"{name}/*.json" for name in zoom.VSTAR_FOLDERS),
     ),
     **{

@@ -14,7 +14,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 
 FAST = (
     "test_architecture.py", "test_boxes.py", "test_parsing.py", "test_focus.py", "test_rollout.py", "test_runs.py",
-    "test_tables.py", "test_phase_tables.py",
+    "test_tables.py", "test_phase_tables.py", "test_several_looks.py", "test_tool_calls.py", "test_protocol_files.py",
     "evals/test_benchmarks.py", "evals/test_gate_rules.py", "evals/test_judge.py", "evals/test_mmbench_scores.py", "evals/test_mme_scores.py",
     "evals/test_paper.py", "evals/test_pope_scores.py", "evals/test_rec_scores.py", "evals/test_scoring.py",
     "evals/test_stats.py", "evals/test_viscot_scores.py",

@@ -91,3 +91,13 @@ def test_a_damaged_cell_is_refused():
         paper._cell({"value": None, "status": "ok", "from": "printed"}, {"printed": "p"})
     with pytest.raises(ValueError, match="no column"):
         paper._row({"name": "x", "cells": {"nope": 1.0}}, (), {"printed": "p", "lost": "l"})
+
+
+def test_numbers_of_other_projects_say_where_they_are_from_and_are_never_comparable():
+    table = paper.load("zoom")
+    assert all("README.md at " in str(row.details["source"]) and row.protocols == ("its-own",) for row in table.rows)
+    # read in Mini-o3's README: 88.2, 77.5 and 73.3; in TreeVGR's: 200 of 405 right is 49.38, mean IoU 43.3
+    mine, tree = table.row("Mini-o3 7B (Mini-o3)").cells, table.row("TreeVGR 7B (its own)").cells
+    assert [mine[name].value for name in ("vstar", "hrbench_4k", "hrbench_8k")] == [88.2, 77.5, 73.3]
+    assert round(100 * 200 / 405, 2) == tree["treebench"].value and tree["treebench_miou"].value == 43.3
+    assert mine["treebench"].status == "missing"

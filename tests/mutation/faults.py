@@ -116,6 +116,13 @@ FAULTS = [
     Fault("a failed request is not asked again", "visrl/rollout/retry.py", "for _ in range(RETRIES):", "for _ in range(0):", T + "test_rollout.py::test_a_request_that_fails_now_and_then_is_asked_again"),
     Fault("what is refused for good is asked again", "visrl/rollout/retry.py", "if output.error is not None and output.retry]", "if output.error is not None]", T + "test_rollout.py::test_what_is_decided_is_not_asked_again"),
     Fault("a job goes on whatever fails", "visrl/runs/job.py", "failed == fresh >= ABORT_AFTER_FAILURES", "failed == fresh >= 10**9", T + "train/test_pairs.py::test_a_server_that_is_down_stops_the_run_early"),
+    # several looks
+    Fault("a call within a thought is carried out", "visrl/core/looking/calls.py", "    said = outside_thoughts(text)\n    start = said.find(call.opening)\n", "    said = text\n    start = said.find(call.opening)\n", T + "test_tool_calls.py::test_what_a_turn_does"),
+    Fault("a box of the last crop lies in the original", "visrl/core/looking/calls.py", "Box(x1 + box.x1 * across,", "Box(box.x1 * across,", T + "test_tool_calls.py::test_boxes_are_placed_in_the_original"),
+    Fault("a faulty call is not counted as a look", "visrl/rollout/dialogue.py", "self.looks.append(Look(step, fault=fault.kind))", "pass", T + "test_several_looks.py::test_a_faulty_call_is_told_and_counts_as_a_look"),
+    Fault("no turn is kept for the answer", "visrl/rollout/dialogue.py", "self.spent < 2 * tokens", "self.spent < tokens", T + "test_several_looks.py::test_the_limit_of_new_tokens"),
+    Fault("V*Bench's options as its files list them", "tasks/zoom.py", "ordered = sorted(map(str, listed), key=", "ordered = sorted(map(str, listed), reverse=True, key=lambda o: o) if True else sorted(listed, key=", T + "tasks/test_zoom_benchmarks.py::test_vstar_shuffles_what_its_files_list_right_first"),
+    Fault("TreeBench's rule takes the first box", "evals/scorers/zoom/choice.py", "sum(max((iou(box, target) for box in boxes), default=0.0)", "sum(next((iou(box, target) for box in boxes), 0.0)", T + "tasks/test_zoom_benchmarks.py::test_the_rule_of_treebench"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: the replay gate alone, about two seconds each."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 import torch
@@ -176,6 +177,11 @@ def trajectories(policy, samples=SAMPLES, focus="predicted"):
     return list(look_then_answer(policy, samples, config))
 
 
+def resized(loaded):
+    """How this model writes boxes, for whoever cannot see its processor."""
+    return {"box_format": "json_resized", **{name: str(limit) for name, limit in loaded.family.pixels().items()}}
+
+
 def told(episodes):
     """What must be the same, whoever ran it: texts, boxes, regions, faults, prompts, ends."""
     return [
@@ -194,13 +200,13 @@ def test_in_process_behind_a_server_and_replayed(taught, tmp_path):
     here = trajectories(HFPolicy("tiny", taught))
     assert [[k.fault for k in e.looks] for e in here] == [["", "not_an_object"]] * 2
     assert [e.answer for e in here] == ["<answer>a</answer>", "<answer>b</answer>"]
-    # numbers of a picture of 120 x 80 seen at 112 x 84, multiples of 28
-    assert here[0].looks[0].box.xyxy == pytest.approx((10 * 120 / 112, 10 * 80 / 84, 60 * 120 / 112, 60 * 80 / 84))
+    # numbers of a picture of 120 x 80 that this processor sees at 84 x 56; 60 is below its lower edge, where the box is cut
+    assert here[0].looks[0].box.xyxy == pytest.approx((10 * 120 / 84, 10 * 80 / 56, 60 * 120 / 84, 80))
     server = Served(HFPolicy("tiny", taught))
-    there = EndpointPolicy.load(f"{server.url}#m", box_format="json_resized")
+    there = EndpointPolicy.load(f"{server.url}#m", **resized(taught))
     assert told(trajectories(there)) == told(here)
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(episode_to_json(e)) + "\n" for e in here))
-    replay = ReplayPolicy.load(str(tmp_path / "episodes.jsonl"), box_format="json_resized")
+    replay = ReplayPolicy.load(str(tmp_path / "episodes.jsonl"), **resized(taught))
     bare = [CoTSample(s.id, "t", "qa", s.question, answers=s.answers) for s in SAMPLES]  # no picture, no size
     assert told(trajectories(replay, replay.match_samples(bare, "t"))) == told(here)
 
@@ -209,7 +215,7 @@ def test_controls_in_process_and_behind_a_server(taught):
     """The cache is carried over looks that nobody asked the model for."""
     here = trajectories(HFPolicy("tiny", taught), focus="gold,random,predicted")
     assert [len(e.looks) >= 2 and e.error is None for e in here] == [True, True]
-    there = EndpointPolicy.load(f"{Served(HFPolicy('tiny', taught)).url}#m", box_format="json_resized")
+    there = EndpointPolicy.load(f"{Served(HFPolicy('tiny', taught)).url}#m", **resized(taught))
     assert told(trajectories(there, focus="gold,random,predicted")) == told(here)
 
 
@@ -227,13 +233,17 @@ def test_the_cache_is_carried_from_look_to_look(taught):
     trajectories(policy)
     assert [tokens for tokens, _ in cached[0]] == [0, 0]
     # each later turn computes only what came since: its reply, the crop and a sentence
+<<<<<<< HEAD
     for before, after in itertools.pairwise(cached):
+=======
+    for before, after in pairwise(cached):
+>>>>>>> h19
         assert all(kept >= read for (kept, _), (_, read) in zip(after, before, strict=True))
 
 
 def test_native_tool_calls_give_the_same_looks(taught):
     server = Served(HFPolicy("tiny", taught), native=True)
-    there = EndpointPolicy.load(f"{server.url}#m", box_format="json_resized", tools="native")
+    there = EndpointPolicy.load(f"{server.url}#m", **resized(taught), tools="native")
     assert there.describe()["tools"] == "native"
     episodes = trajectories(there)
     first = server.bodies[0]

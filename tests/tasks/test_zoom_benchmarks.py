@@ -58,7 +58,7 @@ def vstar(tmp_path):
     """Four pictures of two kinds; the options, right one first, of two texts each."""
     boxes = {"a1": [[10, 10, 20, 10]], "a2": [[0, 0, 10, 10]], "r1": [[0, 0, 10, 10], [40, 20, 20, 20]]}
     for name, found in boxes.items():
-        folder = tmp_path / "vstar" / ("direct_attributes" if name[0] == "a" else "relative_position")
+        folder = tmp_path / "images" / "vstar" / ("direct_attributes" if name[0] == "a" else "relative_position")
         folder.mkdir(parents=True, exist_ok=True)
         row = {
             "question": f"Which of {name}?",
@@ -104,12 +104,12 @@ def test_vstar_looked_at_by_a_constant_call(vstar):
 
 def test_one_hash_stands_for_the_many_files_of_vstar(vstar):
     before = fingerprint("vstar", vstar)
-    assert set(before["sha256"]) == {"vstar/"}
-    file = vstar / "vstar" / "direct_attributes" / "a1.json"
+    assert set(before["sha256"]) == {"images/vstar/"}
+    file = vstar / "images" / "vstar" / "direct_attributes" / "a1.json"
     file.write_text(file.read_text().replace("Which", "What"))
     assert fingerprint("vstar", vstar) != before
     with pytest.raises(UsageError, match="direct_attributes"):
-        list(load("vstar", vstar / "vstar", with_pictures=False))
+        list(load("vstar", vstar / "images", with_pictures=False))
 
 
 def test_the_rule_of_treebench():

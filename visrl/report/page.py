@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.boxes import Box
-from visrl.core.types import CoTSample, Step
+from visrl.core.looking.calls import FAULTS
+from visrl.core.types import CoTSample, Episode, Step
 from visrl.report.figures import HeatMap, RunFigures, TaskFigures
 from visrl.report.head import Header, differences, header
 from visrl.report.pictures import Album, choose, side_for
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 BLOCK = 100
 FILES = Path(__file__).parent
-SCRIPTS = ("base.js", "grid.js", "sample.js", "keys.js")
+SCRIPTS = ("base.js", "grid.js", "looks.js", "sample.js", "keys.js")
 _BOX_DIGITS = 1
+_FAULTS: dict[str, str] = {str(kind): text for kind, text in FAULTS.items()}
 _RUN_COLUMNS = (
     *("status", "boxRight", "right", "answerRight", "quality"),
     *("iou", "unparsed", "box", "looked", "output"),
@@ -185,6 +187,7 @@ def _run_detail(outcome: Outcome, side: int | None) -> dict[str, Any]:
     return {
         "look": _step(episode.box_step, side),
         "reply": _step(episode.answer_step, side),
+        **_looks(episode, side),
         "padded": side is not None,
         "error": clip(episode.error or "", 1000),
         "scores": [
@@ -193,6 +196,22 @@ def _run_detail(outcome: Outcome, side: int | None) -> dict[str, Any]:
         ],
         "reason": line(outcome.reason, 300) if outcome.right is None else "",
     }
+
+
+def _looks(episode: Episode, side: int | None) -> dict[str, Any]:
+    """The looks of an episode of several, and why it ended; nothing of any other."""
+    if not episode.looks:
+        return {}
+    found = [
+        {
+            "step": _step(look.step, side),
+            "box": _numbers(look.box),
+            "region": look.looked_at,
+            "fault": _FAULTS.get(look.fault, look.fault),
+        }
+        for look in episode.looks
+    ]
+    return {"looks": found, "ended": episode.ended}
 
 
 def _step(step: Step | None, side: int | None) -> dict[str, Any] | None:

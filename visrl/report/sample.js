@@ -66,7 +66,7 @@ function runPart(run, detail, i, name) {
   const trouble = detail.error || detail.reason;
   return el("div", {}, head,
     trouble ? el("p", { class: "notice" }, el("bdi", {}, trouble)) : null,
-    el("ol", { class: "story" },
+    detail.looks ? el("ol", { class: "story" }, ...path(i, detail)) : el("ol", { class: "story" },
       ...saw(i, detail),
       ...turn(detail.reply ? "1 · look" : "single turn", detail.look, parsed(run, i)),
       ...looked(run, detail, i),

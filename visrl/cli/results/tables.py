@@ -20,7 +20,7 @@ RECORDS = Path("results/records")
 
 
 def tables(
-    paper: Annotated[str | None, typer.Option(help="general | viscot | rec | datagen")] = None,
+    paper: Annotated[str | None, typer.Option(help="general | viscot | rec | datagen | zoom")] = None,
     records: Annotated[
         list[Path] | None,
         typer.Argument(help="run folders or record files; default: the paper alone", show_default=False),

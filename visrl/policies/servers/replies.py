@@ -1,8 +1,8 @@
 """What a server says, piece by piece, and tool calls in the interface's own layout.
 
-A server that is told of a tool (``--model-args tools=native``) answers with ``tool_calls`` beside the text. To the rollout
-both are one text, as ``zoom`` has it (core/looking/calls.py), and on the way back a turn with a call becomes an assistant message
-with ``tool_calls``, what the tool showed a ``tool`` message, and its picture, which that cannot hold, a ``user`` message behind it.
+A server that is told of a tool (``tools=native``) answers with ``tool_calls`` beside the text. To the rollout both are
+one text, as ``zoom`` has it (core/looking/calls.py), and on the way back a turn with a call becomes an assistant message with
+``tool_calls``, what the tool showed a ``tool`` message, and its picture, which that cannot hold, a ``user`` message behind it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import io
-import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -233,11 +232,7 @@ def test_the_cache_is_carried_from_look_to_look(taught):
     trajectories(policy)
     assert [tokens for tokens, _ in cached[0]] == [0, 0]
     # each later turn computes only what came since: its reply, the crop and a sentence
-<<<<<<< HEAD
-    for before, after in itertools.pairwise(cached):
-=======
     for before, after in pairwise(cached):
->>>>>>> h19
         assert all(kept >= read for (kept, _), (_, read) in zip(after, before, strict=True))
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from visrl.core.json_files import reason
 from visrl.core.arguments import LARGEST_SEED, check_magnitude
+from visrl.core.json_files import reason
 from visrl.errors import UsageError, nearest
 from visrl.evals.benchmarks import GROUPS, TASKS, resolve
 from visrl.evals.gates import LEAST_FLOOR

@@ -1,10 +1,6 @@
 """Multiple choice about small things: V*Bench, TreeBench and HR-Bench, answers and boxes.
 
-<<<<<<< HEAD
 accuracy             rows with the right letter (evals/scorers/letters.py); unread is wrong. Of HR-Bench the mean over its four
-=======
-accuracy             rows with the right letter, as MMBench's are read; unread is wrong. Of HR-Bench the mean over its four
->>>>>>> h19
                      cycles, which is the number that is published: all cycles are equally long
 accuracy/CATEGORY    the same of a category: direct_attributes, single, Perception/OCR, …
 circular             HR-Bench: questions right in all their cycles; stricter than what is published

@@ -90,7 +90,7 @@ FAULTS = [
     Fault("the answer turn is estimated without its cache", "visrl/estimate/lengths.py", "shared = known if known >= WORTH_RESUMING else 0", "shared = 0", T + "estimate/test_estimate_measured.py::test_evaluation"),
     # the command line, other policies, data
     Fault("--beside turned round", "visrl/cli/results/show.py", "compare(of_run(folder / second), of_run(folder))", "compare(of_run(folder), of_run(folder / second))", T + "test_cli.py::test_what_looking_changed"),
-    Fault("--beside asks by the first protocol again", "visrl/cli/evaluate.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
+    Fault("--beside asks by the first protocol again", "visrl/cli/running.py", "replace(options, protocol=second, output=", "replace(options, output=", T + "test_cli.py::test_what_looking_changed"),
     Fault("a blinded model sees the crop", "visrl/policies/blind.py", "turns=tuple(map(_blanked, request.turns))", "turns=(_blanked(request.turns[0]), *request.turns[1:])", T + "policies/test_blind.py::test_every_picture_is_grey_and_keeps_its_size"),
     Fault("a server that is back does not get the adapter", "visrl/policies/servers/replicas.py", "            await self.make_ready(client)\n        except", "            await client.models.list()\n        except", T + "policies/test_servers.py::test_a_server_that_comes_back_gets_the_adapter_again"),
     Fault("a picture of the shard's first row group", "visrl/train/data/shards.py", "held = _pictures_of(shard, group)[number].as_py()", "held = _pictures_of(shard, 0)[number].as_py()", T + "train/test_train_shards.py::test_questions_of_several_shards_with_their_pictures"),

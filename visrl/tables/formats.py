@@ -102,7 +102,7 @@ def show(table: Table, console: Any) -> None:
     marks, footnotes = numbered(table)
     if table.title:
         console.print(Text(table.title, style="bold"))
-    for band in _bands(table, console.width) if table.rows else ():
+    for band in _bands(table, console.width) if table.rows or not table.notes else ():
         console.print(_rich_table(table, marks, band, console.width))
     for number, note in enumerate(footnotes, 1):
         console.print(Text(_wrapped(f"{str(number).translate(_SUPERSCRIPTS)} {note}", console.width)), soft_wrap=True)

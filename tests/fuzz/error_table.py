@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_made import TASK, call, make, run_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-HEAD = """# What is said of damaged files
+HEAD = """# Messages for damaged files
 
 Whatever is wrong with a file, a command ends with one of its four exit codes (0 done, 1 a gate failed, 2 wrong use or bad input,
 3 incomplete), says `error: …` with file, line and field, and `hint: …`, and leaves the other files as they are. The table is made by

@@ -1,9 +1,12 @@
 """Fixtures for all tests. Real data stays outside the repository: VISRL_SHARED, else ../shared, else the test skips."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from visrl.core.plugins import forget, included
 
 # No test may reach a hub, and torch shares two cores with everything else.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,3 +40,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: set VISRL_SHARED to the folder that holds data/ (looked for {folder})")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_included() -> Iterator[None]:
+    """A file that one test includes is no other test's."""
+    yield
+    if included():
+        forget()

@@ -133,13 +133,13 @@ def test_the_best_sft_checkpoint_is_chosen_seed_by_seed_and_only_where_all_ran()
 def test_what_is_known_of_a_failed_claim_is_told_once_and_only_then():
     made = [record("sft", 0.5, seed=seed, run=run) for run in ("full", "sft-as-critic") for seed in range(3)]
     same = [r for run in ("full", "sft-as-critic") for seed in range(3) for r in pairs(run, seed, wp_ln=70.0 + seed)]
-    assert text([*made, *same]).count("The critic here is a reading of the crop") == 1
+    assert text([*made, *same]).count("The critic here reads the crop") == 1
     better = [
         r
         for seed in range(3)
         for r in [*pairs("full", seed, wp_ln=70.0), *pairs("sft-as-critic", seed, wp_ln=50.0 + seed)]
     ]
-    assert "The critic here is a reading" not in text([*made[:3], *better])
+    assert "The critic here reads" not in text([*made[:3], *better])
 
 
 def test_phases_of_the_small_world_stay_out_of_the_papers_tables(tmp_path):

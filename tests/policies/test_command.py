@@ -28,11 +28,11 @@ def test_both_kinds_of_task_on_a_checkpoint_from_disk(name, data, checkpoints, t
 
 
 def test_batch_size_is_the_rows_of_a_pass():
-    from visrl.cli.evaluate import _batch_size
+    from visrl.cli.running import batch_size_of
     from visrl.core.box_formats import FORMATS
     from visrl.policies.protocol import FunctionPolicy
 
     policy = FunctionPolicy("made", lambda _: "", FORMATS["padded_square_3dp"], needs_pictures=True)
     policy.rows = 8
-    assert (_batch_size("auto", policy), policy.rows) == (8, 8)  # the default of a policy that looks at pictures
-    assert (_batch_size("64", policy), policy.rows) == (64, 64)
+    assert (batch_size_of("auto", policy), policy.rows) == (8, 8)  # the default of a policy that looks at pictures
+    assert (batch_size_of("64", policy), policy.rows) == (64, 64)

@@ -70,7 +70,7 @@ def test_scored_rows_are_those_of_the_model(no, tmp_path):
 
 def test_a_row_without_a_document_is_said_and_the_rest_is_there(tmp_path):
     rows = [{"id": "world_pope_random/nosuch", "text": "no"}]
-    with pytest.raises(UsageError, match="no prediction"):
+    with pytest.raises(UsageError, match="no prediction in the rows"):
         visrl.score(rows, "world_pope_random", limit=2, output=tmp_path / "r")
 
 

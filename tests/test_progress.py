@@ -62,7 +62,7 @@ def test_a_line_at_the_end_and_every_so_often(monkeypatch):
         ticker.add([sample(1, "p"), sample(2, "q")], [episode(1), episode(2, right=False)])
         ticker.add([sample(3, "r")], [Episode("3", "refcoco_val", box=Unparsed("no box"))])
     lines = out.getvalue().splitlines()
-    assert len(lines) == 3  # one per batch and the last
+    assert len(lines) == 2  # one per batch; the second says all there is, and is not said again
     # one of three right: mean 1/3; per picture 2/3, -1/3, -1/3 over 3; se² = 3/2 · (6/9)/9 = 1/9
     assert "4/4 · acc@0.5 33.3 ± 33.3 %" in lines[-1]
     assert "boxes parsed 66.7 % · 0 failed" in lines[-1]

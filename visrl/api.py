@@ -175,7 +175,10 @@ def score(predictions: Path | str | Iterable[Prediction], task: str, **choices: 
     with TemporaryDirectory() as place:
         file = Path(place) / "predictions.jsonl"
         file.write_text("".join(json.dumps(dict(row)) + "\n" for row in predictions), encoding="utf-8")
-        return evaluate(f"replay:{file}", task, **choices)
+        try:
+            return evaluate(f"replay:{file}", task, **choices)
+        except UsageError as error:  # the caller knows rows, and no file
+            raise type(error)(error.message.replace(str(file), "the rows"), error.hint) from error
 
 
 def load(run: Path | str) -> EvaluatedRun:

@@ -1,5 +1,6 @@
 """What a loop must not do unseen: train on what is not what it says, redo without being told, stop for good, or leave a traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -373,6 +374,41 @@ def test_the_worker_of_a_killed_process_does_not_outlive_it():
     while _runs(worker) and time.monotonic() < until:
         time.sleep(0.05)
     assert not _runs(worker)
+
+
+STOPPED = WORKER.replace(
+    "time.sleep(60)",
+    """
+from visrl.cli.ending import command_line
+with command_line():
+    it = iter(loader)
+    next(it)
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1)  # its worker's end is heard of here
+        print("clean", flush=True)
+""",
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_one_stop_and_no_error(number):
+    """Ctrl-C reaches workers too; torch raised their end as a RuntimeError in place of the KeyboardInterrupt."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline(), process.stdout.readline()
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (out, "Error" in err) == ("clean\n", False), err
 
 
 def _runs(pid):

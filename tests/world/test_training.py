@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import visrl.train.small_model.run as run_module
+from visrl.errors import Interrupted
 from visrl.train.config.recipe import load_recipe
 from visrl.train.small_model.pretext_tasks import PRETEXT, ExampleBuilder
 from visrl.train.small_model.run import (
@@ -94,6 +96,22 @@ def test_same_seed_same_data_and_same_weights():
         runs.append((log[-1]["loss/bind"], digest, model.lm_head.weight.detach().clone()))
     assert runs[0][:2] == runs[1][:2] and torch.equal(runs[0][2], runs[1][2])
     assert runs[0][1] != runs[2][1]
+
+
+def test_a_stop_says_that_training_begins_again(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "train", stop)
+    with pytest.raises(Interrupted, match="what was finished before is kept; x has no checkpoints and begins again"):
+        run_module.run(recipe())
+
+
+def test_a_printed_line_says_of_how_many_steps_and_keeps_its_order():
+    row = {"step": 2, "seconds": 1, "loss/look": 0.5, "loss/bind": 0.25}
+    assert (
+        run_module._line(recipe(), row) == '{"step": 2, "of": 100, "seconds": 1, "loss/bind": 0.25, "loss/look": 0.5}'
+    )
 
 
 def test_hidden_matrices_are_muons_and_all_weights_are_somebodys():

@@ -1,4 +1,5 @@
-"""How far a run is, on stderr: live on a terminal, a plain line after 5 s and every 30 s elsewhere, nothing with ``--quiet``.
+"""How far a run is, on stderr: live on a terminal, elsewhere a plain line after 5 s, every 30 s and at the end of
+each task, nothing with ``--quiet``.
 
 done/total, samples per second, the score so far ± its standard error (clustered by picture, over what this command has run), the
 share of boxes that parsed, failures, time left, memory. The score is the one the benchmark would report for these samples where
@@ -140,6 +141,7 @@ class Ticker:
     skipped: int = 0
     _began: float = field(default_factory=time.monotonic)
     _said: float | None = None
+    _said_of: int = -1
 
     def add(self, samples: Sequence[Any], episodes: Sequence[Any]) -> None:
         """Finished results, and the items they (and maybe others) are of."""
@@ -165,8 +167,13 @@ class Ticker:
         parts = [f"{rate:.1f}/s" if rate < 1000 else f"{rate:,.0f}/s", f"{duration(left)} left", memory()]
         return " · ".join(part for part in parts if part)
 
+    def last(self) -> None:
+        """The line at the end, unless the one before has said it."""
+        if self._said_of != self.counts.done:
+            self.say()
+
     def say(self) -> None:
-        self._said = time.monotonic()
+        self._said, self._said_of = time.monotonic(), self.counts.done
         print(
             f"{self.task}: {self.counts.done}/{self.total} · {self.counts} · {self.pace()}", file=self.out, flush=True
         )
@@ -188,7 +195,7 @@ def progress(
     else:
         ticker = Ticker(task, total, out, scorer)
         yield ticker
-        ticker.say()
+        ticker.last()
 
 
 def _terminal(out: TextIO) -> Console | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -29,7 +30,13 @@ OWN: dict[str, str] = {  # trainer keys that are visrl's business -> where they 
 def end_with_parent(_: int) -> None:
     """For a DataLoader's worker: killed when the process that reads from it is. Else it lives on for seconds, and one was seen
     to stay for good (torch 2.14), waiting to hand over what nobody reads, with the memory it inherited.
+
+    A signal to the whole group, as Ctrl-C is, ends it without an error: torch would raise that one in the reader, over the
+    KeyboardInterrupt it has of the same signal.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

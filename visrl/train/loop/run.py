@@ -157,9 +157,18 @@ def execute(recipe: LoopRecipe, prepared: PreparedPhase) -> None:
             print(f"{phase.name}: copied, its hashes are the same", file=sys.stderr)
             return
         begin(folder, prepared.config)
+    if prepared.resolved is not None:
+        word = _how_it_goes_on(prepared) if found == "resume" else "begins"
+        print(f"{phase.name}: {word}", file=sys.stderr, flush=True)
     began = time.monotonic()
     hashes = {} if prepared.resolved is None else _run_phase(recipe, prepared, folder)
     end(folder, {**hashes, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _how_it_goes_on(prepared: PreparedPhase) -> str:
+    """What the same command does with a phase that began and did not end."""
+    whole = prepared.resolved is not None and prepared.resolved.recipe.kind == "small_model"
+    return "begins again (it has no checkpoints)" if whole else "goes on where it stopped"
 
 
 def _run_phase(recipe: LoopRecipe, prepared: PreparedPhase, folder: Path) -> dict[str, Any]:
@@ -289,7 +298,7 @@ def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
     what it will leave; phases there that are finished follow from another beginning.
     """
     state, first = start(recipe), ""
-    words = {"done": "done", "new": "to run", "resume": "goes on where it stopped"}
+    words = {"done": "done", "new": "to run"}
     for phase in phases(recipe):
         if first:
             _check_only(recipe, phase, state)
@@ -304,6 +313,8 @@ def _statuses(recipe: LoopRecipe) -> Iterator[tuple[str, str, bool]]:
             and phase.what != "pairs"
             and not _same(stored(recipe.output / phase.name / "score", CONFIG), _score_config(recipe))
         )
+        if prepared.state.status == "resume":
+            words["resume"] = _how_it_goes_on(prepared)
         word = "done; to be scored" if again else words.get(prepared.state.status, f"redone: {prepared.state.why}")
         yield phase.name, word, stale
         state = after(recipe, prepared, state)

@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.json_files import read_object
 from visrl.core.records import write_atomically
-from visrl.errors import EXIT_DONE, UsageError
+from visrl.errors import EXIT_DONE, Interrupted, UsageError
 from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
 from visrl.train.common.writing import writing
@@ -203,10 +203,16 @@ def train(
             means = {f"loss/{name}": round(sum(values) / len(values), 4) for name, values in losses.items()}
             row = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
             log.append({**row, **_look_at_val(recipe, step + 1, model, processor)})
-            print(json.dumps(log[-1]), file=sys.stderr, flush=True)
+            print(_line(recipe, log[-1]), file=sys.stderr, flush=True)
             losses = {}
     model.eval()
     return log, shown.hexdigest()
+
+
+def _line(recipe: SmallModelRecipe, row: dict[str, Any]) -> str:
+    """A row of the log for a reader: how many steps there are, and the losses always in one order."""
+    ordered = {name: row[name] for name in sorted(row.keys() - {"step", "seconds"})}
+    return json.dumps({"step": row["step"], "of": recipe.steps, "seconds": row["seconds"], **ordered})
 
 
 def example_losses(logits: torch.Tensor, labels: torch.Tensor, on_picture: torch.Tensor) -> torch.Tensor:
@@ -276,7 +282,12 @@ def run(recipe: SmallModelRecipe) -> int:
     torch.set_num_threads(1)  # two threads are slower here, and much slower on a shared machine
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
     model, processor = beginning(recipe)
-    log, shown = train(recipe, model, processor)
+    try:
+        log, shown = train(recipe, model, processor)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"what was finished before is kept; {recipe.output} has no checkpoints and begins again"
+        ) from stop
     with writing(recipe.output):
         save(recipe.output, model, processor)
     record = {

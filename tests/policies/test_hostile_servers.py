@@ -88,6 +88,19 @@ def test_choices_and_deltas_that_are_null_add_nothing(chunk):
         assert ask(url).texts == ("fine",)
 
 
+def test_a_reply_in_one_piece_is_told_from_a_stream_that_breaks_off():
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("content-type", "application/json")
+        handler.end_headers()
+        handler.wfile.write(json.dumps({"choices": [{"index": 0, "message": {"content": "fine"}}]}).encode())
+
+    with serving(answer) as (_, url):
+        assert "does the server stream?" in ask(url).error
+    with serving(stream({"choices": [{"index": 0, "delta": {"content": "fi"}}]})) as (_, url):
+        assert ask(url).error.endswith("the stream ended before the text did")
+
+
 def test_a_redirect_to_another_host_is_refused_at_once():
     with serving(stream(GOOD)) as (other, there):
         goal = there.replace("127.0.0.1", "localhost") + "/chat/completions"

@@ -234,6 +234,13 @@ def test_changes_names_the_first_few_and_counts_the_rest():
     assert changes(was, now) == ["a.c was 2, is 0", "d was 3, is 0", "e was 4, is 0", "and 1 more"]
 
 
+def test_changes_shows_long_values_from_where_they_differ():
+    first = "f" * 64
+    assert changes({"weights": f"{first}1{first}"}, {"weights": f"{first}2"}) == [
+        'weights was …1ffffffffffffff…, is …2"'
+    ]
+
+
 def test_a_phase_that_began_and_did_not_end_is_resumed(tmp_path):
     assert examine(tmp_path, {"a": 1}, None).status == "new"
     write_atomically(tmp_path / "phase_config.json", dump_json({"a": 1}))

@@ -232,7 +232,7 @@ def test_a_question_that_fails_for_good_does_not_stop_the_loop(world, monkeypatc
 def test_many_that_fail_do(world, monkeypatch):
     folder, _ = world
     some_fail(monkeypatch, failed=2)
-    with pytest.raises(UsageError, match="iter1/pairs: 2 of 100 questions failed") as caught:
+    with pytest.raises(UsageError, match="iter1/pairs: 2 of 100 questions failed: 2 PictureError") as caught:
         loop.run(recipe(folder, "iterations=1"))
     assert "max_failed" in caught.value.hint
     loop.run(recipe(folder, "iterations=1", "max_failed=0.02"))
@@ -256,6 +256,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
     assert ablations.run(load_recipe(folder / "ablations.yaml").recipe) == EXIT_INCOMPLETE
     said = capsys.readouterr().err
     assert "error: iter1/pairs: no question gave a pair" in said
+    assert "(in a loop: pairs.set.KEY; docs/pairs.md, the funnel)" in said
     assert "2 of 6 jobs failed: bad, seed 3; bad, seed 4" in said
     assert "own-crop" in (folder / "abl/summary.md").read_text()
     assert (folder / "abl/own-crop/seed4/iter1/rl2/metrics.json").is_file()

@@ -185,7 +185,7 @@ def test_compat_crops_are_cut_in_the_wrong_frame(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"select": {"win_box": 0.1}}, "win thresholds must lie above"),
+        ({"select": {"win_box": 0.1}}, "win_box must lie above lose_box: 0.1 and 0.2"),
         ({"select": {"pairs": 2}}, "mode code makes one pair"),
         ({"protocol": "direct"}, "does not look"),
         ({"sampling": {"attempts": 0}}, "greater than or equal to 1"),

@@ -314,15 +314,19 @@ class EndpointPolicy(Policy):
         """The text up to a stop that counts, or to the end the server declares, and that end. Raises ServerFailed for a stream
         that breaks off, or that is not in the layout of the interface.
         """
-        text, finish, refusal, calls = "", None, "", Calls()
+        text, finish, refusal, calls, began = "", None, "", Calls(), False
         async with await client.chat.completions.create(stream=True, **body) as stream:
             async for chunk in stream:
+                began = True
                 said, ended, refused = pieces(chunk, calls)
                 text, finish, refusal = text + said, ended or finish, refusal + refused
                 if sampling.stop and sampling.end_of(text) is not None:
                     return Reply(sampling.cut(text), "stop")
         if finish is None:
-            raise ServerFailed("the stream ended before the text did")
+            raise ServerFailed(
+                "the stream ended before the text did"
+                + ("" if began else ", with nothing in it: does the server stream?")
+            )
         return Reply(text + calls.text(), finish, refusal)
 
     def _message(self, turn: Turn, pictures: dict[str, str]) -> Message:

@@ -148,12 +148,20 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """``key was a, is b`` for the first few values that differ."""
     before, after = dict(flat(was)), dict(flat(now))
     keys = [key for key in dict.fromkeys([*after, *before]) if before.get(key) != after.get(key)]
-    said = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:NAMED]]
+    said = [_change(key, before.get(key), after.get(key)) for key in keys[:NAMED]]
     return [*said, f"and {len(keys) - NAMED} more"] if len(keys) > NAMED else said
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def _change(key: str, was: Any, now: Any) -> str:
+    before, after = (json.dumps(value, ensure_ascii=False) for value in (was, now))
+    pairs = enumerate(zip(before, after, strict=False))
+    same = 0 if max(len(before), len(after)) <= 40 else next((at for at, (a, b) in pairs if a != b), 0)
+    return f"{key} was {_short(before, same)}, is {_short(after, same)}"
+
+
+def _short(text: str, same: int) -> str:
+    """Long texts from where they differ: what two have in common at their start says nothing."""
+    text = f"…{text[same:]}" if same > 12 else text
     return text if len(text) <= 40 else f"{text[:16]}…"
 
 

@@ -52,7 +52,7 @@ from visrl.train.loop.phase_state import (
 from visrl.train.loop.phases import Phase, State, Weights, critic_of, final_of, phase_recipe, phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import conclude, free, prune, publish, score_phase
-from visrl.train.pairs.command import NO_PAIRS, generate_pairs, why_none
+from visrl.train.pairs.command import generate_pairs, what_helps, why_failed, why_none
 from visrl.train.pairs.recipe import PairsRecipe
 
 
@@ -88,7 +88,9 @@ def run(recipe: LoopRecipe) -> int:
             state = after(recipe, prepared, state)
             before = _score(recipe, phase, state, before)
     where = shlex.quote(str(recipe.output))
-    print(f"as a table: visrl-eval tables --paper viscot {where}\nas a page: visrl-eval view {where}", file=sys.stderr)
+    published = any(name.removeprefix("world_").startswith("viscot") for name in recipe.score.tasks.split(","))
+    table = f"tables --paper viscot {where}" if published else f"leaderboard {where}"
+    print(f"as a table: visrl-eval {table}\nas a page: visrl-eval view {where}", file=sys.stderr)
     return EXIT_DONE
 
 
@@ -216,9 +218,9 @@ def _make_pairs(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> None:
     failed, asked = sum(counts.get("failed", {}).values()), counts["questions"]["asked"]
     if failed > recipe.max_failed * asked:
         hint = "the same command tries them again; max_failed says how many the loop may go on without"
-        raise UsageError(f"{phase.name}: {failed} of {asked} questions failed", hint)
+        raise UsageError(f"{phase.name}: {failed} of {asked} questions failed: {why_failed(counts)}", hint)
     if not (resolved.recipe.output / "pairs.jsonl").read_bytes():
-        raise Incomplete(f"{phase.name}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
+        raise Incomplete(f"{phase.name}: no question gave a pair: {why_none(counts)}", what_helps(counts))
 
 
 def _funnel(folder: Path) -> _Funnel:

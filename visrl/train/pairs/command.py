@@ -35,9 +35,9 @@ def run(recipe: PairsRecipe) -> int:
     counts = manifest["funnel"]
     print(f"{recipe.output}: {counts['pairs']} pairs of {counts['questions']['asked']} questions", file=sys.stderr)
     if failed := sum(counts["failed"].values()):
-        print(f"{failed} questions failed; the same command tries them again", file=sys.stderr)
+        print(f"{failed} questions failed ({why_failed(counts)}); the same command tries them again", file=sys.stderr)
     if not counts["pairs"]:
-        raise Incomplete(f"{recipe.output}: no question gave a pair: {why_none(counts)}", NO_PAIRS)
+        raise Incomplete(f"{recipe.output}: no question gave a pair: {why_none(counts)}", what_helps(counts))
     place = recipe.output / "pairs.jsonl"
     print(
         f"train on them, in a recipe of kind dpo: --set data.path={place} --set data.pictures={recipe.data.pictures}",
@@ -59,7 +59,6 @@ def generate_pairs(recipe: PairsRecipe) -> dict[str, Any]:
         sampler.close()
 
 
-NO_PAIRS = "a policy that writes readable, differing boxes, a critic that can judge, more questions (docs/pairs.md, the funnel)"
 _LOST_AT = {
     "answered": "every request failed",
     "parsed": "no attempt had two boxes that could be read",
@@ -68,14 +67,42 @@ _LOST_AT = {
     "above_and_below_by_answer": "no question had both a right and a wrong answer",
     "paired": "no box of a right answer scored high, and of a wrong one low",
 }
+_HELPS = {
+    "answered": "a server that answers; the reasons are in manifest.json",
+    "parsed": "a longer warm-up, a lower sampling.temperature, more sampling.max_tokens",
+    "distinct": "a higher sampling.temperature, more sampling.attempts",
+    "scored": "a larger critic, or critic.kind=likelihood",
+    "above_and_below_by_answer": "more questions, more sampling.attempts, select.win_answer lower and select.lose_answer higher",
+    "paired": "more questions, select.win_box lower and select.lose_box higher, or select.box_critic=false",
+}
 
 
 def why_none(funnel: Mapping[str, Any]) -> str:
     """Where the last question was lost, and why attempts were dropped."""
     questions, dropped = funnel["questions"], funnel.get("attempts", {}).get("dropped", {})
-    first = next((why for step, why in _LOST_AT.items() if not questions.get(step)), "none was asked")
+    step = _lost_at(funnel)
+    first = _LOST_AT[step] if step else "none was asked"
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     return f"of {questions.get('asked', 0)}, {first}" + (f" (attempts dropped: {reasons})" if reasons else "")
+
+
+def what_helps(funnel: Mapping[str, Any]) -> str:
+    """The keys that change where the last question was lost."""
+    step = _lost_at(funnel)
+    helps = _HELPS[step] if step else "more questions"
+    return f"{helps} (in a loop: pairs.set.KEY; docs/pairs.md, the funnel)"
+
+
+def _lost_at(funnel: Mapping[str, Any]) -> str | None:
+    questions = funnel["questions"]
+    return next((step for step in _LOST_AT if not questions.get(step)), None) if questions.get("asked") else None
+
+
+def why_failed(funnel: Mapping[str, Any]) -> str:
+    """The most frequent reason first."""
+    return ", ".join(
+        f"{n} {why}" for why, n in sorted(funnel["failed"].items(), key=lambda item: (-item[1], item[0]))[:3]
+    )
 
 
 def check(recipe: PairsRecipe) -> None:

@@ -56,8 +56,9 @@ class SelectionSection(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> SelectionSection:
-        if self.win_answer <= self.lose_answer or self.win_box <= self.lose_box:
-            raise ValueError("win thresholds must lie above lose thresholds")
+        for what, win, lose in (("answer", self.win_answer, self.lose_answer), ("box", self.win_box, self.lose_box)):
+            if win <= lose:
+                raise ValueError(f"win_{what} must lie above lose_{what}: {win:g} and {lose:g}")
         if self.mode == "code" and self.pairs != 1:
             raise ValueError("mode code makes one pair per question; select.pairs is for mode paper")
         return self

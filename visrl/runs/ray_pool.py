@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visrl.core.plugins import included
-from visrl.errors import UsageError
+from visrl.errors import Incomplete, UsageError
 
 Made = TypeVar("Made")
 Stage = Callable[[], Callable[[str], str]]
@@ -100,8 +100,9 @@ def _cause(error: Exception) -> Exception:
     while seen is not None:
         found = getattr(seen, "cause", None)
         for candidate in (seen, found):
-            if isinstance(candidate, UsageError):
-                return type(candidate)(candidate.message, candidate.hint)
+            if isinstance(candidate, UsageError):  # of a class that Ray makes of its own and ours
+                kind = Incomplete if isinstance(candidate, Incomplete) else UsageError
+                return kind(candidate.message, candidate.hint)
         seen = seen.__cause__ or (found if isinstance(found, BaseException) else None)
     return error
 

@@ -55,6 +55,8 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         if not key.startswith(("data.skip", "step.", "grpo.")):
             _take(asked, key)
     inputs: dict[str, Any] = {"weights": state.now.sha256()}
+    if any(str(overrides.get(f"{who}.model", "")).startswith("vllm:") for who in ("policy", "critic")):
+        inputs["answering"] = "vllm"  # other draws than transformers'
     if "critic.model" in overrides:
         inputs["critic"] = critic.sha256()
     elif named := _on_disk(asked.get("critic") or {}):

@@ -213,6 +213,8 @@ def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding
     if found.se is None or found.least_se is None:
         reason = f"no standard error from {found.n_clusters} pictures: more are needed"
         return Finding("paired", name, "inconclusive", reason, facts=_facts(found, floor, z, None))
+    if not all(within(value, -LARGEST, LARGEST) for value in (found.delta, found.se, found.least_se)):
+        return Finding("paired", name, "fail", f"a difference of {found.delta:.3g} is of no scores: is a file damaged?")
     se = max(found.se, found.least_se)
     limit = max(floor, z * se)
     facts = _facts(found, floor, z, limit + POWER_Z * se)

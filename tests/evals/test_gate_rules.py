@@ -171,3 +171,10 @@ def test_long_values_of_a_mismatch_are_cut_at_sixty_characters():
 
     assert _short("x" * 60) == "x" * 60 and _short("x" * 61) == "x" * 57 + "…"
     assert _short({"a": 1, "b": "c"}) == "1+c" and _short(None) == "None"
+
+
+@pytest.mark.parametrize(("delta", "se"), [(-1e200, 0.5), (0.0, 1e200), (float("nan"), 0.5)])
+def test_numbers_that_are_no_scores_fail(delta, se):
+    """(2 · 1e200 / 1)² overflows, and a count of samples would be made of it."""
+    found = check_difference(diff(delta, se), floor=1.0)
+    assert (found.status, "is a file damaged?" in found.reason) == ("fail", True)

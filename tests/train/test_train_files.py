@@ -34,6 +34,8 @@ def test_rows_survive_the_disk_and_keep_on_policy_box_text(tmp_path):
         ({"protocol": "visrl"}, "protocol: "),
         ({"colour": "red"}, "colour: "),
         ({"win": {"box": [1, 2, float("nan"), 4]}}, "win.box"),
+        ({"size": [30, 0]}, r"size\.1"),
+        ({"size": [30, 10**400]}, r"size\.1"),
     ],
 )
 def test_a_bad_row_names_file_line_and_field(tmp_path, change, message):

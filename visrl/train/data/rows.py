@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -52,10 +52,14 @@ class Chain(_Row):
         return box
 
 
+Side = Annotated[int, Field(ge=1, le=10**6)]
+"""Pixels: no picture is larger, and a whole number of 400 digits fits no float."""
+
+
 class _Question(_Row):
     id: str
     picture: str
-    size: tuple[int, int] | None = Field(
+    size: tuple[Side, Side] | None = Field(
         default=None, description="width, height; checked against the picture when given"
     )
     question: str

@@ -208,7 +208,8 @@ def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop
     how = f"--protocol {looking[0]} --crop {crop}" if looking else "--protocol direct"
     print(f"weights: {final}" + (" (a LoRA; its base is found by its config)" if lora else ""), file=sys.stderr)
     print(
-        f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data",
+        f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data\n"
+        "(or other --tasks and --data, where your test questions are others)",
         file=sys.stderr,
     )
 

@@ -288,7 +288,9 @@ def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
     try:
         recipe = kind.recipe.model_validate(tree, context={"folder": path.parent})
     except ValidationError as error:
-        raise _explain(path, kind.recipe, error) from error
+        found = _explain(path, kind.recipe, error)
+        with_set = f"{found.hint} (read with --set {', '.join(keys)})" if keys else found.hint
+        raise UsageError(found.message, with_set) from error
     return Resolved(recipe, kind, sources)
 
 

@@ -14,10 +14,10 @@ import grpo
 import tiny_models as tiny
 import torch
 from clock import Peak, timed
-from real_shapes import SHAPES, Scale
 from train_made import preference
+from whole_models import SHAPES, Scale, built
 
-from visrl.estimate.memory import RESERVE, training_memory
+from visrl.estimate.memory import RESERVE, Step, training_memory
 from visrl.estimate.shape import shape_of
 from visrl.policies.families import family_for
 from visrl.policies.hf.loading import Loaded
@@ -98,7 +98,7 @@ def flex(device: str, small: bool) -> Rows:
     with wide_heads():
         rows += [{"rows": f"tiny {name}, float32", **_tried(lambda n=name: _tiny_both(n, device))} for name in KERNEL]
     for name in SHAPES:
-        model, processor = SHAPES[name](Scale(layers=1 if small else 4, shrink=8 if small else 1, device=device))
+        model, processor = built(name, Scale(layers=1 if small else 4, shrink=8 if small else 1, device=device))
         section = ModelSection(path="none", dtype="bfloat16", box_format="paper")
         scored = _scored(model, processor, section, device, 2)
         for p in model.parameters():
@@ -186,7 +186,7 @@ def _both(t: Any, batch: Any, device: str = "", repeats: int = 0) -> dict[str, A
 
 def evaluate(device: str, small: bool) -> Rows:
     """Two turns, 8 pictures x 4 questions, 25 new tokens a text, against ``generate`` per sample on the same model."""
-    model, processor = SHAPES["llava-1.5-7b"](scale(device, small, **({"dtype": torch.float32} if small else {})))
+    model, processor = built("llava-1.5-7b", scale(device, small, **({"dtype": torch.float32} if small else {})))
     policy = HFPolicy("7b", Loaded(model, processor, family_for(model.config, processor), {}))
     policy.family.__dict__["end_ids"] = frozenset()  # nothing ends early
     rows = []
@@ -235,7 +235,7 @@ def _generated(policy: HFPolicy, turns: Any, new: int) -> str:
 
 
 @contextmanager
-def built(device: str, small: bool) -> Iterator[None]:
+def on_the_real_shape(device: str, small: bool) -> Iterator[None]:
     """tests/perf's contenders on a model of real shape instead of theirs, where it is asked for."""
     build, of_dpo, of_grpo = dpo.build, dpo.arguments, grpo.arguments
     place = {"use_cpu": device == "cpu"}
@@ -250,7 +250,7 @@ def built(device: str, small: bool) -> Iterator[None]:
             report_to="none", gradient_checkpointing=False, disable_tqdm=True, remove_unused_columns=False, **place,
         )  # fmt: skip
 
-    dpo.build = lambda: SHAPES["llava-1.5-7b"](scale(device, small))
+    dpo.build = lambda: built("llava-1.5-7b", scale(device, small))
     dpo.arguments = lambda folder: {**of_dpo(folder), **place}
     grpo.arguments = arguments
     try:
@@ -283,7 +283,7 @@ def _step(trainer: Any, loss: Callable[[], torch.Tensor], device: str, repeats: 
 def dpo_steps(device: str, small: bool) -> Rows:
     """A policy step of 2 pairs: TRL, plain rows, shared rows with either mask; then ours with its optimiser against the estimate."""
     repeats = 1 if small else 5
-    with built(device, small), tempfile.TemporaryDirectory() as folder:
+    with on_the_real_shape(device, small), tempfile.TemporaryDirectory() as folder:
         found = {"TRL": _tried(lambda: _trl_step(folder, device, repeats))}
         trainer = dpo.ours(2, folder)  # one for all: every trainer reads and hashes all weights
 
@@ -325,10 +325,9 @@ def _estimated(trainer: Any, batch: Any, device: str) -> dict[str, Any]:
     """Peak memory of a step with AdamW beside the estimate of it."""
     layout = BranchScorer(trainer.model, trainer.trainable.base, trainer.trainable.family, batch).layout
     shape = shape_of(trainer.trainable.base, None)
-    said = training_memory(
-        shape, rows=len(batch["prompt_ids"]), tokens=layout.length, kept=layout.kept,
-        size=trainer.trainable.base.dtype.itemsize, checkpointing=False, accumulates=False,
-    )  # fmt: skip
+    whole = Step(rows=len(batch["prompt_ids"]), tokens=layout.length, kept=layout.kept)
+    size = trainer.trainable.base.dtype.itemsize
+    said = training_memory(shape, whole, size=size, checkpointing=False, accumulates=False)
     optimiser = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6, foreach=False)
     with Peak(device) as peak:
         for _ in range(2):  # the second step has the optimiser's state
@@ -353,7 +352,7 @@ def grpo_steps(device: str, small: bool) -> Rows:
 
 
 def _grpo_step(name: str, device: str, small: bool) -> dict[str, Any]:
-    with built(device, small), tempfile.TemporaryDirectory() as folder:
+    with on_the_real_shape(device, small), tempfile.TemporaryDirectory() as folder:
         ours = name != "TRL"
         trainer, old, batch = grpo.ours(1, folder, shared="one row" in name) if ours else grpo.stock(1, folder)
         if "flex" in name:

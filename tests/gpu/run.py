@@ -32,7 +32,7 @@ PARTS = ("texts", "flex", "evaluate", "dpo", "grpo")
 def child(part: str, device: str, small: bool, out: Path) -> None:
     """One part in this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for folder in (HERE.parent, HERE.parent / "perf", HERE.parent / "train", HERE):
+    for folder in (HERE.parent, HERE.parent / "perf", HERE.parent / "train", HERE.parent / "shapes", HERE):
         sys.path.insert(0, str(folder))
     import parts
     import torch

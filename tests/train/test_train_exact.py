@@ -8,13 +8,15 @@ import math
 
 import pytest
 import torch
+from tiny_models import save
 from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
 from visrl.train.common import logprobs
 from visrl.train.common.branch_attention import use_branch_attention
 from visrl.train.common.logprobs import BranchScorer
-from visrl.train.common.models import sliding_window
+from visrl.train.common.models import load_trainable, sliding_window
+from visrl.train.config.recipe import ModelSection
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import stage_terms
 from visrl.train.dpo.trainer import StepDPOTrainer
@@ -139,6 +141,30 @@ def test_a_flex_mask_gives_the_values_of_the_dense_one(name, monkeypatch):
     monkeypatch.setattr(logprobs, "wants_flex_mask", lambda model: taken.append(model) or True)
     assert (values() - dense).abs().max() < 1e-6  # Gemma2 takes its softmax in float32
     assert taken
+
+
+@pytest.mark.parametrize(
+    ("name", "plainly"), [("llava", "sdpa"), ("paligemma2", "eager"), ("qwen2_5_vl", "sdpa"), ("mllama", "sdpa")]
+)
+def test_flex_attention_is_asked_for_by_name(name, plainly, tmp_path):
+    """Also where transformers' class says no to it (Qwen), and where sdpa does (Gemma2's capped scores); not in what is saved."""
+    save(name, tmp_path / "model")
+    section = ModelSection(path=str(tmp_path / "model"), dtype="float32", box_format="paper")
+    found = {
+        attn: load_trainable(section.model_copy(update={"attn": attn}), None, 0) for attn in (plainly, "flex_attention")
+    }
+    language = [t.base.config.get_text_config()._attn_implementation for t in found.values()]
+    assert language == [plainly, f"visrl_branches_{plainly}"]
+    values = []
+    for t in found.values():
+        batch = PairCollator([preference(0), preference(1)], t.encoder, ("box",), shared=False)(
+            [{"row": 0}, {"row": 1}]
+        )["box"]
+        with torch.no_grad():
+            values.append(BranchScorer(t.model, t.base, t.family, batch)(detail=False).log_probs)
+    assert (values[0] - values[1]).abs().max() < 1e-4  # plain rows attend as before; Gemma2's tower by sdpa, not eagerly
+    found["flex_attention"].base.save_pretrained(tmp_path / "out")
+    assert "visrl_branches" not in (tmp_path / "out" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("context", ["win_crop", "own_crop"])

@@ -64,7 +64,7 @@ def load_trainable(section: ModelSection, lora: LoraSection | None, seed: int) -
     rounded = _rounded(section, lora)
     branched = section.attn == "flex_attention"
     _, processor, model = load_parts(
-        path, args.where, dtype, "sdpa" if branched else section.attn, processor=section.processor or "", **rounded
+        path, args.where, dtype, None if branched else section.attn, processor=section.processor or "", **rounded
     )
     if branched:
         use_branch_attention(model)

@@ -6,6 +6,7 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dpo
@@ -34,7 +35,7 @@ MIB = 2**20
 
 
 def scale(device: str, small: bool, **more: Any) -> Scale:
-    return Scale(layers=2, shrink=8, device=device, **more) if small else Scale(device=device, **more)
+    return Scale(layers=2, shrink=16, words=1000, device=device, **more) if small else Scale(device=device, **more)
 
 
 def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def flex(device: str, small: bool) -> Rows:
     with wide_heads():
         rows += [{"rows": f"tiny {name}, float32", **_tried(lambda n=name: _tiny_both(n, device))} for name in KERNEL]
     for name in SHAPES:
-        model, processor = built(name, Scale(layers=1 if small else 4, shrink=8 if small else 1, device=device))
+        model, processor = built(name, replace(scale(device, small), layers=1 if small else 4))
         section = ModelSection(path="none", dtype="bfloat16", box_format="paper")
         scored = _scored(model, processor, section, device, 2)
         for p in model.parameters():

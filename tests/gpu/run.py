@@ -58,7 +58,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="two layers and an eighth of the width")
+    parser.add_argument("--small", action="store_true", help="two layers, a sixteenth of the width, 1,000 words")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--child", choices=PARTS)

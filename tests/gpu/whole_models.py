@@ -11,16 +11,16 @@ from transformers import AutoModelForImageTextToText
 
 SHAPES = {"llava-1.5-7b": real_shapes.llava, "llava-next-7b": real_shapes.llava_next}
 VISION_LAYERS = 24  # CLIP ViT-L
-WORDS = 32_000
 WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of a real model is built: layers of the language model, and widths divided by ``shrink``."""
+    """How much of a real model is built: layers of the language model, widths divided by ``shrink``, and words."""
 
     layers: int = 32
     shrink: int = 1
+    words: int = 32_000
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"
 
@@ -29,12 +29,13 @@ def built(name: str, scale: Scale) -> tuple[Any, Any]:
     """(model in eval mode, processor) of a shape. The tokenizer has a real one's size, so that what a random model says can be read."""
     processor, config = SHAPES[name]()
     tokenizer = processor.tokenizer
-    tokenizer.add_tokens([f"<t{i}>" for i in range(WORDS - len(tokenizer))])
+    tokenizer.add_tokens([f"<t{i}>" for i in range(scale.words - len(tokenizer))])
     for part in (config.text_config, config.vision_config):
         for width in WIDTHS:
             if width in part.to_dict():
                 setattr(part, width, getattr(part, width) // scale.shrink)
     config.text_config.num_hidden_layers = scale.layers
+    config.text_config.vocab_size = scale.words + 64  # of LLaVA
     config.vision_config.num_hidden_layers = min(VISION_LAYERS, scale.layers + 1)
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -162,7 +162,9 @@ def test_flex_attention_is_asked_for_by_name(name, plainly, tmp_path):
         )["box"]
         with torch.no_grad():
             values.append(BranchScorer(t.model, t.base, t.family, batch)(detail=False).log_probs)
-    assert (values[0] - values[1]).abs().max() < 1e-4  # plain rows attend as before; Gemma2's tower by sdpa, not eagerly
+    assert (
+        values[0] - values[1]
+    ).abs().max() < 1e-4  # plain rows attend as before; Gemma2's tower by sdpa, not eagerly
     found["flex_attention"].base.save_pretrained(tmp_path / "out")
     assert "visrl_branches" not in (tmp_path / "out" / "config.json").read_text()
 

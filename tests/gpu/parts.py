@@ -17,7 +17,7 @@ from clock import Peak, timed
 from real_shapes import SHAPES, Scale
 from train_made import preference
 
-from visrl.estimate.memory import RESERVE, training_memory
+from visrl.estimate.memory import RESERVE, Step, training_memory
 from visrl.estimate.shape import shape_of
 from visrl.policies.families import family_for
 from visrl.policies.hf.loading import Loaded
@@ -325,10 +325,9 @@ def _estimated(trainer: Any, batch: Any, device: str) -> dict[str, Any]:
     """Peak memory of a step with AdamW beside the estimate of it."""
     layout = BranchScorer(trainer.model, trainer.trainable.base, trainer.trainable.family, batch).layout
     shape = shape_of(trainer.trainable.base, None)
-    said = training_memory(
-        shape, rows=len(batch["prompt_ids"]), tokens=layout.length, kept=layout.kept,
-        size=trainer.trainable.base.dtype.itemsize, checkpointing=False, accumulates=False,
-    )  # fmt: skip
+    step = Step(rows=len(batch["prompt_ids"]), tokens=layout.length, kept=layout.kept)
+    size = trainer.trainable.base.dtype.itemsize
+    said = training_memory(shape, step, size=size, checkpointing=False, accumulates=False)
     optimiser = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6, foreach=False)
     with Peak(device) as peak:
         for _ in range(2):  # the second step has the optimiser's state

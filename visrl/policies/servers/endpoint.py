@@ -300,8 +300,8 @@ class EndpointPolicy(Policy):
                     pause = min(2 * pause, LONGEST) if waits else 2 * pause
 
     async def _gone(self, error: Exception) -> bool:
-        """Whether a try failed because no server is there. One that lists its models is: what broke the connection is the request,
-        which may be the last one that is asked, so that no other answer tells.
+        """Whether a try failed because no server is there. One that lists its models is there: the request broke the connection,
+        and may be the last one that is asked, so that no other answer tells.
         """
         if nobody_there(error) and await answers(self.server.urls, self._client):
             return False

@@ -58,7 +58,9 @@ def options(program, name):
             from visrl.cli.merge import _parser as merge_parser
 
             return {option for action in merge_parser()._actions for option in action.option_strings}
-        return {"--set", "--dry-run", "--quiet", "--help", "--include"}
+        from visrl.cli.train import _parser as train_parser
+
+        return {option for action in train_parser()._actions for option in action.option_strings}
     from typer.main import get_command
 
     from visrl.cli.evaluate import app

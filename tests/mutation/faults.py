@@ -109,7 +109,7 @@ FAULTS = [
     Fault("a blind model looks at another crop", "visrl/policies/blind.py", "self.default_protocol, self.default_crop = policy.default_protocol, policy.default_crop", "self.default_protocol = policy.default_protocol", T + "policies/test_blind.py::test_a_blind_model_looks_and_scores_as_the_model_itself"),
     Fault("the default crop is not the model's own", "visrl/rollout/config.py", "own = policy.default_crop if", 'own = "viscot_square112" if', "paired gate"),
     Fault("a server that is away costs its requests their tries", "visrl/policies/servers/endpoint.py", "attempts += not waits", "attempts += 1", T + "policies/test_outage.py::test_a_server_that_is_away_costs_no_tries"),
-    Fault("a request that breaks connections is waited for like a server that is away", "visrl/policies/servers/endpoint.py", "is_away(error) and self.outage.answers == answered", "is_away(error)", T + "policies/test_outage.py::test_one_request_that_brings_the_server_down_is_its_own_error"),
+    Fault("a request that breaks connections is waited for like a server that is away", "visrl/policies/servers/endpoint.py", "if nobody_there(error) and await answers(self.server.urls, self._client):", "if False:", T + "policies/test_outage.py::test_one_request_that_brings_the_server_down_is_its_own_error"),
     Fault("a server that is gone fails sample by sample", "visrl/rollout/retry.py", "        policy.require_reachable()\n", "        pass\n", T + "policies/test_outage.py::test_after_the_patience_the_run_ends_and_what_is_finished_stays"),
     Fault("vLLM ends at a bracket that ends no box", "visrl/policies/servers/vllm.py", "return sampling.end_of(self._text.text(ids)) is None", "return False", T + "policies/test_vllm.py::test_a_stop_that_does_not_count_is_gone_beyond"),
     Fault("vLLM's share of an adapter passes for the whole", "visrl/policies/servers/vllm.py", "and not self.tower:", "and False:", T + "policies/test_vllm.py::test_adapters_are_exchanged_between_iterations_without_a_new_engine"),
@@ -121,7 +121,7 @@ FAULTS = [
     Fault("a box of the last crop lies in the original", "visrl/core/looking/calls.py", "Box(x1 + box.x1 * across,", "Box(box.x1 * across,", T + "test_tool_calls.py::test_boxes_are_placed_in_the_original"),
     Fault("a faulty call is not counted as a look", "visrl/rollout/dialogue.py", "self.looks.append(Look(step, fault=fault.kind))", "pass", T + "test_several_looks.py::test_a_faulty_call_is_told_and_counts_as_a_look"),
     Fault("no turn is kept for the answer", "visrl/rollout/dialogue.py", "self.spent < 2 * tokens", "self.spent < tokens", T + "test_several_looks.py::test_the_limit_of_new_tokens"),
-    Fault("V*Bench's options as its files list them", "tasks/zoom.py", "ordered = sorted(map(str, listed), key=", "ordered = sorted(map(str, listed), reverse=True, key=lambda o: o) if True else sorted(listed, key=", T + "tasks/test_zoom_benchmarks.py::test_vstar_shuffles_what_its_files_list_right_first"),
+    Fault("V*Bench's options as its files list them", "tasks/zoom.py", "key=lambda option: hashlib", 'key=lambda option: "" and hashlib', T + "tasks/test_zoom_benchmarks.py::test_vstar_shuffles_what_its_files_list_right_first"),
     Fault("TreeBench's rule takes the first box", "evals/scorers/zoom/choice.py", "sum(max((iou(box, target) for box in boxes), default=0.0)", "sum(next((iou(box, target) for box in boxes), 0.0)", T + "tasks/test_zoom_benchmarks.py::test_the_rule_of_treebench"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")

@@ -55,7 +55,7 @@ def numbers(tmp_path, task, said, *more):
 
 @pytest.fixture
 def vstar(tmp_path):
-    """Four pictures of two kinds; the options, right one first, of two texts each."""
+    """Three pictures of two kinds; the options, right one first, of two texts each."""
     boxes = {"a1": [[10, 10, 20, 10]], "a2": [[0, 0, 10, 10]], "r1": [[0, 0, 10, 10], [40, 20, 20, 20]]}
     for name, found in boxes.items():
         folder = tmp_path / "images" / "vstar" / ("direct_attributes" if name[0] == "a" else "relative_position")
@@ -78,6 +78,8 @@ def test_vstar_shuffles_what_its_files_list_right_first(vstar, capsys):
     assert samples[0].boxes == (Box(10, 10, 30, 20),) and samples[2].boxes == (Box(0, 0, 10, 10), Box(40, 20, 60, 40))
     assert samples[2].box == Box(0, 0, 60, 40)  # the smallest around both
     right = [s.answers[0] for s in samples]
+    # by SHA-256 of "NAME:OPTION": red d4bc… behind blue 703c…; 66e1… behind 004d…; 967b… before d165…
+    assert right == ["B", "B", "A"]
     assert samples == list(load("vstar", vstar, with_pictures=True))  # the same order whenever they are read
     found = numbers(vstar, "vstar", "A")
     assert found["accuracy"] == pytest.approx(100 * right.count("A") / 3)

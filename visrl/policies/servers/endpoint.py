@@ -290,7 +290,7 @@ class EndpointPolicy(Policy):
                 wait = worth_another_try(error)
                 if wait is None:
                     raise as_broken(error, attempts + 1) from error
-                waits = is_away(error) and self.outage.answers == answered  # for all alike: it costs no try
+                waits = self.outage.answers == answered and await self._gone(error)  # for all alike: it costs no try
                 attempts += not waits
                 self._note(replica, error, attempts)
                 tried.append(replica)
@@ -298,6 +298,14 @@ class EndpointPolicy(Policy):
                     tried.clear()
                     await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
                     pause = min(2 * pause, LONGEST) if waits else 2 * pause
+
+    async def _gone(self, error: Exception) -> bool:
+        """Whether a try failed because no server is there. One that lists its models is there: the request broke the connection,
+        and may be the last one that is asked, so that no other answer tells.
+        """
+        if nobody_there(error) and await answers(self.server.urls, self._client):
+            return False
+        return is_away(error)
 
     def _note(self, replica: Replica, error: Exception, attempts: int) -> None:
         """A try that failed. Raises what the request fails with, where that was its last one or nobody has answered for long."""

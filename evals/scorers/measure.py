@@ -7,8 +7,8 @@ errors, group averages and counts of what could not be scored follow from that i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
@@ -174,3 +174,11 @@ def average(
     part = scores.part(scale * values[rows], rows)
     unscored = scores.unscored(metric)
     return Estimand(metric, (part,), unscored=unscored, unparsed=unparsed, judge=judge, notes=notes, top=scale * top)
+
+
+def among(whole: Estimand, name: str, scores: SampleScores, rows: Sequence[int], scale: float) -> Estimand:
+    """The mean of an average's metric over some of its rows, called ``name``. What failed is counted with the whole alone."""
+    values = scores.column(whole.metric)
+    mine = [row for row in rows if not np.isnan(values[row])]
+    part = scores.part(scale * values[mine], mine)
+    return replace(whole, metric=name, parts=(part,), unscored={}, unparsed=0, notes=(), expected=len(mine))

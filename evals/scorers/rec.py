@@ -78,13 +78,21 @@ def score_boxes(items: Sequence[Done], scores: SampleScores, metrics: Mapping[st
     boxed, columns = _measurable(boxed, metrics, scores)
     for metric, name in metrics.items():
         scores.fill(metric, [row for row, *_ in boxed], columns[name])
-    return BoxesRead(sum(isinstance(episode.box, Unparsed) for _, _, episode in boxed), _beyond(boxed))
+    return boxes_read(boxed)
+
+
+def boxes_read(items: Sequence[Done]) -> BoxesRead:
+    """How the boxes of episodes without an error could be read."""
+    alive = [item for item in items if item[2].error is None]
+    return BoxesRead(sum(isinstance(episode.box, Unparsed) for _, _, episode in alive), _beyond(alive))
 
 
 def _beyond(boxed: Sequence[Done]) -> int:
     """Boxes that leave the square around their picture, the widest frame there is, by more than MARGIN."""
     placed = [
-        (episode.box.xyxy, sample.size) for _, sample, episode in boxed if sample.size and isinstance(episode.box, Box)
+        (episode.box.xyxy, size)
+        for _, sample, episode in boxed
+        if isinstance(episode.box, Box) and (size := sample.size or episode.size)
     ]
     boxes = np.array([box for box, _ in placed], dtype=np.float64).reshape(-1, 2, 2)
     sizes = np.array([size for _, size in placed], dtype=np.float64).reshape(-1, 1, 2)

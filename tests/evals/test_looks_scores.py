@@ -13,7 +13,7 @@ from visrl.errors import UsageError
 from visrl.evals.benchmarks import TASKS
 from visrl.evals.judge import make_judge
 from visrl.evals.scorers.scoring import score_task
-from visrl.evaluation.looks_curve import looks_asked, read_curve
+from visrl.evaluation.looks_curve import looks_asked
 from visrl.runs.lines import episode_from_json, episode_to_json
 
 SPEC = TASKS["viscot_gqa"]
@@ -63,6 +63,25 @@ def test_a_controls_looks_are_no_calls_and_failures_are_counted():
     assert found["looks"].unscored_reasons == {"down": 1}
     assert found["faulty_calls"].value == 100.0  # the one call that a model made
     assert "faulty_calls" not in numbers([episode(1, [CONTROL])])
+
+
+def test_where_the_first_metric_is_a_total_the_one_of_all_samples_stands_for_it():
+    """MME's points are of pictures in a subtask each: its share of right answers, in percent, is by looks. Two pictures of two
+    subtasks, two questions each, all answered yes: the second of each is wrong."""
+    spec = TASKS["mme"]
+    samples = [
+        CoTSample(f"{group}{n}", "mme", "qa", "Is it?", answers=(right,), cluster=group, group=group)
+        for group in ("existence", "count")
+        for n, right in enumerate(("yes", "no"))
+    ]
+    looked = {"existence0": [GOOD], "existence1": [GOOD], "count0": [GOOD], "count1": []}
+    episodes = {i: Episode(i, "mme", answer_step=Step("", "yes"), looks=tuple(of), ended="answer") for i, of in looked.items()}  # fmt: skip
+    found = [what for what in score_task(spec, samples, episodes, None).metrics if "/looks=" in what.metric]
+    assert [(what.metric, what.unit, what.n) for what in found] == [
+        ("accuracy_careful/looks=0", "percent", 1),
+        ("accuracy_careful/looks=1", "percent", 3),
+    ]
+    assert [what.value for what in found] == [0.0, pytest.approx(100 * 2 / 3)]
 
 
 def test_the_papers_protocols_have_none_of_it():
@@ -117,14 +136,11 @@ def test_the_curve_in_one_command(tmp_path, capsys, monkeypatch):
         1: 50.0,
         2: pytest.approx(100 / 3),
     }  # the call in the place of the answer, of 1, 2 and 3
-    assert sorted(read_curve(tmp_path / "curve")) == [0, 1, 2]
     record = read_records(tmp_path / "curve" / "looks-2")[0]
     assert record.protocol == "zoom/v1" and record.crop == "tight"
     assert {k: record.sampling[k] for k in ("max_looks", "max_new_tokens", "max_pictures")} == {
         "max_looks": 2, "max_new_tokens": 16384, "max_pictures": 12,
     }  # fmt: skip
-    with pytest.raises(UsageError, match="holds no curve"):
-        read_curve(tmp_path)
 
 
 def test_a_record_names_the_file_of_its_protocol(tmp_path, capsys, monkeypatch):

@@ -8,13 +8,35 @@ import threading
 import pytest
 from PIL import Image
 
-from visrl.core.types import Picture
+from visrl.core.boxes import Box
+from visrl.core.types import CoTSample, Episode, Picture, Step
 from visrl.errors import PictureError
+from visrl.evals.benchmarks import TASKS, UNITS
+from visrl.evaluation.live_score import live_scorer
 from visrl.report import pictures
 from visrl.report.figures import CELLS, HEIGHT, HeatMap, RunFigures, TaskFigures
 from visrl.report.pictures import Album, choose, side_for
+from visrl.report.rows import judged
 from visrl.report.serve import PageServer
 from visrl.report.text import clip, json_block, line, visible
+from visrl.runs.progress import SHOWN
+
+LETTERED = ("mmbench", "choice", "hrbench")
+
+
+@pytest.mark.parametrize("benchmark", UNITS)
+def test_of_every_benchmark_a_sample_is_right_or_wrong_on_the_page_and_has_a_running_score(benchmark):
+    """One sample, answered as it should be: a box for those that want one, "yes" or a letter for the others."""
+    spec = next(spec for spec in TASKS.values() if spec.benchmark == benchmark)
+    kind, said = ("rec", None) if spec.box_is_the_answer else ("qa", "A" if benchmark in LETTERED else "yes")
+    meta = {"options": {"A": "yes", "B": "no"}, "rotations": 1}
+    box = Box(0, 0, 10, 10)
+    sample = CoTSample("1", spec.name, kind, "Is it?", size=(50, 50), box=box, answers=(said or "",), group="existence", meta=meta)  # fmt: skip
+    episode = Episode("1", spec.name, box=box if said is None else None, answer_step=Step("", said or ""))
+    scores = live_scorer(spec.name, "exact")([sample], {"1": episode})
+    shown = {metric: score.value for metric, score in scores["1"].items()}
+    assert judged(sample, episode, {"scores": shown}).right is True
+    assert set(shown) & set(SHOWN)
 
 
 @pytest.mark.parametrize("hidden", ["\u202e", "\x1b", "\x00", "\u200b", "\u2066", "\ud800", "\x9b", "\ufeff"])

@@ -329,6 +329,31 @@ def test_screenspot_pro_by_a_constant_point_and_box(tmp_path, capsys):
     assert read_records(tmp_path / "run")[0].n_unparsed == 3
 
 
+def test_points_beyond_the_screen_are_said(tmp_path, capsys):
+    """200 x 100: a twentieth of the longer side is 10, so that x = 210 may be an overshoot and 211 is not of this frame."""
+    folder = tmp_path / "screenspot_pro" / "annotations"
+    folder.mkdir(parents=True)
+    row = {"id": "w0", "img_filename": "a.png", "bbox": [40, 40, 60, 60], "img_size": [200, 100], "instruction": "Save", "ui_type": "text"}  # fmt: skip
+    (folder / "word.json").write_text(json.dumps([row]))
+    more = ("--protocol", "direct", "--model-args", "box_format=json_pixel")
+    numbers(tmp_path, "screenspot_pro", "(211, 50)", *more)
+    assert read_records(tmp_path / "run")[0].notes == ["1 boxes have numbers beyond the frame of their picture: is box_format right?"]  # fmt: skip
+    for path in (tmp_path / "run").rglob("*"):
+        path.is_file() and path.unlink()
+    numbers(tmp_path, "screenspot_pro", "(210, 50)", *more)
+    assert read_records(tmp_path / "run")[0].notes == []
+
+
+def test_boxes_beyond_the_frame_are_said_of_all_of_ref_l4s_numbers_and_of_no_size():
+    """1000 x 1000: a box to 1051 is beyond the twentieth; true sides of 100 are small ones."""
+    spec = TASKS["ref_l4"]
+    sample = CoTSample("1", spec.name, "rec", "thing", size=(1000, 1000), box=Box(0, 0, 100, 100))
+    episode = Episode("1", spec.name, Step("", "box"), Box(0, 0, 1051, 100))
+    found = {what.metric: what.notes for what in score_task(spec, [sample], {"1": episode}, None).metrics}
+    said = ("1 boxes have numbers beyond the frame of their picture: is box_format right?",)
+    assert found == dict.fromkeys(("acc@0.5", "acc@0.75", "acc@0.9", "macc", "miou"), said) | {"small": ()}
+
+
 def test_screenspot_has_boxes_by_corner_and_sides(tmp_path):
     (tmp_path / "screenspot").mkdir()
     row = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from visrl.core.records import TaskResult, dump_json, read_records, write_atomically
+from visrl.core.records import TaskResult, dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.evals.benchmarks import resolve
 from visrl.evaluation.evaluate import Engine, Options, Outcome, config_of, default_folder, describe_request, evaluate
@@ -82,11 +82,3 @@ def rows_of(points: dict[int, list[TaskResult]]) -> list[dict[str, Any]]:
         for limit, results in points.items()
         for r in results
     ]
-
-
-def read_curve(folder: Path) -> dict[int, list[TaskResult]]:
-    """The points of a folder that :func:`run_curve` filled, read from their runs. Raises UsageError where there are none."""
-    places = {int(place.name.removeprefix("looks-")): place for place in folder.glob("looks-*") if place.is_dir()}
-    if not places:
-        raise UsageError(f"{folder} holds no curve", "visrl-eval --protocol zoom --max-looks 0..3 makes one")
-    return {limit: read_records(places[limit]) for limit in sorted(places)}

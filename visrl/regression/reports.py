@@ -42,7 +42,7 @@ def change(before: float | None, after: float | None, delta: float | None, se: f
 
 
 def comparison_table(title: str, differences: Sequence[Difference], notes: Sequence[str]) -> Table:
-    """A row per task and metric: the change, p, n, and how many samples were fixed or broken; worst flips below."""
+    """A row per task and metric: the change, p, n, and how many samples score more, or less, by that metric; the worst below."""
     rows = []
     for d in differences:
         said = change_shown(d.before, d.after, d.delta, d.se, d.unit)
@@ -52,7 +52,7 @@ def comparison_table(title: str, differences: Sequence[Difference], notes: Seque
         texts = (said, UNIT_SHOWN[d.unit], _p(d.p))
         counts = (Cell((f"{d.n:,}",), unpaired), Cell((f"{d.fixed}/{d.broken}",)))
         rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), (*(Cell((t,)) for t in texts), *counts)))
-    columns = (("change ± SE", "change"), ("unit", "unit"), ("p", "p"), ("n", "n"), ("fixed/broken", "fixed/broken"))
+    columns = (("change ± SE", "change"), ("unit", "unit"), ("p", "p"), ("n", "n"), ("better/worse", "better/worse"))
     return Table(title, "task and metric", columns, tuple(rows), (*notes, *_worst(differences)))
 
 

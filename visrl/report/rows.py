@@ -27,7 +27,8 @@ Key = tuple[str, str]
 """(task, sample id)"""
 ANSWER_METRICS = ("answer", "accuracy", "correct")
 """The score of a sample's answer, 0..1, by whatever name its benchmark has for it (evals/viscot, pope and mmbench, mme)."""
-BOX_METRICS = ("acc@0.5", "box_acc")
+BOX_METRICS = ("acc@0.5", "box_acc", "click_acc")
+"""Whether its box (or point) is right, 0 or 1."""
 RIGHT_FROM = 0.5
 NOT_SCORED = "not scored yet: visrl-eval score RUN"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 30.0
 FIRST_LINE_S = 5.0
-SHOWN = ("acc@0.5", "answer", "accuracy", "correct", "box_acc")
+SHOWN = ("acc@0.5", "click_acc", "answer", "accuracy", "correct", "box_acc")
 """Metrics of single samples, 0..1, the one that says most first."""
 Scorer = Callable[[Sequence[CoTSample], Mapping[str, Episode]], Mapping[str, Mapping[str, Score]]]
 """samples and their episodes by id -> per sample, metric -> Score"""

@@ -20,11 +20,15 @@ BOX_METRIC = "box_acc"
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Paired changes from a run under ``before`` to the one whose results are shown, called ``after``."""
+    """Paired changes from a run under ``before`` to the one whose results are shown, called ``after``.
+
+    results: of the run before, for what is to be said of its numbers.
+    """
 
     before: str
     after: str
     changes: tuple[Difference, ...]
+    results: tuple[TaskResult, ...] = ()
 
 
 def shown(value: float, unit: str, sign: str = "") -> str:
@@ -95,13 +99,17 @@ def summary_table(results: Sequence[TaskResult], compared: Compared | None = Non
     if compared is None or not compared.changes:
         return results_table(chosen)
     changes = {(d.task, d.metric): d for d in compared.changes}
-    rows = [_change_row(result, changes.get((result.task, result.metric)), compared.before) for result in chosen]
+    others = {(r.task, r.metric): r for r in compared.results}
+    rows = []
+    for result in chosen:
+        key = result.task, result.metric
+        rows.append(_change_row(result, changes.get(key), others.get(key), compared.before))
     titles = (compared.before, compared.after, "change ± SE", "unit", "n")
     columns = tuple((title, title) for title in titles)
     return Table("", "task and metric", columns, cleaned(rows), _made_by(results))
 
 
-def _change_row(result: TaskResult, found: Difference | None, before_name: str) -> Row:
+def _change_row(result: TaskResult, found: Difference | None, other: TaskResult | None, before_name: str) -> Row:
     before = "" if found is None or found.before is None else shown(found.before, found.unit)
     after = "—" if result.value is None else shown(result.value, result.unit)
     by = "" if found is None or found.delta is None else _by(found.delta, found.se, found.unit)
@@ -109,8 +117,9 @@ def _change_row(result: TaskResult, found: Difference | None, before_name: str) 
     left_out = 0 if found is None else found.unpaired - result.n_unscored
     unpaired = f"{left_out:,} are not compared: no score in {plain(before_name)}" if left_out > 0 else ""
     note = "; ".join(part for part in (_why(result), _unparsed(result), unpaired) if part)
+    own = "" if other is None or not before else "; ".join(part for part in (_why(other), _unparsed(other)) if part)
     cells = (
-        Cell((before,)),
+        Cell((before,), own),
         Cell((after,), note),
         Cell((by,)),
         Cell((UNIT_SHOWN[result.unit],)),

@@ -7,16 +7,16 @@ circular             HR-Bench: questions right in all their cycles; stricter tha
 miou                 TreeBench's rule: for every true box the best IoU of any box that was looked at, averaged over the true
                      boxes, then over samples; without a box 0. V*Bench, whose own scorer ignores its boxes, by the same rule
 
-Departures from TreeBench's code: 1. boxes are those that were looked at, not those between <box> tags of a thought. 2. they are
-in pixels of the original picture; its code compares numbers of the resized picture with them.
+The rules are those of V*Bench's evaluation script, of TreeVGR's for TreeBench and of VLMEvalKit's HR-Bench (docs/data.md).
+Departures from TreeBench's: 1. boxes are those that were looked at, not those between <box> tags of a thought. 2. they are in
+pixels of the original picture; its code compares numbers of the resized picture with them. 3. a question without true boxes has
+no ``miou``; there it has 0. 4. its letter must be the whole output. From V*Bench's: it asks for no letter, but takes the option
+of the least loss; here the letter is read, as everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-
-import numpy as np
 
 from visrl.core.boxes import Box, iou
 from visrl.core.types import CoTSample, Episode, Score
@@ -24,7 +24,7 @@ from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.scorers import mmbench
 from visrl.evals.scorers.columns import SampleScores
-from visrl.evals.scorers.measure import Estimand, average
+from visrl.evals.scorers.measure import Estimand, among, average
 
 
 def score(
@@ -51,17 +51,12 @@ def score(
 
 def by_category(scores: SampleScores, seen: Mapping[str, CoTSample], whole: Estimand) -> list[Estimand]:
     """The mean of a metric over each category's samples, categories in order of the file."""
-    values = scores.column(whole.metric)
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(scores.ids):
-        if (category := str(seen[name].meta.get("category", ""))) and not np.isnan(values[row]):
+        if category := str(seen[name].meta.get("category", "")):
             rows.setdefault(category, []).append(row)
-    found = []
-    for category, mine in rows.items():
-        part = scores.part(100.0 * values[mine], mine)
-        name = f"{whole.metric}/{category}"
-        found.append(replace(whole, metric=name, parts=(part,), unscored={}, unparsed=0, expected=len(mine), notes=()))
-    return found
+    found = [among(whole, f"{whole.metric}/{category}", scores, mine, 100.0) for category, mine in rows.items()]
+    return [what for what in found if what.expected]
 
 
 def _boxes(scores: SampleScores, seen: Mapping[str, CoTSample], episodes: Mapping[str, Episode]) -> list[Estimand]:

@@ -3,8 +3,8 @@
 looks            looks per sample that were carried out, on average; a control's count, too. Its notes say why episodes ended
 faulty_calls     share of all calls that could not be carried out, in percent; absent where nobody called. Its notes count
                  them by kind
-METRIC/looks=K   the benchmark's first metric over the samples that looked K times. These are other samples for every K, which the
-                 model chose: what looking is worth is said by ``--max-looks 0..3``, not by these
+METRIC/looks=K   the benchmark's first metric of single samples over those that looked K times. These are other samples for every
+                 K, which the model chose: what looking is worth is said by ``--max-looks 0..3``, not by these
 
 Runs under the paper's protocols have none of them.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from visrl.core.types import Ended, Episode
 from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.scorers.columns import SampleScores
-from visrl.evals.scorers.measure import Estimand, average
+from visrl.evals.scorers.measure import Estimand, among, average
 from visrl.evals.stats import Floats, Part
 
 FAULTY = "faulty_calls"
@@ -107,16 +107,16 @@ def _share(sums: Floats) -> Floats:
 def _by_looks(
     spec: TaskSpec, scores: SampleScores, rows: Sequence[int], looks: Floats, found: Sequence[Estimand]
 ) -> Iterator[Estimand]:
-    """The first metric that every sample has a score of, by the number of looks."""
+    """The first metric by the number of looks: the benchmark's own, else the one that most samples have a score of (MME's are of
+    a subtask each, but for one)."""
     per_sample = [what for what in found if what.metric in scores.metrics()]
-    first = next((what for what in per_sample if what.metric == spec.primary), per_sample[0] if per_sample else None)
-    if first is None:
+    scored = {what.metric: np.count_nonzero(~np.isnan(scores.column(what.metric))) for what in per_sample}
+    if not per_sample:
         return
-    values = scores.column(first.metric)
-    whole = average(first.metric, scores, 100.0 if spec.unit == "percent" else 1.0, judge=first.judge)
+    first = max(per_sample, key=lambda what: (what.metric == spec.primary, scored[what.metric]))
     scale = 100.0 if spec.unit == "percent" else 1.0
+    whole = average(first.metric, scores, scale, judge=first.judge)
+    whole = replace(whole, top=first.top, unit=spec.unit_of(first.metric))
     for k in sorted(set(looks.astype(int).tolist())):
-        mine = [row for row, n in zip(rows, looks, strict=True) if n == k and not np.isnan(values[row])]
-        part = scores.part(scale * values[mine], mine)
-        name = f"{first.metric}/looks={k}"
-        yield replace(whole, metric=name, parts=(part,), unscored={}, unparsed=0, expected=len(mine), notes=())
+        mine = [row for row, n in zip(rows, looks, strict=True) if n == k]
+        yield among(whole, f"{first.metric}/looks={k}", scores, mine, scale)

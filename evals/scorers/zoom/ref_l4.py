@@ -4,7 +4,8 @@ acc@0.5, acc@0.75, acc@0.9   share of boxes with IoU greater than that, strictly
 macc                         the mean of acc@0.5, 0.55, …, 0.95
 small, medium, large         acc@0.5 of objects whose side, the root of the true box's area, is below 128 pixels, up to 256, above
 
-Departure: an output without a box is wrong and counted; theirs has no such rows.
+The rules are those of Ref-L4's evaluator. Departures: 1. an output without a box is wrong and counted; theirs has no
+such rows. 2. its ``macc`` of each size, and its averages over categories, are not computed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from visrl.evals.benchmarks import TaskSpec
 from visrl.evals.judge import Judge
 from visrl.evals.scorers import rec
 from visrl.evals.scorers.columns import SampleScores
-from visrl.evals.scorers.measure import Estimand, average
+from visrl.evals.scorers.measure import Estimand, among, average
 
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
 SMALL, LARGE = 128, 256
@@ -46,22 +47,20 @@ def score(
                 sizes.append(size_of(sample))
             yield sample
 
-    scores, (first, miou, *_) = rec.score(spec, watched(), episodes, judge)
+    scores, (first, miou, strict, _) = rec.score(spec, watched(), episodes, judge)
     overlap = scores.column("miou")
     rows = np.flatnonzero(~np.isnan(overlap)).tolist()
     scores.drop("centre_acc")
     hits = {threshold: (overlap[rows] > threshold).astype(np.float64) for threshold in (*THRESHOLDS, 0.75, 0.9)}
     scores.fill("acc@0.9", rows, hits[0.9])
     scores.fill("macc", rows, np.mean([hits[threshold] for threshold in THRESHOLDS], axis=0))
-    found = [first, average("acc@0.75", scores, 100.0, unparsed=first.unparsed)]
-    found += [replace(average(name, scores, 100.0), unscored=first.unscored) for name in ("acc@0.9", "macc")]
-    return scores, [*found, miou, *_by_size(scores, sizes, first)]
+    own = [replace(average(name, scores, 100.0), unscored=first.unscored) for name in ("acc@0.9", "macc")]
+    counted = [replace(what, unparsed=first.unparsed, notes=first.notes) for what in own]
+    return scores, [first, strict, *counted, miou, *_by_size(scores, sizes, first)]
 
 
 def _by_size(scores: SampleScores, sizes: list[str], whole: Estimand) -> Iterator[Estimand]:
-    values = scores.column(whole.metric)
     for name in ("small", "medium", "large"):
-        mine = [row for row, size in enumerate(sizes) if size == name and not np.isnan(values[row])]
-        if mine:
-            part = scores.part(100.0 * values[mine], mine)
-            yield replace(whole, metric=name, parts=(part,), unscored={}, unparsed=0, expected=len(mine))
+        found = among(whole, name, scores, [row for row, size in enumerate(sizes) if size == name], 100.0)
+        if found.expected:
+            yield found

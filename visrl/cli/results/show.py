@@ -136,6 +136,7 @@ def beside(folder: Path) -> Compared | None:
 
 def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
     """The run of ``protocol`` in ``folder``, against that of ``second`` inside it, by the metrics that both have."""
+    from visrl.core.records import read_records
     from visrl.evals.benchmarks import UPSTREAM
     from visrl.evals.compare import compare
     from visrl.evals.sample_scores import of_run
@@ -143,7 +144,8 @@ def compare_protocols(folder: Path, second: str, protocol: str) -> Compared:
 
     found = compare(of_run(folder / second), of_run(folder))
     changes = tuple(replace(d, worst=()) for d in found if d.metric in ANSWER_METRICS or d.task.startswith(UPSTREAM))
-    return Compared(second, "looked" if second == "direct" else protocol.split("/")[0], changes)
+    name = "looked" if second == "direct" else protocol.split("/")[0]
+    return Compared(second, name, changes, tuple(read_records(folder / second)))
 
 
 def print_results(results: Sequence[TaskResult], json_: bool, compared: Compared | None = None) -> None:

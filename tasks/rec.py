@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from visrl.core.boxes import Box
+from visrl.core.boxes import Box, is_size
 from visrl.core.types import CoTSample
 from visrl.tasks.common import Row, text, whole_number
 
@@ -32,7 +32,6 @@ def sample(row: Row, task: str) -> CoTSample:
     )
 
 
-_LONGEST = 1_000_000  # pixels of a side
 _NUMBERS = frozenset({int, float})  # a bool is neither
 _OVERHANG = 1.0  # pixels that an annotation may reach over an edge; none of the 57,457 published ones does
 
@@ -52,7 +51,7 @@ def _refuse_another_convention(found: Box, extent: tuple[int, int]) -> None:
 def size(row: Row) -> tuple[int, int]:
     """(width, height) of a row, both at least 1."""
     width, height = whole_number(row, "width"), whole_number(row, "height")
-    if not (1 <= width <= _LONGEST and 1 <= height <= _LONGEST):
+    if not is_size(width, height):
         raise ValueError(f"a picture of {str(width)[:12]} x {str(height)[:12]} pixels")
     return width, height
 

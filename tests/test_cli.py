@@ -431,3 +431,22 @@ def test_waiting_threads_give_their_core_away_unless_the_user_chose(chosen, kept
         monkeypatch.delenv("OMP_WAIT_POLICY")
     assert main(["--version"]) == 0
     assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+def test_a_signal_before_the_command_begins_is_a_stop(monkeypatch, capsys):
+    monkeypatch.setattr("typer.main.get_command", lambda app: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["show", "a folder"]) == 3
+    said = capsys.readouterr().err
+    assert "stopped: finished samples are kept" in said and "visrl-eval show 'a folder'" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_signal_while_an_error_is_said_is_a_stop(monkeypatch, capsys, command):
+    import importlib
+
+    module = importlib.import_module(f"visrl.cli.{command}")
+    monkeypatch.setattr(module, "say", lambda error: os.kill(os.getpid(), signal.SIGINT))
+    ends = {"evaluate": lambda: sys.exit(module.main([])), "train": lambda: module.main(["no.yaml"])}
+    with pytest.raises(SystemExit) as end:
+        ends[command]()
+    assert end.value.code == 3 and "the same command resumes" in capsys.readouterr().err

@@ -4,12 +4,10 @@ The upstream task is lmms-eval's own ``mme``, on a local folder named like its d
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from upstream_made import run_apart
 
 _SCRIPT = """
 import datasets, json
@@ -91,12 +89,7 @@ with open("facts.json", "w") as file:
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("harness")
-    (folder / "lmms-lab-encoder" / "MME").mkdir(parents=True)
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], cwd=folder, env=settings, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_apart(folder, _SCRIPT)
     return json.loads((folder / "facts.json").read_text())
 
 

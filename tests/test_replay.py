@@ -158,6 +158,11 @@ def test_mmbench_predictions_by_index(tmp_path, suffix):
         ),
         ("layout.jsonl", b'{"foo": 1}\n{"foo": 2}\n', "unknown layout"),
         ("list.json", b"[]", "holds no predictions"),
+        (
+            "side.jsonl",
+            b'{"id": "0", "messages": [{"role": "assistant", "content": "a"}], "size": [1' + b"0" * 400 + b", 3]}",
+            r"side\.jsonl:1: .*is not a width and a height in pixels",
+        ),
         ("latin.jsonl", b'{"id": 1, "text": "\xe9"}', "not UTF-8"),
         ("cut.json.gz", gzip.compress(b'{"results": []}', mtime=0)[:-6], "cannot be read"),
         ("noise.xlsx", b"PK nonsense", "not an xlsx workbook"),

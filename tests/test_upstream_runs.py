@@ -5,12 +5,10 @@ of its own runs everything, because importing lmms-eval changes warnings and log
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from upstream_made import run_apart
 
 _SCRIPT = """
 import contextlib, datasets, io, json, shutil, sys
@@ -77,12 +75,7 @@ json.dump(facts, open("facts.json", "w"))
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("upstream")
-    (folder / "lmms-lab-encoder" / "MME").mkdir(parents=True)
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], cwd=folder, env=settings, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_apart(folder, _SCRIPT)
     return folder
 
 

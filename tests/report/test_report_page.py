@@ -131,6 +131,15 @@ def test_hostile_text_opens_no_element(tmp_path):
     assert shown in third["runs"][0]["error"]
 
 
+def test_a_run_without_a_finished_sample_has_a_page(data, tmp_path):
+    """An empty file, as one that was stopped at once leaves it, and a torn first line."""
+    run = made.run(made.scripted("none", lambda i: "x", lambda i: "y"), data, tmp_path / "run", limit=1)
+    for left in ("", '{"sample_id'):
+        (run / "episodes.jsonl").write_text(left)
+        page = write_report([run], tmp_path / "page.html").read_text()
+        assert data_blocks(page)["index"]["n"] == 0
+
+
 def test_endless_text_is_cut_with_a_note(data, tmp_path):
     run = made.run(made.scripted("long", lambda i: "x" * 1_000_000, lambda i: "y"), data, tmp_path / "run", limit=1)
     page = write_report([run], tmp_path / "page.html")

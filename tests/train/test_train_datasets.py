@@ -75,6 +75,22 @@ def test_a_box_in_fractions_is_of_its_own_picture(tmp_path):
     assert found.chain.box.xyxy == (20, 15, 40, 30) and found.chain.answer == "3"
 
 
+@pytest.mark.parametrize("frame", ["pixel", "unit"])
+@pytest.mark.parametrize("width", [float("inf"), 2e62, 0.0, -5.0, 12.7])
+def test_a_size_that_no_picture_has_names_the_row(tmp_path, width, frame):
+    row = {"question": "q", "answer": "a", "image": "x.png", "box": [0.1, 0.2, 3.0, 4.0]}
+    datasets.Dataset.from_list([{**row, "size": [w, 50.0]} for w in (40.0, width)]).save_to_disk(tmp_path / "d")
+    section = DataSection(path=tmp_path / "d", format="datasets", dataset=DatasetSection(frame=frame))
+    with pytest.raises(UsageError, match=r"d \(train\): row 1: size\.0: "):
+        load_demonstrations(section)
+
+
+def test_a_file_that_is_no_json_says_what_is_wrong_in_it(tmp_path):
+    (tmp_path / "n.jsonl").write_text('{"question": "q"\n')
+    with pytest.raises(UsageError, match=r"cannot load .*n\.jsonl \(train\): JSON parse error: Missing a comma or '}'"):
+        load_demonstrations(DataSection(path=tmp_path / "n.jsonl", format="datasets"))
+
+
 def test_conversations_and_names_of_files(tmp_path):
     """A jsonl with pictures by name, and a table with a list of pictures a row, of which one is usable."""
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
@@ -107,7 +123,7 @@ def test_what_is_not_there_is_named(places):
     refused(r"no split 'val'", split="val")
     refused(r"parquet \(val\): Unknown split", places / "parquet", split="val")
     refused(r"cannot load no/data_set_of_this_name \(train\)", "no/data_set_of_this_name")
-    refused(r"row 0: (ValueError|TypeError): ", columns={**COLUMNS, "box": "query"})
+    refused(r"row 0: could not convert string to float: 'W'", columns={**COLUMNS, "box": "query"})
     with pytest.raises(PictureError, match="#7"):
         picture_in(places, f"dataset:{places}/disk?split=train&column=photo#7").open()
 

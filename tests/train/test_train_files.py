@@ -112,8 +112,29 @@ def test_official_pairs_are_measured_on_the_padded_square(tmp_path):
 
 def test_a_file_of_another_layout_names_the_item(tmp_path):
     (tmp_path / "x.json").write_text('[{"question": "?"}]')
-    with pytest.raises(UsageError, match="item 1 is not of layout cot: KeyError"):
+    with pytest.raises(UsageError, match="item 1 is not of layout cot: no 'bboxs'"):
         import_chains(tmp_path / "x.json", "cot")
+    (tmp_path / "x.jsonl").write_text('\n{"bboxs": []}\n{"bboxs": [')
+    with pytest.raises(UsageError, match=r"x\.jsonl:3: not JSON"):
+        import_chains(tmp_path / "x.jsonl", "cot")
+
+
+@pytest.mark.parametrize("width", ["1" + "0" * 400, "0", "-5", "1e400", "12.7", "null", "[]"])
+def test_a_size_that_no_picture_has_names_the_item_and_the_field(tmp_path, width):
+    item = '{"dataset": "d", "image": "a.png", "width": %s, "height": 50, "bboxs": [[1, 2, 10, 40]], "question": "q", "answer": "a"}\n'
+    (tmp_path / "c.jsonl").write_text(item % 20 + item % width)
+    with pytest.raises(UsageError, match=r"c\.jsonl: item 2 is not of layout cot: size\.0: Input should be"):
+        import_chains(tmp_path / "c.jsonl", "cot")
+
+
+def test_an_official_pair_without_a_persons_turn_is_named(tmp_path):
+    Image.new("RGB", (200, 100)).save(tmp_path / "p.png")
+    step = "[0.250, 0.500, 0.500, 0.625]"
+    turns = [{"from": "gpt", "value": "x"}]
+    item = {"images": ["p.png"], "conversations": turns, "chosen_step": step, "rejected_step": step}
+    (tmp_path / "o.json").write_text(json.dumps([item]))
+    with pytest.raises(UsageError, match="item 1 is not of layout official: no turn of a person"):
+        import_pairs(tmp_path / "o.json", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cub", "vsr", "sroie", "dude"])

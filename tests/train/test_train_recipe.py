@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from visrl.errors import UsageError
-from visrl.train.config.recipe import KINDS, load_recipe
+from visrl.train.config.recipe import KINDS, load_recipe, resolve
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DPO = "kind: dpo\noutput: out\nmodel: {path: m}\ndata: {path: p.jsonl}\n"
@@ -166,3 +166,31 @@ def test_values_of_a_mapping_that_was_set_say_so():
     assert "pairs.set.data.limit = 96  (--set)" in said
     assert "rl.set.seed = 1  (--set)" in said
     assert "sft.model = sft  (--set)" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (("seed=-1", "model.path=m"), "seed"),
+        (("model.path=n", "model={path: m, attn: slow}"), "model"),
+        (("model.load_in_4bit=true", "model.load_in_8bit=true", "lora.r=4"), "model.load_in_4bit, model.load_in_8bit"),
+        (("lora={r: 0}", "step.beta_box=0.2", "lora.alpha=3"), "lora"),
+        (("model.colour=red", "output=x"), "model.colour"),
+    ],
+)
+def test_an_error_names_the_settings_it_comes_of_and_no_others(tmp_path, settings, named):
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(tmp_path, DPO), settings)
+    assert caught.value.hint.endswith(f" (read with --set {named})")
+
+
+def test_an_error_of_the_file_names_no_setting(tmp_path):
+    with pytest.raises(UsageError, match=r"r\.yaml: seed: ") as caught:
+        load_recipe(write(tmp_path, DPO + "seed: -1\n"), ("model.path=m",))
+    assert "--set" not in caught.value.hint
+
+
+def test_what_a_loop_sets_itself_is_not_said_to_be_a_setting_of_the_user(tmp_path):
+    with pytest.raises(UsageError, match=r"r\.yaml: seed: ") as caught:
+        resolve(write(tmp_path, DPO), {"seed": -1, "output": "x"})
+    assert "--set" not in caught.value.hint

@@ -67,7 +67,7 @@ def same(samples, numbers):
 def test_questions_of_several_shards_with_their_pictures(kind, tmp_path):
     make = tar_of if kind == "tar" else parquet_of
     make(tmp_path / f"b.{kind}", range(8, 12)), make(tmp_path / f"a.{kind}", range(8))
-    for path in (tmp_path, tmp_path / f"*.{kind}"):
+    for path in (tmp_path, tmp_path / f"*.{kind}", tmp_path / f"**.{kind}"):
         same(load_questions(QuestionSection(path=path)), range(12))
     same(load_questions(QuestionSection(path=tmp_path / f"b.{kind}", limit=2)), (8, 9))
 
@@ -113,8 +113,13 @@ def test_what_is_damaged_names_the_shard(tmp_path):
     with pytest.raises(UsageError, match="not a readable tar"):
         list(read_rows(tmp_path / "a.tar", QuestionRow))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(UsageError, match="not a parquet file"):
+    with pytest.raises(UsageError, match="not a readable parquet file"):
         list(read_rows(tmp_path / "a.parquet", QuestionRow))
+    pages = bytearray(parquet_of(tmp_path / "p.parquet", range(3)).read_bytes())
+    pages[4:40] = b"\xff" * 36  # behind the four letters PAR1: the first page of the first column
+    (tmp_path / "p.parquet").write_bytes(pages)
+    with pytest.raises(UsageError, match=r"p\.parquet: not a readable parquet file"):
+        list(read_rows(tmp_path / "p.parquet", QuestionRow))
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         member(tar, "1.json", b'{"id": "q"}'), member(tar, "1.png", encoded(1))
     with pytest.raises(UsageError, match=r"b.tar: 1.json: question: Field required"):
@@ -124,7 +129,7 @@ def test_what_is_damaged_names_the_shard(tmp_path):
     with pytest.raises(UsageError, match="1 has no picture"):
         list(read_rows(tmp_path / "c.tar", QuestionRow))
     with pytest.raises(UsageError, match="no shards in"):
-        list(read_rows(tmp_path / "none*.tar", QuestionRow))
+        list(read_rows(tmp_path / "none**.tar", QuestionRow))
     tar_of(tmp_path / "d.tar", [1])
     for name in ("d.tar/2.png", "d.tar/00001.json"):
         with pytest.raises(PictureError, match="has no"):

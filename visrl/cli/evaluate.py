@@ -194,13 +194,18 @@ def main(argv: list[str] | None = None) -> int:
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
         args.insert(0, "run")
     with command_line():
-        return _end_of(args)
+        try:
+            return _end_of(args)
+        except (
+            KeyboardInterrupt,
+            typer.Abort,
+        ):  # wherever it was: before the command began, or while it said its error
+            return _stopped("finished samples are kept", args)
 
 
 def _end_of(args: list[str]) -> int:
     from typer.main import get_command
 
-    saved = "finished samples are kept"
     if completing := "_VISRL_EVAL_COMPLETE" in os.environ:  # a shell asks (docs/faq.md)
         from typer.completion import completion_init  # type: ignore[attr-defined]  # not in its __all__
 
@@ -210,19 +215,21 @@ def _end_of(args: list[str]) -> int:
     command: Any = get_command(app)
     try:
         code = command.main(args=args, prog_name="visrl-eval", standalone_mode=False)
-        if code != _INTERRUPTED:
-            return shutdown(code if isinstance(code, int) else EXIT_DONE)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        return shutdown(code if isinstance(code, int) else EXIT_DONE)
     except UsageError as error:
         return say(error)
     except _ClickException as error:
         print(f"error: {error.format_message()}\n\nhint: {_hint(args, list(command.commands))}", file=sys.stderr)
         return EXIT_USAGE
     except Interrupted as stop:
-        saved = str(stop)
+        return _stopped(str(stop), args)
     except BrokenPipeError:
         return reader_gone()
     except OSError as error:  # the last net: a file that the system refuses is no fault of the program
         return say(refused(error))
-    except (KeyboardInterrupt, typer.Abort):
-        pass  # said below
+
+
+def _stopped(saved: str, args: list[str]) -> int:
     return stopped(printable(saved), printable(shlex.join(["visrl-eval", *args]), 2000))

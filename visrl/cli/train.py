@@ -104,8 +104,13 @@ def run(arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script: exit codes 0 done, 2 wrong use, 3 incomplete (a signal, or questions that failed)."""
     wait_without_spinning()
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with command_line():
-        raise SystemExit(_end_of(sys.argv[1:] if argv is None else argv))
+        try:
+            code = _end_of(arguments)
+        except KeyboardInterrupt:  # wherever it was: also while an error was said
+            code = _stopped("what is finished is kept", arguments)
+    raise SystemExit(code)
 
 
 def _end_of(arguments: Sequence[str]) -> int:
@@ -114,11 +119,12 @@ def _end_of(arguments: Sequence[str]) -> int:
     except UsageError as error:
         return say(error)
     except Interrupted as stop:
-        saved = str(stop)
-    except KeyboardInterrupt:
-        saved = "what is finished is kept"
+        return _stopped(str(stop), arguments)
     except BrokenPipeError:
         return reader_gone()
     except OSError as error:  # the last net: a file that the system refuses is no fault of the program
         return say(refused(error))
+
+
+def _stopped(saved: str, arguments: Sequence[str]) -> int:
     return stopped(printable(saved), printable(shlex.join(["visrl-train", *arguments]), 2000))

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Size = tuple[int, int]
+LONGEST_SIDE = 10**6
+"""Pixels: no picture is larger, and a whole number of 400 digits fits no float."""
+
+
+def is_size(width: Any, height: Any) -> bool:
+    """Whether these are whole numbers of pixels that a picture can have."""
+    return all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in (width, height))  # a bool is none
 
 
 @dataclass(frozen=True, slots=True)

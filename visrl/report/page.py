@@ -318,7 +318,7 @@ def _assemble(
         figures=_figures(gathered.figures, heads),
         heat=_heat(gathered.figures, heads),
         differences=changes,
-        boxes=[any(run["box"]) for run in index.runs],
+        boxes=[any(run.get("box", ())) for run in index.runs],
         looks=any(value is not None for run in index.runs for value in run.get("looked", ())),
         tasks=[row.task for row in rows if row.group and row.tasks] + tasks,
     )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from visrl.core.boxes import Size
+from visrl.core.boxes import Size, is_size
 from visrl.core.looking.calls import call_text
 from visrl.core.outputs import joined_content
 from visrl.core.types import Episode, Step
@@ -83,10 +83,10 @@ def _is_picture(part: Any) -> bool:
 
 
 def size_of(row: Mapping[str, Any]) -> Size | None:
-    """(width, height) of a row. Raises ValueError for anything but two positive whole numbers."""
+    """(width, height) of a row. Raises ValueError for anything but the two sides of a picture."""
     size = row.get("size")
     if size is None:
         return None
-    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+    if not (isinstance(size, list) and len(size) == 2 and is_size(*size)):
         raise ValueError(f"size {size!r:.40} is not a width and a height in pixels")
     return size[0], size[1]

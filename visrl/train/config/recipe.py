@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from visrl.core.json_files import reason
 from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
@@ -269,11 +270,14 @@ def kind_of(name: Any) -> Kind:
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Resolved:
     """Read a recipe, override it by ``a.b=c`` texts and check it. Raises UsageError naming the file and the key."""
-    return resolve(path, parse_settings(settings))
+    values = parse_settings(settings)
+    return resolve(path, values, tuple(values))
 
 
-def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
-    """Read a recipe, put ``values`` at their dotted keys and check it. Raises UsageError naming the file and the key."""
+def resolve(path: Path, values: Mapping[str, Any], given: Sequence[str] = ()) -> Resolved:
+    """Read a recipe, put ``values`` at their dotted keys and check it. Raises UsageError naming the file and the key, and
+    those of the keys ``given`` with --set that it is set by.
+    """
     tree = read_yaml(path)
     tree["kind"] = values.get("kind", tree.get("kind"))
     try:
@@ -288,20 +292,27 @@ def resolve(path: Path, values: Mapping[str, Any]) -> Resolved:
     try:
         recipe = kind.recipe.model_validate(tree, context={"folder": path.parent})
     except ValidationError as error:
-        found = _explain(path, kind.recipe, error)
-        with_set = f"{found.hint} (read with --set {', '.join(keys)})" if keys else found.hint
-        raise UsageError(found.message, with_set) from error
+        raise _explain(path, kind.recipe, error, {_current(key, kind.renamed): key for key in given}) from error
     return Resolved(recipe, kind, sources)
 
 
-def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> UsageError:
+def _explain(path: Path, model: type[BaseModel], error: ValidationError, given: Mapping[str, str]) -> UsageError:
+    """given: keys of --set by their names now."""
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
     key = ".".join(loc)
+    near = [said for name, said in given.items() if _within(name, key) or _within(key, name)]
+    with_set = f" (read with --set {', '.join(near)})" if near else ""
     if first["type"] != "extra_forbidden":
-        return UsageError(f"{path}: {key}: {first['msg']}", EVERY_KEY)
+        return UsageError(f"{path}: {reason(error)}", EVERY_KEY + with_set)
     known = _fields(model, loc[:-1])
-    return UsageError(f"{path}: unknown key {key!r}", f"{nearest_key(loc[-1], known)} (known: {', '.join(known)})")
+    hint = f"{nearest_key(loc[-1], known)} (known: {', '.join(known)}){with_set}"
+    return UsageError(f"{path}: unknown key {key!r}", hint)
+
+
+def _within(key: str, section: str) -> bool:
+    """Whether a dotted key is a section, or in it; the recipe itself is ""."""
+    return not section or f"{key}.".startswith(f"{section}.")
 
 
 def nearest_key(name: str, known: Sequence[str]) -> str:

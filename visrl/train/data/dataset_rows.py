@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from visrl.core.boxes import Box
+from visrl.core.json_files import MALFORMED, reason
 from visrl.errors import PictureError, UsageError, nearest
 from visrl.train.config.section import DatasetSection
 from visrl.train.data.dataset_tables import (
@@ -26,7 +27,7 @@ from visrl.train.data.dataset_tables import (
     table_of,
 )
 from visrl.train.data.importers import Imported, llava_rows
-from visrl.train.data.rows import Chain, ChainRow
+from visrl.train.data.rows import Chain, ChainRow, Sized
 
 FIELDS = (
     *("id", "image", "question", "instruction", "answer", "answers", "box", "kind", "protocol", "size"),
@@ -82,12 +83,10 @@ def _rows_of(
             return []
         made = _row(place, asked, number, row, pictures[0], tally)
         return [] if made is None else [made]
-    except ValidationError as error:
-        first = error.errors()[0]
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UsageError(f"{where}: {said}", "docs/training.md lists the fields") from error
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{where}: {type(error).__name__}: {error}", "is data.dataset.columns right?") from error
+    except MALFORMED as error:
+        fields = isinstance(error, ValidationError)
+        hint = "docs/training.md lists the fields" if fields else "is data.dataset.columns right?"
+        raise UsageError(f"{where}: {reason(error)}", hint) from error
 
 
 def _row(
@@ -135,9 +134,9 @@ def _box(numbers: Any, asked: DatasetSection, size: tuple[int, int] | None) -> B
 
 
 def _size(picture: str, fields: Mapping[str, Any]) -> tuple[int, int]:
-    if "size" in fields:
-        width, height = fields["size"]
-        return int(width), int(height)
+    given = Sized.model_validate({"size": fields.get("size")}).size
+    if given is not None:
+        return given
     if not picture.startswith(DATASET):
         raise ValueError("a box in fractions of a picture that is a file needs its size: map data.dataset.columns.size")
     try:

@@ -42,7 +42,7 @@ def table_of(place: Place) -> Any:
             settle()
         return datasets.load_dataset(place.path, place.subset, split=place.split, revision=place.revision)
     except (OSError, ValueError, RuntimeError, TypeError, DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error.__cause__ or error).strip().split("\n")[0]  # of a file that is none: what is wrong in it
         hint = (
             "data.path: a folder of save_to_disk, of parquet or jsonl files, or a hub id; data.dataset: split, subset"
         )

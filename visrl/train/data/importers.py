@@ -17,7 +17,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box, Size, hull
+from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, reason
 from visrl.core.prompts import P_BOX, P_RL
 from visrl.core.types import Unparsed
 from visrl.errors import PictureError, UsageError
@@ -47,22 +47,32 @@ class Imported:
 
 def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON list or of a jsonl file, gzipped or not, numbered from 1."""
+    hint = "it must be a JSON list or one object a line, gzipped or not"
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
-        many = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.split("\n") if x.strip()]  # U+2028 ends no line
-        )
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"cannot read {path}: {error}", "it must be a JSON list or one object a line, gzipped or not"
-        ) from error
-    for number, item in enumerate(many, start=1):
+    except (*UNREADABLE, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {reason(error)}", hint) from error
+    for number, item in enumerate(_list(path, text, hint) if text.lstrip().startswith("[") else _lines(path, text), 1):
         if not isinstance(item, dict):
-            raise UsageError(f"{path}: item {number} is not an object", "a JSON list or one object a line")
+            raise UsageError(f"{path}: item {number} is not an object", hint)
         yield number, item
+
+
+def _list(path: Path, text: str, hint: str) -> list[Any]:
+    try:
+        return list(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON: {reason(error)}", hint) from error
+
+
+def _lines(path: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):  # U+2028 ends no line
+        if line.strip():
+            try:
+                yield decode_foreign(line)
+            except ValueError as error:
+                raise UsageError(f"{path}:{number}: not JSON: {reason(error)}", "one object a line") from error
 
 
 def _question(text: str) -> str:
@@ -116,7 +126,7 @@ def cot_row(number: int, item: dict[str, Any], tally: Imported) -> ChainRow | No
     return ChainRow(
         id=f"{item['dataset']}-{number}",
         picture=item["image"],
-        size=(int(item["width"]), int(item["height"])),
+        size=(item["width"], item["height"]),
         question=item["question"],
         chain=Chain(box=hull(boxes).xyxy, answer=item["answer"]),
         answers=(item["answer"],),
@@ -182,12 +192,14 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
     if isinstance(chosen, Unparsed) or isinstance(rejected, Unparsed):
         tally.skip("no box in chosen_step or rejected_step")
         return None
-    human = next(turn["value"] for turn in item["conversations"] if turn["from"] in ("human", "user"))
+    asked = [turn["value"] for turn in item["conversations"] if turn["from"] in ("human", "user")]
+    if not asked:
+        raise ValueError("no turn of a person in conversations")
     return PairRow(
         id=str(item.get("id", number)),
         picture=picture,
         size=measured,
-        question=_question(human),
+        question=_question(asked[0]),
         chosen=Chain(box=chosen.xyxy, answer=_value(item["chosen"])),
         rejected=Chain(box=rejected.xyxy, answer=_value(item["rejected"])),
     )
@@ -223,18 +235,9 @@ def _collect(path: Path, layout: str, read: Callable[[int, dict[str, Any]], Made
     for number, item in _items(path):
         try:
             row = read(number, item)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            AttributeError,
-            StopIteration,
-        ) as error:  # pydantic's too
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UsageError(
-                f"{path}: item {number} is not of layout {layout}: {what}", "is data.format right?"
-            ) from error
+        except MALFORMED as error:  # pydantic's too
+            said = f"{path}: item {number} is not of layout {layout}: {reason(error)}"
+            raise UsageError(said, "is data.format right?") from error
         if row is not None:
             rows.append(row)
     return rows

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from visrl.core.boxes import Box
+from visrl.core.boxes import LONGEST_SIDE, Box
+from visrl.core.json_files import reason
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
@@ -52,16 +53,20 @@ class Chain(_Row):
         return box
 
 
-Side = Annotated[int, Field(ge=1, le=10**6)]
-"""Pixels: no picture is larger, and a whole number of 400 digits fits no float."""
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
 
-class _Question(_Row):
-    id: str
-    picture: str
+class Sized(_Row):
+    """The size of a picture, where a row gives it."""
+
     size: tuple[Side, Side] | None = Field(
         default=None, description="width, height; checked against the picture when given"
     )
+
+
+class _Question(Sized):
+    id: str
+    picture: str
     question: str
     instruction: str = ""
     kind: Literal["qa", "rec"] = "qa"
@@ -128,9 +133,7 @@ def _valid(place: str, read: Callable[[], Row]) -> Row:
     try:
         return read()
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the line"
-        raise UsageError(f"{place}: {where}: {first['msg']}", "docs/training.md lists the fields") from error
+        raise UsageError(f"{place}: {reason(error)}", "docs/training.md lists the fields") from error
 
 
 def write_rows(path: Path, rows: Iterable[ChainRow | PairRow]) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,10 +37,11 @@ def shards_of(path: Path) -> list[Path]:
     """The shards of a path, in the order of their names. Raises UsageError where there are none."""
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-    elif any(sign in path.name for sign in "*?["):
-        found = sorted(path.parent.glob(path.name))
+    elif path.is_file():
+        found = [path]
     else:
-        found = [path] if path.is_file() else []
+        there = path.parent.iterdir() if path.parent.is_dir() else ()
+        found = sorted(p for p in there if fnmatchcase(p.name, path.name))
     if not found:
         raise UsageError(
             f"no shards in {path}",
@@ -61,13 +64,16 @@ def shard_rows(path: Path) -> Iterator[Numbered]:
 # --- parquet
 
 
-def _parquet(shard: Path) -> Any:
+@contextmanager
+def _parquet(shard: Path) -> Iterator[Any]:
+    """A parquet file. Raises UsageError for what is none, and within for a page of it that is damaged."""
     from pyarrow import ArrowException, parquet
 
     try:
-        return parquet.ParquetFile(shard)
+        with parquet.ParquetFile(shard) as file:
+            yield file
     except (OSError, ArrowException) as error:
-        raise UsageError(f"{shard}: not a parquet file: {error}", "is the download complete?") from error
+        raise UsageError(f"{shard}: not a readable parquet file: {error}", "is the download complete?") from error
 
 
 def _parquet_rows(shard: Path) -> Iterator[Numbered]:

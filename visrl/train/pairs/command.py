@@ -90,7 +90,7 @@ def what_helps(funnel: Mapping[str, Any]) -> str:
     """The keys that change where the last question was lost."""
     step = _lost_at(funnel)
     helps = _HELPS[step] if step else "more questions"
-    return f"{helps} (in a loop: pairs.set.KEY; docs/pairs.md, the funnel)"
+    return f"{helps}, with another output (in a loop: pairs.set.KEY, with redo=true; docs/pairs.md, the funnel)"
 
 
 def _lost_at(funnel: Mapping[str, Any]) -> str | None:

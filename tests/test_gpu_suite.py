@@ -22,7 +22,9 @@ def test_training_steps_of_all_contenders_agree(tmp_path):
         "--out",
         tmp_path,
     ]
-    given = os.environ.get("PYTHONPATH")  # an empty entry would be the folder it is run from, whose visrl/ is not the installed package
+    given = os.environ.get(
+        "PYTHONPATH"
+    )  # an empty entry would be the folder it is run from, whose visrl/ is not the installed package
     path = os.pathsep.join([str(TESTS), str(TESTS / "perf"), *([given] if given else [])])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

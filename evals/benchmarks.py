@@ -152,7 +152,7 @@ def resolve(names: Iterable[str]) -> list[TaskSpec]:
         names = (names,)
     wanted = [part.strip() for name in names for part in name.split(",") if part.strip()]
     if not wanted:
-        raise UsageError("no task was named", "for example --tasks refcoco_val,pope")
+        raise UsageError("no task given", "for example --tasks refcoco_val,pope")
     found: dict[str, TaskSpec] = {}
     for name in wanted:
         for member in _members(name):

@@ -89,7 +89,7 @@ def test_arguments_may_be_json():
     }  # fmt: skip
     for wrong, why in (
         ("a={1, b=c", "a is no JSON"),
-        ('a={"b": 1}c', "'c' behind its JSON value"),
+        ('a={"b": 1}c', "'c' after its JSON value"),
         ("a=b,,c", "'c' is not"),
     ):
         with pytest.raises(UsageError, match=why):

@@ -97,7 +97,7 @@ def test_a_link_below_the_pictures_cannot_lead_out_of_them(data, tmp_path, monke
     link.symlink_to(tmp_path / "elsewhere/b.png")
     with pytest.raises(PictureError, match="a link that leads out of"):
         opened()
-    with pytest.raises(UsageError, match=r"'coco/a.png' is a link that leads out of .*images") as caught:
+    with pytest.raises(UsageError, match=r"'coco/a.png' is a link that points outside .*images") as caught:
         missing_pictures("refcoco_val", folder)
     assert "VISRL_FOLLOW_LINKS=1" in caught.value.hint
     monkeypatch.setenv("VISRL_FOLLOW_LINKS", "1")

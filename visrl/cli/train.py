@@ -49,7 +49,7 @@ def _parser() -> Parser:
         help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
     parser.add_argument(
-        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor what libraries say"
+        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor library messages"
     )
     return parser
 

@@ -90,7 +90,9 @@ SEVERAL: dict[str, Protocol] = {"zoom": Protocol("zoom", 1, several=ZOOM)}
 def trained(protocol: Protocol) -> str:
     """The protocol's name, as training knows it. Raises UsageError for one of several looks."""
     if protocol.several is not None:
-        raise UsageError(f"protocol {protocol.name} cannot be trained with", f"one of {', '.join(PROTOCOLS.names())}")
+        raise UsageError(
+            f"protocol {protocol.name} is not supported in training", f"one of {', '.join(PROTOCOLS.names())}"
+        )
     return protocol.name
 
 

@@ -73,7 +73,7 @@ def _unloaded(names: Sequence[str], error: BaseException) -> UsageError:
     reason = str(error).strip().split("\n")[0]
     return UsageError(
         f"cannot load the data of {', '.join(UPSTREAM + name for name in names)}: {reason}",
-        "lmms-eval takes them from the hub, or from its cache (HF_HOME says where)",
+        "lmms-eval loads them from the hub or its cache (HF_HOME)",
     )
 
 

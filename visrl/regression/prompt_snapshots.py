@@ -163,7 +163,7 @@ def read_prompts(path: Path) -> Prompts:
             for family, key in hashes.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: no prompts on file: {error}", "visrl-eval accept --prompts") from error
+        raise UsageError(f"{path}: no accepted prompts: {error}", "visrl-eval accept --prompts") from error
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:

@@ -73,7 +73,9 @@ def rollout_config(
     chosen = fitting(chosen, policy.max_pictures)
     foci = cast("tuple[Focus, ...]", tuple(box_source.split(",")))
     if len(foci) > 1 and chosen.several is None:
-        raise UsageError(f"--focus {box_source}: protocol {chosen.name} looks once", "one focus, or --protocol zoom")
+        raise UsageError(
+            f"--focus {box_source}: protocol {chosen.name} has a single look", "one focus, or --protocol zoom"
+        )
     sampling = sampling or Sampling(seed=seed)
     _require_room(chosen, sampling.max_tokens)
     own = policy.default_crop if chosen.several is None else chosen.several.shown.crop
@@ -85,8 +87,8 @@ def _require_room(protocol: Protocol, tokens: int) -> None:
     limits = protocol.several.limits if protocol.several is not None else None
     if limits is not None and limits.looks and 0 < limits.new_tokens < 2 * tokens:
         raise UsageError(
-            f"protocol {protocol.name}: {limits.new_tokens} new tokens in all leave no look at {tokens} a turn",
-            "a smaller --max-tokens, or a protocol file with limits: {new_tokens: 0}",
+            f"protocol {protocol.name}: {limits.new_tokens} new tokens in total leave no look with {tokens} tokens per turn",
+            "use a smaller --max-tokens, or a protocol file with limits: {new_tokens: 0}",
         )
 
 

@@ -24,11 +24,11 @@ VERSION = "1"
 def checkpoint_path(name: str) -> Path:
     """The folder of a shipped checkpoint. Raises UsageError for another name, and for one that is not there."""
     if name not in CHECKPOINTS:
-        raise UsageError(f"unknown shipped model {name!r}", nearest(name, CHECKPOINTS))
+        raise UsageError(f"unknown bundled model {name!r}", nearest(name, CHECKPOINTS))
     folder = Path(__file__).parent / "checkpoints" / name
     if not folder.is_dir():
         raise UsageError(
-            f"the shipped model {name!r} is not installed: {folder} is missing",
+            f"the bundled model {name!r} is not installed: {folder} is missing",
             f"train it: visrl-train recipes/world-{name}.yaml",
         )
     return folder

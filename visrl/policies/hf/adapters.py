@@ -35,7 +35,7 @@ def base_and_adapter(path: str, adapter: str) -> tuple[str, str]:
         return path, adapter
     if [file for file in folder.glob("*.safetensors") if file.name != WEIGHTS]:
         raise UsageError(
-            f"{path} holds both whole weights and {CONFIG}",
+            f"{path} contains both full weights and {CONFIG}",
             "keep one of the two in the folder, or move the adapter out",
         )
     if adapter:
@@ -89,7 +89,7 @@ def adapter_tensors(folder: str) -> list[str]:
         with safe_open(file, framework="pt") as tensors:
             names = list(tensors.keys())
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} cannot be read: {error}", "it is cut off or damaged: copy it again") from error
+        raise UsageError(f"{file} cannot be read: {error}", "it is truncated or damaged: copy it again") from error
     if not names:
         raise UsageError(f"{file} holds no tensors", "adapter= takes a folder saved by PEFT")
     return names

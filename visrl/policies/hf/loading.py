@@ -275,7 +275,9 @@ def require_device(name: str) -> None:
         found = f"torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
         raise UsageError(f"device={name}: {found}", "install the driver and a torch built for it, or leave device out")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"device={name}: this torch has none", "leave device out to run on the CPU")
+        raise UsageError(
+            f"device={name}: this build of torch does not support it", "leave device out to run on the CPU"
+        )
 
 
 def _reason(error: BaseException) -> str:

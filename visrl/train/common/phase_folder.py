@@ -170,7 +170,7 @@ def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     if found.setdefault(DATA, data) != data:  # an older visrl wrote none
         raise UsageError(
-            f"{folder} was made with other rows than the data have now",
+            f"{folder} was made with different rows than the data now has",
             "restore the data, choose another output folder, or delete this one",
         )
     for key in sorted({*found, *asked}):

@@ -241,7 +241,7 @@ def upgrade(tree: dict[str, Any]) -> None:
         if isinstance(node, dict) and last in node:
             name = new.rpartition(".")[2]
             if name in node:
-                raise UsageError(f"{old} and {new} are one key", f"{old} is its old name: leave it out")
+                raise UsageError(f"{old} and {new} are the same key", f"{old} is its old name: remove it")
             node[name] = node.pop(last)
 
 

@@ -161,5 +161,5 @@ def _columns(path: Path, table: Any, asked: Mapping[str, str]) -> dict[str, str]
 def _refuse(path: Path, table: Any, field: str) -> None:
     raise UsageError(
         f"{path} has no column {field!r}: it has {', '.join(table.column_names)}",
-        f"say which it is: --set data.dataset.columns.{field}=COLUMN",
+        f"name it: --set data.dataset.columns.{field}=COLUMN",
     )

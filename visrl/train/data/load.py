@@ -64,9 +64,7 @@ def _whole(place: str, row: ChainRow) -> ChainRow:
             f"{place}: chain.box: missing, and {row.protocol} looks", "give the box, or the row `protocol: direct`"
         )
     if row.kind == "qa" and not chain.answer.strip():
-        raise UsageError(
-            f"{place}: chain.answer: empty", "an answer to learn, or `kind: rec` where the box is the answer"
-        )
+        raise UsageError(f"{place}: chain.answer: empty", "give an answer, or `kind: rec` if the box is the answer")
     return row
 
 
@@ -90,7 +88,7 @@ def load_preferences(section: DataSection) -> list[Preference]:
         return list(world_pairs(section.limit))
     if section.format == "visrl":
         if section.protocol is not None:
-            raise UsageError("data.protocol: pairs have theirs: what their boxes were asked with", "leave it out")
+            raise UsageError("data.protocol: pairs already have the protocol they were sampled with", "leave it out")
         left_out: dict[str, int] = {}
         whole = (_both_boxes(place, row) for place, row in placed_rows(section.file, PairRow))
         rows = in_their_pictures(whole, _boxes_of_pair, section.file, left_out)

@@ -125,7 +125,7 @@ def placed_rows(path: Path, kind: type[Row]) -> Iterator[tuple[str, Row]]:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: not UTF-8 text at byte {error.start} of a block", "rows are JSON, one a line"
+            f"{path}: not UTF-8 text at byte {error.start} of a block", "rows are JSON, one per line"
         ) from error
 
 

@@ -195,9 +195,7 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
     if any(term.name == "box" for term in terms):
         for pair in pairs:
             if pair.chosen.box is None or pair.rejected.box is None:
-                raise UsageError(
-                    f"pair {pair.sample.id} has no boxes", "every stage prefers a box: leave such pairs out"
-                )
+                raise UsageError(f"pair {pair.sample.id} has no boxes", "every stage prefers a box: remove such pairs")
     if not any(term.name == "answer" for term in terms):
         return
     for pair in pairs:

@@ -159,7 +159,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
             raise UsageError(
                 f"{term.name} loss is {loss.item()}: samples {names}",
-                "look at these samples; the newest checkpoint is from before this step",
+                "check these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
             (chosen, rejected), (ref_chosen, ref_rejected) = said.unbind(1), reference.unbind(1)

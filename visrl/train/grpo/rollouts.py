@@ -132,7 +132,7 @@ def _sampled(group: Group, output: Output) -> tuple[tuple[str, ...], tuple[tuple
         )
     if output.token_ids is None:
         raise UsageError(
-            "this policy does not say which tokens it sampled", "policy gradients need a model in this process"
+            "this policy does not report the tokens it sampled", "policy gradients need a model in this process"
         )
     group.tokens = total([group.tokens, Tokens.of(output)])
     return output.texts, output.token_ids

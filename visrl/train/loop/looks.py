@@ -104,7 +104,7 @@ def check_looks(recipe: LoopRecipe, looks: Collection[Look]) -> str:
     said = "\n".join(f"  {look}" for look in looks)
     if wrong and not recipe.mixed:
         raise UsageError(
-            f"the loop teaches one way of looking and uses another: {'; '.join(wrong)}\n{said}",
+            f"SFT and the other phases of the loop look in different ways: {'; '.join(wrong)}\n{said}",
             "give the loop one `protocol:` and one `crop:`, every phase one `box_format`; `mixed: true` if this is meant",
         )
     return f"phases look in more than one way:\n{said}"

@@ -203,7 +203,9 @@ def _launch(launch: str, phase: Phase, recipe: Path) -> None:
     try:
         code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
     except OSError as error:
-        raise UsageError(f"launch: {command[0]}: {error.strerror}", "launch names a command of this machine") from error
+        raise UsageError(
+            f"launch: {command[0]}: {error.strerror}", "launch must be a command on this machine"
+        ) from error
     if code:
         raise UsageError(
             f"{phase.name}: `{shlex.join(command)}` ended with exit code {code}", "the same command resumes"
@@ -340,7 +342,7 @@ def _refuse_stale(recipe: LoopRecipe) -> None:
     if any(stale for _, _, stale in statuses):
         said = "\n".join(f"  {name}: {word}" for name, word, _ in statuses if word != "done")
         hint = f"--set redo=true does it (the old ones go to {recipe.output / 'old'}); or another output"
-        raise UsageError(f"{recipe.output} was made by another recipe:\n{said}", hint)
+        raise UsageError(f"{recipe.output} was made with another recipe:\n{said}", hint)
 
 
 # --- one process, one arithmetic

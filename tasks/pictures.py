@@ -92,7 +92,7 @@ class Library:
             if _is_file(self.root / place):
                 if _leads_out(self.root, place):
                     raise UsageError(
-                        f"picture {name!r:.120} is a link that points outside {self.root}",
+                        f"picture {name!r:.120} is a symbolic link that points outside {self.root}",
                         f"set {LINKS_VARIABLE}=1 if you trust the data, or make {self.root.name} itself the link",
                     )
                 return self.root / place

@@ -252,14 +252,14 @@ def test_gold_without_a_true_box_fails_the_sample():
 
 def test_tokens_that_leave_no_look_are_refused():
     policy = FunctionPolicy("f", lambda _: "", FORMATS["json_pixel"])
-    with pytest.raises(UsageError, match="16384 new tokens in all leave no look"):
+    with pytest.raises(UsageError, match="16384 new tokens in total leave no look"):
         rollout_config(policy, protocol="zoom", sampling=Sampling(max_tokens=8193))
     assert rollout_config(policy, protocol="zoom", sampling=Sampling(max_tokens=8192)).protocol.name == "zoom"
 
 
 def test_a_list_of_foci_is_for_several_looks():
     policy = FunctionPolicy("f", lambda _: "", FORMATS["json_pixel"])
-    with pytest.raises(UsageError, match="looks once"):
+    with pytest.raises(UsageError, match="has a single look"):
         rollout_config(policy, protocol="visrl_train", box_source="gold,predicted")
     with pytest.raises(UsageError, match="unknown 'gild'"):
         rollout_config(policy, protocol="zoom", box_source="gold,gild")

@@ -37,43 +37,43 @@ from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
 ITERATIONS = (
-    "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
-    " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
-    " that their spread is that of pairs and reinforcement alone."
+    "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead of 1: its"
+    " rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test questions, so"
+    " the standard errors cover only pairs and reinforcement learning."
 )
 YES_OR_NO = (
-    "Questions of `fine` are answered by yes or no, which is half right by chance and by the likelihood of any crop, so that"
-    " hardly one gives a pair (docs/pairs.md): nothing holds their answers while those of the others are trained."
+    "Questions of `fine` have yes-or-no answers, which are half right by chance and likely given any crop, so that"
+    " few give a pair (docs/pairs.md): their answers drift while those of the other domains are trained."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`; with --check it compares. -->
 
 # What reproduced, and what did not
 
-The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). A claim counts as
-reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
-in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
-the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
-is just beyond them is weak evidence, and of some 25 claims one or two may pass by chance.
-Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
+The paper's claims, tested on the small world ([world.md](world.md)) with the loop ([loop.md](loop.md)). A claim counts as
+reproduced if the difference exceeds two standard errors over seeds in the claimed direction, as contradicted if it exceeds two
+in the opposite direction, and as undecided otherwise. Differences are paired by seed; with fewer than three seeds a claim is undecided, except for one seed
+with a standard error over pictures. p is two-sided, from Student's t over seeds: a difference of two standard errors with five seeds has p = .12, so a difference
+just beyond that is weak evidence, and of some 25 claims one or two may pass by chance.
+Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
 _METHODS = """## Step-level DPO against GRPO
 
-**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-level DPO, the same with pairs
-drawn anew, fine-tuning on the chosen chains, GRPO and RLOO by step with the box-free critic, GRPO by the answer alone, GRPO with
-the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that its losses and gradients are right and how fast
-a step is ([training-grpo.md](training-grpo.md), [performance.md](performance.md)), not what it is worth.
+**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison: step-level DPO, the same with newly
+sampled pairs, fine-tuning on the chosen chains, GRPO and RLOO per step with the box-free critic, GRPO on the answer reward only, GRPO with
+the oracle's IoU, each from the same warm-up. For GRPO, the correctness of losses and gradients and the speed of
+a step have been tested ([training-grpo.md](training-grpo.md), [performance.md](performance.md)), but not its accuracy.
 """
 _LIMITS = """## Limits
 
-Models have about a million parameters, pictures are drawn, questions come from a grammar. What holds here may not hold for a
-model of seven billion, and what fails here may work there. The critic is a likelihood, because a model of this size cannot judge
-in words. No number on this page may be set beside a published one.
+The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results may not transfer to a
+model with seven billion parameters, and a method that fails here may work there. The critic is a likelihood, because a model of this size cannot judge
+in words. No number on this page is comparable with a published one.
 """
-_NOTHING = """No run of the loop is among the records yet: **nothing has been measured, so nothing is claimed**.
+_NOTHING = """The records contain no run of the loop yet: **nothing has been measured, so nothing is claimed**.
 
-`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` make records; their
-`records/` folders, copied below `results/records/`, are what this page is written from.
+`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` write records; this page is generated
+from their `records/` folders, copied below `results/records/`.
 """
 
 
@@ -107,7 +107,7 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
         if claim.verdict in ("undecided", "contradicted") and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
-        lines += ["", "Not reproduced, and why, as far as we know:", ""]
+        lines += ["", "Not reproduced, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
     return lines
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
 from visrl.tables.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
     METRICS,
@@ -36,6 +37,9 @@ from visrl.tables.phase_tables import (
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
+METHODS_FIGURE = "figures/methods.svg"
+METHODS = "methods"
+"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
     " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
@@ -57,12 +61,18 @@ the error is known by picture. p is two-sided, by Student's t over seeds: two st
 is just beyond them is weak evidence, and of some 25 claims one or two may pass by chance.
 Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
-_METHODS = """## Step-level DPO against GRPO
-
-**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-level DPO, the same with pairs
-drawn anew, fine-tuning on the chosen chains, GRPO and RLOO by step with the box-free critic, GRPO by the answer alone, GRPO with
-the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that its losses and gradients are right and how fast
-a step is ([training-grpo.md](training-grpo.md), [performance.md](performance.md)), not what it is worth.
+_METHODS = """Each method from the same warm-up (the shipped `sft`), by `recipes/world-methods.yaml`, with the
+learning rate that was best of three on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the
+paper, `online` the same with pairs drawn anew by the newest model in five lots, `sft_chosen` fine-tuning on the
+chosen chains, `grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer's reward
+alone, `grpo_oracle` step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens:
+all that policy, critic and reference computed, or training differentiated. CPU: of one core, scoring left out.
+"""
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-
+level DPO, the same with pairs drawn anew, fine-tuning on the chosen chains, GRPO by step with the box-free critic,
+GRPO by the answer alone, GRPO with the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that
+its losses and gradients are right and how fast a step is ([training-grpo.md](training-grpo.md),
+[performance.md](performance.md)), not what it is worth.
 """
 _LIMITS = """## Limits
 
@@ -77,8 +87,8 @@ _NOTHING = """No run of the loop is among the records yet: **nothing has been me
 """
 
 
-def text(results: Sequence[TaskResult]) -> str:
-    """The page, as Markdown ending in a newline."""
+def text(results: Sequence[TaskResult], methods: Mapping[str, Mapping[int, Progress]] | None = None) -> str:
+    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py)."""
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
     if not found:
@@ -86,7 +96,13 @@ def text(results: Sequence[TaskResult]) -> str:
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    return "\n".join([*parts, _METHODS, _LIMITS])
+    return "\n".join([*parts, "## Step-level DPO against GRPO", "", *_methods(methods or {}), _LIMITS])
+
+
+def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
+    if not found:
+        return [_NO_METHODS]
+    return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -181,15 +197,23 @@ def write(results: Path, docs: Path) -> Path:
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
-    write_atomically(docs / "science.md", text(found))
+    if methods := _read_methods(results):
+        draw_costs(methods, docs / METHODS_FIGURE)
+    write_atomically(docs / "science.md", text(found, methods))
     return docs / "science.md"
 
 
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(_read(results))
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(_read(results), _read_methods(results))
 
 
 def _read(results: Path) -> list[TaskResult]:
     return read_records(results / "records") if (results / "records").is_dir() else []
+
+
+def _read_methods(results: Path) -> dict[str, dict[int, Progress]]:
+    folder = results / METHODS
+    records = read_records(folder / "records") if (folder / "records").is_dir() else []
+    return paths(records, read_costs(folder / "costs.csv"))

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def tokens_of(folder: Path) -> dict[str, int]:
     return found
 
 
-def _of_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _of_history(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Sums over the steps: a logged value is the mean of the steps since the row before."""
     logged = [row for row in rows if "tokens/trained" in row]
     if not logged:

@@ -4,7 +4,7 @@
     visrl-eval reproduction-page --check    exit code 1 where the file is not what the records give
 
 No number is typed by hand and none is kept that the records do not have: where nothing was measured, the page says so. Claims are
-decided by one rule, said on the page: beyond two standard errors, over seeds.
+decided by one rule, said on the page: p over seeds, corrected for the number of claims.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.claims import BEYOND, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
 from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
@@ -54,11 +54,11 @@ _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`
 
 # What reproduced, and what did not
 
-The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). A claim counts as
-reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
-in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
-the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
-is just beyond them is weak evidence, and of some 25 claims one or two may pass by chance.
+The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). Differences are in points
+of percent, paired by seed, ± one standard error over seeds. p is two-sided, by Student's t over seeds, and corrected for all
+claims of this page by Holm's method: a claim counts as reproduced where its corrected p is below .05 in its direction, as
+contradicted where it is so in the other, else as undecided, and it is said where the difference alone would be beyond two
+standard errors. Of fewer than three seeds nothing is decided, but of one where the error is known by picture.
 Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
 _METHODS = """Each method from the same warm-up (the shipped `sft`), by `recipes/world-methods.yaml`, with the
@@ -111,16 +111,27 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
     return bool(loops) and any(len(line) > 2 for line in series(loops, longest(loops)).values())
 
 
+_HEADER_ROWS = (
+    "| claim | difference | from → to | p | p, corrected | verdict |",
+    "| --- | ---: | ---: | ---: | ---: | --- |",
+)
+
+
 def _claims(results: Sequence[TaskResult]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
-    silent = [claim.text for claim in made if not claim.verdict]
-    lines = ["| claim | from | to | difference | p | verdict |", "| --- | ---: | ---: | ---: | ---: | --- |"]
-    lines += [claim.row() for claim in made if claim.verdict]
-    lines += [f"\nNot measured: {'; '.join(silent)}."] if silent else []
+    chances = holm([claim.p for claim in made])
+    verdicts = [claim.verdict(p) for claim, p in zip(made, chances, strict=True)]
+    silent = [claim.text for claim, verdict in zip(made, verdicts, strict=True) if not verdict]
+    lines = []
+    for recipe, what in zip(RECIPES, ("a run per variant and seed", "a run per seed"), strict=True):
+        rows = [claim.row(p) for claim, p in zip(made, chances, strict=True) if claim.recipe == recipe]
+        if any(rows):
+            lines += [f"`visrl-train {recipe}` ({what}) makes these anew:", "", *_HEADER_ROWS, *filter(None, rows), ""]
+    lines += [f"Not measured: {'; '.join(silent)}."] if silent else []
     failed: dict[str, list[str]] = {}
-    for claim in made:
-        if claim.verdict in ("undecided", "contradicted") and claim.text in WHY:
+    for claim, verdict in zip(made, verdicts, strict=True):
+        if verdict and verdict != "reproduced" and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
         lines += ["", "Not reproduced, and why, as far as we know:", ""]

@@ -224,7 +224,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "args", "message"),
     [
-        ("localhost:8000#m", {}, "is no URL"),
+        ("localhost:8000#m", {}, "is not a URL"),
         ("http://localhost:8000/v1", {}, "is not URL#NAME"),
         ("http://me:pw@localhost/v1#m", {}, "contains a password"),
         ("http://localhost/v1?key=s3cret#m", {}, "contains a query"),

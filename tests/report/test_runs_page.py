@@ -74,7 +74,7 @@ def test_other_documents_are_not_paired(runs, tmp_path, capsys):
 
 def test_a_folder_without_runs_is_wrong_use(tmp_path, capsys):
     assert main(["leaderboard", str(tmp_path)]) == 2
-    assert "holds no runs" in capsys.readouterr().err
+    assert "contains no runs" in capsys.readouterr().err
     assert main(["leaderboard", str(tmp_path / "gone")]) == 2
     assert not (tmp_path / "gone").exists()
 

@@ -168,4 +168,4 @@ def test_a_record_names_the_file_of_its_protocol(tmp_path, capsys, monkeypatch):
 def test_more_looks_than_the_protocol_has_is_wrong_use(capsys):
     command = ["--model", "constant:x", "--tasks", "world_viscot_doc", "--limit", "1", "-q"]
     assert main([*command, "--protocol", "visrl_train", "--max-looks", "2"]) == 2
-    assert "has a single look" in capsys.readouterr().err
+    assert "looks once" in capsys.readouterr().err

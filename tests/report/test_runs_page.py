@@ -81,6 +81,6 @@ def test_a_folder_without_runs_is_wrong_use(tmp_path, capsys):
 
 def test_two_folders_of_runs_are_not_compared(runs, capsys):
     assert main(["view", str(runs), str(runs)]) == 2
-    assert "name one:" in capsys.readouterr().err
+    assert "give one of them:" in capsys.readouterr().err
     assert main(["leaderboard", str(runs), "--task", "viscot_vrs"]) == 2
     assert "viscot_vsr" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def image(picture: Image.Image, x: float, y: float, side: float, *, pixels: bool
 def numbers() -> list[tuple[str, float]]:
     """(name, percent) of the README's table of what looking is worth."""
     readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
-    rows = (("answered directly", "`--protocol direct`"), ("looks where it points", "looks where it points"))
+    rows = (("answered directly", "`--protocol direct`"), ("looks where it points", "default: crop of"))
     rows += (("looks at the true region", "`--focus gold`"), ("looks anywhere", "`--focus random`"))
     found = []
     for name, start in rows:

@@ -32,7 +32,9 @@ def _parser() -> Parser:
         metavar="RECIPE",
         help="a recipe file, or the name of a bundled one; `visrl-train KIND RECIPE` also checks its kind",
     )
-    parser.add_argument("--version", action="version", version=f"visrl {__version__}", help="print the version, and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"visrl {__version__}", help="print the version, and stop"
+    )
     parser.add_argument("--list", action="store_true", help="list the bundled recipes, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"

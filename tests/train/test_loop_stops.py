@@ -1,4 +1,4 @@
-"""A loop whose questions gave no pair: it stops with the reason, and what its hint names leads on, in the same folder."""
+"""A loop that stops early: it says why in the words of its recipe, and what its hint names leads on, in the same folder."""
 
 import pytest
 from loop_made import recipe
@@ -46,3 +46,9 @@ def test_the_hint_leads_on(too_hot):
     assert "redo=true" in caught.value.hint
     loop.run(recipe(folder, once, cooler, "redo=true"))
     assert ran.count("sft") == 1 and [step.split()[0] for step in ran[-2:]] == ["rl1", "rl2"]
+
+
+def test_a_missing_data_folder_is_named_as_the_recipe_names_it(world):
+    folder, _ = world
+    with pytest.raises(UsageError, match="score.data: nowhere: no such folder"):
+        loop.status(recipe(folder, "score.data=nowhere"))

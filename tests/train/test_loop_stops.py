@@ -50,5 +50,5 @@ def test_the_hint_leads_on(too_hot):
 
 def test_a_missing_data_folder_is_named_as_the_recipe_names_it(world):
     folder, _ = world
-    with pytest.raises(UsageError, match="score.data: nowhere: no such folder"):
+    with pytest.raises(UsageError, match=r"score\.data: nowhere: no such folder"):
         loop.status(recipe(folder, "score.data=nowhere"))

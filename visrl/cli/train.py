@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from visrl import __version__
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.start import wait_without_spinning
 from visrl.core.arguments import Parser
@@ -30,6 +31,9 @@ def _parser() -> Parser:
         nargs="*",
         metavar="RECIPE",
         help="a recipe file, or the name of a bundled one; `visrl-train KIND RECIPE` also checks its kind",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"visrl {__version__}", help="print the version, and stop"
     )
     parser.add_argument("--list", action="store_true", help="list the bundled recipes, and stop")
     parser.add_argument(

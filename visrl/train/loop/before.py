@@ -30,7 +30,9 @@ from visrl.train.sft.sft import SFTRecipe
 
 def check_scoring(recipe: LoopRecipe) -> None:
     """Scoring comes after hours of training; its errors come first. Raises UsageError."""
-    check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
+    if recipe.score.data is not None and not recipe.score.data.is_dir():
+        raise UsageError(f"score.data: {recipe.score.data}: no such folder", "docs/data.md describes its layout")
+    check_before([recipe.score.tasks], judge=recipe.score.judge)
 
 
 def check(recipe: LoopRecipe) -> None:

@@ -131,6 +131,11 @@ def campaign(scene, count, dice, work, keep, until):
             kills, here = kills + 1, here + 1
         fault = judged(code, folder, calm)
         leftovers += len(left_over(folder / "out"))
+        print(
+            f"{scene.name}: {kills} kills, {folders} folders, {faults.total() + bool(fault)} faults",
+            file=sys.stderr,
+            flush=True,
+        )
         if fault:
             faults[fault] += 1
             shutil.copytree(folder, keep / f"{scene.name.replace(' ', '-')}-{folders}")

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fuzz_benchmarks
 import fuzz_foreign
 import fuzz_looks
 from fuzz_made import call, make, run_words
@@ -79,7 +80,12 @@ def targets(folder):
         found.append(Target("recipe", f"recipes/{name}.yaml", "yaml", tuple(_recipe_commands(folder, name))))
     for name in ("base/phase_config.json", "base/outputs.json", "sft/phase_config.json"):
         found.append(Target("phase", f"loop/{name}", "json", (("visrl-train", loop, "--dry-run"),)))
-    others = (*fuzz_foreign.targets(folder), *fuzz_looks.targets(folder, fuzz_foreign.OUTPUT))
+    output = fuzz_foreign.OUTPUT
+    others = (
+        *fuzz_foreign.targets(folder),
+        *fuzz_looks.targets(folder, output),
+        *fuzz_benchmarks.targets(folder, output),
+    )
     return found + [Target(*about) for about in others]
 
 
@@ -128,7 +134,7 @@ def one(target, command, damaged, folder, tally):
     before_bytes = path.read_bytes()
     path.write_bytes(damaged)
     before = contents(folder)
-    began = time.monotonic()
+    began = time.process_time()
     signal.signal(signal.SIGALRM, _hung)
     signal.alarm(HUNG_S)
     try:
@@ -137,7 +143,7 @@ def one(target, command, damaged, folder, tally):
         code, said = "raised", traceback.format_exc()
     finally:
         signal.alarm(0)
-    tally.slowest = max(tally.slowest, time.monotonic() - began)
+    tally.slowest = max(tally.slowest, time.process_time() - began)
     touched = code == 2 and command[1] != "run" and contents(folder) != before
     tally.codes[target.name, code] += 1
     if code not in CODES or "Traceback" in said or touched or (code == 2 and "error: " not in said):
@@ -147,6 +153,8 @@ def one(target, command, damaged, folder, tally):
 
 def damaged(data, kind, dice):
     """One damaged version of a valid file."""
+    if kind == "parquet":
+        return fuzz_benchmarks.mutated(data, dice)
     return (fuzz_foreign.mutated if kind in ("gz", "xlsx", "tsv") else mutated)(data, kind, dice)
 
 

@@ -22,7 +22,7 @@ def main():
         tally = campaign(Path(folder), args.number, args.seed, only=args.only)
     print("\n".join(table(tally)))
     print(
-        f"{args.number} damaged files, {len(tally.faults)} faults, slowest command {tally.slowest:.1f} s, {time.monotonic() - began:.0f} s in all"
+        f"{args.number} damaged files, {len(tally.faults)} faults, slowest command {tally.slowest:.1f} s of processor time, {time.monotonic() - began:.0f} s in all"
     )
     for (what, code, line), n in groups(tally.faults).most_common():
         print(f"{n:>5} {what} {code}: {line}")

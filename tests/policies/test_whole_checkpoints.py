@@ -219,6 +219,10 @@ ADAPTERS = {
     "weights cut off": (lambda made: cut(made.adapter), "cannot be read"),
     "no tensors": (lambda made: save_file({}, made.adapter), "holds no tensors"),
     "no weights": (lambda made: made.adapter.unlink(), r"no adapter_model\.safetensors"),
+    "a config nested deep": (
+        lambda made: (made.lora / "adapter_config.json").write_text("[" * 100_000),
+        "adapter_config.json cannot be read: nested too deep",
+    ),
     "no config": (lambda made: (made.lora / "adapter_config.json").unlink(), "adapter_config.json cannot be read"),
 }
 

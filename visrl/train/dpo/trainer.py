@@ -135,6 +135,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             ours[mode][f"{term.name}/loss"].append(losses[term.name].item())
             for name, values in theirs.items():
                 ours[mode][f"{term.name}/{name}"] += values
+        ours[mode]["tokens/trained"].append(float(sum(_tokens(inputs[term.name]) for term in self.terms)))
         total = weighted_sum(self.terms, losses)
         return (total, None) if return_outputs else total
 
@@ -169,6 +170,11 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
                 hint = "reference and policy differ at the start; is a checkpoint of other weights in the way?"
                 raise UsageError(f"the first {term.name} loss is {first:.4f}, not ln 2 = {LN2:.4f}", hint)
             self._began = term is self.terms[-1]
+
+
+def _tokens(part: dict[str, Any]) -> int:
+    """Tokens that a forward pass of a term's rows runs over, without padding: what chosen and rejected share counts once."""
+    return int(part["prompt_mask"].sum() + part["completion_mask"].sum())
 
 
 class _Recorded:

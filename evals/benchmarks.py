@@ -280,8 +280,8 @@ def _register_world() -> None:
     register(*(_world(f"pope_{s}", "pope", 200, "is it there? yes or no") for s in _POPE_SPLITS), group="world_pope")
     register(_world("mme", "mme", 300, "yes/no pairs of five subtasks"))
     register(_world("mmbench", "mmbench", 240, "60 questions in all rotations of their four options"))
-    # What the headline is about comes first. Without world_mmbench: the shipped models were not trained on option letters, and a row
-    # at chance says nothing of looking.
+    # What the headline is about comes first. Without world_mmbench: the bundled models were not trained on option letters,
+    # and a row at chance says nothing of looking.
     GROUPS["world"] = (*GROUPS["world_viscot"], "world_rec", *GROUPS["world_pope"], "world_mme")
     unseen = "combinations of colour, shape and relation that training never asks for"
     register(

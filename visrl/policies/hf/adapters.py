@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from visrl.core.json_files import decode_foreign
 from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def adapter_tensors(folder: str) -> list[str]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = decode_foreign((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{folder / CONFIG} cannot be read: {error}", "adapter= takes a folder saved by PEFT"

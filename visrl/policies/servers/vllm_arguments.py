@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pydantic import Field
 
+from visrl.core.json_files import MALFORMED, decode_foreign
 from visrl.errors import UsageError, nearest
 from visrl.policies.arguments import PixelArguments
 
@@ -129,8 +130,8 @@ def served_rank(args: VLLMArguments, adapter: str) -> int:
 def rank_of(folder: str) -> int:
     """The rank of a PEFT adapter. Raises UsageError where the folder holds none."""
     try:
-        return int(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return int(decode_foreign((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    except (OSError, *MALFORMED) as error:
         raise UsageError(
             f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder saved by PEFT"
         ) from error

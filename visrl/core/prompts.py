@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from visrl.core.looking.rules import ZOOM, Rules
+from visrl.core.looking.rules import ZOOM, ZOOM_BOX, Rules
 from visrl.core.plugins import Registry
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import UsageError
@@ -83,7 +83,10 @@ PROTOCOLS: Registry[Protocol] = Registry(
 )
 
 
-SEVERAL: dict[str, Protocol] = {"zoom": Protocol("zoom", 1, several=ZOOM)}
+SEVERAL: dict[str, Protocol] = {
+    "zoom": Protocol("zoom", 1, several=ZOOM),
+    "zoom_box": Protocol("zoom_box", 1, several=ZOOM_BOX),
+}
 """Shipped protocols of several looks, which are not trained with."""
 
 

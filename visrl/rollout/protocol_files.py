@@ -108,9 +108,10 @@ class ProtocolFile(_Part):
     def _name_is_free(self) -> ProtocolFile:
         if self.name in PROTOCOLS or self.name in SEVERAL:
             raise ValueError(f"name: {self.name} is a protocol of visrl's; choose another")
-        if self.ask == "box_turn" and (self.coordinates != "original" or self.unit != "family"):
+        if self.ask == "box_turn" and (self.coordinates == "named" or self.unit != "family"):
             raise ValueError(
-                "ask: box_turn reads boxes as the model's family writes them: coordinates original, unit family"
+                "ask: box_turn reads boxes as the model's family writes them, which name no picture: coordinates original or"
+                " last, unit family"
             )
         return self
 

@@ -11,10 +11,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from visrl.core.box_formats import BoxFormat
 from visrl.core.boxes import Box, Frame, Size
 from visrl.core.crops import control_box
 from visrl.core.final_answer import tagged_answer
-from visrl.core.looking.calls import CALL, Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
+from visrl.core.looking.calls import CALL, Asked, Fault, View, ends_turn, into, placed, read_call, viewed, write_call
 from visrl.core.looking.rules import Rules
 from visrl.core.types import CoTSample, Look, Picture, Step, Unparsed
 from visrl.policies.protocol import Output, Policy, Request, Sampling
@@ -154,13 +155,13 @@ def _place(policy: Policy, dialogue: Dialogue, call: Asked) -> Box | Fault:
     view = viewed(call, dialogue.rules, dialogue.views)
     if isinstance(view, Fault):
         return view
-    frame = _frame(policy, dialogue.rules, view)
+    frame = _frame(policy.box_format, dialogue.rules, view)
     return frame if isinstance(frame, Fault) else placed(call.numbers, frame, view, dialogue.rules.shown.max_ratio)
 
 
-def _frame(policy: Policy, rules: Rules, view: View) -> Frame | Fault:
+def _frame(box_format: BoxFormat, rules: Rules, view: View) -> Frame | Fault:
     try:
-        family = policy.box_format.frame_for(view.size) if rules.unit == "family" else None
+        family = box_format.frame_for(view.size) if rules.unit == "family" else None
         return rules.frame(view.size, family)
     except ValueError:  # a crop that the family's processor would not take
         return Fault("degenerate")
@@ -183,17 +184,19 @@ def _look_by_control(policy: Policy, dialogue: Dialogue, config: RolloutConfig) 
     except ValueError as error:
         dialogue.error = str(error)
         return True
-    dialogue.reply(_written(policy, dialogue, box), own=False)
+    dialogue.reply(written(policy.box_format, dialogue, box), own=False)
     dialogue.show(Look(None, box, region_of(box, size, config.crop)), tokens)
     return True
 
 
-def _written(policy: Policy, dialogue: Dialogue, box: Box) -> str:
-    """A control's look as the model would have called for it."""
+def written(box_format: BoxFormat, dialogue: Dialogue, box: Box) -> str:
+    """The call for a box (pixels of the original) as the model would write it next; of what lies outside the picture that it is
+    written in, the part inside. "" where that picture cannot be resized as the protocol says.
+    """
     rules = dialogue.rules
     number = len(dialogue.views) - 1 if rules.coordinates == "last" else 0
     view = dialogue.views[number]
     if rules.ask == "box_turn":
-        return policy.box_format.write(box, dialogue.views[0].size)
-    frame = _frame(policy, rules, view)
+        return box_format.write(into(box, view).clipped(view.size), view.size)
+    frame = _frame(box_format, rules, view)
     return "" if isinstance(frame, Fault) else write_call(box, frame, view, rules, number)

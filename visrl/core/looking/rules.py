@@ -172,3 +172,16 @@ ZOOM_TEXTS = Texts(
     ),
 )
 ZOOM = Rules(ZOOM_TEXTS, limits=Limits(looks=6, new_tokens=16384, pictures=12))
+
+BOX_TEXTS = Texts(
+    system="Look closer, by the bounding box coordinate of a region in the last picture, or answer.",
+    how_to_call="",
+    without="",  # as `direct`, byte by byte: without a look allowed there is nothing to explain
+    question="\n{question}{instruction}",
+    crop="{picture}",
+    faulty="\nThat is no region of the picture.",
+    more="\nLook again, or answer.",
+    last="\nAnswer now.",
+)
+ZOOM_BOX = Rules(BOX_TEXTS, ask="box_turn", coordinates="last", limits=Limits(looks=3, pictures=4))
+"""Looks as the model's family writes boxes, each in the last picture shown: few words, and few steps of a coordinate suffice."""

@@ -170,7 +170,7 @@ def test_training_asks_in_the_rollouts_words():
         own = [(t.role, t.text()) for t in talk.turns if t.role != "assistant"]
         theirs = [(t.role, t.text()) for t in turns if t.role != "assistant"]
         assert own[:-1] == theirs[:-1], "all but the last, which says that the gold path ends"
-        first = [t.text() for t in turns if t.role == "assistant"][0]
+        first = next(t.text() for t in turns if t.role == "assistant")
         assert talk.turns[2].text() == first, "boxes in the whole picture are written alike; the crop is jittered"
         near = into(talk.sample.boxes[0], View((0, 0, *talk.sample.size), talk.sample.size))
         assert iou(near, Box(*map(float, talk.views[1].region))) > 0.5

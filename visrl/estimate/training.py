@@ -90,16 +90,16 @@ def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
 
 def sft_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[Phase]:
     """``kind: sft``: one phase over the conversations of the chains."""
-    from visrl.train.common.conversations import count
     from visrl.train.data.candidates import Demonstration
     from visrl.train.data.load import load_demonstrations
     from visrl.train.sft.collator import SFTCollator
+    from visrl.train.sft.sft import conversations_of
 
     found, n, notes = _rows(recipe, load_demonstrations, request)
     if not found:
         found = [Demonstration(p.sample, p.protocol, p.chosen) for p in map(blank_preference, typical(1))]
     joined = model.family.keeps_prefix
-    talks = [(d, part) for d in found for part in range(count(d.sample, d.protocol, joined=joined))]
+    talks = [(d, part) for d in found for part in range(conversations_of(d, joined=joined))]
     collator = SFTCollator(talks, encoder_of(model, recipe.model.box_format), crop=recipe.chain.crop)
     rows = []
     for i in range(len(talks)):

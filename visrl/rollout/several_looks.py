@@ -73,7 +73,8 @@ def _alike(dialogues: Sequence[Dialogue], tokens: int) -> Iterator[list[Dialogue
 def _round(policy: Policy, dialogues: Sequence[Dialogue], config: RolloutConfig) -> None:
     """The next turn of each."""
     tokens = config.sampling.max_tokens
-    sampling = _sampling(policy, dialogues[0].rules, replace(config.sampling, max_tokens=dialogues[0].unused(tokens)))
+    rules, each = dialogues[0].rules, replace(config.sampling, max_tokens=dialogues[0].unused(tokens))
+    sampling = until_read(policy.box_format, rules, each)
     requests = [_request(dialogue) for dialogue in dialogues]
     for dialogue, output in zip(dialogues, ask(policy, requests, sampling), strict=True):
         if output.error is not None:
@@ -90,12 +91,11 @@ def _request(dialogue: Dialogue) -> Request:
     return Request(dialogue.sample.id, "look", turns, dialogue.size, turn, keep_cache=True, tool=tool)
 
 
-def _sampling(policy: Policy, rules: Rules, sampling: Sampling) -> Sampling:
+def until_read(box_format: BoxFormat, rules: Rules, sampling: Sampling) -> Sampling:
     """A turn ends behind its first call, or its answer: what a model would add is not read."""
     if rules.ask == "tool_call":
         stops = (rules.call.closing, ANSWERED)
         return replace(sampling, stop=stops, accept_stop=lambda text: ends_turn(text, rules.call))
-    box_format = policy.box_format
     stop = box_format.syntax.stop
     return replace(
         sampling,
@@ -111,7 +111,7 @@ def _step(dialogue: Dialogue, output: Output) -> Step:
 
 def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig) -> None:
     """One turn of the model: an answer, a look, or a call that cannot be carried out."""
-    call = _read(policy, step.output, dialogue.rules)
+    call = read_turn(policy.box_format, step.output, dialogue.rules)
     tokens = config.sampling.max_tokens
     limit = dialogue.limit
     if limit is not None or call is None:
@@ -131,31 +131,32 @@ def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig)
     elif dialogue.size is None:
         dialogue.show(Look(step), tokens)
     else:
-        found = _place(policy, dialogue, call)
+        found = place(policy.box_format, dialogue, call)
         if isinstance(found, Fault):
             dialogue.refuse(step, found, tokens)
         else:
             dialogue.show(Look(step, found, region_of(found, dialogue.size, config.crop)), tokens)
 
 
-def _read(policy: Policy, text: str, rules: Rules) -> Asked | Fault | None:
+def read_turn(box_format: BoxFormat, text: str, rules: Rules) -> Asked | Fault | None:
+    """A turn's call, why it cannot be carried out, or None for a turn that answers."""
     if rules.ask == "tool_call":
         return read_call(text, rules.call)
     if isinstance(tagged_answer(text), str):
         return None
-    found = policy.box_format.numbers(text)
+    found = box_format.numbers(text)
     if isinstance(found, Unparsed):
         return None
     x1, y1, x2, y2 = found[0]
     return Asked((x1, y1, x2, y2))
 
 
-def _place(policy: Policy, dialogue: Dialogue, call: Asked) -> Box | Fault:
+def place(box_format: BoxFormat, dialogue: Dialogue, call: Asked) -> Box | Fault:
     """A call's region as a box in pixels of the original."""
     view = viewed(call, dialogue.rules, dialogue.views)
     if isinstance(view, Fault):
         return view
-    frame = _frame(policy.box_format, dialogue.rules, view)
+    frame = _frame(box_format, dialogue.rules, view)
     return frame if isinstance(frame, Fault) else placed(call.numbers, frame, view, dialogue.rules.shown.max_ratio)
 
 

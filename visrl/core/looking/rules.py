@@ -100,6 +100,11 @@ class Texts:
     last: str
     tool: str = ""
 
+    @property
+    def answer_in_tags(self) -> bool:
+        """Whether the model is told to write its answer between ``<answer>`` and ``</answer>``."""
+        return any("<answer>" in text for text in (self.system, self.without, self.question, self.more, self.last))
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

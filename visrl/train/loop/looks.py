@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from visrl.core.crops import TRAINED_CROP
-from visrl.core.prompts import DEFAULT_PROTOCOL, PROTOCOLS
+from visrl.core.prompts import DEFAULT_PROTOCOL
 from visrl.errors import UsageError
+from visrl.train.config.protocols import protocol_of
 from visrl.train.config.recipe import Resolved
 from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
@@ -81,7 +82,7 @@ def look_of(name: str, resolved: Resolved, taught: Collection[str] = (), formats
     if resolved.recipe.kind in ("pairs", "grpo"):
         named = named or DEFAULT_PROTOCOL
     asked = taught or ([named] if named is not None else [])
-    looking = {protocol for protocol in asked if PROTOCOLS[protocol].looks}
+    looking = {protocol for protocol in asked if protocol_of(protocol).looks}
     boxes = "" if formats is None else formats(_value(resolved, BOXES[resolved.recipe.kind]) or "native")
     return Look(name, frozenset(looking), str(values["crop"]), boxes)
 

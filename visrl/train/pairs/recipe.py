@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.crops import CropName
-from visrl.core.prompts import PROTOCOLS
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
-from visrl.train.config.recipe import ProtocolChoice, Recipe
+from visrl.train.config.protocols import ProtocolChoice, protocol_of
+from visrl.train.config.recipe import Recipe
 from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
@@ -93,6 +93,6 @@ class PairsRecipe(Recipe):
     @field_validator("protocol")
     @classmethod
     def _looks(cls, name: str | None) -> str | None:
-        if name is not None and not PROTOCOLS[name].looks:
+        if name is not None and not protocol_of(name).looks:
             raise ValueError(f"protocol {name} does not look; there are no boxes to prefer")
         return name

@@ -16,7 +16,6 @@ from typing import Any
 
 from visrl import __version__
 from visrl.core.plugins import used
-from visrl.core.prompts import PROTOCOLS, trained
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
@@ -29,6 +28,7 @@ from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
 from visrl.train.common.critics import make_critic
+from visrl.train.config.protocols import protocol_of
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.chain_lines import checked
 from visrl.train.pairs.recipe import PairsRecipe
@@ -92,7 +92,8 @@ def _called(policy: Policy, name: str | None) -> Policy:
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
     """The recipe's plan, with the policy's own protocol where none is named. Raises UsageError where that does not look."""
-    protocol = rollout_config(policy, protocol=recipe.protocol, crop=recipe.crop).protocol
+    name = recipe.protocol or policy.default_protocol
+    protocol = rollout_config(policy, protocol=name, crop=recipe.crop).protocol
     if not protocol.looks:
         raise UsageError(
             f"{policy.name} has the protocol {protocol.name}, which asks for no box",
@@ -100,7 +101,7 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
         )
     drawn = recipe.sampling
     return SamplingPlan(
-        protocol=trained(protocol),
+        protocol=name,
         crop=recipe.crop,
         attempts=drawn.attempts,
         extra_samples=drawn.extra_samples if recipe.diversity == "resample" else 0,
@@ -210,7 +211,7 @@ def describe(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRe
             "box_format": policy.box_format.describe(),
         },
         "critic": dict(sampler.critic.describe()),
-        "protocol": PROTOCOLS[plan.protocol].id,
+        "protocol": protocol_of(plan.protocol).id,
         "crop": plan.crop,
         "seed": plan.seed,
         "sampling": {

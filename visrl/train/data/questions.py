@@ -4,7 +4,7 @@
 ``viscot``, ``cot``   VisCoT's own files (importers.py), their boxes set aside
 ``llava``   conversations about one picture, every exchange a question with its answer
 ``datasets``   a data set of that library (dataset_rows.py), its boxes set aside
-``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn)
+``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn; ``deep``: signs of two looks)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class QuestionSection(Section):
     limit: int | None = Field(
         default=None, ge=1, description="only the first questions, in file order, as the official sampling"
     )
-    tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
+    tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn, or `deep`")
     split: str = Field(default="rl", description="of `world`")
     skip: int = Field(default=0, ge=0, description="leave out so many first: fresh questions for a later iteration")
 
@@ -141,21 +141,26 @@ def _sample(
 
 def _world(section: QuestionSection) -> Iterator[CoTSample]:
     """Domain after domain, one question each, until all have run out; so any first n are of all domains."""
-    from visrl.world.questions import DOMAINS, documents, hidden_box
+    from visrl.world.deep.documents import hidden_boxes
+    from visrl.world.questions import DOMAINS, box_of, documents, hidden_box
     from visrl.world.samples import sample_of
     from visrl.world.splits import SPLITS
 
     _one_of(section.split, SPLITS)
     for task in section.tasks:
-        _one_of(task, DOMAINS)
+        _one_of(task, (*DOMAINS, "deep"))
     if section.skip >= len(section.tasks) * SPLITS[section.split].pictures:
         return  # a picture has one question of each domain at most
     per_task = None if section.limit is None else section.skip + section.limit
     for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
         for row in rows:
-            if row is not None:
-                x1, y1, x2, y2 = row.get("box") or hidden_box(row)
-                yield replace(sample_of(row, "pairs"), box=Box(float(x1), float(y1), float(x2), float(y2)))
+            if row is None:
+                continue
+            if row["group"] == "deep":
+                boxes = tuple(map(box_of, row.get("boxes") or hidden_boxes(row)))
+                yield replace(sample_of(row, "pairs"), box=boxes[0], boxes=boxes)
+            else:
+                yield replace(sample_of(row, "pairs"), box=box_of(row.get("box") or hidden_box(row)))
 
 
 def _one_of(name: str, known: Iterable[str]) -> None:

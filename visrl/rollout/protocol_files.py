@@ -102,6 +102,7 @@ class ProtocolFile(_Part):
     call: CallPart = CallPart()
     shown: ReturnPart = ReturnPart()
     limits: LimitPart = LimitPart()
+    answer_in_tags: bool = True
     texts: TextPart
 
     @model_validator(mode="after")
@@ -126,6 +127,7 @@ class ProtocolFile(_Part):
             (self.resize.factor, self.resize.min_pixels, self.resize.max_pixels),
             Shown(**dict(self.shown)),
             Limits(**dict(self.limits)),
+            self.answer_in_tags,
         )
 
 

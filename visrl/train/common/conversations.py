@@ -176,7 +176,7 @@ def answer_text(item: Opened, chain: Candidate, box_format: BoxFormat) -> str:
         return chain.answer_text
     rec = item.sample.kind == "rec"
     text = box_text(box_format, chain, item.size, item.sample.id) if rec else chain.answer
-    return f"<answer>{text}</answer>" if item.rules.texts.answer_in_tags else text
+    return f"<answer>{text}</answer>" if item.rules.answer_in_tags else text
 
 
 # --- a chain as conversations

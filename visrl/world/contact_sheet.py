@@ -43,7 +43,7 @@ def _cell(task: str, document: Document) -> Image.Image:
     marked = picture.copy()
     boxes = sample.boxes or ((sample.box,) if sample.box is not None else ())
     for box in boxes:
-        ImageDraw.Draw(marked).rectangle(box.xyxy, outline=(255, 0, 255), width=4)
+        ImageDraw.Draw(marked).rectangle(box.xyxy, outline=(255, 0, 255), width=max(4, max(picture.size) // 100))
     marked.thumbnail((_CELL, _CELL))
     cell = Image.new("RGB", (_CELL, _HIGH), _BACK)
     cell.paste(marked, ((_CELL - marked.width) // 2, (_CELL - marked.height) // 2))

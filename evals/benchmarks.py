@@ -290,7 +290,7 @@ def _register_world() -> None:
         *(_world(f"heldout_{d}", "viscot", 400, unseen) for d in ("general", "relation", "fine")),
     )
     register(
-        _world("deep", "way", 1500, "a sign on a poster: one look shows the small posters' signs, two the large ones'")
+        _world("deep", "way", 1000, "a sign on a poster: one look shows the small posters' signs, two the large ones'")
     )
     GROUPS["world_heldout"] = ("world_heldout_rec", *(f"world_heldout_{d}" for d in ("general", "relation", "fine")))
 

@@ -123,7 +123,7 @@ def several(policy, asked, looks, focus="predicted"):
 
 
 def test_each_look_allowed_is_worth_something_on_walls(load):
-    """The first 48 walls of val, of which HOW_MANY signs take one look; on test (1,500): RESULTS. 10 points are not 1.5 errors of
+    """The first 48 walls of val, of which HOW_MANY signs take one look; on test (1,000): RESULTS. 10 points are not 1.5 errors of
     48 samples, so a step is 15 points here.
     """
     deep, asked = load("deep"), list(samples("deep", "val", 48))

@@ -75,7 +75,7 @@ def test_there_are_as_many_as_the_task_says_and_most_take_two_looks():
     assert (
         len(samples)
         == TASKS["world_deep"].n
-        == 1500
+        == 1000
         == len({s.id for s in samples})
         == len({s.cluster for s in samples})
     )

@@ -13,7 +13,7 @@ from visrl.errors import UsageError
 from visrl.policies.protocol import FunctionPolicy
 from visrl.rollout.config import rollout_config
 from visrl.rollout.rollout import look_then_answer
-from visrl.train.common.conversations import Opened, answer_text, count, dialogue_after, look_text, opened, prompt_after
+from visrl.train.common.conversations import Opened, answer_said, count, dialogue_after, look_text, opened, prompt_after
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Candidate, CandidateLook, Demonstration
 from visrl.train.data.fingerprint import demonstrations_hash
@@ -64,7 +64,7 @@ def protocols(tmp_path):
 def texts_of(item, box_format):
     looks = CHAIN.looks
     said = [look_text(item, looks[:k], look, box_format) for k, look in enumerate(looks)]
-    return [*said, answer_text(item, CHAIN, box_format)]
+    return [*said, answer_said(item, CHAIN, box_format)]
 
 
 def shown(turns):
@@ -165,7 +165,7 @@ def test_a_model_s_own_words_are_trained_verbatim_and_decide_what_is_shown():
     item, pixels = opened(SAMPLE, "zoom"), FORMATS["json_pixel"]
     turns = prompt_after(item, own.looks, "tight", pixels)
     assert turns[2].text() == thought and turns[3].pictures[0].ref == "noise3#xyxy=1,2,30,40"
-    assert answer_text(item, own, pixels) == "<think>A?</think>\n<answer>A</answer>"
+    assert answer_said(item, own, pixels) == "<think>A?</think>\n<answer>A</answer>"
 
 
 @pytest.mark.parametrize(

@@ -167,16 +167,26 @@ def look_text(item: Opened, before: Sequence[CandidateLook], look: CandidateLook
     return box_text(box_format, look, item.size, item.sample.id)
 
 
-def answer_text(item: Opened, chain: Candidate, box_format: BoxFormat) -> str:
-    """What a chain says last."""
+def answer_said(item: Opened, chain: Candidate, box_format: BoxFormat) -> str:
+    """The answer of a chain as it is said; under a protocol of several looks as that declares it."""
     if item.rules is None:
-        rec = item.sample.kind == "rec"
-        return box_text(box_format, chain, item.size, item.sample.id) if rec else chain.answer
+        return chain.answer
     if chain.answer_text is not None:
         return chain.answer_text
-    rec = item.sample.kind == "rec"
-    text = box_text(box_format, chain, item.size, item.sample.id) if rec else chain.answer
+    text = _box_or_answer(item, chain, box_format)
     return f"<answer>{text}</answer>" if item.rules.answer_in_tags else text
+
+
+def _box_or_answer(item: Opened, chain: Candidate, box_format: BoxFormat) -> str:
+    rec = item.sample.kind == "rec"
+    return box_text(box_format, chain, item.size, item.sample.id) if rec else chain.answer
+
+
+def last_text(item: Opened, chain: Candidate, box_format: BoxFormat) -> str:
+    """What a chain says last: its answer; of a referring expression asked for once, its box."""
+    if item.rules is None:
+        return _box_or_answer(item, chain, box_format)
+    return answer_said(item, chain, box_format)
 
 
 # --- a chain as conversations
@@ -219,7 +229,7 @@ def conversations(
         (prompt_after(item, looks[:k], crop, box_format), look_text(item, looks[:k], look, box_format))
         for k, look in enumerate(looks)
     ]
-    said.append((prompt_after(item, looks, crop, box_format), answer_text(item, chain, box_format)))
+    said.append((prompt_after(item, looks, crop, box_format), last_text(item, chain, box_format)))
     whole = [(*turns, Turn("assistant", (text,))) for turns, text in said]
     if joined and _in_one(item.protocol):
         return [Conversation(whole[-1], True)]

@@ -19,7 +19,7 @@ from visrl.core.looking.rules import Rules
 from visrl.core.prompts import ProtocolName, answer_turns, box_turns
 from visrl.core.types import CoTSample, Look, Picture, Turn
 from visrl.errors import PictureError, UsageError
-from visrl.rollout.dialogue import Dialogue
+from visrl.rollout.dialogue import Dialogue, shown_crop
 from visrl.rollout.several_looks import place, read_turn, written
 from visrl.rollout.steps import PictureCache, crop_picture, open_picture, region_of
 from visrl.train.config.protocols import protocol_of
@@ -71,8 +71,12 @@ def _box(chain: Candidate | CandidateLook, sample_id: str) -> Box:
 
 
 def crop_of(item: Opened, chain: Candidate | CandidateLook, crop: CropName) -> Picture:
-    """The second picture: where ``chain`` looked."""
-    return crop_picture(item.picture, region_of(_box(chain, item.sample.id), item.size, crop))
+    """What is shown of where ``chain`` looked."""
+    box, rules = _box(chain, item.sample.id), item.rules
+    if rules is None:
+        return crop_picture(item.picture, region_of(box, item.size, crop))
+    x1, y1, x2, y2 = region = region_of(box, item.size, rules.shown.crop)
+    return shown_crop(item.picture, region, rules.shown.size(x2 - x1, y2 - y1))
 
 
 def box_prompt(item: Opened) -> tuple[Turn, ...]:

@@ -48,6 +48,12 @@ def identity(name: str) -> str:
     return f"{name}@{protocol.sha256}" if protocol.sha256 else name
 
 
+def protocol_id(name: str) -> str:
+    """As records have it: name and version, and the limit of looks where the name says one."""
+    before, colon, looks = name.rpartition(":")
+    return protocol_of(name).id + (f":{looks}" if colon and before and looks.isdecimal() else "")
+
+
 def most_looks(name: str) -> int:
     """How many looks a chain of the protocol may have."""
     protocol = protocol_of(name)

@@ -17,13 +17,15 @@ Source = Literal["sampled", "spare", "random"]
 class CandidateLook:
     """One look of a candidate of several. box: pixels of the original picture, whatever picture a protocol's numbers lie in; None
     in the rejected side of a preference that has nothing to compare at this look. text: the turn as a model wrote it, trained on
-    verbatim; None: no model did. score: the box critic's, 0..1; None: not asked for.
+    verbatim; None: no model did. score: the box critic's, 0..1; None: not asked for. place: (attempt, role) among the looks drawn
+    after the same looks, so that two candidates with equal places up to a look share it.
     """
 
     box: Box | None
     text: str | None = None
     score: Score | None = None
     source: Source = "sampled"
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -52,11 +54,30 @@ class Candidate:
     answer_text: str | None = None
 
     @property
+    def depth(self) -> int:
+        """How many looks it took; one where none are listed."""
+        return 1 if self.looks is None else len(self.looks)
+
+    def look_score(self, look: int) -> Score | None:
+        """The box critic's score of look number ``look``, from 0."""
+        return self.box_score if self.looks is None else self.looks[look].score
+
+    def score_look(self, look: int, score: Score | None) -> None:
+        """Set it; candidates that share the look share its score."""
+        if self.looks is None:
+            self.box_score = score
+        else:
+            self.looks[look].score = score
+
+    @property
     def all_looks(self) -> tuple[CandidateLook, ...]:
         """Every look in order; ``box`` where it is the only one."""
         if self.looks is not None:
             return self.looks
-        return () if self.box is None else (CandidateLook(self.box, self.box_text, self.box_score, self.source),)
+        return () if self.box is None else (self._only_look(),)
+
+    def _only_look(self) -> CandidateLook:
+        return CandidateLook(self.box, self.box_text, self.box_score, self.source, (self.attempt, self.role))
 
 
 @dataclass(frozen=True, slots=True)

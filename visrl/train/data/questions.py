@@ -18,14 +18,14 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from visrl.core.boxes import Box
+from visrl.core.boxes import Box, hull
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.tasks.pictures import Missing
 from visrl.train.config.section import DatasetSection, Section
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
-from visrl.train.data.rows import ChainRow, QuestionRow, is_there, picture_in, read_rows
+from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", QuestionRow, ChainRow)
@@ -98,7 +98,7 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
     if section.format == "visrl":
         pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
         rows = read_rows(section.path, QuestionRow)
-        return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, looked))
+        return (_sample(row, pictures, row.answers, row.box, row.boxes) for row in _pictured(rows, pictures, looked))
     if section.format == "llava":
         chains, _ = import_conversations(section.path)
     elif section.format == "datasets":
@@ -119,12 +119,18 @@ def _pictured(rows: Iterable[Row], folder: Path, looked: LookedFor) -> Iterator[
 
 
 def _of_chain(row: ChainRow, pictures: Path) -> CoTSample:
-    return _sample(row, pictures, row.answers or (row.chain.answer,), row.chain.box)
+    looks = tuple(box for box in row.chain.looks or () if box is not None)
+    return _sample(row, pictures, row.answers or (row.chain.answer,), row.chain.box, looks)
 
 
 def _sample(
-    row: QuestionRow | ChainRow, pictures: Path, answers: tuple[str, ...], box: tuple[float, float, float, float] | None
+    row: QuestionRow | ChainRow,
+    pictures: Path,
+    answers: tuple[str, ...],
+    box: Corners | None,
+    boxes: tuple[Corners, ...] = (),
 ) -> CoTSample:
+    several = tuple(Box(*corners) for corners in boxes)
     return CoTSample(
         id=row.id,
         task="pairs",
@@ -132,7 +138,8 @@ def _sample(
         question=row.question,
         picture=picture_in(pictures, row.picture),
         size=row.size,
-        box=None if box is None else Box(*box),
+        box=Box(*box) if box is not None else hull(several) if several else None,
+        boxes=several,
         answers=answers,
         instruction=row.instruction,
         cluster=row.picture,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from visrl.core.crops import CropName
+from visrl.errors import UsageError
 from visrl.policies.families.base import Chat, EncodedImage
 from visrl.train.common.conversations import answer_prompt, answer_said, look_text, opened, prompt_after
 from visrl.train.common.encoding import ConversationEncoder, check_length, stack
@@ -159,9 +160,17 @@ class PairCollator:
 
     def _batch(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
         if self._shares(pairs):
-            return stack(self.encoder.family, [(p.prompts[0], (p.chosen, p.rejected)) for p in pairs])
-        chosen = [(p.prompts[0], (p.chosen,)) for p in pairs]
-        return stack(self.encoder.family, chosen + [(p.prompts[-1], (p.rejected,)) for p in pairs])
+            batch = stack(self.encoder.family, [(p.prompts[0], (p.chosen, p.rejected)) for p in pairs])
+        else:
+            chosen = [(p.prompts[0], (p.chosen,)) for p in pairs]
+            batch = stack(self.encoder.family, chosen + [(p.prompts[-1], (p.rejected,)) for p in pairs])
+        if "cross_attention_mask" in batch["tokens"] and len({len(chat.pictures) for chat in batch["chats"]}) > 1:
+            # Mllama: text before the first picture attends to every picture state of the row, padding included
+            raise UsageError(
+                f"{self.encoder.family.name}: pairs of different numbers of looks in one batch",
+                "set trainer.per_device_train_batch_size to 1",
+            )
+        return batch
 
     def _shares(self, pairs: Sequence[EncodedPair]) -> bool:
         fits = self.window is None or max(p.longest for p in pairs) <= self.window

@@ -174,3 +174,34 @@ def test_training_asks_in_the_rollouts_words():
         assert talk.turns[2].text() == first, "boxes in the whole picture are written alike; the crop is jittered"
         near = into(talk.sample.boxes[0], View((0, 0, *talk.sample.size), talk.sample.size))
         assert iou(near, Box(*map(float, talk.views[1].region))) > 0.5
+
+
+def test_what_is_taught_of_a_conversation():
+    """A new word or sentence is one token, which begins where another stands; replies are targets, each with its end."""
+    import torch
+
+    from visrl.train.small_model.several_looks import SeveralLooks, held
+    from visrl.world.model import SEVERAL_LOOKS, build_model, build_processor, build_tokenizer, extend
+    from visrl.world.rng import Dice
+
+    tokenizer = build_tokenizer()
+    processor, model = build_processor(tokenizer), build_model(tokenizer, seed=0, layers=1, width=32)
+    known = len(tokenizer)
+    extend(model, tokenizer)
+    extend(model, tokenizer)  # once is enough
+    table = model.get_input_embeddings().weight
+    assert len(tokenizer) == known + len(SEVERAL_LOOKS) == table.shape[0] == model.lm_head.weight.shape[0]
+    for text, like in SEVERAL_LOOKS.items():
+        (own,) = tokenizer(text, add_special_tokens=False).input_ids
+        assert torch.equal(table[own], table[tokenizer.convert_tokens_to_ids(like)])
+    builder = SeveralLooks(processor, "val", 1800)
+    talk = next(t for t in (held("val", i, Dice(i), 3) for i in range(9)) if len(t.sample.boxes) == 2)
+    example = builder.encoded(talk)
+    taught = tokenizer.decode([token for token in example.labels if token != -100])
+    first, second = (turn.text() for turn in talk.turns if turn.role == "assistant" and "loc" in turn.text())
+    said = f"{first}</s>{second}</s>{talk.sample.answers[0]}</s>"
+    assert taught.replace(" ", "") == said and "<unk>" not in tokenizer.decode(example.ids)
+    assert len(example.views) == 3 and all(view.shape == (64, 64, 3) for view in example.views)
+    # with targets on pictures: one more kind each, and no word's target moves
+    marked = builder.example(Dice("m"))
+    assert {builder.here, builder.away} & set(marked.labels) and len(marked.ids) == len(marked.labels)

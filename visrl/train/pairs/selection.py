@@ -95,7 +95,7 @@ def _code(chains: Sequence[Candidate], rule: Rule) -> Found:
         return ()
     looks: list[int | None] = []
     for look in range(chains[chosen].depth):
-        nodes = _others(chains, chosen, look, answers)
+        nodes = _others(chains, chosen, look, rule)
         worst = min((node.answer for node in nodes), default=1.0)
         failing = [node for node in nodes if node.answer == worst <= rule.lose_answer]
         looks.append(next((node.first for node in failing if _rejected(chains, node, rule)), None))
@@ -136,9 +136,14 @@ def _shares(chains: Sequence[Candidate], one: int, other: int, look: int) -> boo
     return all(a.place == b.place for a, b in zip(first[: look + 1], second[: look + 1], strict=True))
 
 
-def _others(chains: Sequence[Candidate], chosen: int, look: int, answers: Mapping[int, float]) -> list[_Node]:
-    """The other looks that were drawn where the chosen chain took its look, with an answer that has a score."""
+def _others(chains: Sequence[Candidate], chosen: int, look: int, rule: Rule) -> list[_Node]:
+    """The other looks that were drawn where the chosen chain took its look, with answers that have scores.
+
+    One after which a box score is missing is left out whole: whether it holds the answer is not known.
+    """
     nodes: list[list[int]] = []
+    scores = {i: c.answer_score.value for i, c in enumerate(chains) if c.answer_score is not None}
+    answers = {i: value for i, value in scores.items() if value is not None}
     for place in answers:
         beside = look == 0 or _shares(chains, place, chosen, look - 1)
         if place == chosen or not beside or chains[place].depth <= look or _shares(chains, place, chosen, look):
@@ -148,7 +153,8 @@ def _others(chains: Sequence[Candidate], chosen: int, look: int, answers: Mappin
             nodes.append([place])
         else:
             known.append(place)
-    return [_Node(look, tuple(node), max(answers[i] for i in node)) for node in nodes]
+    whole = [node for node in nodes if not any(_lost(chains[i], rule) for i in node)]
+    return [_Node(look, tuple(node), max(answers[i] for i in node)) for node in whole]
 
 
 def _answers(chains: Sequence[Candidate], rule: Rule) -> dict[int, float]:
@@ -158,17 +164,16 @@ def _answers(chains: Sequence[Candidate], rule: Rule) -> dict[int, float]:
 
 
 def _lost(chain: Candidate, rule: Rule) -> bool:
-    """Asked for a box score in vain: filter.py drops such chains before it looks for best and worst."""
-    scores = [chain.look_score(look) for look in range(chain.depth)]
-    return rule.box_critic and any(score is not None and score.value is None for score in scores)
+    """Asked for the last look's score in vain: filter.py drops such chains before it looks for best and worst."""
+    score = chain.look_score(chain.depth - 1) if chain.depth else None
+    return rule.box_critic and score is not None and score.value is None
 
 
-def _box(chains: Sequence[Candidate], place: int, look: int) -> float:
-    """The box score of a chain's look. Raises _Wanted where it has not been asked for yet."""
+def _box(chains: Sequence[Candidate], place: int, look: int) -> float | None:
+    """The box score of a chain's look; None where it was asked for in vain. Raises _Wanted where it has not been asked for."""
     score = chains[place].look_score(look)
     if score is None:
         raise _Wanted(place, look)
-    assert score.value is not None, "chains without a score were dropped"
     return score.value
 
 
@@ -178,7 +183,8 @@ def _chosen(chains: Sequence[Candidate], place: int, rule: Rule) -> bool:
         return True
     last = chains[place].depth - 1
     first = last if rule.inner == "best" else 0
-    return last >= 0 and all(_box(chains, place, look) >= rule.win_box for look in range(last, first - 1, -1))
+    scores = (_box(chains, place, look) for look in range(last, first - 1, -1))
+    return last >= 0 and all(score is not None and score >= rule.win_box for score in scores)
 
 
 def _below(chains: Sequence[Candidate], node: _Node, rule: Rule) -> Iterator[tuple[int, int]]:
@@ -193,7 +199,8 @@ def _rejected(chains: Sequence[Candidate], node: _Node, rule: Rule) -> bool:
     if not rule.box_critic:
         return True
     scores = (_box(chains, place, look) for place, look in _below(chains, node, rule))
-    return all(s <= rule.lose_box if rule.mode == "code" else s < rule.lose_box for s in scores)
+    lose, strict = rule.lose_box, rule.mode == "paper"
+    return all(score is not None and (score < lose or (score == lose and not strict)) for score in scores)
 
 
 def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
@@ -204,8 +211,8 @@ def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
     chosen = [i for i in chosen if _chosen(chains, i, rule)]
 
     def total(node: _Node) -> float:
-        boxes = max(_box(chains, i, look) for i, look in _below(chains, node, rule)) if rule.box_critic else 0.0
-        return node.answer + boxes
+        boxes = [_box(chains, i, look) for i, look in _below(chains, node, rule)] if rule.box_critic else []
+        return node.answer + max((score for score in boxes if score is not None), default=0.0)
 
     chosen.sort(key=lambda i: (-total(_Node(chains[i].depth - 1, (i,), answers[i])), i))
     used: set[tuple[int, int]] = set()
@@ -213,7 +220,7 @@ def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
     for place in chosen:
         looks: list[int | None] = []
         for look in range(chains[place].depth):
-            nodes = [n for n in _others(chains, place, look, answers) if n.answer < rule.lose_answer]
+            nodes = [n for n in _others(chains, place, look, rule) if n.answer < rule.lose_answer]
             failing = [n for n in nodes if (n.first, look) not in used and _rejected(chains, n, rule)]
             worst = min(failing, key=lambda n: (total(n), n.first), default=None)
             looks.append(None if worst is None else worst.first)

@@ -68,8 +68,8 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         _take(asked, "data.pictures")
     elif path := (asked.get("data") or {}).get("path"):
         inputs["data"] = data_hash(Path(path))
-    named = [tree.get("protocol") for tree in (asked, asked.get("data") or {}, asked.get("grpo") or {})]
-    if file := next((name for name in named if name and identity(name) != name), None):
+    names = [tree.get("protocol") for tree in (asked, asked.get("data") or {}, asked.get("grpo") or {})]
+    if file := next((name for name in names if name and identity(name) != name), None):
         inputs["protocol"] = identity(file)  # with the hash of what the file says
     return {"recipe": asked, **inputs}
 

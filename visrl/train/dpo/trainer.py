@@ -156,6 +156,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             ours[mode][f"{term.name}/loss"].append(loss.item())
             for name, values in theirs.items():
                 ours[mode][f"{term.name}/{name}"] += values
+        parts = [inputs["joint"]] if "joint" in inputs else [inputs[name] for name in scorers]
+        ours[mode]["tokens/trained"].append(float(sum(map(_tokens, parts))))
         total = weighted_sum(self.terms, losses)
         return (total, None) if return_outputs else total
 
@@ -203,6 +205,11 @@ def _in_place(found: Mapping[TermName, Tensor], batch: Mapping[str, Any], term: 
     placed = found[term].new_zeros(n, 2)
     placed[having] = found[term][: len(having)]
     return placed
+
+
+def _tokens(part: dict[str, Any]) -> int:
+    """Tokens that a forward pass of a term's rows runs over, without padding: what chosen and rejected share counts once."""
+    return int(part["prompt_mask"].sum() + part["completion_mask"].sum())
 
 
 class _Recorded:

@@ -34,6 +34,7 @@ from visrl.train.common.exclusive import exclusive
 from visrl.train.config.protocols import identity
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring, own_looks
+from visrl.train.loop.cost import cpu_seconds, tokens_of
 from visrl.train.loop.looks import check_looks, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
@@ -163,9 +164,11 @@ def execute(recipe: LoopRecipe, prepared: PreparedPhase) -> None:
     if prepared.resolved is not None:
         word = _how_it_goes_on(prepared) if found == "resume" else "begins"
         print(f"{phase.name}: {word}", file=sys.stderr, flush=True)
-    began = time.monotonic()
+    began, spent = time.monotonic(), cpu_seconds()
     hashes = {} if prepared.resolved is None else _run_phase(recipe, prepared, folder)
-    end(folder, {**hashes, "seconds": round(time.monotonic() - began, 1)})
+    whole = {} if found == "resume" else {"cpu_seconds": round(cpu_seconds() - spent, 1)}
+    cost = {} if prepared.resolved is None else {"tokens": tokens_of(folder)}
+    end(folder, {**hashes, **cost, **whole, "seconds": round(time.monotonic() - began, 1)})
 
 
 def _how_it_goes_on(prepared: PreparedPhase) -> str:

@@ -11,14 +11,16 @@ from visrl.core.boxes import Box
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.policies.protocol import FunctionPolicy
-from visrl.rollout.config import rollout_config
+from visrl.rollout.config import protocol_named, rollout_config
 from visrl.rollout.rollout import look_then_answer
 from visrl.train.common.conversations import Opened, answer_said, count, dialogue_after, look_text, opened, prompt_after
+from visrl.train.config.protocols import most_looks, protocol_id
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Candidate, CandidateLook, Demonstration
 from visrl.train.data.fingerprint import demonstrations_hash
 from visrl.train.data.load import load_demonstrations
 from visrl.train.data.rows import ChainRow, chain_row, read_rows, write_rows
+from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.sft.collator import SFTCollator
 from visrl.train.sft.sft import conversations_of
 
@@ -242,3 +244,24 @@ def test_how_many_conversations_a_chain_is():
     assert [conversations_of(row, joined=joined) for joined in (True, False)] == [1, 3]
     assert count(SAMPLE, "visrl_train", joined=True) == 2
     assert isinstance(opened(SAMPLE, "zoom"), Opened)
+
+
+def test_policy_gradients_look_once():
+    tree = {
+        "kind": "grpo",
+        "output": "x",
+        "model": {"path": "m"},
+        "data": {"path": "q"},
+        "grpo": {"protocol": "zoom:2"},
+    }
+    with pytest.raises(ValueError, match="zoom:2 looks several times, and groups are drawn of one look"):
+        GRPORecipe.model_validate({**tree, "critic": {"kind": "oracle"}})
+
+
+def test_a_limit_of_looks_behind_a_name():
+    assert [protocol_named(name).several.limits.looks for name in ("zoom", "zoom:2", "zoom:0")] == [6, 2, 0]
+    assert most_looks("zoom:3") == 3 and most_looks("visrl_train") == 1 and most_looks("direct") == 0
+    assert protocol_id("zoom:2") == "zoom/v1:2" and protocol_id("visrl_train") == "visrl_train/v1"
+    for name in ("visrl_train:1", "zoom:", "zoom:-1", "zoom:two", "zoom:1000", ":2"):
+        with pytest.raises(UsageError, match="unknown"):
+            protocol_named(name)

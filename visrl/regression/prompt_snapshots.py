@@ -128,6 +128,8 @@ def _look(protocol: Protocol, box: Box, size: Size, box_format: BoxFormat) -> st
     """A call for the true box."""
     rules = protocol.several
     assert rules is not None, "only a protocol of several looks asks for one"
+    if rules.ask == "box_turn":
+        return box_format.write(box, size)
     view = View((0, 0, *size), size)
     return write_call(box, rules.frame(size, box_format.frame_for(size)), view, rules, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +94,15 @@ def _require_room(protocol: Protocol, tokens: int) -> None:
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of a name, or of a file (``--protocol FILE``). Raises UsageError for neither."""
+    """The protocol of a name, or of a file (``--protocol FILE``), with another limit of looks behind a colon: ``zoom:2``.
+
+    Raises UsageError for neither.
+    """
     if name in PROTOCOLS or name in SEVERAL:
         return PROTOCOLS[name] if name in PROTOCOLS else SEVERAL[name]
+    before, colon, looks = name.rpartition(":")
+    if colon and re.fullmatch(r"\d{1,3}", looks) and (found := protocol_named(before)).several is not None:
+        return with_looks(found, int(looks))
     if name.endswith((".yaml", ".yml")):
         from visrl.rollout.protocol_files import read_protocol
 

@@ -206,8 +206,8 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
 
 
 def boxes_of_chain(row: ChainRow) -> list[Box]:
-    """The box of a chain in pixels; none under ``direct``."""
-    return [] if row.chain.box is None else [Box(*row.chain.box)]
+    """The boxes of a chain in pixels; none under ``direct``."""
+    return [Box(*box) for box in (row.chain.box, *(row.chain.looks or ())) if box is not None]
 
 
 def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from visrl.core.boxes import Box
 from visrl.core.crops import CropName, whole
-from visrl.core.prompts import Protocol, answer_turns, trained
+from visrl.core.prompts import Protocol, answer_turns
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Policy, Request, Sampling, StepName, Tokens
@@ -74,7 +74,7 @@ def draw_groups(policy: Policy, samples: Sequence[CoTSample], plan: RolloutPlan,
     Raises UsageError naming the sample whose picture does not open, or that the policy failed on.
     """
     groups = [
-        Group(opened(s, trained(plan.protocol)), [Chain(Candidate(attempt=i)) for i in range(plan.sampling.n)])
+        Group(opened(s, plan.protocol.name), [Chain(Candidate(attempt=i)) for i in range(plan.sampling.n)])
         for s in samples
     ]
     _look([g for g in groups if plan.protocol.looks or g.sample.kind == "rec"], policy, plan, stream)

@@ -75,7 +75,8 @@ def own_looks(recipe: LoopRecipe, read: Collection[Phase] = (), formats: Formats
         resolved = own_recipe(recipe, phase) if phase.iteration <= 1 else None
         if resolved is not None:
             taught = _checked(recipe, phase, resolved) if phase in read else ()
-            look = look_of(phase.name, resolved, taught, formats)
+            among = () if recipe.protocol is None else (recipe.protocol,)
+            look = look_of(phase.name, resolved, taught, formats, among)
             looks += [look] if look is not None else []
     return [*looks, scored(recipe, formats)]
 

@@ -31,6 +31,7 @@ from visrl.core.plugins import include_options
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.common.exclusive import exclusive
+from visrl.train.config.protocols import identity
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring, own_looks
 from visrl.train.loop.cost import cpu_seconds, tokens_of
@@ -267,6 +268,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
 def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
     """What decides the scoring of a phase."""
     asked = scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
+    asked["protocol"] = identity(asked["protocol"])
     return asked if recipe.policy == "hf" else {**asked, "policy": recipe.policy}
 
 

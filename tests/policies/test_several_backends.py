@@ -53,7 +53,11 @@ def taught(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("taught") / "qwen"
     tiny.save("qwen2_5_vl", folder)
-    loaded = load_checkpoint(str(folder), CheckpointArguments(dtype="float64"))
+    return teach(load_checkpoint(str(folder), CheckpointArguments(dtype="float64")))
+
+
+def teach(loaded, rate=5e-3, steps=160):
+    """Fine-tune until the model says what ``said`` says, in place. Returns it."""
     policy, asked = HFPolicy("tiny", loaded), []
 
     def tell(request):
@@ -68,8 +72,8 @@ def taught(tmp_path_factory):
         rendered = policy.family.render(turns, add_generation_prompt=False)
         chats.append(policy.family.chat(rendered, [policy.family.encode_image(p.open()) for p in rendered.pictures]))
     policy.model.train()
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=5e-3)
-    for _ in range(160):
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate)
+    for _ in range(steps):
         loss = policy.model(**policy.family.collate(chats)).loss
         loss.backward()
         optimizer.step()

@@ -85,13 +85,15 @@ def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_p
     assert main([*arguments, "--check"]) == 0
     said = page.read_text()
     assert (
-        "| RL1 points better than SFT | +10.0 ± 0.0 | 42.0 → 52.0 | < .001 | < .001 | reproduced, 3 seeds |" in said
+        "| RL1 predicts better boxes than SFT | +10.0 ± 0.0 | 42.0 → 52.0 | < .001 | < .001 | reproduced, 3 seeds |"
+        in said
     )  # means of .40, .42, .44
     assert (
         "| Box critics help | +5.1 ± 0.1 | 66.9 → 72.0 | < .001 | < .001 | reproduced, 3 seeds |" in said
     )  # 5.0, 5.1, 5.2 points of the last phase
     assert (
-        "Not measured: RL2 points better than the best of the SFT checkpoints; The diversity controller helps" in said
+        "Not measured: RL2 predicts better boxes than the best of the SFT checkpoints; The diversity controller helps"
+        in said
     )
     assert (
         "| Iteration 2: better box than SFT | +30.0 ± 0.0 | 42.0 → 72.0 | < .001 | < .001 | reproduced, 3 seeds |"
@@ -141,7 +143,7 @@ def test_the_best_sft_checkpoint_is_chosen_seed_by_seed_and_only_where_all_ran()
         ("more-sft-compute", (0.4, 0.4)),
     ):
         made += [record("sft", value, seed=seed, run=run, metric="box_acc") for seed, value in enumerate(values)]
-    best = rows(made)["RL2 points better than the best of the SFT checkpoints"]
+    best = rows(made)["RL2 predicts better boxes than the best of the SFT checkpoints"]
     assert best.before == pytest.approx({"0": 60.0, "1": 50.0})
     assert {seed: best.after[seed] for seed in best.before} == pytest.approx({"0": 70.0, "1": 55.0})
 

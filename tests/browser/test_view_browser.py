@@ -463,6 +463,8 @@ def test_the_index_sorts_filters_and_keeps_it_in_the_address(look, index):
     page.keyboard.type("model-a")
     assert set(shown_rows(page)) == {"a"} and "q=model-a" in page.url
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # value and interval are in view on a phone, too
+    assert page.locator("#table td.interval:visible").first.bounding_box()["x"] < page.viewport_size["width"] - 60
 
 
 def test_the_training_page_opens_pairs_by_the_keyboard(look, training):

@@ -77,8 +77,10 @@ SAYS = ("[0.1, 0.1, 0.4, 0.5]", "[0.5, 0.5, 0.9, 0.9]", "[0.2, 0.6, 0.5, 0.9]", 
 
 
 def save_talker(name: str, folder: Path, seed: int = 3) -> Path:
-    """A checkpoint whose every word is a box or an answer: a random model that may make pairs. Its vocabulary has each of ``SAYS`` as one
-    token; their logits and those of what ends a reply are spread by three or four, all others are 0.
+    """A checkpoint whose every word is a box or an answer: a random model that may make pairs. Its vocabulary has each of ``SAYS`` as
+    one token. Channel 0 is the same positive number behind every text token (no layer writes to it), and the output layer reads it for
+    these and for what ends a reply alone: their logits are at least 20 above all others', and as random among themselves as a
+    random model's.
     """
     small, processor = tiny.TINY[name]()
     known = len(processor.tokenizer)
@@ -91,11 +93,17 @@ def save_talker(name: str, folder: Path, seed: int = 3) -> Path:
     spoken = [*range(known, known + len(SAYS)), processor.tokenizer.eos_token_id, *line]
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1:  # as in save
                 parameter.mul_(4)
-        head = torch.zeros_like(model.lm_head.weight)
-        head[spoken] = 4 * model.lm_head.weight[spoken]
-        model.lm_head.weight.copy_(head)
+        model.get_input_embeddings().weight[:, 0] = 0.3
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        heard = model.lm_head.weight[spoken]
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[spoken] = heard / heard.norm(
+            dim=1, keepdim=True
+        )  # what they multiply has a mean square of 1
+        model.lm_head.weight[spoken, 0] = 200
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)

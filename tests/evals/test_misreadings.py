@@ -128,7 +128,7 @@ def test_a_turn_of_the_user_is_no_answer():
 def test_a_quotation_mark_that_is_never_closed(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text('index\tprediction\n10\t"B\n11\tC\n')
-    with pytest.raises(UsageError, match="row 10: a quotation mark that is never closed"):
+    with pytest.raises(UsageError, match="row 10: an unclosed quotation mark"):
         read_predictions(path)
 
 

@@ -219,9 +219,9 @@ def test_pixel_limits_go_to_the_processor_in_its_own_words(vllm, checkpoints):
     assert LLM.made.started["mm_processor_kwargs"] == {"size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}}
     load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2"})
     assert LLM.made.started["mm_processor_kwargs"] == {"max_patches": 2}
-    with pytest.raises(UsageError, match="mm_processor_kwargs beside max_tiles"):
+    with pytest.raises(UsageError, match="mm_processor_kwargs together with max_tiles"):
         load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2", "mm_processor_kwargs": '{"crop": 1}'})
-    with pytest.raises(UsageError, match="sets min_patches, by which boxes are measured"):
+    with pytest.raises(UsageError, match="sets min_patches, which changes the coordinates of boxes"):
         load_policy(f"vllm:{checkpoints('internvl')}", {"mm_processor_kwargs": '{"min_patches": 1}'})
 
 

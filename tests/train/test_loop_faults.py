@@ -315,7 +315,7 @@ def test_a_loop_of_an_earlier_version_opens_is_finished_and_goes_on(world):
     (folder / "loop.yaml").write_text(
         (folder / "loop.yaml").read_text() + "more: {recipe: sft.yaml}\ncontinued_sft: {recipe: sft.yaml}\n"
     )
-    with pytest.raises(UsageError, match="more and continued_sft are one key"):
+    with pytest.raises(UsageError, match="more and continued_sft are the same key"):
         recipe(folder)
 
 

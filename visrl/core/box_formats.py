@@ -207,7 +207,9 @@ def format_named(name: str, *, min_pixels: str = "", max_pixels: str = "", resiz
     if name not in FORMATS:
         raise UsageError(f"unknown box format {name!r}", nearest(name, [*FORMATS, RESIZED]))
     if given := [limit for limit, value in limits.items() if value]:
-        raise UsageError(f"box format {name} has no {', '.join(given)}", f"{RESIZED} measures in the resized picture")
+        raise UsageError(
+            f"box format {name} has no {', '.join(given)}", f"{RESIZED} is the format that uses the resized picture"
+        )
     return FORMATS[name]
 
 

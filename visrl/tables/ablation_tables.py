@@ -75,7 +75,7 @@ def pairs_table(found: Mapping[str, Numbers]) -> Table:
         "Win (W) and lose (L) box right (P, IoU > 0.5) or wrong (N), in percent of the first iteration's pairs; mean ± standard"
         " error over seeds."
     )
-    title = "Pairs on the small world, in the shape of the poster's table 4"
+    title = "Pairs on the small world, in the layout of the poster's table 4"
     return Table(
         title,
         "variant",

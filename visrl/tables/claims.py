@@ -30,15 +30,15 @@ SEEDS = 3
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (
-    "The critic here reads the crop, and this warm-up does not change how well the model reads: shown true crops alone,"
-    " M_org answers {base} and M_SFT {sft} (their cards). Tested with warm-ups that do take reading away"
-    " (docs/pairs.md): such a critic costs pairs, as in the poster, where 30k become 3k, down to none; but those that"
-    " are left are right more often, not less, because a likelihood that is seldom high is so for the clearest crops."
-    " Fewer right winners would take a critic in words, which a model of this size cannot be."
+    "The critic here reads the crop, and this warm-up does not change how well the model reads: given true crops only,"
+    " M_org answers {base} and M_SFT {sft} right (their model cards). With warm-ups that do degrade reading"
+    " (docs/pairs.md), such a critic gives fewer pairs, as in the poster, where 30k become 3k, down to none; but the remaining"
+    " ones are right more often, not less, because a likelihood that is rarely high is high for the clearest crops."
+    " Fewer right winners would require a critic in words, which a model of this size cannot be."
 )
 _KEPT_OUT_TWICE = (
-    "A pair of two right boxes is kept out twice: by the controller, and by a critic who reads the losing crop too and scores it"
-    " high. Selected from the same chains without box critics, the controller's effect stands alone (docs/pairs.md, `w/o both`)."
+    "A pair of two right boxes is rejected by two rules: by the controller, and by a critic that can read the losing crop,"
+    " too, and scores it high. The effect of the controller alone, without box critics, is in docs/pairs.md (`without both`)."
 )
 WHY = {
     "M_org is the better critic than M_SFT": _SAME_READING,
@@ -46,7 +46,7 @@ WHY = {
     "The diversity controller helps": _KEPT_OUT_TWICE,
     "With the diversity controller fewer pairs have two right boxes": _KEPT_OUT_TWICE,
     "Crops in the frame of the boxes help": (
-        "The official crop is in the wrong place only on pictures that are not square, half of them here, and by less than on"
+        "The official crop is misplaced only on pictures that are not square, half of them here, and by less than on"
         " VisCoT's sets (docs/pairs.md)."
     ),
 }
@@ -54,12 +54,12 @@ WHY = {
 # claim, phase after, phase before, metric
 _STEPS = (
     ("SFT answers better than the base", "SFT", "base", "answers"),
-    ("SFT points better than the base", "SFT", "base", "box"),
-    ("RL1 points better than SFT", "SFT+RL1", "SFT", "box"),
+    ("SFT predicts better boxes than the base", "SFT", "base", "box"),
+    ("RL1 predicts better boxes than SFT", "SFT+RL1", "SFT", "box"),
     ("RL1 answers better than SFT", "SFT+RL1", "SFT", "answers"),
-    ("RL2 points better than RL1", "SFT+RL1+RL2", "SFT+RL1", "box"),
+    ("RL2 predicts better boxes than RL1", "SFT+RL1+RL2", "SFT+RL1", "box"),
     ("RL2 answers better than RL1", "SFT+RL1+RL2", "SFT+RL1", "answers"),
-    ("RL2 points better than SFT", "SFT+RL1+RL2", "SFT", "box"),
+    ("RL2 predicts better boxes than SFT", "SFT+RL1+RL2", "SFT", "box"),
     ("RL2 answers better than SFT", "SFT+RL1+RL2", "SFT", "answers"),
 )
 # claim, variant that should be worse than `full`, metric
@@ -173,7 +173,7 @@ def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
     for text, after, before, metric in _STEPS:
         yield Claim(text, by_seed(found, main, before, metric), by_seed(found, main, after, metric))
     end = by_seed(found, main, "SFT+RL1+RL2", "box")
-    yield Claim("RL2 points better than the best of the SFT checkpoints", _best_sft(found, main), end)
+    yield Claim("RL2 predicts better boxes than the best of the SFT checkpoints", _best_sft(found, main), end)
     full = last_by_seed(found, FULL)
     for text, variant, metric in _ABLATIONS:
         yield Claim(text, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))

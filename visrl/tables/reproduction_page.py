@@ -41,49 +41,49 @@ METHODS_FIGURE = "figures/methods.svg"
 METHODS = "methods"
 """Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
 ITERATIONS = (
-    "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
-    " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
-    " that their spread is that of pairs and reinforcement alone."
+    "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
+    " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
+    " questions, so the standard errors cover only pairs and reinforcement learning."
 )
 YES_OR_NO = (
-    "Questions of `fine` are answered by yes or no, which is half right by chance and by the likelihood of any crop, so that"
-    " hardly one gives a pair (docs/pairs.md): nothing holds their answers while those of the others are trained."
+    "Questions of `fine` have yes-or-no answers, which are half right by chance and likely given any crop, so that"
+    " few give a pair (docs/pairs.md): their answers drift while those of the other domains are trained."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`; with --check it compares. -->
 
 # What reproduced, and what did not
 
-The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). Differences are in points
-of percent, paired by seed, ± one standard error over seeds. p is two-sided, by Student's t over seeds, and corrected for all
-claims of this page by Holm's method: a claim counts as reproduced where its corrected p is below .05 in its direction, as
-contradicted where it is so in the other, else as undecided, and it is said where the difference alone would be beyond two
-standard errors. Of fewer than three seeds nothing is decided, but of one where the error is known by picture.
-Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
+The paper's claims, tested on the small world ([world.md](world.md)) with the loop ([loop.md](loop.md)). Differences are in
+percentage points, paired by seed, ± one standard error over seeds. p is two-sided, from Student's t over seeds, and corrected for
+all claims of this page by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
+as contradicted if it is so in the opposite direction, and as undecided otherwise; a note says if the difference alone exceeds two
+standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
+Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
-_METHODS = """Each method from the same warm-up (the shipped `sft`), by `recipes/world-methods.yaml`, with the
-learning rate that was best of three on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the
-paper, `online` the same with pairs drawn anew by the newest model in five lots, `sft_chosen` fine-tuning on the
-chosen chains, `grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer's reward
-alone, `grpo_oracle` step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens:
-all that policy, critic and reference computed, or training differentiated. CPU: of one core, scoring left out.
+_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
+of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
+same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
+`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
+step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
+critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
 """
-_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-
-level DPO, the same with pairs drawn anew, fine-tuning on the chosen chains, GRPO by step with the box-free critic,
-GRPO by the answer alone, GRPO with the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that
-its losses and gradients are right and how fast a step is ([training-grpo.md](training-grpo.md),
-[performance.md](performance.md)), not what it is worth.
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison: step-
+level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
+GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
+losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
+[performance.md](performance.md)), but not its accuracy.
 """
 _LIMITS = """## Limits
 
-Models have about a million parameters, pictures are drawn, questions come from a grammar. What holds here may not hold for a
-model of seven billion, and what fails here may work there. The critic is a likelihood, because a model of this size cannot judge
-in words. No number on this page may be set beside a published one.
+The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results
+may not transfer to a model with seven billion parameters, and a method that fails here may work there. The critic is a
+likelihood, because a model of this size cannot judge in words. No number on this page is comparable with a published one.
 """
-_NOTHING = """No run of the loop is among the records yet: **nothing has been measured, so nothing is claimed**.
+_NOTHING = """The records contain no run of the loop yet: **nothing has been measured, so nothing is claimed**.
 
-`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` make records; their
-`records/` folders, copied below `results/records/`, are what this page is written from.
+`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` write records; this
+page is generated from their `records/` folders, copied below `results/records/`.
 """
 
 
@@ -134,7 +134,7 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
         if verdict and verdict != "reproduced" and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
-        lines += ["", "Not reproduced, and why, as far as we know:", ""]
+        lines += ["", "Not reproduced, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
     return lines
 

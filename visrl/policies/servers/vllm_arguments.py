@@ -83,7 +83,7 @@ def engine_arguments(given: Mapping[str, str]) -> dict[str, Any]:
         if name in OURS:
             raise UsageError(
                 f"--model-args: {name} is set by visrl",
-                "leave it out; max_lora_rank=R readies an engine for adapters to come",
+                "leave it out; max_lora_rank=R prepares the engine for later adapters",
             )
         if name not in fields:
             known = sorted((fields | set(VLLMArguments.model_fields)) - set(OURS))
@@ -110,12 +110,13 @@ def processor_kwargs(family: Family, args: VLLMArguments, engine: Mapping[str, A
     known = {*family.pixel_limits, *(place.partition(".")[0] for place in family.pixel_limits.values())}
     if unseen := known & given.keys():
         raise UsageError(
-            f"--model-args: mm_processor_kwargs sets {', '.join(sorted(unseen))}, by which boxes are measured",
-            f"say it by {', '.join(family.pixel_limits)}, arguments of their own",
+            f"--model-args: mm_processor_kwargs sets {', '.join(sorted(unseen))}, which changes the coordinates of boxes",
+            f"use {', '.join(family.pixel_limits)} instead",
         )
     if own and given:
         raise UsageError(
-            f"--model-args: mm_processor_kwargs beside {', '.join(args.pixel_limits)}", "give the limits in one way"
+            f"--model-args: mm_processor_kwargs together with {', '.join(args.pixel_limits)}",
+            "give the limits only once",
         )
     return own or given
 

@@ -147,7 +147,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         self.beta = args.beta = beta
         if (self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3) or self.is_fsdp_enabled:
             raise UsageError(
-                "chains are drawn by the model in this process, which sharding would take apart",
+                "chains are sampled by the model in this process, which does not work with sharded weights",
                 "launch with recipes/accelerate/ddp.yaml or deepspeed-zero2.yaml",
             )
         self.reference = StartingWeights(trainable.model) if beta else None
@@ -276,7 +276,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         if not torch.isfinite(loss):
             raise UsageError(
                 f"the loss is {loss.item()}: among the samples {', '.join(inputs['ids'])}",
-                "look at these samples; the newest checkpoint is from before this step",
+                "check these samples; the newest checkpoint is from before this step",
             )
         return loss
 
@@ -332,7 +332,7 @@ def check_schedule(args: GRPOConfig, questions: int) -> None:
     needed = args.generation_batch_size // k
     if questions < needed:
         raise UsageError(
-            f"{questions} questions are fewer than the {needed} that are drawn at once",
+            f"{questions} questions are fewer than the {needed} that are sampled at once",
             "lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size",
         )
     steps = max(1, every // accumulated)

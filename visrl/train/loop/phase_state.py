@@ -22,6 +22,7 @@ from typing import Any, Literal
 from visrl.core.json_files import read_object
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
+from visrl.train.config.protocols import identity
 from visrl.train.config.recipe import Recipe, flat, upgrade
 from visrl.train.data.shards import SUFFIXES, is_sharded, shards_of
 from visrl.train.loop.phases import Overrides, State, Weights
@@ -67,6 +68,9 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         _take(asked, "data.pictures")
     elif path := (asked.get("data") or {}).get("path"):
         inputs["data"] = data_hash(Path(path))
+    names = [tree.get("protocol") for tree in (asked, asked.get("data") or {}, asked.get("grpo") or {})]
+    if file := next((name for name in names if name and identity(name) != name), None):
+        inputs["protocol"] = identity(file)  # with the hash of what the file says
     return {"recipe": asked, **inputs}
 
 

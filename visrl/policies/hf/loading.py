@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from visrl.errors import UsageError
 from visrl.policies.arguments import PixelArguments
-from visrl.policies.families import family_class, family_for
+from visrl.policies.families import family_class, family_for, older
 from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import base_and_adapter, load_adapter
 from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
@@ -222,6 +222,7 @@ def load_parts(
     except UNLOADABLE as error:
         raise UsageError(f"cannot load {path}: {_reason(error)}", _hint(path, error)) from error
     require_complete(path, model, info, family_class(config))
+    older.cap(model)
     return config, found, model
 
 

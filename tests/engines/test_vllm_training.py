@@ -19,7 +19,7 @@ PAIRS = (
     "data: {{path: '{q}', pictures: '{pictures}', limit: 12}}\nsampling: {{temperature: 1.0, attempts: 6, top_p: 1.0, max_tokens: 3}}\n"
     "select: {{win_box: 0.0019, lose_box: 0.0018}}\n"  # between what a likely and an unlikely crop make of an answer and its end
 )
-TRAINER = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-4}\n"
+TRAINER = "trainer: {num_train_epochs: 1, gradient_accumulation_steps: 1, learning_rate: 1e-4, warmup_steps: 0}\n"  # of one step
 
 
 @pytest.fixture(scope="module")

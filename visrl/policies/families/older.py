@@ -2,7 +2,8 @@
 classes.
 
 1. ``mm_encoder_outputs``, the argument for features computed before. Older classes swallow it unseen, and answer blind.
-2. Mllama's cross-attention mask for the new tokens alone; older ones index it from the first token of the cache.
+2. Gemma2 (PaliGemma 2) computes with sdpa, which leaves out that its scores are capped, and says nothing; later ones take eager.
+3. Mllama's cross-attention mask for the new tokens alone; older ones index it from the first token of the cache.
 
 Where a class has what is needed, nothing is touched.
 """
@@ -27,6 +28,13 @@ def complete(model: Any) -> None:
             inner.forward = _with_new_tokens_mask(inner.forward)
     elif "get_image_features" in dir(inner) and not _takes_features(inner):
         inner.forward = _with_features(inner.forward)
+
+
+def cap(model: Any) -> None:
+    """Where a loaded model caps its attention's scores, have it computed by eager attention in place of sdpa."""
+    text = model.config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) is not None and text._attn_implementation == "sdpa":
+        text._attn_implementation = "eager"
 
 
 def _takes_features(inner: Any) -> bool:

@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from visrl.errors import UsageError
 from visrl.policies.arguments import PixelArguments
-from visrl.policies.families import family_class, family_for
+from visrl.policies.families import family_class, family_for, older
 from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import base_and_adapter, load_adapter
 from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
@@ -228,6 +228,7 @@ def load_parts(
     require_files(folder_of(path, where.get("revision", "")), model)
     require_finite(path, model.named_parameters())
     require_one_vocabulary(path, model, found)
+    older.cap(model)
     return config, found, model
 
 

@@ -59,7 +59,7 @@ def world(
 
 
 MODELS = {
-    "tiny, sft, base": "the bundled models of the small world",
+    "tiny, sft, base, deep": "the bundled models of the small world",
     "hf:ID_OR_PATH": "any transformers image-text-to-text model; a bare path or hub id too",
     "endpoint:URL#NAME": "an OpenAI-compatible server, or several: URL,URL#NAME; the key from OPENAI_API_KEY",
     "openai:NAME": "OpenAI's own service; box_format must be given, as for every server",

@@ -73,7 +73,7 @@ class SmallModelRecipe(Recipe):
             return None
         found = Path(shipped(self.start))
         if not (found / "config.json").is_file():
-            hint = "a folder that another phase left, or one of the shipped base, sft, tiny"
+            hint = "a folder that another phase left, or one of the shipped base, sft, tiny, deep"
             raise UsageError(f"start: no checkpoint in {found}", hint)
         return found
 

@@ -104,7 +104,7 @@ def read_baseline(path: Path, name: str) -> Baseline:
     except OSError as error:
         raise UsageError(f"{scores}: cannot be read: {error}", "commit it with baselines.yaml") from error
     if found != entries[name].sha256:
-        raise UsageError(f"{scores} is not what was accepted as {name}", "visrl-eval accept RUN writes both")
+        raise UsageError(f"{scores} differs from the scores accepted as {name}", "visrl-eval accept RUN writes both")
     return Baseline(name, entries[name], of_baseline(scores))
 
 

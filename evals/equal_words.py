@@ -1,9 +1,10 @@
 """When two free answers are equal in words, and how alike they are: the offline judges' rules (judge.py).
 
-Equal but for case, punctuation, articles and the comma in 1,000. What distinguishes answers survives: the sign of a number
-(-5), ``+``, ``#`` and a grade's or blood group's ``-`` at the end of a word (C++, C#, A-, 35+), decimal points. A unit sign at a
-number ($ € £ ¥ ₹ % < > and the like) may be left out of one of two answers, since the benchmarks' standard answers write both
-"$6.60" and "6.60" for what a picture shows; two different ones are different answers. A plus or # before a number says nothing.
+Equal but for case, punctuation, articles, width (ＯＫ) and the comma in 1,000. What distinguishes answers survives: the sign of
+a number (-5), ``+``, ``#`` and a grade's or blood group's ``-`` at the end of a word (C++, C#, A-, 35+), decimal points. A
+unit sign at a number ($ € £ ¥ ₹ % < > and the like) may be left out of one of two answers, since the benchmarks' standard
+answers write both "$6.60" and "6.60" for what a picture shows; two different ones are different answers. A plus or # before a
+number says nothing.
 
 Where nothing but articles is left the articles count ("A" is not "The"), and where no word is left, the signs do: nothing is
 equal to nothing only when both texts were blank. Of a text the first READ characters count. Linear in the length of the texts,
@@ -15,6 +16,8 @@ from __future__ import annotations
 import re
 import string
 from typing import NamedTuple
+
+from visrl.core.outputs import FULL_WIDTH
 
 READ = 100_000
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -46,7 +49,7 @@ class Word(NamedTuple):
 
 def words(text: str) -> list[Word]:
     """What is compared of a text: "The Bird's -$1,000.50." -> bird, s, -1000.50 with $. Never raises."""
-    text = " ".join(_LATEX.sub("", text[:READ]).lower().split())
+    text = " ".join(_LATEX.sub("", text[:READ].translate(FULL_WIDTH)).lower().split())
     text = _IN_NUMBER.sub(lambda m: _POINT if m.group() == "." else "", text)
     text = _GRADES.sub(rf"\1{_MINUS}", _SIGN.sub(_MINUS, text))
     text = _SHARPS.sub(_SHARP, _PLUSES.sub(lambda m: _PLUS * len(m.group()), text))

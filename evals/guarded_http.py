@@ -40,13 +40,14 @@ def check_url(url: str, where: str, example: str) -> None:
     except ValueError as error:
         raise UsageError(f"{where}: not a URL: {error}", example) from error
     if parts.username or parts.password:
-        raise UsageError(f"{where}: the URL holds a password", "put the key into an environment variable")
+        raise UsageError(f"{where}: the URL contains a password", "put the key into an environment variable")
     if parts.query or "?" in url:
         raise UsageError(
-            f"{where}: the URL holds a query, and records keep URLs", "put the key into an environment variable"
+            f"{where}: the URL contains a query string, and records store URLs",
+            "put the key into an environment variable",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{where}: {url!r} is no URL", example)
+        raise UsageError(f"{where}: {url!r} is not a URL", example)
 
 
 def guarded_client(timeout: float) -> Any:

@@ -7,7 +7,8 @@ only :func:`is_papers` may stand beside a published number. The offline judges a
 Departures from the official script: 1. a failed request or a reply without exactly one ``score: x`` is *unscored*, not 0.
 2. temperature 0 and a seedless request, both in the name; the script leaves the API's default of 1. 3. "score: 0.8." is read as
 0.8; the script crashes on the full stop. 4. every judge reads the final answer, not the thought before it
-(core/final_answer.py); a thought that never ends is 0, and no model is asked.
+(core/final_answer.py); a thought that never ends is 0, and no model is asked. 5. "score: 8/10" and "score: 80%" are 0.8; the
+script reads 8 and 80, which are more than the full score.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ USER = "\nquestion: {question}\nstandard answer: {standard}\nmodel's answer: {an
 PICTURE_MARK = "<image>\n"  # the script leaves it before the question
 PAPER_MODEL = "gpt-3.5-turbo-1106"
 PAPER_HOST = "api.openai.com"
-_REPLY = re.compile(r"score: (\d[\d.]*|\.\d+)")
+_REPLY = re.compile(r"score: (\d[\d.]*|\.\d+)(?: ?(%)| ?(?:/|out of) ?(\d+(?:\.\d+)?))?")
 NO_REPLY = "judge: request failed"
 """How the reason of an answer begins whose judge could not be reached: asked again, it may have a score."""
 NOT_THE_PAPERS = "not the paper's judge"
@@ -190,13 +191,14 @@ def _endpoint(spec: str) -> EndpointJudge:
 
 
 def read_reply(reply: str) -> Score:
-    """The score of a reply that holds ``score: x`` exactly once, cut to 0..1; else unscored."""
+    """The score of a reply that holds ``score: x``, ``x/y`` or ``x %`` exactly once, cut to 0..1; else unscored."""
     found = _REPLY.findall(reply.lower())
     if len(found) != 1:
         return Score(None, f"judge: {len(found)} scores in the reply, not one")
+    number, percent, full = found[0]
     try:
-        value = float(found[0].rstrip("."))
-    except ValueError:
+        value = float(number.rstrip(".")) / (100.0 if percent else float(full or 1))
+    except (ValueError, ZeroDivisionError):
         return Score(None, "judge: the score is not a number")
     return Score(min(1.0, max(0.0, value)))
 

@@ -38,7 +38,7 @@ def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
         for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"):
             if any(_holds_a_row(cell, len(row)) for cell in row.values() if isinstance(cell, str)):
                 raise UsageError(
-                    f"{path}: row {row.get('index')}: a quotation mark that is never closed swallows the rows after it",
+                    f"{path}: row {row.get('index')}: an unclosed quotation mark swallows the following rows",
                     "double the marks inside a cell, or write the table with a CSV library",
                 )
             yield row

@@ -75,7 +75,8 @@ class Source:
     def _hub(self) -> Hub:
         if self.hub is None:
             raise UsageError(
-                f"no hub dataset holds {self.files[0][0]}", "give the folder that holds it: --data DIR (docs/data.md)"
+                f"no hub dataset contains {self.files[0][0]}",
+                "give the folder that contains it: --data DIR (docs/data.md)",
             )
         return self.hub
 

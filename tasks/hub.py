@@ -78,7 +78,7 @@ class HubDataset:
 
 @dataclass(frozen=True, slots=True)
 class PinnedFiles:
-    """JSON files at a fixed commit of the repository that published them, for what no hub dataset holds.
+    """JSON files at a fixed commit of the repository that published them, for what no hub dataset contains.
 
     join: the files' rows side by side -> documents' rows.
     """

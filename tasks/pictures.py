@@ -53,7 +53,9 @@ class Library:
                 f"name the folder of pictures: {IMAGES_VARIABLE}=DIR, or --data DIR",
             )
         if not self.root.is_dir():
-            raise UsageError(f"no pictures: {self.root} is not a folder", "docs/data.md says where pictures belong")
+            raise UsageError(
+                f"no pictures: {self.root} is not a folder", "docs/data.md describes where to put pictures"
+            )
 
     @staticmethod
     def check(name: str, where: str) -> None:
@@ -90,8 +92,8 @@ class Library:
             if _is_file(self.root / place):
                 if _leads_out(self.root, place):
                     raise UsageError(
-                        f"picture {name!r:.120} is a link that leads out of {self.root}",
-                        f"trust its data with {LINKS_VARIABLE}=1, or make {self.root.name} itself the link",
+                        f"picture {name!r:.120} is a symbolic link that points outside {self.root}",
+                        f"set {LINKS_VARIABLE}=1 if you trust the data, or make {self.root.name} itself the link",
                     )
                 return self.root / place
         return None

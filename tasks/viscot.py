@@ -23,7 +23,7 @@ def documents(chains: Path, detections: Path) -> Iterator[Document]:
         if chain is None or found is None:
             short, long = (chains, detections) if chain is None else (detections, chains)
             raise UsageError(
-                f"{short} ends after {number - 1} rows, {long} goes on", "both files must list the same rows"
+                f"{short} ends after {number - 1} rows, but {long} has more", "both files must list the same rows"
             )
         yield joined(chain, found.row, f"{chains}: row {number}")
 

@@ -1,7 +1,8 @@
 """The small world as tasks: documents that are drawn, not read. Never comparable with a published number.
 
 ``world_rec``, ``world_viscot_<domain>``, ``world_pope_<variant>``, ``world_mme`` and ``world_mmbench`` are of the ``test`` split;
-``world_heldout_*`` ask for combinations of colour, shape and relation that no training split asks for.
+so is ``world_deep``, which takes one look or two (visrl/world/deep). ``world_heldout_*`` ask for combinations of colour, shape
+and relation that no training split asks for.
 """
 
 from __future__ import annotations

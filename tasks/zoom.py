@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visrl.core.boxes import Box, hull
+from visrl.core.json_files import decode_foreign
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.mmbench_tables import is_empty
@@ -81,7 +81,7 @@ def vstar_documents(*files: Path) -> Iterator[Document]:
     """A JSON object per file, beside its picture: question, options (the right one first), target_object, bbox."""
     for path in files:
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
+            row = decode_foreign(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read: {error}", "is the download complete?") from error
         if not isinstance(row, dict):
@@ -160,10 +160,7 @@ def hrbench(row: Row, task: str) -> CoTSample:
 
 def treebench(row: Row, task: str) -> CoTSample:
     """A row: index, question, A to D, answer, category, target_instances (a list of x1, y1, x2, y2 as text), picture_id."""
-    targets = row["target_instances"]
-    found = ast.literal_eval(targets) if isinstance(targets, str) else targets
-    if not isinstance(found, list):
-        raise ValueError(f"target_instances {targets!r:.60} is not a list of boxes")
+    found = _listed(row["target_instances"])
     index = str(row["index"])
     return _choice(
         index,
@@ -176,6 +173,17 @@ def treebench(row: Row, task: str) -> CoTSample:
         meta={"category": str(row.get("category", ""))},
         **_boxed(box(list(one)) for one in found),
     )
+
+
+def _listed(targets: Any) -> list[Any]:
+    """A list as Python writes it. Raises ValueError for anything else; the parser itself says so in several ways."""
+    try:
+        found = ast.literal_eval(targets) if isinstance(targets, str) else targets
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(f"target_instances {targets!r:.60} is not a list of boxes")
+    return found
 
 
 # --- referring expressions

@@ -227,7 +227,7 @@ def test_core_needs_little():
 def test_what_is_looked_up_by_name_is_explained():
     page = (ROOT / "docs" / "architecture.md").read_text()
     named = re.findall(
-        r"`((?:visrl|evals|tasks)/[\w/.]*)`", page.split("## What is still looked up by name")[1].split("\n## ")[0]
+        r"`((?:visrl|evals|tasks)/[\w/.]*)`", page.split("## Remaining lookups by name")[1].split("\n## ")[0]
     )
     found = {
         str(file.relative_to(ROOT))

@@ -445,7 +445,7 @@ def test_a_signal_while_an_error_is_said_is_a_stop(monkeypatch, capsys, command)
     import importlib
 
     module = importlib.import_module(f"visrl.cli.{command}")
-    monkeypatch.setattr(module, "say", lambda error: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(module, "say", lambda error: os.kill(os.getpid(), signal.SIGTERM))
     ends = {"evaluate": lambda: sys.exit(module.main([])), "train": lambda: module.main(["no.yaml"])}
     with pytest.raises(SystemExit) as end:
         ends[command]()

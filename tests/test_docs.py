@@ -147,6 +147,17 @@ def test_runnable_commands_run(page, tmp_path, monkeypatch, capfd):
         pytest.skip(f"no shipped model yet for: {'; '.join(left_out)}")
 
 
+MAIN = "visrl-eval --model tiny --tasks world --limit 50"
+REPLAY = "visrl-eval --model replay:baseline__refcoco_val.json.gz --tasks refcoco_val --data DATA"
+
+
+def test_every_output_in_the_readme_is_of_a_tested_command():
+    """Blocks with lines that are neither commands nor blank; Python's are run by tests/test_api.py."""
+    found = blocks(ROOT / "README.md")
+    shown = [b for b in found if b.language == "console" and re.search(r"^(?!\$ )\S", b.text, re.M)]
+    assert [b.commands for b in shown] == [[MAIN], [REPLAY]]
+
+
 def printed(command):
     """What the README says that ``command`` prints."""
     (text,) = [b.text for b in blocks(ROOT / "README.md") if b.commands == [command] and "\n" in b.text.strip()]
@@ -161,19 +172,17 @@ def printed_here(command, capsys, *more):
 
 
 def test_the_main_command_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
-    command = "visrl-eval --model tiny --tasks world --limit 50"
-    if not shipped(command):
+    if not shipped(MAIN):
         pytest.skip("no shipped model yet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    assert printed_here(command, capsys) == printed(command)
+    assert printed_here(MAIN, capsys) == printed(MAIN)
 
 
 def test_the_replay_prints_what_the_readme_shows(shared, tmp_path, monkeypatch, capsys):
-    command = "visrl-eval --model replay:baseline__refcoco_val.json.gz --tasks refcoco_val --data DATA"
     monkeypatch.chdir(shared / "predictions" / "rec")
     monkeypatch.setenv("COLUMNS", "80")
-    assert printed_here(command, capsys, "--data", str(shared), "-o", str(tmp_path / "r")) == printed(command)
+    assert printed_here(REPLAY, capsys, "--data", str(shared), "-o", str(tmp_path / "r")) == printed(REPLAY)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

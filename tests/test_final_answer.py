@@ -9,6 +9,16 @@ from visrl.core.types import Unparsed
 
 READ = {
     "plain text\n": "plain text\n",
+    "**Thinking**\nIt may be A.\n\n**Answer**\nB": "B",
+    "## Reasoning\nA? No.\n## Final Answer\n\nB": "B",
+    "Reasoning: a lamp is A.\nAnswer: B": "B",
+    "**Thought:** A?\n**Answer:** C\n**Final answer:** B": "B",
+    "Reasoning about it is hard.\nAnswer: B": "Reasoning about it is hard.\nAnswer: B",  # a sentence, no heading
+    "**Answer**\nB": "**Answer**\nB",  # without a thought there is nothing to leave out
+    "**Thinking**\nAll of it, without an end": "**Thinking**\nAll of it, without an end",
+    "**Thinking**\nA\n**Answer**\n": "**Thinking**\nA\n**Answer**\n",
+    "&lt;think&gt;A?&lt;/think&gt;\nB": "B",
+    "x &lt; y": "x &lt; y",
     "": "",
     "<think>no</think><answer>Yes</answer>": "Yes",
     "<think>First I take C. Looking again, no.</think>\nB": "B",

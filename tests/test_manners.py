@@ -86,6 +86,9 @@ def test_recipes_by_name(tmp_path, monkeypatch, capsys):
     with pytest.raises(Exception, match="wrld: no such file, and no bundled recipe has this name") as wrong:
         train(["wrld"])
     assert "world" in wrong.value.hint
+    with pytest.raises(Exception, match="no bundled recipe has this name") as far:
+        train(["xyzzy"])
+    assert far.value.hint == "`visrl-train --list` lists them all"
     with pytest.raises(Exception, match="no recipe is named"):
         train([])
 

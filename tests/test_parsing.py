@@ -24,6 +24,11 @@ SIZE = (1000, 500)
         ("<think>[0, 0, 1, 1] maybe</think> [0.1, 0.2, 0.3, 0.4]", (100, 100, 300, 200)),
         ("[0, 0, 1, 1] <answer>[0.1, 0.2, 0.3, 0.4]</answer>", (100, 100, 300, 200)),
         ("[+0.1, 0.2, 0.3, 0.4] [0, 0, 1, 1]", (100, 100, 300, 200)),  # lenient: the first
+        ('["0.1", "0.2", "0.3", "0.4"]', (100, 100, 300, 200)),
+        ("[0.1，0.2，0.3，0.4]", (100, 100, 300, 200)),
+        ("［０.１、０.２、０.３、０.４］", (100, 100, 300, 200)),
+        (r"\[0.1, 0.2, 0.3, 0.4\]", (100, 100, 300, 200)),
+        (r"[0.1, 0.2, 0.3, 0.4\n]", (100, 100, 300, 200)),
     ],
 )
 def test_brackets(text, expected):
@@ -205,3 +210,16 @@ WRITTEN = {
     "box_tag_nested_1000": "<box>[[100, 100, 300, 800]]</box>",
     "loc_1024": "<loc0102><loc0102><loc0819><loc0307>",  # y x y x: .1, .1, .8, .3 of 1024 are 102.4, 102.4, 819.2, 307.2
 }
+
+
+@pytest.mark.parametrize("mode", ["lenient", "strict"])
+def test_several_boxes_in_one_tag(mode):
+    """As InternVL writes several objects. 100 thousandths of 1000 px are 100 px, of 500 px 50 px. Two corners are one box."""
+    nested = FORMATS["box_tag_nested_1000"].with_mode(mode)
+    found = nested.parse_all("<box>[[100, 200, 300, 400], [500, 600, 700, 800]]</box>", SIZE)
+    assert [box.xyxy for box in found] == [(100, 100, 300, 200), (500, 300, 700, 400)]
+    assert nested.parse("<box>[100, 200], [300, 400]</box>", SIZE).xyxy == (100, 100, 300, 200)
+
+
+def test_strict_reads_no_quoted_numbers():
+    assert isinstance(UNITS.with_mode("strict").parse('["0.1", "0.2", "0.3", "0.4"]', SIZE), Unparsed)

@@ -265,7 +265,7 @@ def test_a_file_is_run_once_and_not_on_ray(site, signs, tmp_path, capsys):
     file.write_text(OWN)
     include([file, file])
     assert run(tmp_path, signs, "--include", str(file), "--ray", "2") == 2
-    assert "the workers have not run the file" in capsys.readouterr().err
+    assert "the workers do not have the file" in capsys.readouterr().err
 
 
 def test_help_looks_for_no_package(site):

@@ -7,7 +7,7 @@ from test_phase_tables import record
 
 from visrl.cli.evaluate import main
 from visrl.core.records import TaskResult, write_results
-from visrl.tables.claims import Claim, claims, decided, pairs_by_seed
+from visrl.tables.claims import Claim, claims, holm, pairs_by_seed
 from visrl.tables.generated import generated
 from visrl.tables.reproduction_page import text
 
@@ -24,24 +24,41 @@ def test_without_records_it_says_that_nothing_was_measured():
     assert " seed" not in said.partition("nothing is claimed")[2] and "| claim |" not in said
 
 
-def test_two_standard_errors_over_seeds_decide():
-    """Differences +4, +6, +8: mean 6, s = 2, se 2 / sqrt 3 = 1.15: beyond 2 se. t = 5.196, of 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2) = .035. Of one seed there is no error and no verdict."""
+def test_a_claim_over_seeds():
+    """Differences +4, +6, +8: mean 6, s = 2, se 2 / sqrt 3 = 1.15. t = 5.196, of 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2) = .035."""
     before, after = {"0": 50.0, "1": 51.0, "2": 52.0}, {"0": 54.0, "1": 57.0, "2": 60.0}
-    assert Claim("c", before, after).row() == "| c | 51.0 | 57.0 | +6.0 ± 1.2 | .035 | reproduced, 3 seeds |"
-    assert "| -6.0 ± 1.2 | .035 | contradicted, 3 seeds |" in Claim("c", after, before).row()
-    assert Claim("c", {"0": 50.0}, after).row() == "| c | 50.0 | 54.0 | +4.0 | — | undecided, 1 seed |"
-    assert Claim("c", {"9": 50.0}, after).row() == ""
-    two = Claim("c", {"0": 50.0, "1": 51.0}, after)
-    assert two.verdict == "undecided"  # +4 and +6: 5 ± 1, but of two seeds
-    assert Claim("c", {"0": 50.0}, after, se_by_picture=1.5).verdict == "reproduced"  # +4 of one seed, 1.5 by picture
-    assert Claim("c", {"0": 50.0}, after, se_by_picture=2.5).verdict == "undecided"
+    claim, turned = Claim("c", before, after), Claim("c", after, before)
+    assert claim.p == pytest.approx(1 - 5.196 / (5.196**2 + 2) ** 0.5, abs=1e-4)
+    assert claim.row(0.04) == "| c | +6.0 ± 1.2 | 51.0 → 57.0 | .035 | .040 | reproduced, 3 seeds |"
+    assert turned.row(0.04).endswith("| contradicted, 3 seeds |")
+    assert claim.row(0.05).endswith("| .050 | undecided, beyond two errors alone, 3 seeds |")
+    assert Claim("c", {"9": 50.0}, after).row(None) == ""
 
 
-@pytest.mark.parametrize(
-    ("change", "se", "word"), [(2.0, 1.0, "undecided"), (2.1, 1.0, "reproduced"), (0.0, 0.0, "undecided")]
-)
-def test_exactly_two_is_not_beyond(change, se, word):
-    assert decided(change, se) == word
+def test_of_fewer_than_three_seeds_nothing_is_decided_but_of_one_with_an_error_by_picture():
+    after = {"0": 54.0, "1": 57.0}
+    assert Claim("c", {"0": 50.0}, after).row(None) == "| c | +4.0 | 50.0 → 54.0 | — | — | undecided, 1 seed |"
+    two = Claim("c", {"0": 50.0, "1": 51.0}, after)  # +4 and +6: 5 ± 1
+    assert two.p is None and two.verdict(None) == "undecided"
+    by_picture = Claim("c", {"0": 50.0}, after, se_by_picture=1.5)
+    assert by_picture.p == pytest.approx(0.00766, abs=1e-5)  # 4 / 1.5 = 2.667: twice the normal's tail .00383
+    assert by_picture.verdict(0.01) == "reproduced"
+    assert Claim("c", {"0": 50.0}, after, se_by_picture=2.5).verdict(0.11) == "undecided"  # 1.6 standard errors
+
+
+def test_no_difference_has_no_verdict_and_no_error_no_p():
+    same = {"0": 50.0, "1": 51.0, "2": 52.0}
+    assert Claim("c", same, dict(same)).p is None and Claim("c", same, dict(same)).verdict(None) == "undecided"
+
+
+def test_holms_correction():
+    """.01, .02, .04 of three: 3 x .01, 2 x .02, 1 x .04; none below one before it: .03, .02 would be below .03, so .03 … and 1 at most."""
+    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.01, 0.012, 0.5]) == pytest.approx([0.03, 0.03, 0.5])  # 2 x .012 = .024 is raised to .03
+    assert holm([0.4, None, 0.6]) == pytest.approx(
+        [0.8, None, 0.8]
+    )  # 1 x .6 is raised to .8; what has no p is not counted
+    assert holm([0.7, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_path):
@@ -68,16 +85,19 @@ def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_p
     assert main([*arguments, "--check"]) == 0
     said = page.read_text()
     assert (
-        "| RL1 points better than SFT | 42.0 | 52.0 | +10.0 ± 0.0 | < .001 | reproduced, 3 seeds |" in said
+        "| RL1 predicts better boxes than SFT | +10.0 ± 0.0 | 42.0 → 52.0 | < .001 | < .001 | reproduced, 3 seeds |"
+        in said
     )  # means of .40, .42, .44
     assert (
-        "| Box critics help | 66.9 | 72.0 | +5.1 ± 0.1 | < .001 | reproduced, 3 seeds |" in said
+        "| Box critics help | +5.1 ± 0.1 | 66.9 → 72.0 | < .001 | < .001 | reproduced, 3 seeds |" in said
     )  # 5.0, 5.1, 5.2 points of the last phase
     assert (
-        "Not measured: RL2 points better than the best of the SFT checkpoints; The diversity controller helps" in said
+        "Not measured: RL2 predicts better boxes than the best of the SFT checkpoints; The diversity controller helps"
+        in said
     )
     assert (
-        "| Iteration 2: better box than SFT | 42.0 | 72.0 | +30.0 ± 0.0 | < .001 | reproduced, 3 seeds |" in said
+        "| Iteration 2: better box than SFT | +30.0 ± 0.0 | 42.0 → 72.0 | < .001 | < .001 | reproduced, 3 seeds |"
+        in said
     )  # .72 on average at the end of the longest run, .42 after SFT
     write_results(tmp_path / "results/records/a/r.json", of_seeds[1:])
     assert main([*arguments, "--check"]) == 1
@@ -103,16 +123,14 @@ def test_fewer_pairs_of_two_right_boxes_are_what_the_controller_should_bring():
         made += pairs("full", seed, wp_lp=less) + pairs("no-diversity", seed, wp_lp=more)
         made += pairs("no-box-critic", seed, wp_lp=4.0, wp_ln=51.0 + seed) + pairs("full", seed, wp_ln=70.0)
     found = rows(made)
-    assert (
-        found["With the diversity controller fewer pairs have two right boxes"]
-        .row()
-        .endswith("| -1.0 ± 0.2 | .049 | reproduced, 3 seeds |")
-    )
+    fewer = found["With the diversity controller fewer pairs have two right boxes"]
+    assert fewer.row(fewer.p).endswith("| -1.0 ± 0.2 | 1.5 → 0.5 | .049 | .049 | reproduced, 3 seeds |")
     critics = found["With box critics more winning boxes are right"]
-    assert (critics.before["0"], critics.after["0"], critics.verdict) == (55.0, 70.4, "reproduced")
+    assert (critics.before["0"], critics.after["0"], critics.verdict(critics.p)) == (55.0, 70.4, "reproduced")
     turned = [*pairs("full", 0, wp_lp=2.0), *pairs("full", 1, wp_lp=2.1), *pairs("full", 2, wp_lp=2.2), made[0]]
     turned += [r for seed in range(3) for r in pairs("no-diversity", seed, wp_lp=1.0)]
-    assert rows(turned)["With the diversity controller fewer pairs have two right boxes"].verdict == "contradicted"
+    more = rows(turned)["With the diversity controller fewer pairs have two right boxes"]
+    assert more.verdict(more.p) == "contradicted"
 
 
 def test_the_best_sft_checkpoint_is_chosen_seed_by_seed_and_only_where_all_ran():
@@ -125,7 +143,7 @@ def test_the_best_sft_checkpoint_is_chosen_seed_by_seed_and_only_where_all_ran()
         ("more-sft-compute", (0.4, 0.4)),
     ):
         made += [record("sft", value, seed=seed, run=run, metric="box_acc") for seed, value in enumerate(values)]
-    best = rows(made)["RL2 points better than the best of the SFT checkpoints"]
+    best = rows(made)["RL2 predicts better boxes than the best of the SFT checkpoints"]
     assert best.before == pytest.approx({"0": 60.0, "1": 50.0})
     assert {seed: best.after[seed] for seed in best.before} == pytest.approx({"0": 70.0, "1": 55.0})
 
@@ -183,9 +201,9 @@ def test_the_readme_says_what_the_page_says():
         for line in page.splitlines()
         if line.startswith("| Reinforcement beats continued SFT with the same compute")
     ]
-    assert f"more SFT gets {longer.split('|')[2].strip()} % of boxes right" in readme
+    assert f"more SFT gets {longer.split('|')[3].split(' → ')[0].strip()} % of boxes right" in readme
     last = {
-        metric: line.split("|")[3].strip()
+        metric: line.split("|")[3].split(" → ")[1].strip()
         for line in page.splitlines()
         for metric in ("box", "answers")
         if line.startswith(f"| Iteration 4: better {metric} than SFT")

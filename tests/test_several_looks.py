@@ -190,6 +190,18 @@ def test_a_unit_of_its_own():
     assert episode.looks[0].box == Box(100, 50, 200, 150)
 
 
+def test_a_box_turn_in_the_last_picture():
+    """The first crop begins at (100, 50) and is shown at its own size: 20, 10 of it is 120, 60 of the original."""
+    outputs = ['{"bbox_2d": [100, 50, 200, 150]}', '{"bbox_2d": [20, 10, 40, 30]}', "a cat"]
+    episode, asked = run(outputs, ask="box_turn", coordinates="last")
+    assert [look.box for look in episode.looks] == [Box(100, 50, 200, 150), Box(120, 60, 140, 80)]
+    assert episode.ended == "answer" and [p.open().size for p in asked[-1][0].turns[-1].pictures] == [(20, 20)]
+    # a control's look is written as the model would have: in the picture shown last
+    told = replace(SAMPLE, boxes=(Box(100, 50, 200, 150), Box(120, 60, 140, 80)))
+    _, asked = run("a cat", sample=told, focus="gold", ask="box_turn", coordinates="last")
+    assert [text for role, text in said(asked) if role == "assistant"] == outputs[:2]
+
+
 def test_a_look_may_be_asked_for_by_the_familys_box():
     outputs = ['{"bbox_2d": [100, 50, 200, 150]}', "<answer>[1, 2, 3, 4]</answer>"]
     episode, asked = run(outputs, ask="box_turn")
@@ -252,14 +264,14 @@ def test_gold_without_a_true_box_fails_the_sample():
 
 def test_tokens_that_leave_no_look_are_refused():
     policy = FunctionPolicy("f", lambda _: "", FORMATS["json_pixel"])
-    with pytest.raises(UsageError, match="16384 new tokens in all leave no look"):
+    with pytest.raises(UsageError, match="16384 new tokens in total leave no look"):
         rollout_config(policy, protocol="zoom", sampling=Sampling(max_tokens=8193))
     assert rollout_config(policy, protocol="zoom", sampling=Sampling(max_tokens=8192)).protocol.name == "zoom"
 
 
 def test_a_list_of_foci_is_for_several_looks():
     policy = FunctionPolicy("f", lambda _: "", FORMATS["json_pixel"])
-    with pytest.raises(UsageError, match="looks once"):
+    with pytest.raises(UsageError, match="has a single look"):
         rollout_config(policy, protocol="visrl_train", box_source="gold,predicted")
     with pytest.raises(UsageError, match="unknown 'gild'"):
         rollout_config(policy, protocol="zoom", box_source="gold,gild")

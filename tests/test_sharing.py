@@ -179,7 +179,7 @@ def test_a_merge_without_an_adapter_or_into_a_folder_that_exists_is_refused(adap
     from visrl.cli.train import run as train
     from visrl.errors import UsageError
 
-    with pytest.raises(UsageError, match="is no adapter"):
+    with pytest.raises(UsageError, match="is not an adapter"):
         train(["merge", str(adapter / "base"), "--output", str(tmp_path / "x")])
     with pytest.raises(UsageError, match="exists"):
         train(["merge", str(adapter / "lora"), "--output", str(tmp_path)])

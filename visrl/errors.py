@@ -32,7 +32,7 @@ def refused(error: OSError, place: object = None, hint: str = "") -> UsageError:
     why = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = hint or "free disk space and run the same command again; what is finished is kept"
-    return UsageError(f"{where}: {why}" if where is not None else why, hint or "check the place and its permissions")
+    return UsageError(f"{where}: {why}" if where is not None else why, hint or "check the path and its permissions")
 
 
 class Incomplete(UsageError):
@@ -55,10 +55,10 @@ def printable(text: str, limit: int = 300) -> str:
     return line if len(text) <= limit else line[:limit] + "…"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest of ``known``, or all where they are few, or how to list them."""
+def nearest(name: str, known: Iterable[str], listed_by: str = "visrl-eval ls") -> str:
+    """A hint naming the closest of ``known``, or all where they are few, or the command that lists them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"one of {', '.join(names)}" if len(names) <= FEW else "`visrl-eval ls` lists what there is"
+    return f"one of {', '.join(names)}" if len(names) <= FEW else f"`{listed_by}` lists them all"

@@ -63,10 +63,10 @@ def image(picture: Image.Image, x: float, y: float, side: float, *, pixels: bool
 
 
 def numbers() -> list[tuple[str, float]]:
-    """(name, percent) of the README's table of what looking is worth."""
+    """(name, percent) of the README's table of controls."""
     readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
-    rows = (("answered directly", "`--protocol direct`"), ("looks where it points", "looks where it points"))
-    rows += (("looks at the true region", "`--focus gold`"), ("looks anywhere", "`--focus random`"))
+    rows = (("no look", "`--protocol direct`"), ("predicted box", "default: crop"))
+    rows += (("true box", "`--focus gold`"), ("random box", "`--focus random`"))
     found = []
     for name, start in rows:
         value = re.search(rf"^\| {re.escape(start)}.*\| ([\d.]+) ± [\d.]+ \|$", readme, re.M)

@@ -34,6 +34,8 @@ STATED = tuple(
         rf"{_EASTERN}(?: الصحيحة| الصحيح)? ?(?:は|が|은|는|是|为|為|应该是|应为|应是|应选|就是|选|選|هي|هو|là)?[: ]{{0,3}}"
         rf"(?:选项|選項)?\n?{_X}",
         rf"\bnot {_X.replace('letter', 'other')},? (?:but|rather)(?: rather)? (?:option )?{_X}",
+        rf"\b(?:wait|actually|correction|scratch that|on second thoughts?)[ ,.:;!…–—-]{{1,8}}(?:no,? )?(?:actually,? )?"
+        rf"(?:it's |it is |make it |make that |option ){{0,2}}{_X}(?=[.,;:!\n]|\Z)",
     )
 )
 """The answer is X."""
@@ -124,3 +126,7 @@ _NEGATED = (
 )
 NEGATED = frozenset(_NEGATED.split())
 """Words that take an option's text in the same sentence back."""
+
+LISTED_LINE = re.compile(r"^[^\w\n]{0,24}(?:\[ ?[xX]? ?\])?[^\w\n]{0,8}(?P<letter>[A-Z])\b[^\n]{0,400}", re.MULTILINE)
+TICK = re.compile(r"[✓✔✅☑]|\[ ?[xX✓✔] ?\]")
+CROSS = re.compile(r"[✗✘❌✖❎]|\[ ?\]")

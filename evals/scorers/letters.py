@@ -6,8 +6,9 @@ In this order, on plain text (plain_text.py). What is found first decides; where
 2. It is *stated*: "answer is B", "Answer: (B)", "not A but B", in some twenty languages. The last statement counts, since
    models correct themselves; a later judgement (3) on another letter leaves it open.
 3. It is *judged*: "option B is correct", "I choose B", "it's B", "so B". All such must agree.
-4. It *opens or closes* the text: "B. dog", "Option B", a last line of one letter. Not where the text lists the options.
-5. The text of exactly one option stands in a short answer as whole words, in a sentence that denies nothing.
+4. It is *ticked*: of the lines that begin with a letter, the only one with a tick: "B ✓", "- [x] B".
+5. It *opens or closes* the text: "B. dog", "Option B", a last line of one letter. Not where the text lists the options.
+6. The text of exactly one option stands in a short answer as whole words, in a sentence that denies nothing.
 
 A letter that is denied ("B is wrong"), supposed ("if the answer is B"), one of several ("A or B"), or followed by another
 option's text ("B. cat") is not chosen. "A" and "I" before another word are an article and a pronoun.
@@ -45,7 +46,7 @@ def letter(text: str, options: Mapping[str, str]) -> str | Unparsed:
     if alone:
         name = alone.group(1).upper()
         return name if name in options else Unparsed(f"{name} is no option")
-    for read in (_by_statement, _at_an_end, _by_text):
+    for read in (_by_statement, _by_ticks, _at_an_end, _by_text):
         if (found := read(answer, options)) is not None:
             return found
     return Unparsed("no option is named")
@@ -127,6 +128,16 @@ def _contradicts(text: str, end: int, name: str, options: Mapping[str, str]) -> 
     return (
         bool(said) and said != _words(options.get(name, "")) and said in [_words(option) for option in options.values()]
     )
+
+
+def _by_ticks(text: str, options: Mapping[str, str]) -> str | Unparsed | None:
+    """The one letter whose line has a tick, where lines have ticks or crosses."""
+    lines = [match for match in worded.LISTED_LINE.finditer(text) if match["letter"] in options]
+    ticked = {match["letter"] for match in lines if worded.TICK.search(match.group())}
+    crossed = {match["letter"] for match in lines if worded.CROSS.search(match.group())}
+    if len(lines) < 2 or not ticked | crossed:
+        return None
+    return ticked.pop() if len(ticked) == 1 and not ticked & crossed else Unparsed("not one option is ticked")
 
 
 def _at_an_end(text: str, options: Mapping[str, str]) -> str | Unparsed | None:

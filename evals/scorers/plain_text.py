@@ -12,6 +12,7 @@ HEAD = 20_000
 """Characters that are read at either end of an answer: what it says stands near the start or the end."""
 
 _COMMANDS = re.compile(r"\\(?:boxed|fbox|text[a-z]{0,2}|math[a-z]{0,2})(?=\s?\{)|\\[()\[\]]|```[a-z]{0,10}|<br ?/?>")
+_LINE_END = re.compile(r"\\n(?![a-z])")  # of a string that was escaped once more than unescaped; not LaTeX's \nu
 _MARKUP = str.maketrans(dict.fromkeys("*`$#~", "") | dict.fromkeys('_"“”„«»「」『』', " ") | {"’": "'", "‘": "'"})
 _QUOTES = re.compile(r"(?<![^\W_])'|'(?![^\W_])")  # not the one of "can't"
 _SPEAKER = re.compile(r"^\W{0,4}(?:assistant|model|gpt|ai|bot|response|output) ?: ?", re.IGNORECASE)
@@ -27,7 +28,7 @@ def plain(text: str) -> str | Unparsed:
         return answer
     if len(answer) > 2 * HEAD:
         answer = f"{answer[:HEAD]}\n{answer[-HEAD:]}"
-    answer = unicodedata.normalize("NFKC", answer)
+    answer = _LINE_END.sub("\n", unicodedata.normalize("NFKC", answer))
     answer = _QUOTES.sub(" ", _COMMANDS.sub("", answer).translate(_MARKUP))
     lines = (" ".join(line.split()) for line in answer.splitlines())
     return _SPEAKER.sub("", "\n".join(line for line in lines if line))

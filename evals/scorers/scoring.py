@@ -30,6 +30,7 @@ SCORERS: dict[Benchmark, str] = {
     "hrbench": "visrl.evals.scorers.zoom.choice",
     "refl4": "visrl.evals.scorers.zoom.ref_l4",
     "point": "visrl.evals.scorers.zoom.point",
+    "way": "visrl.evals.scorers.zoom.way",
 }
 """The module whose ``score`` is a benchmark's. Imported where it is used: one benchmark does not pay for the words of another."""
 

@@ -32,7 +32,7 @@ def score(
     for items in chunks(done(samples, episodes, scores)):
         read += score_boxes(items, scores, {"box_acc": "acc@0.5"})
         asked_for_box |= any(episode.box is not None for _, _, episode in items)
-        unread += _score_answers(items, scores, judge)
+        unread += score_answers(items, scores, judge)
     estimands = [average("answer", scores, 1.0, unparsed=unread, judge=None if judge is None else judge.name)]
     if asked_for_box:
         estimands.append(average("box_acc", scores, 1.0, unparsed=read.unparsed, notes=read.notes))
@@ -41,7 +41,7 @@ def score(
     return scores, estimands
 
 
-def _score_answers(items: Sequence[Done], scores: SampleScores, judge: Judge | None) -> int:
+def score_answers(items: Sequence[Done], scores: SampleScores, judge: Judge | None) -> int:
     """Enters the judge's scores, asked for many answers at once; failed samples keep their own reason. Returns the unparsed."""
     asked: list[tuple[int, JudgeItem]] = []
     unparsed = 0

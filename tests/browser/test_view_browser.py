@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from visrl.core.box_formats import FORMATS
+from visrl.policies.protocol import FunctionPolicy
 from visrl.report import write_report
 
 CHROMIUM = os.environ.get("VISRL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -282,6 +284,12 @@ def test_two_runs_show_flips_first(look, two):
 def test_the_page_fits_its_width(look, two):
     page = look(two)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if page.viewport_size["width"] > 1000:  # nothing needs a scrollbar of its own there
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        for width in (1000, 1200, 1400, 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            wider = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+            assert page.evaluate(wider) == 0, width
     page.locator(".card").first.click()
     assert page.evaluate("document.querySelector('#sample').scrollWidth <= innerWidth")
 
@@ -330,7 +338,32 @@ def violations(page):
     ]
 
 
-@pytest.mark.parametrize("which", ["one", "two", "hostile"])
+@pytest.fixture(scope="module")
+def looks(data, tmp_path_factory):
+    """Runs of several looks: one look, one faulty call, an answer behind a thought."""
+    place = tmp_path_factory.mktemp("looks")
+    call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [10, 10, 90, 60]}}</tool_call>'
+
+    def run(name, answer):
+        turns = [call, "<tool_call>x</tool_call>", f"<think>I can read it.</think><answer>{answer}</answer>"]
+        policy = FunctionPolicy(name, lambda r: turns[int(r.stream or 0)], FORMATS["json_pixel"], needs_pictures=True)
+        return made.run(policy, data, place / name, protocol="zoom", limit=4)
+
+    return write_report([run("a", "red"), run("b", "green")], place / "report.html").as_uri()
+
+
+def test_several_looks_are_a_path_and_the_card_shows_the_answer(look, looks):
+    page = look(looks)
+    # sample 0 is red, sample 1 green: of the flips, broken comes first
+    assert "“green” · true: red" in page.locator(".card").first.inner_text()
+    page.locator(".card").first.click()
+    text = page.locator("#sample").inner_text()
+    for part in ("1 · look", "2 · faulty call", "the error was returned to the model", "3 · answer", "▼ broken"):
+        assert part in text
+    assert "<think>I can read it.</think>" in text  # the outputs are shown whole
+
+
+@pytest.mark.parametrize("which", ["one", "two", "hostile", "looks"])
 def test_accessible(look, request, which):
     """axe-core finds nothing moderate or worse, in light and dark, on the page and in a sample."""
     page = look(request.getfixturevalue(which))
@@ -373,19 +406,29 @@ def index(runs, one):
     return write_report([runs[0].parent]).as_uri()
 
 
+def kept(step):
+    """A group of two chains, as policy-gradient training keeps it."""
+    first = {"box": [1, 2, 9, 9], "box_text": made.EVIL, "unparsed": None, "answer": "yes", "rewards": {"iou": 0.5}, "advantages": {"box": 1.0}}  # fmt: skip
+    chains = [first, {**first, "box": [20, 2, 30, 12], "advantages": {"box": -1.0}}]
+    return {"step": step, "groups": [{"id": "1", "question": made.EVIL, "picture": "p.png", "answers": ["yes"], "chains": chains}]}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """A loop's folder: records of two phases, a history, critics' scores, eight pairs without pictures."""
+    """A loop's folder: a history, and per iteration eight pairs without pictures and eight groups of the same question."""
     folder = tmp_path_factory.mktemp("training") / "loop"
-    for name in ("sft", "iter1/pairs"):
+    for name in ("sft", "iter1/pairs", "iter2/pairs", "iter1/rl/rollouts", "iter2/rl/rollouts"):
         (folder / name).mkdir(parents=True)
     (folder / "sft" / "history.json").write_text(json.dumps([{"step": s, "loss": 1 / s} for s in (1, 2, 3)]))
     pair = {"id": "1", "picture": "p.png", "size": [40, 20], "question": made.EVIL, "win": {"box": [1, 2, 9, 9]}, "lose": {"box": [20, 2, 30, 12]}}  # fmt: skip
-    (folder / "iter1" / "pairs" / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
     boxes = {"wp_ln": {"n": 8, "percent": 100.0, "se": 0.0}}
-    (folder / "iter1" / "pairs" / "manifest.json").write_text(
-        json.dumps({"funnel": {"questions": {"asked": 9, "paired": 8}}, "boxes": boxes})
-    )
+    manifest = json.dumps({"funnel": {"questions": {"asked": 9, "paired": 8}}, "boxes": boxes})
+    for iteration in (folder / "iter1", folder / "iter2"):
+        (iteration / "pairs" / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
+        (iteration / "pairs" / "manifest.json").write_text(manifest)
+        (iteration / "rl" / "history.json").write_text('[{"step": 1, "reward": 0.5}, {"step": 8, "reward": 0.75}]')
+        for step in range(1, 9):
+            (iteration / "rl" / "rollouts" / f"step{step:06d}.json").write_text(json.dumps(kept(step)))
     (folder / "sft" / "metrics.json").write_text(json.dumps({"line": "answers 60.0"}))
     return write_report([folder]).as_uri()
 
@@ -420,12 +463,15 @@ def test_the_index_sorts_filters_and_keeps_it_in_the_address(look, index):
     page.keyboard.type("model-a")
     assert set(shown_rows(page)) == {"a"} and "q=model-a" in page.url
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # value and interval are in view on a phone, too
+    assert page.locator("#table td.interval:visible").first.bounding_box()["x"] < page.viewport_size["width"] - 60
 
 
 def test_the_training_page_opens_pairs_by_the_keyboard(look, training):
     page = look(training)
     cards = page.locator("details.card")
-    assert cards.count() == 8 and page.locator("details.card:visible").count() == 6
+    # eight pairs and eight groups in each of two iterations, six of each shown at first
+    assert cards.count() == 32 and page.locator("details.card:visible").count() == 24
     cards.first.locator("summary").focus()
     page.keyboard.press("Enter")
     assert cards.first.locator("dl").is_visible() and "<script>" in cards.first.inner_text()

@@ -101,8 +101,8 @@ def new_folder(inputs, place):
     return place
 
 
-def campaign(scene, count, dice, work, keep):
-    """Kills until there were ``count``. Returns the row of the table, and whether it found a fault."""
+def campaign(scene, count, dice, work, keep, until):
+    """Kills until there were ``count``, or until that time of the monotonic clock. Returns the row of the table, and whether it found a fault."""
     inputs = work / "inputs"
     inputs.mkdir(parents=True)
     with contextlib.redirect_stdout(sys.stderr):
@@ -121,7 +121,7 @@ def campaign(scene, count, dice, work, keep):
             )
         calm = again
     kills, folders, leftovers, faults = 0, 0, 0, Counter()
-    while kills < count:
+    while kills < count and time.monotonic() < until:
         folder, folders, here = new_folder(inputs, work / "run"), folders + 1, 0
         while True:
             last = here >= 12  # a scene that restarts from nothing would never end
@@ -131,6 +131,11 @@ def campaign(scene, count, dice, work, keep):
             kills, here = kills + 1, here + 1
         fault = judged(code, folder, calm)
         leftovers += len(left_over(folder / "out"))
+        print(
+            f"{scene.name}: {kills} kills, {folders} folders, {faults.total() + bool(fault)} faults",
+            file=sys.stderr,
+            flush=True,
+        )
         if fault:
             faults[fault] += 1
             shutil.copytree(folder, keep / f"{scene.name.replace(' ', '-')}-{folders}")
@@ -160,6 +165,9 @@ def main():
     parser.add_argument("--count", type=int, default=2000, help="kills in all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="of each command, then no new folder is begun"
+    )
+    parser.add_argument(
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "kills-kept", help="where faulty folders go"
     )
     args = parser.parse_args()
@@ -174,7 +182,12 @@ def main():
         with tempfile.TemporaryDirectory() as work:
             dice = random.Random(f"{args.seed} {name}")
             row, fault = campaign(
-                SCENES[name], -(-args.count * part // sum(parts.values())), dice, Path(work), args.keep
+                SCENES[name],
+                -(-args.count * part // sum(parts.values())),
+                dice,
+                Path(work),
+                args.keep,
+                time.monotonic() + args.seconds,
             )
         found, kills = found or fault, kills + row[2]
         print(

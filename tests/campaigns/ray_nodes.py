@@ -15,7 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0", RAY_worker_niceness="0"
+)  # 15 else: no turn on a busy machine
 RECIPE = Path(__file__).parents[2] / "recipes/pairs-world.yaml"
 MAIN = "import sys; from visrl.cli.{name} import main; sys.exit(main(sys.argv[1:]))"
 

@@ -322,7 +322,7 @@ def test_missing_baseline_cell_and_tampered_scores_fail(place, capsys):
     scores = next((place / "baselines").iterdir())
     scores.write_bytes(scores.read_bytes() + b"x")
     assert check() == 1
-    assert "is not what was accepted" in capsys.readouterr().err
+    assert "differs from the scores accepted" in capsys.readouterr().err
 
 
 def test_baseline_file_holds_no_nan_and_stays_in_its_folder(place):

@@ -47,10 +47,42 @@ def test_what_is_called_wrong_is_no_choice(text):
         "There is no doubt that the answer is B",
         "I have no doubt the answer is B",
         "The object which we see is a jug so the answer is B",
+        "It's A... wait, actually B.",
+        "The answer is A. Actually, it's B.",
+        "Answer: A. On second thought, B",
     ],
 )
 def test_a_choice_beside_what_is_called_wrong(text):
     assert letter(text, OPTIONS) == "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A ✗\nB ✓\nC ✗\nD ✗",
+        "A: ❌\nB: ✅\nC: ❌\nD: ❌",
+        "- [ ] A. a lamp\n- [x] B. a jug\n- [ ] C. a radio\n- [ ] D. a globe",
+        "A. a lamp\nB. a jug ✔\nC. a radio\nD. a globe",
+        "❌ A\n✅ B\n❌ C",
+    ],
+)
+def test_the_option_that_is_ticked(text):
+    assert letter(text, OPTIONS) == "B"
+
+
+@pytest.mark.parametrize("text", ["A ✓\nB ✓\nC ✗", "A ✗\nB ✗\nC ✗\nD ✗", "A ✗\nB"])
+def test_ticks_that_choose_nothing(text):
+    """Several, none, or one cross alone."""
+    assert isinstance(letter(text, OPTIONS), Unparsed)
+
+
+def test_a_stated_answer_counts_more_than_ticks():
+    assert letter("A ✓ red\nB ✓ blue\nC ✗ green\nThe answer is B.", OPTIONS) == "B"
+
+
+def test_a_line_end_that_was_escaped_twice():
+    assert letter("Answer:\\nB", OPTIONS) == "B" and yes_or_no("Yes\\n") == "yes"
+    assert exact("OK", "ＯＫ") == 1.0 and exact("102", "10²") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +128,7 @@ def test_a_turn_of_the_user_is_no_answer():
 def test_a_quotation_mark_that_is_never_closed(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text('index\tprediction\n10\t"B\n11\tC\n')
-    with pytest.raises(UsageError, match="row 10: a quotation mark that is never closed"):
+    with pytest.raises(UsageError, match="row 10: an unclosed quotation mark"):
         read_predictions(path)
 
 

@@ -10,7 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fuzz_benchmarks
 import fuzz_foreign
+import fuzz_looks
 from fuzz_made import call, make, run_words
 from fuzz_mutations import mutated
 
@@ -42,11 +44,24 @@ def targets(folder):
     resume = ("visrl-eval", *run_words(folder, run))
     tables = tuple(("visrl-eval", "tables", "--paper", paper, run) for paper in ("viscot", "general", "rec", "datagen"))
     training = ("visrl-eval", "view", str(folder / "training"), "-o", page)
+    export = ("visrl-eval", "export", run, "-o", str(folder / "rows.html"))  # a name that is taken for no input
+    audit, card, board = (
+        ("visrl-eval", "audit", run, "--data", str(folder / "data")),
+        ("visrl-eval", "card", run),
+        ("visrl-eval", "leaderboard", str(folder)),
+    )
     found = [
-        Target("run.json", "run/run.json", "json", (show, score, view, two, compare, accept, check, resume)),
-        Target("episodes", "run/episodes.jsonl", "jsonl", (score, view, two, resume)),
-        Target("scores", "run/scores.jsonl", "jsonl", (view, two, compare, accept, check)),
-        Target("records", f"run/records/{'viscot_vsr'}.json", "json", (show, view, accept, check, *tables)),
+        Target(
+            "run.json",
+            "run/run.json",
+            "json",
+            (show, score, view, two, compare, accept, check, resume, export, audit, card, board),
+        ),
+        Target("episodes", "run/episodes.jsonl", "jsonl", (score, view, two, resume, export, audit)),
+        Target("scores", "run/scores.jsonl", "jsonl", (view, two, compare, accept, check, export, card)),
+        Target(
+            "records", f"run/records/{'viscot_vsr'}.json", "json", (show, view, accept, check, card, board, *tables)
+        ),
         Target("suite", "suite.yaml", "yaml", (check,)),
         Target("baselines", "base/baselines.yaml", "yaml", (check, accept)),
         *(
@@ -62,11 +77,30 @@ def targets(folder):
     ]
     loop = str(folder / "recipes" / "loop.yaml")
     for name in ("dpo", "grpo", "sft", "small_model", "pairs", "loop", "ablations"):
-        words = ("visrl-train", str(folder / "recipes" / f"{name}.yaml"), "--dry-run")
-        found.append(Target("recipe", f"recipes/{name}.yaml", "yaml", (words,)))
+        found.append(Target("recipe", f"recipes/{name}.yaml", "yaml", tuple(_recipe_commands(folder, name))))
     for name in ("base/phase_config.json", "base/outputs.json", "sft/phase_config.json"):
         found.append(Target("phase", f"loop/{name}", "json", (("visrl-train", loop, "--dry-run"),)))
-    return found + [Target(*about) for about in fuzz_foreign.targets(folder)]
+    output = fuzz_foreign.OUTPUT
+    others = (
+        *fuzz_foreign.targets(folder),
+        *fuzz_looks.targets(folder, output),
+        *fuzz_benchmarks.targets(folder, output),
+    )
+    return found + [Target(*about) for about in others]
+
+
+def _recipe_commands(folder, name):
+    """A dry run; an estimate of the kinds that have one; both also with a model and rows that are there."""
+    recipe, rows = str(folder / "recipes" / f"{name}.yaml"), {"sft": "chains", "dpo": "pairs"}.get(name)
+    sets = ["model.path=tiny"] if name in ("sft", "dpo", "grpo") else []
+    if rows:
+        sets += [f"data.path={folder / 'rows' / rows}.jsonl", f"data.pictures={folder / 'data/images'}"]
+    there = [word for each in sets for word in ("--set", each)]
+    yield ("visrl-train", recipe, "--dry-run")
+    if there:
+        yield ("visrl-train", recipe, *there, "--dry-run")
+    if name not in ("small_model", "ablations"):
+        yield ("visrl-train", "estimate", recipe, *there)
 
 
 @dataclass
@@ -100,7 +134,7 @@ def one(target, command, damaged, folder, tally):
     before_bytes = path.read_bytes()
     path.write_bytes(damaged)
     before = contents(folder)
-    began = time.monotonic()
+    began = time.process_time()
     signal.signal(signal.SIGALRM, _hung)
     signal.alarm(HUNG_S)
     try:
@@ -109,7 +143,7 @@ def one(target, command, damaged, folder, tally):
         code, said = "raised", traceback.format_exc()
     finally:
         signal.alarm(0)
-    tally.slowest = max(tally.slowest, time.monotonic() - began)
+    tally.slowest = max(tally.slowest, time.process_time() - began)
     touched = code == 2 and command[1] != "run" and contents(folder) != before
     tally.codes[target.name, code] += 1
     if code not in CODES or "Traceback" in said or touched or (code == 2 and "error: " not in said):
@@ -119,16 +153,18 @@ def one(target, command, damaged, folder, tally):
 
 def damaged(data, kind, dice):
     """One damaged version of a valid file."""
+    if kind == "parquet":
+        return fuzz_benchmarks.mutated(data, dice)
     return (fuzz_foreign.mutated if kind in ("gz", "xlsx", "tsv") else mutated)(data, kind, dice)
 
 
-def campaign(folder, number, seed, report=lambda tally: None):
-    """``number`` damaged files in turn over all targets; the valid folder is made anew from a copy after each."""
+def campaign(folder, number, seed, report=lambda tally: None, only=()):
+    """``number`` damaged files in turn over all targets, or those named in ``only``; the valid folder is made anew from a copy after each."""
     pristine = make(folder / "work")
     kept = folder / "kept"
     shutil.copytree(pristine, kept)
     dice, tally = random.Random(seed), Tally()
-    found = targets(pristine)
+    found = [target for target in targets(pristine) if not only or target.name in only]
     for target in found:  # valid, it is read; and what is imported then is not timed below
         for command in target.commands:
             code, said = call(

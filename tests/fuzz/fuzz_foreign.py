@@ -10,7 +10,26 @@ from fuzz_mutations import RAW, VALUES, of_bytes, structural
 
 OUTPUT = "fresh"
 """Below the folder: where a run of a damaged benchmark or prediction goes, and is taken away again."""
-CELLS = ("", "\t", "nan", "-1", "1e400", "9" * 400, "\u2028", "é", "'", '"', "A" * 5000, "=1+1", "\0")
+CELLS = (
+    "",
+    "\t",
+    "nan",
+    "-1",
+    "1e400",
+    "9" * 400,
+    "\u2028",
+    "é",
+    "'",
+    '"',
+    "A" * 5000,
+    "=1+1",
+    "\0",
+    "[" * 300,
+    "-" * 9000 + "1",
+    "[[1, 2",
+    "[None]",
+    "{}",
+)
 
 
 def make(folder):

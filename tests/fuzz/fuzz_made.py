@@ -1,6 +1,7 @@
 """A small valid folder of everything that commands read: two runs, a baseline, a suite, recipes, a training run, a loop."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -9,10 +10,17 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a damaged name of a model is not asked for anywhere
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import fuzz_benchmarks
 import fuzz_foreign
+import fuzz_looks
+import typer.main
 from runs_made import drawn
 
 from visrl.cli import evaluate, train
+
+typer.main.get_command = functools.cache(
+    typer.main.get_command
+)  # building the command line anew took half of a campaign's time
 
 TASK = "viscot_vsr"
 RECIPES = {
@@ -82,6 +90,8 @@ def make(folder):
     for name, text in RECIPES.items():
         (folder / "recipes" / f"{name}.yaml").write_text(text.replace("{loop}", str(folder / "loop")))
     fuzz_foreign.make(folder)
+    fuzz_looks.make(folder)
+    fuzz_benchmarks.make(folder / "data")
     _training(folder / "training")
     _loop(folder)
     return folder

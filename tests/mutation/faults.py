@@ -64,9 +64,9 @@ FAULTS = [
     Fault("any judge will do", "evals/baselines.py", '"crop", "judge",', '"crop",', T + "evals/test_gates.py::test_another_judge_fails"),
     # runs, training
     Fault("DPO's sign", "visrl/train/dpo/losses.py", "beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)", "beta * (rejected - ref_rejected) - beta * (chosen - ref_chosen)", T + "train/test_train_losses.py"),
-    Fault("λ swapped", "visrl/train/dpo/losses.py", 'Term("box", lambda_box, beta_box), Term("answer", lambda_answer,', 'Term("box", lambda_answer, beta_box), Term("answer", lambda_box,', T + "train/test_train_losses.py"),
+    Fault("λ swapped", "visrl/train/dpo/losses.py", 'scale = 1.0 if stage == 1 else lambda_box', 'scale = 1.0 if stage == 1 else lambda_answer', T + "train/test_train_losses.py"),
     Fault("β halved", "visrl/train/dpo/losses.py", "F.logsigmoid(beta * (chosen - ref_chosen) - beta *", "F.logsigmoid(0.5 * beta * (chosen - ref_chosen) - 0.5 * beta *", T + "train/test_train_losses.py"),
-    Fault("a critic's threshold < for <=", "visrl/train/pairs/selection.py", "lambda box: box <= rule.lose_box", "lambda box: box < rule.lose_box", T + "train/test_selection.py"),
+    Fault("a critic's threshold < for <=", "visrl/train/pairs/selection.py", "(score == lose and not strict)", "(score == lose and strict)", T + "train/test_selection.py"),
     Fault("the diversity controller off", "visrl/train/pairs/diversity.py", 'if controller == "none" or iou(first.box, second.box) <= MAX_IOU:', "if True:", T + "train/test_diversity.py"),
     Fault("a critic's silence is a zero", "visrl/train/common/critics.py", "return Score(None, f\"no score in", "return Score(0.0, f\"no score in", T + "train/test_critics.py"),
     Fault("a silent losing answer refused", "visrl/train/dpo/stages.py", '(pair.sample.kind == "rec" and not pair.rejected.answer)', "not pair.rejected.answer", T + "train/test_train_phases.py::test_a_losing_chain_may_have_answered_nothing"),

@@ -21,6 +21,7 @@ from visrl.evals.scorers import mme, pope
 from visrl.evals.scorers.letters import letter
 from visrl.evals.scorers.plain_text import plain
 from visrl.evals.scorers.yes_no import yes_or_no
+from visrl.world.chat_format import BOX_FORMAT
 
 OPTIONS = {"A": "a bird", "B": "a dog", "C": "a cat", "D": "a horse"}
 STANDARD = "the quick brown fox " * 400  # 8,000 characters
@@ -37,7 +38,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "read_reply": read_reply,
     **{
         f"box {fmt.name} {fmt.mode}": lambda text, fmt=fmt: fmt.parse(text, (640, 480))
-        for lenient in FORMATS.values()
+        for lenient in (*FORMATS.values(), BOX_FORMAT)
         for fmt in (lenient, lenient.with_mode("strict"))
     },
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_models as tiny
 import torch
+from broken import made, originals  # noqa: F401  fixtures
 
 from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
@@ -27,11 +28,11 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="session")
 def policies(checkpoints):
     """(name, box_format) -> a new policy, empty caches, around a checkpoint loaded from disk once in float64."""
-    made = {}
+    built = {}
 
     def policy(name: str, box_format: str = "native") -> HFPolicy:
-        if name not in made:
-            made[name] = load_checkpoint(str(checkpoints(name)), CheckpointArguments(dtype="float64"))
-        return HFPolicy(name, made[name], box_format=box_format)
+        if name not in built:
+            built[name] = load_checkpoint(str(checkpoints(name)), CheckpointArguments(dtype="float64"))
+        return HFPolicy(name, built[name], box_format=box_format)
 
     return policy

@@ -88,8 +88,8 @@ def test_arguments_may_be_json():
         "c": "[1, 2]", "d": '{"e": true}', "f": "true", "g": "0.5"
     }  # fmt: skip
     for wrong, why in (
-        ("a={1, b=c", "a is no JSON"),
-        ('a={"b": 1}c', "'c' behind its JSON value"),
+        ("a={1, b=c", "a is not JSON"),
+        ('a={"b": 1}c', "'c' after its JSON value"),
         ("a=b,,c", "'c' is not"),
     ):
         with pytest.raises(UsageError, match=why):

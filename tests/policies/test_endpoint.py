@@ -224,10 +224,10 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "args", "message"),
     [
-        ("localhost:8000#m", {}, "is no URL"),
+        ("localhost:8000#m", {}, "is not a URL"),
         ("http://localhost:8000/v1", {}, "is not URL#NAME"),
-        ("http://me:pw@localhost/v1#m", {}, "holds a password"),
-        ("http://localhost/v1?key=s3cret#m", {}, "holds a query"),
+        ("http://me:pw@localhost/v1#m", {}, "contains a password"),
+        ("http://localhost/v1?key=s3cret#m", {}, "contains a query"),
         ("http://[::1/v1#m", {}, "not a URL"),
         ("http://localhost/v1#m", {}, "the box format of a served model must be given"),
         ("http://localhost/v1#m", {"box_format": "json_100"}, "unknown box format"),

@@ -240,8 +240,8 @@ def test_the_record_names_the_servers():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("http://a/v1,b#m", "'b' is no URL"),
-        ("http://a/v1,#m", "'' is no URL"),
+        ("http://a/v1,b#m", "'b' is not a URL"),
+        ("http://a/v1,#m", "'' is not a URL"),
         ("http://a/v1,http://a/v1#m", "twice"),
     ],
 )

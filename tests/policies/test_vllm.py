@@ -22,6 +22,7 @@ from visrl.errors import Incomplete, PictureError, UsageError
 from visrl.policies.before import check_policy
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.registry import fitting, load_policy
+from visrl.policies.servers.vllm_arguments import rank_of
 from visrl.rollout.retry import ask
 
 
@@ -218,9 +219,9 @@ def test_pixel_limits_go_to_the_processor_in_its_own_words(vllm, checkpoints):
     assert LLM.made.started["mm_processor_kwargs"] == {"size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}}
     load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2"})
     assert LLM.made.started["mm_processor_kwargs"] == {"max_patches": 2}
-    with pytest.raises(UsageError, match="mm_processor_kwargs beside max_tiles"):
+    with pytest.raises(UsageError, match="mm_processor_kwargs together with max_tiles"):
         load_policy(f"vllm:{checkpoints('internvl')}", {"max_tiles": "2", "mm_processor_kwargs": '{"crop": 1}'})
-    with pytest.raises(UsageError, match="sets min_patches, by which boxes are measured"):
+    with pytest.raises(UsageError, match="sets min_patches, which changes the coordinates of boxes"):
         load_policy(f"vllm:{checkpoints('internvl')}", {"mm_processor_kwargs": '{"min_patches": 1}'})
 
 
@@ -339,3 +340,13 @@ def test_an_engine_can_be_started_for_adapters_to_come(vllm, checkpoints, tmp_pa
     policy.use_adapter(adapter(tmp_path / "it1", 12))
     policy.rename("it1")
     assert policy.describe()["adapter"]["path"] == policy.describe()["path"] == "it1"
+
+
+@pytest.mark.parametrize("written", ["[" * 100_000, '{"r": 1e400}', '{"r": [8]}', "[]", '{"r": "x"}', "{}"])
+def test_an_adapter_without_a_rank_is_refused(tmp_path, written):
+    """JSON's reader raises RecursionError on the first, int() OverflowError on the second."""
+    (tmp_path / "adapter_config.json").write_text(written)
+    with pytest.raises(UsageError, match=r"no adapter_config\.json with a rank"):
+        rank_of(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    assert rank_of(str(tmp_path)) == 8

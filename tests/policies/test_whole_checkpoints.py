@@ -1,123 +1,39 @@
-"""Checkpoints, adapters and arguments as people have them, each right or refused by name: no weight is ever left at random."""
+"""Checkpoints and arguments as people have them, each right or refused by name: no weight is ever left at random."""
 
 import json
 import logging
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import tiny_models as tiny
 import torch
-from peft import LoraConfig, get_peft_model
+from broken import (
+    IN_LLAVA,
+    Q0,
+    Made,
+    cast,
+    change,
+    config,
+    cut,
+    drop,
+    fill,
+    in_memory_names,
+    put,
+    renamed,
+    reshape,
+    settings,
+    weights,
+)  # fmt: skip
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from visrl.core.types import Turn
 from visrl.errors import UsageError
 from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
+from visrl.policies.protocol import Request, Sampling
 from visrl.policies.registry import load_policy
 from visrl.train.common.models import load_trainable
-from visrl.train.config.recipe import LoraSection, ModelSection
-
-Q0 = "language_model.model.layers.0.self_attn.q_proj.weight"  # as save_pretrained writes it, after hub's files
-IN_LLAVA = "model.language_model.layers.0.self_attn.q_proj.weight"
-
-
-@dataclass(frozen=True)
-class Made:
-    """base: a whole llava. adapter: a LoRA of it. folder: a copy to break. lora: a copy of the adapter to break."""
-
-    base: Path
-    folder: Path
-    lora: Path
-    whole: Path
-    other: Path
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "model.safetensors"
-
-    @property
-    def adapter(self) -> Path:
-        return self.lora / "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def originals(tmp_path_factory):
-    root = tmp_path_factory.mktemp("whole")
-    base, other = tiny.save("llava", root / "base"), tiny.save("mllama", root / "other")
-    for folder, name in ((base, "lora"), (other, "other_lora")):
-        model = AutoModelForImageTextToText.from_pretrained(folder)
-        torch.manual_seed(0)
-        config = LoraConfig(r=4, target_modules=r".*language_model.*(q|down)_proj", init_lora_weights=False)
-        get_peft_model(model, config).save_pretrained(root / name)
-    return root
-
-
-@pytest.fixture
-def made(originals, tmp_path):
-    for source, name in (("base", "model"), ("lora", "adapter")):
-        shutil.copytree(originals / source, tmp_path / name)
-    lora = originals / "lora"
-    return Made(originals / "base", tmp_path / "model", tmp_path / "adapter", lora, originals / "other_lora")
-
-
-def change(file: Path, how) -> None:
-    """Rewrite a file of tensors: ``how`` changes the dict in place."""
-    tensors = load_file(file)
-    how(tensors)
-    save_file(tensors, file, {"format": "pt"})
-
-
-def settings(file: Path, **values) -> None:
-    """Rewrite a JSON file with other values; None removes a key, a dict goes into the section of that name."""
-    found = json.loads(file.read_text())
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found[key] |= value
-        elif value is None:
-            del found[key]
-        else:
-            found[key] = value
-    file.write_text(json.dumps(found))
-
-
-def weights(how):
-    return lambda made: change(made.weights, how)
-
-
-def config(**values):
-    return lambda made: settings(made.folder / "config.json", **values)
-
-
-def renamed(old: str, new: str):
-    """Every tensor with ``old`` in its name gets ``new`` there."""
-
-    def how(tensors):
-        for name in list(tensors):
-            tensors[name.replace(old, new)] = tensors.pop(name)
-
-    return how
-
-
-def put(name: str, *shape: int):
-    return lambda tensors: tensors.update({name: torch.zeros(shape)})
-
-
-def key_of(tensors: dict, part: str) -> str:
-    return next(name for name in sorted(tensors) if part in name)
-
-
-def drop(part: str):
-    return lambda tensors: tensors.pop(key_of(tensors, part))
-
-
-def reshape(part: str, *shape: int):
-    return lambda tensors: tensors.update({key_of(tensors, part): torch.zeros(shape)})
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1000])
+from visrl.train.config.recipe import ModelSection
 
 
 def to_pickle(made: Made) -> None:
@@ -126,10 +42,7 @@ def to_pickle(made: Made) -> None:
 
 
 def sharded_but_one_is_gone(made: Made) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made.base)
-    made.weights.unlink()
-    model.save_pretrained(made.folder, max_shard_size="100KB")
-    sorted(made.folder.glob("model-*.safetensors"))[1].unlink()
+    (made.folder / sorted(set(sharded(made).values()))[1]).unlink()
 
 
 def both_weights_and_adapter(made: Made) -> None:
@@ -137,6 +50,42 @@ def both_weights_and_adapter(made: Made) -> None:
         shutil.copy(file, made.folder)
 
 
+def sharded(made: Made) -> dict[str, str]:
+    """The folder in shards; tensor -> shard, of its index."""
+    model = AutoModelForImageTextToText.from_pretrained(made.base)
+    made.weights.unlink()
+    model.save_pretrained(made.folder, max_shard_size="100KB")
+    return json.loads(made.index.read_text())["weight_map"]
+
+
+def index(change_map):
+    def how(made):
+        shards = sharded(made)
+        change_map(made, shards)
+        made.index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+
+    return how
+
+
+def a_shard_elsewhere(made: Made, shards: dict[str, str]) -> None:
+    moved = shards[min(shards)]
+    (made.folder / moved).rename(made.folder.parent / moved)
+    shards.update({name: f"../{moved}" for name, shard in shards.items() if shard == moved})
+
+
+def shards_of_pickles(made: Made, shards: dict[str, str]) -> None:
+    for shard in set(shards.values()):
+        torch.save(load_file(made.folder / shard), made.folder / shard.replace(".safetensors", ".bin"))
+        (made.folder / shard).unlink()
+    shards.update({name: shard.replace(".safetensors", ".bin") for name, shard in shards.items()})
+
+
+def processor(of: str, *names: str):
+    """Files of another family's processor, from a folder beside the base."""
+    return lambda made: [shutil.copy(made.base.parent / of / name, made.folder) for name in names]
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 CHECKPOINTS = {
     "a tensor is missing": (weights(drop(Q0)), rf"missing in its files: {IN_LLAVA}"),
     "the output head is missing": (weights(drop("lm_head")), "missing in its files: lm_head.weight"),
@@ -171,6 +120,31 @@ CHECKPOINTS = {
     "no weights": (lambda made: made.weights.unlink(), "cannot load"),
     "pickles only": (to_pickle, "cannot load"),
     "a shard is gone": (sharded_but_one_is_gone, "cannot load"),
+    "an index that is not JSON": (
+        lambda made: (sharded(made), made.index.write_text("{")),
+        "index.json cannot be read",
+    ),
+    "an index of nothing": (index(lambda made, shards: shards.clear()), "no weight_map"),
+    "an index of a tensor that no shard has": (
+        index(lambda made, shards: shards.update(ghost=shards[min(shards)])),
+        "lists tensors that its shards do not hold: ghost",
+    ),
+    "an index of a shard elsewhere": (index(a_shard_elsewhere), r"no safetensors of this folder: \.\./model-00001"),
+    "an index of pickles": (index(shards_of_pickles), r"no safetensors of this folder: model-00001-of-.*\.bin"),
+    "weights that are not numbers": (weights(fill("lm_head", float("nan"))), r"not finite in float32: lm_head\.weight"),
+    "weights that are infinite": (weights(fill("lm_head", float("inf"))), r"not finite in float32: lm_head\.weight"),
+    "weights of whole numbers": (weights(cast("lm_head", torch.int8)), r"whole numbers: .*lm_head\.weight \(I8\)"),
+    "weights of yes and no": (weights(cast("lm_head", torch.bool)), r"whole numbers: .*lm_head\.weight \(BOOL\)"),
+    "a larger tokenizer": (
+        processor("paligemma2", *TOKENIZER),
+        r"beyond the model's 404 embeddings: .* \(1152 in all\)",
+    ),
+    "a processor of another family": (processor("mllama", "processor_config.json"), "marks pictures with token"),
+    "patches of another size": (
+        lambda made: settings(made.folder / "processor_config.json", patch_size=4),
+        "patches of 4 pixels, the model into 8",
+    ),
+    "another mark of a picture": (config(image_token_index=7), "marks pictures with token 3, config.json says 7"),
     "an empty folder": (lambda made: [f.unlink() for f in made.folder.iterdir()], "cannot load"),
     "no processor": (lambda made: (made.folder / "processor_config.json").unlink(), "processor"),
     "weights and an adapter in one folder": (both_weights_and_adapter, "both whole weights and adapter_config.json"),
@@ -190,53 +164,6 @@ def test_a_checkpoint_that_is_not_whole_is_refused_by_name(case, use, made):
     assert caught.value.hint
 
 
-def lora(how):
-    return lambda made: change(made.adapter, how)
-
-
-def lora_config(**values):
-    return lambda made: settings(made.lora / "adapter_config.json", **values)
-
-
-def of_another_model(made: Made) -> None:
-    shutil.rmtree(made.lora)
-    shutil.copytree(made.other, made.lora)
-
-
-ADAPTERS = {
-    "of another model": (of_another_model, "does not fit|no place"),
-    "a tensor is missing": (lora(drop("lora_B")), r"no tensor in its file for .*lora_B"),
-    "a tensor too many": (lora(put("base_model.model.model.extra.lora_A.weight", 4, 32)), "no place .*extra.lora_A"),
-    "names of another library": (lora(renamed("lora_A", "lora_down")), "no place in this model for .*lora_down"),
-    "older names": (lora(renamed("model.language_model.layers", "model.layers")), r"no place .*model\.layers\.0"),
-    "another rank than its config": (lora_config(r=8), "does not fit .*size mismatch"),
-    "layers that the model has not": (lora(renamed("layers.1.", "layers.7.")), r"no place .*layers\.7"),
-    "modules that the model has not": (lora_config(target_modules=["nonsense"]), "does not fit .*nonsense"),
-    "no modules named": (lora_config(target_modules=None), "does not fit"),
-    "not a LoRA": (lora_config(peft_type="PROMPT_TUNING"), "PROMPT_TUNING, not a LoRA"),
-    "a type nobody knows": (lora_config(peft_type="NONSENSE"), "NONSENSE, not a LoRA"),
-    "no rank": (lora_config(r=None), "not a LoRA with a rank"),
-    "weights cut off": (lambda made: cut(made.adapter), "cannot be read"),
-    "no tensors": (lambda made: save_file({}, made.adapter), "holds no tensors"),
-    "no weights": (lambda made: made.adapter.unlink(), r"no adapter_model\.safetensors"),
-    "no config": (lambda made: (made.lora / "adapter_config.json").unlink(), "adapter_config.json cannot be read"),
-}
-
-
-@pytest.mark.parametrize("case", ADAPTERS)
-@pytest.mark.parametrize("use", ["evaluation", "training"])
-def test_an_adapter_that_does_not_fit_is_refused_by_name(case, use, made):
-    breaks, message = ADAPTERS[case]
-    breaks(made)
-    with pytest.raises(UsageError, match=message) as caught:
-        if use == "evaluation":
-            load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
-        else:
-            section = ModelSection(path=str(made.base), adapter=str(made.lora), dtype="float32")
-            load_trainable(section, None, seed=0)
-    assert caught.value.hint
-
-
 ARGUMENTS = {
     "a GPU that is not there": ({"device": "cuda:63"}, "device=cuda:63: torch .* finds"),
     "a map to a GPU that is not there": ({"device_map": "cuda:63"}, "device=cuda:63"),
@@ -253,16 +180,6 @@ def test_an_argument_that_cannot_be_followed_is_refused(case, made):
         load_policy(f"hf:{made.base}", arguments)
 
 
-def in_memory_names(file: Path) -> dict:
-    """Tensors of a llava's file by the names that they have in the model: transformers 5 moved them, and left files alone."""
-    moved = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model."}
-    out = {}
-    for name, tensor in load_file(file).items():
-        old = next((old for old in moved if name.startswith(old)), "")
-        out[(moved[old] if old else "model.") + name.removeprefix(old)] = tensor
-    return out
-
-
 def test_what_was_loaded_is_what_the_files_hold(made):
     found = load_checkpoint(str(made.base))
     files, model = in_memory_names(made.base / "model.safetensors"), found.model.state_dict()
@@ -271,53 +188,62 @@ def test_what_was_loaded_is_what_the_files_hold(made):
     assert found.about["torch"] == torch.__version__
 
 
-def test_a_lora_folder_is_its_base_with_the_adapter(made):
-    """q' = q + (alpha / r) B A, PEFT's alpha being 8 where none is given: here 8 / 4 = 2."""
-    policy = load_policy(f"hf:{made.lora}")
-    files, lora = in_memory_names(made.base / "model.safetensors"), load_file(made.adapter)
-    a, b = (lora[f"base_model.model.{IN_LLAVA.removesuffix('.weight')}.{part}.weight"] for part in ("lora_A", "lora_B"))
-    assert torch.allclose(policy.model.state_dict()[IN_LLAVA], files[IN_LLAVA] + 2 * b @ a, atol=1e-6)
-    about = policy.describe()
-    assert policy.name == str(made.lora) and about["path"] == str(made.base)
-    assert about["adapter"]["tensors"] == len(lora) == 8  # 2 layers, q_proj and down_proj, A and B
-    named = load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
-    assert named.describe() == about
+def test_what_is_legal_is_loaded_as_the_files_hold_it(made):
+    """Shards behind links, as the hub's cache lays them out, of which the index leaves one tensor out; no header of a framework."""
+    shards = sharded(made)
+    made.index.write_text(json.dumps({"metadata": {}, "weight_map": {n: s for n, s in shards.items() if n != Q0}}))
+    for place, file in enumerate(sorted(made.folder.glob("*.safetensors"))):
+        blob = made.folder.parent / f"blob{place}"
+        save_file(load_file(file), blob)
+        file.unlink()
+        file.symlink_to(f"../{blob.name}")
+    files, found = (
+        in_memory_names(made.base / "model.safetensors"),
+        load_checkpoint(str(made.folder)).model.state_dict(),
+    )
+    assert all(torch.equal(files[name], found[name]) for name in files)
 
 
-def test_training_goes_on_from_a_lora_folder(made):
-    found = load_trainable(ModelSection(path=str(made.lora), dtype="float32"), LoraSection(), seed=0)
-    trained = {n.replace(".default", ""): p for n, p in found.model.named_parameters() if p.requires_grad}
-    assert {n: torch.equal(p, load_file(made.adapter)[n]) for n, p in trained.items()} == dict.fromkeys(trained, True)
-    assert len(trained) == 8
-
-
-@pytest.mark.parametrize(("base", "message"), [(None, "names no base_model"), ("./gone", "no such folder")])
-def test_a_lora_folder_without_its_base_is_refused(base, message, made):
-    settings(made.lora / "adapter_config.json", base_model_name_or_path=base)
-    with pytest.raises(UsageError, match=message):
-        load_policy(f"hf:{made.lora}")
-
-
-def test_an_adapter_of_another_base_is_said(made, caplog):
+def test_shards_beside_a_whole_file_are_said(made, caplog):
+    whole = made.weights.read_bytes()
+    sharded(made)
+    made.weights.write_bytes(whole)
+    change(made.weights, fill("lm_head", 0.5))
     with caplog.at_level(logging.WARNING, "visrl"):
-        load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
-        assert "was trained on" not in caplog.text
-        load_policy(f"hf:{made.folder}", {"adapter": str(made.lora)})
-    assert f"was trained on {made.base}, and is applied to {made.folder}" in caplog.text
+        found = load_checkpoint(str(made.folder)).model.state_dict()
+    assert found["lm_head.weight"].unique().tolist() == [0.5]
+    assert (
+        "holds model.safetensors and the shards of model.safetensors.index.json: only the first is read" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("saved", ["without a head", "with a head of its own"])
+def test_tied_heads(saved, originals, tmp_path):
+    """Legal without a head; where the file has both, both are taken as they are."""
+    folder = tiny.save("qwen2_vl", tmp_path / "model")
+    settings(folder / "config.json", tie_word_embeddings=True)
+    if saved == "without a head":
+        change(folder / "model.safetensors", drop("lm_head"))
+    model, files = load_checkpoint(str(folder)).model, load_file(folder / "model.safetensors")
+    words = files["model.embed_tokens.weight"]
+    assert torch.equal(model.get_input_embeddings().weight, words)
+    assert torch.equal(model.lm_head.weight, files.get("lm_head.weight", words))
 
 
 @pytest.mark.parametrize(
-    ("now", "before"),
-    [
-        ("base_model.model.model.language_model.", "base_model.model.language_model.model."),  # transformers before 5
-        ("base_model.model.", ""),  # written without PEFT's wrapping
-    ],
+    "line", ["{% for i in range(99999999) %}x{% endfor %}", "{{ 1 / 0 }}", "{{ a.b }}", "{% for %}"]
 )
-def test_older_names_are_mapped(now, before, made):
-    change(made.adapter, renamed(now, before))
-    now = load_policy(f"hf:{made.base}", {"adapter": str(made.whole)}).model.state_dict()
-    before = load_policy(f"hf:{made.base}", {"adapter": str(made.lora)}).model.state_dict()
-    assert all(torch.equal(now[name], before[name]) for name in now)
+def test_a_template_that_cannot_run_stops_nobody(line, made):
+    (made.folder / "chat_template.jinja").write_text(line)
+    assert load_checkpoint(str(made.folder)).family.name == "llava"
+
+
+def test_answers_of_logits_that_are_no_numbers_are_failures(made):
+    """Finite weights whose products are not: 1e30 twice is beyond float32's 3.4e38, and infinity minus infinity is NaN."""
+    change(made.weights, lambda t: [t[n].mul_(1e30) for n in t if "language_model" in n and "proj" in n])
+    policy = load_policy(f"hf:{made.folder}")
+    said = policy.generate([Request("1", "box", (Turn("user", ("what is it?",)),))], Sampling(max_tokens=2))[0]
+    assert said.error == "NotFinite: the model's logits are NaN in float32" and not said.texts
 
 
 def test_a_fine_tune_without_a_processor_takes_that_of_its_base(made):

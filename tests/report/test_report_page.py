@@ -278,7 +278,7 @@ def test_groups_stand_before_their_members(tmp_path):
     strip = re.search(r'<table class="bars">(.*?)</table>', text, re.S).group(1)
     names = re.findall(r'data-task="(\w+)"', strip)
     assert names[0] == "world_viscot" and names[6:8] == ["world_pope", "world_pope_random"]
-    assert names[10:] == ["world_rec", "world_mme", "world_mmbench"]  # as `visrl-eval ls` has them
+    assert names[10:] == ["world_rec", "world_mme"]  # as `visrl-eval ls` has them
     groups = data_blocks(text)["index"]["groups"]
     assert groups["world_pope"] == [f"world_pope_{name}" for name in ("random", "popular", "adversarial")]
 

@@ -57,7 +57,7 @@ def test_page(folder, capsys):
 def test_a_loops_page_begins_with_how_its_phases_ended(folder):
     """In the order of the loop, phases set aside left out; of a run without scorings nothing is said."""
     assert main(["view", str(folder)]) == 0
-    assert "Phases, scored" not in (folder / "report.html").read_text()
+    assert "Results of the phases" not in (folder / "report.html").read_text()
     for name in ("iter1/rl1", "sft", "iter1/rl2", "base", "old/sft-1"):
         (folder / name).mkdir(parents=True)
         (folder / name / "metrics.json").write_text(json.dumps({"line": f"answers of <b>{name}"}))
@@ -90,12 +90,12 @@ def test_what_policy_gradients_log_is_drawn_the_rewards_first():
     }  # fmt: skip
     found = curves([{"step": 1, **logged}, {"step": 2, **logged}])
     assert [curve.title for curve in found] == [
-        "loss", "reward", "size of the advantages", "groups whose rewards are equal", "KL to the reference",
+        "loss", "reward", "mean absolute advantage", "groups with equal rewards", "KL to the reference",
         "unparsed boxes", "learning rate",
     ]  # fmt: skip
     assert [line.name for line in found[1].lines] == ["rewards/iou", "box/reward"]
     assert [(curve.title, curve.high) for curve in found if curve.high == "1"] == [
-        ("groups whose rewards are equal", "1"), ("unparsed boxes", "1"),
+        ("groups with equal rewards", "1"), ("unparsed boxes", "1"),
     ]  # fmt: skip
 
 

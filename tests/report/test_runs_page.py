@@ -74,13 +74,13 @@ def test_other_documents_are_not_paired(runs, tmp_path, capsys):
 
 def test_a_folder_without_runs_is_wrong_use(tmp_path, capsys):
     assert main(["leaderboard", str(tmp_path)]) == 2
-    assert "holds no runs" in capsys.readouterr().err
+    assert "contains no runs" in capsys.readouterr().err
     assert main(["leaderboard", str(tmp_path / "gone")]) == 2
     assert not (tmp_path / "gone").exists()
 
 
 def test_two_folders_of_runs_are_not_compared(runs, capsys):
     assert main(["view", str(runs), str(runs)]) == 2
-    assert "name one:" in capsys.readouterr().err
+    assert "give one of them:" in capsys.readouterr().err
     assert main(["leaderboard", str(runs), "--task", "viscot_vrs"]) == 2
     assert "viscot_vsr" in capsys.readouterr().err

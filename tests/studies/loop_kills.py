@@ -104,7 +104,7 @@ def content(file: Path) -> bytes:
 
 
 def table(output: Path) -> str:
-    """The phases in the shape of the poster's table 2."""
+    """The phases in the layout of the poster's table 2."""
     command = ["visrl-eval", "tables", "--paper", "viscot", "--format", "csv", str(output / "records")]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

@@ -95,9 +95,9 @@ def test_a_link_below_the_pictures_cannot_lead_out_of_them(data, tmp_path, monke
     assert opened() == (64, 48) and not missing_pictures("refcoco_val", folder)
     link.unlink()
     link.symlink_to(tmp_path / "elsewhere/b.png")
-    with pytest.raises(PictureError, match="a link that leads out of"):
+    with pytest.raises(PictureError, match="is a symbolic link that points outside"):
         opened()
-    with pytest.raises(UsageError, match=r"'coco/a.png' is a link that leads out of .*images") as caught:
+    with pytest.raises(UsageError, match=r"'coco/a.png' is a symbolic link that points outside .*images") as caught:
         missing_pictures("refcoco_val", folder)
     assert "VISRL_FOLLOW_LINKS=1" in caught.value.hint
     monkeypatch.setenv("VISRL_FOLLOW_LINKS", "1")
@@ -105,7 +105,7 @@ def test_a_link_below_the_pictures_cannot_lead_out_of_them(data, tmp_path, monke
     monkeypatch.delenv("VISRL_FOLLOW_LINKS")
     (tmp_path / "real/coco").rename(tmp_path / "elsewhere/coco")
     (tmp_path / "real/coco").symlink_to(tmp_path / "elsewhere/coco")  # a folder, too
-    with pytest.raises(UsageError, match="a link that leads out of"):
+    with pytest.raises(UsageError, match="is a symbolic link that points outside"):
         missing_pictures("refcoco_val", folder)
 
 
@@ -268,7 +268,7 @@ def test_boxes_of_another_convention_stop_with_their_row(data, changes, complain
 
 
 def test_an_id_that_occurs_twice_names_both_rows(data):
-    with pytest.raises(UsageError, match="id '5_7' stands in") as caught:
+    with pytest.raises(UsageError, match="id '5_7' also occurs in") as caught:
         _load(data(ROW, {**ROW, "expression": "the right cup"}))
     assert f"{FILE}:2" in str(caught.value) and f"{FILE}:1" in str(caught.value)
 

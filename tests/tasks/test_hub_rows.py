@@ -110,7 +110,7 @@ def test_viscot_files_at_a_commit_are_the_samples_of_the_folder(shared, tmp_path
 
 
 def test_what_no_hub_dataset_holds_says_so():
-    with pytest.raises(UsageError, match=r"no hub dataset holds pope/gqa_pope_random\.json"):
+    with pytest.raises(UsageError, match=r"no hub dataset contains pope/gqa_pope_random\.json"):
         list(load("pope_gqa_random", None, with_pictures=False))
 
 

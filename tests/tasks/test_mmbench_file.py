@@ -133,5 +133,5 @@ def test_a_question_has_as_many_rotations_as_the_split_holds(tmp_path):
 
 
 def test_index_twice_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="id '1' stands in"):
+    with pytest.raises(UsageError, match="id '1' also occurs in"):
         _load(_write(tmp_path, [_row(1), _row(1)]))

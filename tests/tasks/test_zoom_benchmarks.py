@@ -222,7 +222,9 @@ def test_treebench_by_a_constant_letter(treebench, capsys):
     assert found == {"accuracy": 50.0, "accuracy/Perception/OCR": 100.0, "accuracy/Reasoning/Ordering": 0.0}
 
 
-def test_a_malformed_target_names_its_row(tmp_path):
+@pytest.mark.parametrize("targets", ["{1}", "1 2", "[[1, 2", "[" * 300, "-" * 9000 + "1", "9" * 5000])
+def test_a_malformed_target_names_its_row(tmp_path, targets):
+    """Python's own reader of such lists says so by SyntaxError, MemoryError or RecursionError."""
     table(
         tmp_path / "treebench" / "TreeBench.tsv",
         [
@@ -233,7 +235,7 @@ def test_a_malformed_target_names_its_row(tmp_path):
                 "B": "b",
                 "answer": "A",
                 "category": "c",
-                "target_instances": "{1}",
+                "target_instances": targets,
                 "image": "x" * 80,
             }
         ],

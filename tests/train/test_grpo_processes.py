@@ -132,5 +132,5 @@ def test_batches_that_would_cut_a_group_and_too_few_questions_are_refused(tmp_pa
     save("llava", tmp_path / "model")
     with pytest.raises(UsageError, match="6 is not a multiple of num_generations 4"):
         train(tmp_path, per_device_train_batch_size=6, generation_batch_size=12)
-    with pytest.raises(UsageError, match="8 questions are fewer than the 9 that are drawn at once"):
+    with pytest.raises(UsageError, match="8 questions are fewer than the 9 that are sampled at once"):
         train(tmp_path, per_device_train_batch_size=9 * K)

@@ -256,7 +256,7 @@ def test_a_queue_goes_on_after_a_job_that_failed_and_says_so(world, monkeypatch,
     assert ablations.run(load_recipe(folder / "ablations.yaml").recipe) == EXIT_INCOMPLETE
     said = capsys.readouterr().err
     assert "error: iter1/pairs: no question gave a pair" in said
-    assert "(in a loop: pairs.set.KEY; docs/pairs.md, the funnel)" in said
+    assert ", with another output (in a loop: pairs.set.KEY, with redo=true; docs/pairs.md, the funnel)" in said
     assert "2 of 6 jobs failed: bad, seed 3; bad, seed 4" in said
     assert "own-crop" in (folder / "abl/summary.md").read_text()
     assert (folder / "abl/own-crop/seed4/iter1/rl2/metrics.json").is_file()
@@ -315,7 +315,7 @@ def test_a_loop_of_an_earlier_version_opens_is_finished_and_goes_on(world):
     (folder / "loop.yaml").write_text(
         (folder / "loop.yaml").read_text() + "more: {recipe: sft.yaml}\ncontinued_sft: {recipe: sft.yaml}\n"
     )
-    with pytest.raises(UsageError, match="more and continued_sft are one key"):
+    with pytest.raises(UsageError, match="more and continued_sft are the same key"):
         recipe(folder)
 
 

@@ -84,9 +84,9 @@ def test_training_rows_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("../out.json", {}, "leads out of the archive"),
-        ("/etc/out.json", {}, "leads out of the archive"),
-        ("a\\out.json", {}, "leads out of the archive"),
+        ("../out.json", {}, "points outside the archive"),
+        ("/etc/out.json", {}, "points outside the archive"),
+        ("a\\out.json", {}, "points outside the archive"),
         ("link.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}, "is not a regular file"),
         ("hard.png", {"type": tarfile.LNKTYPE, "linkname": "00001.png", "size": 0}, "is not a regular file"),
     ],

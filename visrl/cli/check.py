@@ -76,7 +76,7 @@ def _refuse_other_documents(first: Path, other: Path) -> None:
     if unlike := unlike_documents(*(read_evaluation(folder)["request"] for folder in (first, other))):
         raise UsageError(
             f"{first} and {other} ran on different documents of {', '.join(unlike)}",
-            "run both on the same data; `data` in each run.json says what they saw",
+            "run both on the same data; see `data` in each run.json",
         )
 
 
@@ -102,7 +102,7 @@ def _setting(side: Mapping[str, Any], name: str) -> str:
 
 
 def reproduction_page(
-    check: Annotated[bool, typer.Option("--check", help="exit 1 when the page is not what the records give")] = False,
+    check: Annotated[bool, typer.Option("--check", help="exit 1 if the page does not match the records")] = False,
     results: Annotated[Path, typer.Option(help="the folder of records/")] = Path("results"),
     docs: Annotated[Path, typer.Option(help="where science.md and its figure are written")] = Path("docs"),
 ) -> None:

@@ -85,7 +85,7 @@ FocusOption = Annotated[
 ]
 LooksOption = Annotated[
     str,
-    typer.Option(help="the most looks of an episode under a protocol of several; 0..3: a run for each, and the curve"),
+    typer.Option(help="maximum looks per sample (protocols with several looks); 0..3: one run per limit, and a curve"),
 ]
 CropOption = Annotated[
     str | None, typer.Option(help="viscot_square112 | tight | compat_visrl; default: the model's own")
@@ -95,7 +95,9 @@ OutputOption = Annotated[
 ]
 FailOption = Annotated[
     float,
-    typer.Option(min=0, callback=sensible, help="exit with 3 if more samples fail: a number, or a fraction below 1"),
+    typer.Option(
+        min=0, callback=sensible, help="exit code 3 if more samples fail than this: a number, or a fraction below 1"
+    ),
 ]
 RayOption = Annotated[
     int | None,
@@ -144,7 +146,7 @@ def run(
     ray: RayOption = None,
     include: IncludeOption = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress, and nothing of libraries")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no library messages")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
     from visrl.evaluation.evaluate import Options, own_and_upstream

@@ -20,7 +20,7 @@ def ls(
     path: Annotated[bool, typer.Option("--path", help="only the folder with our lmms-eval task files")] = False,
     include: IncludeOption = None,
 ) -> None:
-    """List tasks and models, and what installed packages add."""
+    """List tasks, models and plugins."""
     if path:
         from visrl.lmms.plugin import task_folder
 
@@ -46,7 +46,7 @@ def world(
     sheet: Annotated[Path, typer.Option("--sheet", help="the PNG to write")],
     split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
     columns: Annotated[int, typer.Option(min=1, max=100, help="pictures per task")] = 4,
-    skip: Annotated[int, typer.Option(min=0, callback=sensible, help="pictures to pass over, to see others")] = 0,
+    skip: Annotated[int, typer.Option(min=0, callback=sensible, help="number of pictures to skip")] = 0,
 ) -> None:
     """Draw a contact sheet of the small world.
 

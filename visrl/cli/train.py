@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from visrl import __version__
 from visrl.cli.ending import command_line, reader_gone, stopped
 from visrl.cli.start import wait_without_spinning
 from visrl.core.arguments import Parser
@@ -31,6 +32,9 @@ def _parser() -> Parser:
         metavar="RECIPE",
         help="a recipe file, or the name of a bundled one; `visrl-train KIND RECIPE` also checks its kind",
     )
+    parser.add_argument(
+        "--version", action="version", version=f"visrl {__version__}", help="print the version, and stop"
+    )
     parser.add_argument("--list", action="store_true", help="list the bundled recipes, and stop")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe; may be repeated"
@@ -49,7 +53,7 @@ def _parser() -> Parser:
         help="check and print the resolved recipe (of a loop also which phases would run and why), then stop",
     )
     parser.add_argument(
-        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor what libraries say"
+        "--quiet", "-q", action="store_true", help="print neither the recipe's values nor library messages"
     )
     return parser
 

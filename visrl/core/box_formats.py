@@ -30,6 +30,7 @@ from visrl.core.box_syntax import (
     Numbers,
     PointPairs,
     Syntax,
+    as_typed,
     unfenced,
 )
 from visrl.core.boxes import PIXEL, SQUARE, UNIT, Box, Frame, Size, grid, resized, smart_resized
@@ -124,7 +125,13 @@ class BoxFormat:
         answer = final_answer(text)
         if isinstance(answer, Unparsed):
             return answer
-        return self.syntax.read_whole(answer) if self.mode == "strict" else self.syntax.find(answer)
+        if self.mode == "strict":
+            return self.syntax.read_whole(answer)
+        found = self.syntax.find(answer)
+        if isinstance(found, Unparsed) and (typed := as_typed(answer)) != answer:
+            otherwise = self.syntax.find(typed)
+            return found if isinstance(otherwise, Unparsed) else otherwise
+        return found
 
     def _box(self, numbers: Numbers, size: Size) -> Box | Unparsed:
         try:
@@ -200,7 +207,9 @@ def format_named(name: str, *, min_pixels: str = "", max_pixels: str = "", resiz
     if name not in FORMATS:
         raise UsageError(f"unknown box format {name!r}", nearest(name, [*FORMATS, RESIZED]))
     if given := [limit for limit, value in limits.items() if value]:
-        raise UsageError(f"box format {name} has no {', '.join(given)}", f"{RESIZED} measures in the resized picture")
+        raise UsageError(
+            f"box format {name} has no {', '.join(given)}", f"{RESIZED} is the format that uses the resized picture"
+        )
     return FORMATS[name]
 
 

@@ -5,12 +5,14 @@ At most the first ``READ`` characters of a text are looked at, and at most ``BLA
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from visrl.core.outputs import FULL_WIDTH
 from visrl.core.types import Unparsed
 
 Numbers = tuple[float, ...]
@@ -30,8 +32,22 @@ _SEPARATOR = r"[\s,\[\]]{1,8}"
 _TAGGED = re.compile(
     rf"<box>[\s\[]{{0,8}}({_NUMBER}){_SEPARATOR}({_NUMBER}){_SEPARATOR}({_NUMBER}){_SEPARATOR}({_NUMBER})[\s\]]{{0,8}}</box>"
 )
+_SEVERAL = re.compile(r"<box>[\s\d.,eE+\[\]-]{1,4000}</box>")
+_SINGLE = re.compile(_NUMBER)
+_NEXT = re.compile(r"\][\s,]{1,8}\[")
 _KEYED = re.compile(r'"\w{1,40}"\s{0,8}:\s{0,8}\[?\s{0,8}$')
 _BETWEEN = re.compile(r"[\s,;\[\]]*")
+
+
+_QUOTED = re.compile(rf"([\"']){_S}({_NUMBER}){_S}\1")
+_ESCAPED = re.compile(r"\\(?:[nrt](?![A-Za-z])|(?=[\[\](){}]))")
+_TYPED = FULL_WIDTH | {ord("、"): ","}
+
+
+def as_typed(text: str) -> str:
+    """Text as it is typed on an English keyboard: full-width signs, HTML's and a string's escapes, numbers in quotation marks."""
+    text = _ESCAPED.sub(" ", html.unescape(text[:READ]).translate(_TYPED))
+    return _QUOTED.sub(r" \2 ", text)
 
 
 class Syntax(Protocol):
@@ -75,6 +91,17 @@ def ordered(numbers: Numbers, order: Order) -> Numbers:
 
 def as_numbers(match: re.Match[str]) -> Numbers:
     return tuple(float(number) for number in match.groups())
+
+
+def _apart(text: str) -> str:
+    """Several boxes in one tag, as InternVL writes those of several objects, as one box per tag."""
+
+    def split(tag: re.Match[str]) -> str:
+        parts = _NEXT.split(tag.group())
+        fours = all(len(_SINGLE.findall(part)) == 4 for part in parts)  # not the two corners of "[1, 2], [3, 4]"
+        return "]]</box><box>[[".join(parts) if fours else tag.group()
+
+    return _SEVERAL.sub(split, text)
 
 
 def _decimal(value: float, digits: int) -> str:
@@ -215,11 +242,11 @@ class BoxTag:
         return f"<box>[[{', '.join(values)}]]</box>" if self.nested else f"<box>{' '.join(values)}</box>"
 
     def find(self, text: str) -> list[Numbers] | Unparsed:
-        found = [as_numbers(match) for match in _TAGGED.finditer(text[:READ])]
+        found = [as_numbers(match) for match in _TAGGED.finditer(_apart(text[:READ]))]
         return found or _none(text, "no <box>…</box> of four numbers")
 
     def read_whole(self, text: str) -> list[Numbers] | Unparsed:
-        return _whole(_TAGGED, text, "strict: not only <box>…</box>")
+        return _whole(_TAGGED, _apart(text[:READ]), "strict: not only <box>…</box>")
 
 
 @dataclass(frozen=True, slots=True)

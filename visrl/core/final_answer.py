@@ -8,13 +8,16 @@ Tags in any case, with blanks or attributes in them, and the same marks as other
    only weighed.
 2. An ``<answer>`` that is not closed reaches to the end of the text; with nothing behind it, the answer before it counts.
    An end without a beginning (prompts that open the tag themselves) closes what stands before it.
-3. GLM's ``<|begin_of_box|>…<|end_of_box|>`` inside the answer is the answer. Marks of a turn's end are cut off.
+3. Without tags, a line that is a heading of the answer ("**Answer**", "### Final answer", "Answer: B"), behind a line that is a
+   heading of the thought, does as ``<answer>`` does. Tags whose ``<`` is written ``&lt;`` are tags.
+4. GLM's ``<|begin_of_box|>…<|end_of_box|>`` inside the answer is the answer. Marks of a turn's end are cut off.
 
 Never raises, and linear in the length of the text: every mark is looked for by a pattern of bounded length.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,6 +45,14 @@ _MARKS = re.compile(
         )
     ),
     re.IGNORECASE,
+)
+_ESCAPED = re.compile(rf"&lt;/?(?:{_THOUGHT}|{_ANSWER})&gt;", re.IGNORECASE)
+_HEADED = r"^[ \t]{{0,3}}(?:#{{1,6}}[ \t]{{1,4}})?(?:\*\*|__)?(?:{})(?:[ \t]{{0,4}}(?:\*\*|__|:)){{0,3}}"
+_HEADING_OF_THOUGHT = re.compile(
+    _HEADED.format(f"{_THOUGHT}|thought process") + r"(?:[ \t]{0,4}$|(?<=[:*_])[ \t])", re.IGNORECASE | re.MULTILINE
+)
+_HEADING_OF_ANSWER = re.compile(
+    _HEADED.format(_ANSWER) + r"(?:[ \t]{0,4}$|(?<=[:*_])[ \t])", re.IGNORECASE | re.MULTILINE
 )
 _BOXED = re.compile(r"<\|(?P<answer_starts>begin_of_box)\|>|<\|(?P<answer_ends>end_of_box)\|>")
 _NEXT_TURN = re.compile(
@@ -93,12 +104,14 @@ def outside_thoughts(text: str) -> str:
 
 def _find(text: str) -> tuple[str | Unparsed, bool]:
     """The answer, and whether answer tags hold it."""
+    if _ESCAPED.search(text):
+        text = html.unescape(text)
     if not _MARKED.search(text):
-        return text, False
+        return _below_heading(text), False
     text = _without_turn_end(text)
     marks = _marks(text, _MARKS)
     if not marks:
-        return _unboxed(text), False
+        return _unboxed(_below_heading(text)), False
     last = max((i for i, mark in enumerate(marks) if mark.thought and mark.closing), default=-1)
     start = marks[last].end if last >= 0 else 0
     after = marks[last + 1 :]
@@ -124,6 +137,16 @@ def _at_the_end(text: str, end: int, marks: Sequence[_Mark], otherwise: str) -> 
         if not opening.thought and not opening.closing:
             return _unboxed(text[opening.end : marks[-1].start].strip()), True
     return Unparsed(otherwise), False
+
+
+def _below_heading(text: str) -> str:
+    """What follows the last heading of an answer, in a text that has a heading of a thought before it; else the text."""
+    thought = _HEADING_OF_THOUGHT.search(text)
+    if thought is None:
+        return text
+    *_, last = [None, *_HEADING_OF_ANSWER.finditer(text, thought.end())]
+    rest = "" if last is None else text[last.end() :].strip()
+    return rest or text
 
 
 def _block(text: str, start: int, end: int, marks: Sequence[_Mark]) -> str | None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: ord(" ")}
+"""For ``str.translate``: signs as East Asian keyboards type them -> ASCII's."""
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"})
 _BLOCKED = frozenset(
     {

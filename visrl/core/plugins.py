@@ -135,7 +135,7 @@ def register(kind: str, name: str, value: Any) -> None:
     """
     table = registry_of(kind)
     if table.is_ours(name):
-        raise UsageError(f"visrl has a {kind} named {name!r}", "choose another name: ours cannot be replaced")
+        raise UsageError(f"visrl has a {kind} named {name!r}", "choose another name: built-in names cannot be replaced")
     if (kind, name) in _ADDED:
         raise UsageError(f"the {kind} {name!r} is registered twice", f"first in {_ADDED[kind, name][1]}")
     _ADDED[kind, name] = (value, _including())
@@ -250,7 +250,7 @@ def include(files: Iterable[Path]) -> None:
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # a user's code, any failure
-            raise UsageError(_where(path, file, error), "mend the file; it is run before anything else") from error
+            raise UsageError(_where(path, file, error), "fix the file; it is executed first") from error
         finally:
             _NOW.pop()
 

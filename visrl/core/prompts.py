@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from visrl.core.looking.rules import ZOOM, Rules
+from visrl.core.looking.rules import ZOOM, ZOOM_BOX, Rules
 from visrl.core.plugins import Registry
 from visrl.core.types import CoTSample, Picture, Turn
-from visrl.errors import UsageError
 
 P_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."  # leading space
 P_RL = (
@@ -28,7 +27,7 @@ P_DETAIL = "Please answer the question based on the original image and local det
 P_REC = "Locate the region this sentence describes: {expression}. Please provide the bounding box coordinates."
 
 ProtocolName = str
-"""A key of :data:`PROTOCOLS`; :func:`known_protocol` checks one that a user wrote."""
+"""A key of :data:`PROTOCOLS`; in training also a file, with a limit of looks (train/config/protocols.py)."""
 AskBox = Callable[[CoTSample, Picture], tuple[Turn, ...]]
 AskAnswer = Callable[[CoTSample, Picture, Picture | None, str], tuple[Turn, ...]]
 DEFAULT_PROTOCOL: ProtocolName = "visrl_train"
@@ -83,22 +82,11 @@ PROTOCOLS: Registry[Protocol] = Registry(
 )
 
 
-SEVERAL: dict[str, Protocol] = {"zoom": Protocol("zoom", 1, several=ZOOM)}
-"""Shipped protocols of several looks, which are not trained with."""
-
-
-def trained(protocol: Protocol) -> str:
-    """The protocol's name, as training knows it. Raises UsageError for one of several looks."""
-    if protocol.several is not None:
-        raise UsageError(f"protocol {protocol.name} cannot be trained with", f"one of {', '.join(PROTOCOLS.names())}")
-    return protocol.name
-
-
-def known_protocol(name: str) -> str:
-    """The name of a protocol. Raises ValueError for one that nobody has, naming those there are."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {name!r}, there are {', '.join(PROTOCOLS.names())}")
-    return name
+SEVERAL: dict[str, Protocol] = {
+    "zoom": Protocol("zoom", 1, several=ZOOM),
+    "zoom_box": Protocol("zoom_box", 1, several=ZOOM_BOX),
+}
+"""Shipped protocols of several looks."""
 
 
 def box_turns(protocol: Protocol, sample: CoTSample, picture: Picture) -> tuple[Turn, ...]:

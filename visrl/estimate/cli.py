@@ -40,7 +40,7 @@ def _parser() -> Parser:
         prog="visrl-train estimate",
         description="Memory, tokens, hours and disk of a recipe, and the commands that start it.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a bundled one")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
     parser.add_argument("--gpus", type=_several, default=1, metavar="N", help="number of GPUs")
     parser.add_argument("--gpu", default="h100", help=" | ".join(GPUS))
@@ -91,7 +91,7 @@ def estimate_evaluation(
 
     kind, separator, rest = model.partition(":")
     if separator and kind not in ("hf", "vllm", "blind"):
-        raise UsageError(f"{model} has no config to estimate from", "hf:ID_OR_PATH, vllm:ID_OR_PATH or a shipped name")
+        raise UsageError(f"{model} has no config to estimate from", "hf:ID_OR_PATH, vllm:ID_OR_PATH or a bundled model")
     described = describe_model(rest if separator else model, revision=args.get("revision") or None)
     phases = []
     for spec in resolve(list(tasks)):

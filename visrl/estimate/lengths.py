@@ -83,6 +83,11 @@ def lengths_of(
     from visrl.policies.hf.policy import WORTH_RESUMING
     from visrl.train.common.conversations import answer_prompt, box_prompt, box_text
 
+    if protocol not in PROTOCOLS:
+        raise UsageError(
+            f"protocol {protocol}: how often a model will look is not known beforehand",
+            f"one of {', '.join(PROTOCOLS)}",
+        )
     item = _blank(sample, protocol)
     chain = Candidate(_looked_at(sample.box, item.size))
     try:

@@ -90,16 +90,16 @@ def _disk(model: Described, trainer: Any, size: int, steps: float) -> float:
 
 def sft_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[Phase]:
     """``kind: sft``: one phase over the conversations of the chains."""
-    from visrl.train.common.conversations import count
     from visrl.train.data.candidates import Demonstration
     from visrl.train.data.load import load_demonstrations
     from visrl.train.sft.collator import SFTCollator
+    from visrl.train.sft.sft import conversations_of
 
     found, n, notes = _rows(recipe, load_demonstrations, request)
     if not found:
         found = [Demonstration(p.sample, p.protocol, p.chosen) for p in map(blank_preference, typical(1))]
     joined = model.family.keeps_prefix
-    talks = [(d, part) for d in found for part in range(count(d.sample, d.protocol, joined=joined))]
+    talks = [(d, part) for d in found for part in range(conversations_of(d, joined=joined))]
     collator = SFTCollator(talks, encoder_of(model, recipe.model.box_format), crop=recipe.chain.crop)
     rows = []
     for i in range(len(talks)):
@@ -121,7 +121,8 @@ def dpo_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[
     found = found or [blank_preference(sample) for sample in typical(1)]
     phases = []
     for stage in recipe.step.stages:
-        terms = tuple(term.name for term in recipe.step.terms(stage))
+        looks = max(len(pair.chosen.all_looks) for pair in found)
+        terms = tuple(term.name for term in recipe.step.terms(stage, looks))
         batches = preference_batches(recipe, model, found, terms)
         phase = training_phase(f"dpo stage {stage}", model, batches, n, request, recipe=recipe, reference=True)
         phase.notes.extend(notes)
@@ -130,8 +131,11 @@ def dpo_phases(recipe: Any, model: Described, request: EstimateRequest) -> list[
 
 
 def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], terms: Sequence[Any]) -> list[Batches]:
-    """For each term, what its batches of ``pairs`` look like: one row a pair where chosen and rejected share it, else two."""
-    from visrl.train.dpo.collator import PairCollator
+    """For each term, what its batches of ``pairs`` look like: one row a pair where chosen and rejected share it, else two.
+
+    Of several looks all terms may be one row: these are then more than it takes.
+    """
+    from visrl.train.dpo.collator import PairCollator, has_term
 
     step = recipe.step
     collator = PairCollator(
@@ -141,7 +145,9 @@ def preference_batches(recipe: Any, model: Described, pairs: Sequence[Any], term
     size = int(recipe.trainer["per_device_train_batch_size"])
     out = []
     for term in terms:
-        encoded = [collator.encoded(i, term) for i in range(len(pairs))]
+        encoded = [collator.encoded(i, term) for i, pair in enumerate(pairs) if has_term(pair, term)]
+        if not encoded:
+            continue
         one = shared and all(len(c.prompts) == 1 for c in encoded)
         rows = []
         for pair in encoded:

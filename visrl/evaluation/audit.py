@@ -69,7 +69,7 @@ class Audit:
 def audit(looked: Sequence[Looked], declared: BoxFormat, task: str) -> Audit:
     """The outputs under every frame and parser. Raises UsageError for none."""
     if not looked:
-        raise UsageError(f"no output of {task} has a true box to be held against", "REC and VisCoT tasks have boxes")
+        raise UsageError(f"no output of {task} belongs to a sample with a true box", "REC and VisCoT tasks have boxes")
     others = [form for form in _formats(declared) if form.name != declared.name]
     modes = tuple(dict.fromkeys((declared.mode, *_READ_BY_US, "vlm_r1", *UNCOMPARABLE)))
     readings = [_reading(looked, declared.with_mode(mode)) for mode in modes]  # type: ignore[arg-type]  # all are modes

@@ -101,7 +101,7 @@ def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = 
     for spec in resolve(tasks):
         missing = missing_pictures(spec.name, data, limit)
         if len(missing.names) == missing.n > 0:
-            raise UsageError(f"{spec.name}: {missing}", "docs/data.md says where pictures belong")
+            raise UsageError(f"{spec.name}: {missing}", "docs/data.md describes where to put pictures")
         if missing and rank() == 0:
             log.warning("%s: %s; their samples will fail", spec.name, missing)
 

@@ -61,7 +61,7 @@ def write(folder: Path, format_: str, out: Path | None, stream: IO[str]) -> None
         raise UsageError(f"--format: unknown {format_!r}", nearest(format_, FORMATS))
     if format_ == "parquet":
         if out is None:
-            raise UsageError("parquet is no text for a terminal", "name a file: --output samples.parquet")
+            raise UsageError("parquet cannot be printed to a terminal", "name a file: --output samples.parquet")
         _write_parquet(list(sample_rows(folder)), columns(of_run(folder)), out)
         return
     lines = _csv_lines(folder) if format_ == "csv" else map(_json_line, sample_rows(folder))

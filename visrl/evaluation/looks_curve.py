@@ -30,7 +30,7 @@ def looks_asked(text: str) -> tuple[int, ...]:
         raise UsageError(f"--max-looks {text!r} is neither a number nor a range", "for example 2, or 0..3")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first or last - first >= MOST:
-        raise UsageError(f"--max-looks {text}: from the fewest to the most, {MOST} runs at most", "for example 0..3")
+        raise UsageError(f"--max-looks {text}: give MIN..MAX, at most {MOST} runs", "for example 0..3")
     return tuple(range(first, last + 1))
 
 

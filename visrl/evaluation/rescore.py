@@ -80,8 +80,8 @@ def _refuse_upstream(folder: Path, meta: Mapping[str, Any]) -> None:
     if any(name.startswith(UPSTREAM) for name in meta["request"]["tasks"]):
         command = meta.get("command") or "visrl-eval --model … --tasks lmms:…"
         raise UsageError(
-            f"{folder} is of lmms-eval's own tasks, which lmms-eval scores",
-            f"the same command scores again and asks for nothing that is there: {command}",
+            f"{folder} is a run of lmms-eval's own tasks, which lmms-eval scores",
+            f"the same command rescores and generates only what is missing: {command}",
         )
 
 

@@ -70,10 +70,17 @@ def load_tasks(names: Sequence[str], processes: Processes = ALONE) -> Loaded:
 
 
 def _unloaded(names: Sequence[str], error: BaseException) -> UsageError:
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
     reason = str(error).strip().split("\n")[0]
+    if is_offline_mode() and isinstance(
+        error, LocalTokenNotFoundError
+    ):  # it wants one for all it asks, and nobody is asked
+        reason = "the hub is not asked, and its cache does not hold them"
     return UsageError(
         f"cannot load the data of {', '.join(UPSTREAM + name for name in names)}: {reason}",
-        "lmms-eval takes them from the hub, or from its cache (HF_HOME says where)",
+        "lmms-eval loads them from the hub or its cache (HF_HOME)",
     )
 
 

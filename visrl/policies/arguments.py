@@ -38,7 +38,7 @@ class ModelArguments(BaseModel):
                 known = list(cls.model_fields)
                 raise UsageError(f"--model-args: {cls.kind} has no argument {word!r}", _hint(word, known))
             if name in found:
-                raise UsageError(f"--model-args: {name} is given twice", f"{word} is another word for it")
+                raise UsageError(f"--model-args: {name} is given twice", f"{word} is an alias of it")
             if value not in ("", None):
                 found[name] = value
         try:

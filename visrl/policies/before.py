@@ -39,6 +39,7 @@ def check_policy(spec: str, args: Mapping[str, str]) -> None:
 def check_files(path: str, args: Mapping[str, Any]) -> None:
     """A checkpoint's config, processor and safetensors, and its adapter's, without reading weights. Raises UsageError."""
     from visrl.policies.hf.adapters import adapter_tensors
+    from visrl.policies.hf.files import require_safetensors
     from visrl.policies.hf.policy import HFArguments
 
     read = HFArguments.read(args)
@@ -49,6 +50,7 @@ def check_files(path: str, args: Mapping[str, Any]) -> None:
     if family is None:
         return
     family.box_format(read.box_format)
+    require_safetensors(path, read.revision)
     if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
         raise UsageError(f"cannot load {path}: it has no *.safetensors", "weights are read from safetensors only")
 

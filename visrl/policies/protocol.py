@@ -213,7 +213,8 @@ class Policy(ABC):
         Raises UsageError where the policy only generates (``scores_texts`` False).
         """
         raise UsageError(
-            f"{self.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+            f"{self.name} does not report log-probabilities of texts",
+            "use critic.kind: score, which prompts for a score",
         )
 
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> Iterable[CoTSample]:
@@ -234,7 +235,7 @@ class Policy(ABC):
 
     def use_adapter(self, folder: str) -> None:
         """From now on answer with the LoRA of ``folder`` (PEFT). Raises UsageError where adapters cannot be exchanged."""
-        raise UsageError(f"{self.name} cannot change its adapter", "load it anew with adapter=")
+        raise UsageError(f"{self.name} cannot change its adapter", "load it again with adapter=")
 
     def with_adapter(self, folder: str) -> Policy | None:
         """The same weights with the LoRA of ``folder`` ("": with none), sharing what holds them, for two that answer in turn (a

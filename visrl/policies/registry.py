@@ -44,13 +44,13 @@ def _json_length(name: str, text: str) -> int:
         end = json.JSONDecoder().raw_decode(text)[1]
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"--model-args: {name} is no JSON: {error}", """for example mm_processor_kwargs={"max_pixels": 100352}"""
+            f"--model-args: {name} is not JSON: {error}", """for example mm_processor_kwargs={"max_pixels": 100352}"""
         ) from error
     rest = text[end:]
     end += len(rest) - len(rest.lstrip())
     if end < len(text) and text[end] != ",":
         raise UsageError(
-            f"--model-args: {name}: {text[end:][:20]!r} behind its JSON value", "separate arguments by a comma"
+            f"--model-args: {name}: {text[end:][:20]!r} after its JSON value", "separate arguments by a comma"
         )
     return end
 
@@ -76,7 +76,7 @@ def kind_and_place(spec: str, args: Mapping[str, str]) -> tuple[str, str, dict[s
     if "pretrained" in args:  # as lmms-eval and lm-evaluation-harness name a model: a kind, and where it is
         if spec not in _KINDS:
             raise UsageError(
-                f"--model {spec} with pretrained={args['pretrained']}", "say which model once: --model hf:PATH"
+                f"--model {spec} with pretrained={args['pretrained']}", "give the model once: --model hf:PATH"
             )
         spec = f"{spec}:{args.pop('pretrained')}"
     kind, separator, rest = spec.partition(":")

@@ -257,7 +257,7 @@ def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
             pool([p for task, m in cell.whats for p in pair_task(task, before[task], after[task]) if p.metric == m])
         )
     except ValueError as error:
-        raise UsageError(f"{cell.name}: {error}", "docs/ci.md says what a pool may hold") from error
+        raise UsageError(f"{cell.name}: {error}", "docs/ci.md describes pools") from error
 
 
 def _why_not(

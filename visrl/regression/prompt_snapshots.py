@@ -128,6 +128,8 @@ def _look(protocol: Protocol, box: Box, size: Size, box_format: BoxFormat) -> st
     """A call for the true box."""
     rules = protocol.several
     assert rules is not None, "only a protocol of several looks asks for one"
+    if rules.ask == "box_turn":
+        return box_format.write(box, size)
     view = View((0, 0, *size), size)
     return write_call(box, rules.frame(size, box_format.frame_for(size)), view, rules, 0)
 
@@ -163,7 +165,7 @@ def read_prompts(path: Path) -> Prompts:
             for family, key in hashes.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: no prompts on file: {error}", "visrl-eval accept --prompts") from error
+        raise UsageError(f"{path}: no accepted prompts: {error}", "visrl-eval accept --prompts") from error
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:

@@ -60,7 +60,7 @@ def serve_page(folders: Sequence[Path], port: int = 0, *, in_browser: bool = Fal
         try:
             server = PageServer(page, album, port)
         except OSError as error:
-            raise UsageError(f"port {port}: {error}", "--port 0 takes any that is free") from error
+            raise UsageError(f"port {port}: {error}", "--port 0 picks a free port") from error
         with server:
             print(printable(f"{server.url}  (Ctrl-C stops)"), file=sys.stderr)
             if in_browser:
@@ -75,4 +75,4 @@ def _check(folders: Sequence[Path]) -> None:
     """Before anything is written: a folder that is missing must not come into being by being looked at."""
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder", "name a run folder, or one of a training run")
+            raise UsageError(f"{folder}: no such folder", "give a run folder, or the folder of a training run")

@@ -30,7 +30,7 @@ const down = (column) => (a, b) => least(change(column, a)) - least(change(colum
 const up = (column) => (a, b) => least(change(column, a) === null ? null : -change(column, a)) - least(change(column, b) === null ? null : -change(column, b));
 const SORTS = [
   ...(two ? [["flips", "flips first", (a, b) => (rank[flip(a)] ?? 2) - (rank[flip(b)] ?? 2)]] : []),
-  ["order", "order of the split", null],
+  ["order", "dataset order", null],
   ["low", "IoU, lowest first", (a, b) => least(last.iou[a]) - least(last.iou[b])],
   ["high", "IoU, highest first", (a, b) => least(last.iou[a] === null ? null : -last.iou[a]) - least(last.iou[b] === null ? null : -last.iou[b])],
   ["score", "answer score, lowest first", (a, b) => least(last.quality[a]) - least(last.quality[b])],
@@ -67,7 +67,7 @@ function fillChoices() {
   $("overlap").hidden = !has(last, "iou");
   const known = new Set([...shared.task, ...Object.keys(groups)]);
   for (const pick of document.querySelectorAll(".pick")) {
-    if (known.has(pick.dataset.task)) pick.replaceWith(el("button", { type: "button", class: "pick", "data-task": pick.dataset.task, title: "show its samples" }, pick.textContent));
+    if (known.has(pick.dataset.task)) pick.replaceWith(el("button", { type: "button", class: "pick", "data-task": pick.dataset.task, title: "show its samples" }, ...pick.childNodes)); // with its line breaks
   }
 }
 

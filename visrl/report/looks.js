@@ -30,9 +30,9 @@ function path(i, detail) {
       const inside = shown && within(look.box, shown);
       items.push(figure(i, inside ? shown : null, look.box, inside ? name : WHOLE));
     }
-    const mark = look.fault ? el("p", { class: "notice" }, el("bdi", {}, `faulty call: ${look.fault}; the model was told so`)) : null;
+    const mark = look.fault ? el("p", { class: "notice" }, el("bdi", {}, `faulty call: ${look.fault}; the error was returned to the model`)) : null;
     if (look.step) items.push(...turn(`${k + 1} · ${look.fault ? "faulty call" : "look"}`, look.step, mark));
-    else items.push(el("li", {}, el("h3", {}, `${k + 1} · look of a control, nobody was asked`)));
+    else items.push(el("li", {}, el("h3", {}, `${k + 1} · look of a control (the model was not asked)`)));
     if (look.region) [shown, name] = [look.region, `crop ${k + 1}`];
   });
   if (shown) items.push(figure(i, shown, null, name));
@@ -40,6 +40,6 @@ function path(i, detail) {
 }
 
 function ended(why) {
-  if (why === "call") return el("p", { class: "notice" }, "faulty call: no look was left, and it called once more in the place of an answer");
-  return why && why !== "answer" ? el("p", { class: "caption" }, `no look was left: ${why}`) : null;
+  if (why === "call") return el("p", { class: "notice" }, "faulty call: no look was left, but the model called the tool again instead of answering");
+  return why && why !== "answer" ? el("p", { class: "caption" }, `limit reached: ${why}`) : null;
 }

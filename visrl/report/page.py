@@ -20,8 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from visrl import __version__
 from visrl.core.boxes import Box
+from visrl.core.final_answer import final_answer
 from visrl.core.looking.calls import FAULTS
-from visrl.core.types import CoTSample, Episode, Step
+from visrl.core.types import CoTSample, Episode, Step, Unparsed
 from visrl.report.figures import HeatMap, RunFigures, TaskFigures
 from visrl.report.head import Header, differences, header
 from visrl.report.pictures import Album, choose, side_for
@@ -163,8 +164,14 @@ def _run_row(outcome: Outcome | None) -> dict[str, Any]:
         "unparsed": line(outcome.unparsed, 160),
         "box": _numbers(box) if isinstance(box, Box) else None,
         "looked": outcome.episode.looked_at,
-        "output": line(step.output, 120) if step is not None else "",
+        "output": "" if step is None else line(_said(step.output), 120),
     }
+
+
+def _said(output: str) -> str:
+    """The answer in an output, without thought and tags; the whole output where there is none."""
+    answer = final_answer(output)
+    return output if isinstance(answer, Unparsed) else answer
 
 
 def _detail(sample: CoTSample, outcomes: Sequence[Outcome | None], sides: Sequence[int | None]) -> dict[str, Any]:

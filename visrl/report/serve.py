@@ -22,7 +22,7 @@ _PICTURE = re.compile(r"/picture/([0-9]{1,9})")
 
 
 class PageServer(ThreadingHTTPServer):
-    """A page and its album on a loopback port; ``port`` 0 takes any that is free. Raises OSError where it cannot listen."""
+    """A page and its album on a loopback port; ``port`` 0 picks a free port. Raises OSError where it cannot listen."""
 
     daemon_threads = True
 

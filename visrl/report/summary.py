@@ -80,7 +80,9 @@ def _of_one(results: Sequence[TaskResult]) -> str:
     if not valued:
         return NOTHING
     best = min(valued, key=lambda r: r.metric != "answer")
-    what = "answers right" if best.metric == "answer" else f"{best.task} {best.metric.removeprefix('mme/')}"
+    alone = sum(r.metric == "answer" for r in valued) == 1
+    metric = "answers right" if best.metric == "answer" else best.metric.removeprefix("mme/")
+    what = metric if best.metric == "answer" and alone else f"{best.task} {metric}"
     assert best.value is not None, "chosen for having one"
     error = "" if best.se is None else f" ± {shown(best.se, best.unit)}"
     said = f"{what} {shown(best.value, best.unit)}{error} {UNIT_SHOWN[best.unit]}, {best.n:,} questions"

@@ -108,7 +108,7 @@ def phase_chart(results: Sequence[TaskResult], run: str) -> Chart | None:
                 row[_WORDS[name]] = _pair((means or list(of_metric.values()))[0])
         if row:
             rows[label] = row
-    return chart("How each phase ended, percent right", rows, differences=False)
+    return chart("Score after each phase, percent right", rows, differences=False)
 
 
 _WORDS = {"answers": "answers right", "box": "boxes right"}
@@ -182,17 +182,17 @@ _ENDINGS = {
     "margins": "reward margin",
     "accuracies": "reward accuracy",
     "/reward": "reward",
-    "/advantage": "size of the advantages",
-    "/without_spread": "groups whose rewards are equal",
+    "/advantage": "mean absolute advantage",
+    "/without_spread": "groups with equal rewards",
 }
 _KINDS = {
     "reward": "reward",
     "kl": "KL to the reference",
-    "entropy": "entropy of a token",
+    "entropy": "token entropy",
     "clip_ratio/region_mean": "clipped tokens",
-    "completions/mean_length": "tokens of a chain",
+    "completions/mean_length": "completion length (tokens)",
     "completions/unparsed": "unparsed boxes",
-    "grad_norm": "grad norm",
+    "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
 _FIRST = ("loss", "accuracy", "reward", "reward accuracy", "reward margin", *_ENDINGS.values(), *_KINDS.values())
@@ -200,7 +200,7 @@ _FIRST = ("loss", "accuracy", "reward", "reward accuracy", "reward margin", *_EN
 
 _WATCHED = ("point", "point_any", "read", "look", "whole", "box", "box_any", "accuracy")
 """What a small model is watched by (train/small_model/probes.py): accuracies 0..1."""
-SHARES = ("accuracy", "equal", "unparsed boxes")
+SHARES = ("accuracy", "equal rewards", "unparsed boxes")
 """Kinds of quantities from 0 to 1: their axis shows all of that."""
 
 

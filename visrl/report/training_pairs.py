@@ -59,15 +59,25 @@ def _card(row: Any, folder: Path) -> PairCard:
         clip(row.question, 400),
         row.size or size,
         picture,
-        rectangle(row.chosen.box),
-        rectangle(row.rejected.box),
+        rectangle(_box(row.chosen)),
+        rectangle(_box(row.rejected)),
         clip(row.chosen.answer, 300),
         clip(row.rejected.answer, 300),
         _scores(row.chosen.scores),
         _scores(row.rejected.scores),
-        clip(row.chosen.box_text or "", 300),
-        clip(row.rejected.box_text or "", 300),
+        clip(_said(row.chosen), 300),
+        clip(_said(row.rejected), 300),
     )
+
+
+def _box(chain: Any) -> tuple[float, float, float, float] | None:
+    """A chain's box; of several looks the last one."""
+    return chain.box or next((box for box in reversed(chain.looks or ()) if box is not None), None)
+
+
+def _said(chain: Any) -> str:
+    """The box as a model wrote it; of several looks every turn."""
+    return chain.box_text or "\n".join(text for text in chain.look_texts or () if text is not None)
 
 
 def picture_data(name: str, folder: Path) -> tuple[str, tuple[int, int] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +74,9 @@ def rollout_config(
     chosen = fitting(chosen, policy.max_pictures)
     foci = cast("tuple[Focus, ...]", tuple(box_source.split(",")))
     if len(foci) > 1 and chosen.several is None:
-        raise UsageError(f"--focus {box_source}: protocol {chosen.name} looks once", "one focus, or --protocol zoom")
+        raise UsageError(
+            f"--focus {box_source}: protocol {chosen.name} has a single look", "one focus, or --protocol zoom"
+        )
     sampling = sampling or Sampling(seed=seed)
     _require_room(chosen, sampling.max_tokens)
     own = policy.default_crop if chosen.several is None else chosen.several.shown.crop
@@ -85,15 +88,21 @@ def _require_room(protocol: Protocol, tokens: int) -> None:
     limits = protocol.several.limits if protocol.several is not None else None
     if limits is not None and limits.looks and 0 < limits.new_tokens < 2 * tokens:
         raise UsageError(
-            f"protocol {protocol.name}: {limits.new_tokens} new tokens in all leave no look at {tokens} a turn",
-            "a smaller --max-tokens, or a protocol file with limits: {new_tokens: 0}",
+            f"protocol {protocol.name}: {limits.new_tokens} new tokens in total leave no look with {tokens} tokens per turn",
+            "use a smaller --max-tokens, or a protocol file with limits: {new_tokens: 0}",
         )
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of a name, or of a file (``--protocol FILE``). Raises UsageError for neither."""
+    """The protocol of a name, or of a file (``--protocol FILE``), with another limit of looks behind a colon: ``zoom:2``.
+
+    Raises UsageError for neither.
+    """
     if name in PROTOCOLS or name in SEVERAL:
         return PROTOCOLS[name] if name in PROTOCOLS else SEVERAL[name]
+    before, colon, looks = name.rpartition(":")
+    if colon and re.fullmatch(r"\d{1,3}", looks) and (found := protocol_named(before)).several is not None:
+        return with_looks(found, int(looks))
     if name.endswith((".yaml", ".yml")):
         from visrl.rollout.protocol_files import read_protocol
 

@@ -102,15 +102,17 @@ class ProtocolFile(_Part):
     call: CallPart = CallPart()
     shown: ReturnPart = ReturnPart()
     limits: LimitPart = LimitPart()
+    answer_in_tags: bool = True
     texts: TextPart
 
     @model_validator(mode="after")
     def _name_is_free(self) -> ProtocolFile:
         if self.name in PROTOCOLS or self.name in SEVERAL:
             raise ValueError(f"name: {self.name} is a protocol of visrl's; choose another")
-        if self.ask == "box_turn" and (self.coordinates != "original" or self.unit != "family"):
+        if self.ask == "box_turn" and (self.coordinates == "named" or self.unit != "family"):
             raise ValueError(
-                "ask: box_turn reads boxes as the model's family writes them: coordinates original, unit family"
+                "ask: box_turn reads boxes as the model's family writes them, which name no picture: coordinates original or"
+                " last, unit family"
             )
         return self
 
@@ -125,6 +127,7 @@ class ProtocolFile(_Part):
             (self.resize.factor, self.resize.min_pixels, self.resize.max_pixels),
             Shown(**dict(self.shown)),
             Limits(**dict(self.limits)),
+            self.answer_in_tags,
         )
 
 

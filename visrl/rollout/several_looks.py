@@ -11,10 +11,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from visrl.core.box_formats import BoxFormat
 from visrl.core.boxes import Box, Frame, Size
 from visrl.core.crops import control_box
 from visrl.core.final_answer import tagged_answer
-from visrl.core.looking.calls import CALL, Asked, Fault, View, ends_turn, placed, read_call, viewed, write_call
+from visrl.core.looking.calls import CALL, Asked, Fault, View, ends_turn, into, placed, read_call, viewed, write_call
 from visrl.core.looking.rules import Rules
 from visrl.core.types import CoTSample, Look, Picture, Step, Unparsed
 from visrl.policies.protocol import Output, Policy, Request, Sampling
@@ -72,7 +73,8 @@ def _alike(dialogues: Sequence[Dialogue], tokens: int) -> Iterator[list[Dialogue
 def _round(policy: Policy, dialogues: Sequence[Dialogue], config: RolloutConfig) -> None:
     """The next turn of each."""
     tokens = config.sampling.max_tokens
-    sampling = _sampling(policy, dialogues[0].rules, replace(config.sampling, max_tokens=dialogues[0].unused(tokens)))
+    rules, each = dialogues[0].rules, replace(config.sampling, max_tokens=dialogues[0].unused(tokens))
+    sampling = until_read(policy.box_format, rules, each)
     requests = [_request(dialogue) for dialogue in dialogues]
     for dialogue, output in zip(dialogues, ask(policy, requests, sampling), strict=True):
         if output.error is not None:
@@ -89,12 +91,11 @@ def _request(dialogue: Dialogue) -> Request:
     return Request(dialogue.sample.id, "look", turns, dialogue.size, turn, keep_cache=True, tool=tool)
 
 
-def _sampling(policy: Policy, rules: Rules, sampling: Sampling) -> Sampling:
+def until_read(box_format: BoxFormat, rules: Rules, sampling: Sampling) -> Sampling:
     """A turn ends behind its first call, or its answer: what a model would add is not read."""
     if rules.ask == "tool_call":
         stops = (rules.call.closing, ANSWERED)
         return replace(sampling, stop=stops, accept_stop=lambda text: ends_turn(text, rules.call))
-    box_format = policy.box_format
     stop = box_format.syntax.stop
     return replace(
         sampling,
@@ -110,7 +111,7 @@ def _step(dialogue: Dialogue, output: Output) -> Step:
 
 def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig) -> None:
     """One turn of the model: an answer, a look, or a call that cannot be carried out."""
-    call = _read(policy, step.output, dialogue.rules)
+    call = read_turn(policy.box_format, step.output, dialogue.rules)
     tokens = config.sampling.max_tokens
     limit = dialogue.limit
     if limit is not None or call is None:
@@ -130,37 +131,38 @@ def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig)
     elif dialogue.size is None:
         dialogue.show(Look(step), tokens)
     else:
-        found = _place(policy, dialogue, call)
+        found = place(policy.box_format, dialogue, call)
         if isinstance(found, Fault):
             dialogue.refuse(step, found, tokens)
         else:
             dialogue.show(Look(step, found, region_of(found, dialogue.size, config.crop)), tokens)
 
 
-def _read(policy: Policy, text: str, rules: Rules) -> Asked | Fault | None:
+def read_turn(box_format: BoxFormat, text: str, rules: Rules) -> Asked | Fault | None:
+    """A turn's call, why it cannot be carried out, or None for a turn that answers."""
     if rules.ask == "tool_call":
         return read_call(text, rules.call)
     if isinstance(tagged_answer(text), str):
         return None
-    found = policy.box_format.numbers(text)
+    found = box_format.numbers(text)
     if isinstance(found, Unparsed):
         return None
     x1, y1, x2, y2 = found[0]
     return Asked((x1, y1, x2, y2))
 
 
-def _place(policy: Policy, dialogue: Dialogue, call: Asked) -> Box | Fault:
+def place(box_format: BoxFormat, dialogue: Dialogue, call: Asked) -> Box | Fault:
     """A call's region as a box in pixels of the original."""
     view = viewed(call, dialogue.rules, dialogue.views)
     if isinstance(view, Fault):
         return view
-    frame = _frame(policy, dialogue.rules, view)
+    frame = _frame(box_format, dialogue.rules, view)
     return frame if isinstance(frame, Fault) else placed(call.numbers, frame, view, dialogue.rules.shown.max_ratio)
 
 
-def _frame(policy: Policy, rules: Rules, view: View) -> Frame | Fault:
+def _frame(box_format: BoxFormat, rules: Rules, view: View) -> Frame | Fault:
     try:
-        family = policy.box_format.frame_for(view.size) if rules.unit == "family" else None
+        family = box_format.frame_for(view.size) if rules.unit == "family" else None
         return rules.frame(view.size, family)
     except ValueError:  # a crop that the family's processor would not take
         return Fault("degenerate")
@@ -183,17 +185,19 @@ def _look_by_control(policy: Policy, dialogue: Dialogue, config: RolloutConfig) 
     except ValueError as error:
         dialogue.error = str(error)
         return True
-    dialogue.reply(_written(policy, dialogue, box), own=False)
+    dialogue.reply(written(policy.box_format, dialogue, box), own=False)
     dialogue.show(Look(None, box, region_of(box, size, config.crop)), tokens)
     return True
 
 
-def _written(policy: Policy, dialogue: Dialogue, box: Box) -> str:
-    """A control's look as the model would have called for it."""
+def written(box_format: BoxFormat, dialogue: Dialogue, box: Box) -> str:
+    """The call for a box (pixels of the original) as the model would write it next; of what lies outside the picture that it is
+    written in, the part inside. "" where that picture cannot be resized as the protocol says.
+    """
     rules = dialogue.rules
     number = len(dialogue.views) - 1 if rules.coordinates == "last" else 0
     view = dialogue.views[number]
     if rules.ask == "box_turn":
-        return policy.box_format.write(box, dialogue.views[0].size)
-    frame = _frame(policy, rules, view)
+        return box_format.write(into(box, view).clipped(view.size), view.size)
+    frame = _frame(box_format, rules, view)
     return "" if isinstance(frame, Fault) else write_call(box, frame, view, rules, number)

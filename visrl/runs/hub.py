@@ -24,23 +24,25 @@ def require_checkpoint(path: str, revision: str = "") -> None:
         return
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:  # must not be asked of the hub
         raise UsageError(f"cannot load {path}: no such folder", "give a folder with config.json, or a hub id, ORG/NAME")
-    settle()
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
 
-    if is_offline_mode() and not isinstance(
-        try_to_load_from_cache(path, "config.json", revision=revision or None), str
-    ):
+    why = "" if is_offline_mode() else _silence()
+    cached = try_to_load_from_cache(path, "config.json", revision=revision or None)
+    if (why or is_offline_mode()) and not isinstance(cached, str):
+        said = f"{_host()[0]} does not answer" + (f" ({why})" if why else "")
         raise UsageError(
-            f"cannot load {path}: no such folder, {_host()[0]} does not answer, and it is not in the cache",
+            f"cannot load {path}: no such folder, {said}, and it is not in the cache",
             "give a folder with config.json, or download it where there is a network (HF_HOME says where it is kept)",
         )
+    settle()
 
 
 def settle() -> None:
     """Where the hub does not answer, have its client, and those of transformers and datasets, use what is in the cache."""
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE and not _answers():
+    if not constants.HF_HUB_OFFLINE and (why := _silence()):
+        log.warning("%s does not answer (%s): only what is in the cache is used", _host()[0], why)
         constants.HF_HUB_OFFLINE = True
 
 
@@ -52,14 +54,13 @@ def _host() -> tuple[str, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _answers() -> bool:
-    """Whether a connection to the hub can be opened. Behind a proxy that is not known, and taken for granted."""
+def _silence() -> str:
+    """Why no connection to the hub can be opened; "" where one can. Behind a proxy that is not known, and taken for granted."""
     if getproxies():
-        return True
+        return ""
     host, port = _host()
     try:
         with socket.create_connection((host, port), timeout=PATIENCE):
-            return True
+            return ""
     except OSError as error:
-        log.warning("%s does not answer (%s): only what is in the cache is used", host, error.strerror or error)
-        return False
+        return error.strerror or str(error)

@@ -72,7 +72,7 @@ class Job(Generic[Item, Result]):
             if failed == fresh >= ABORT_AFTER_FAILURES and fresh < wanted:
                 raise UsageError(
                     f"the first {failed} {self.noun} all failed: {printable(errors[-1])}",
-                    f"finished {self.noun} are kept; the same command goes on",
+                    f"finished {self.noun} are kept; the same command resumes",
                 )
         self.run.sync()
         return failed

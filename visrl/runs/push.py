@@ -45,7 +45,7 @@ def read_card(repo: str) -> str | None:
 
 def _require(repo: str) -> None:
     if repo.count("/") != 1 or not all(repo.split("/")):
-        raise UsageError(f"--push {repo!r} is no repository of the hub", "ORG/NAME")
+        raise UsageError(f"--push {repo!r} is not a repository name", "ORG/NAME")
     settle()
     from huggingface_hub import constants, get_token
 

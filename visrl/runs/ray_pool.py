@@ -115,7 +115,7 @@ def connect(workers: int, stages: int = 1, *, uses_gpu: bool, whole_gpus: bool =
     """
     if included():
         raise UsageError(
-            "--include and Ray: the workers have not run the file", "make it a package and install it there"
+            "--include and Ray: the workers do not have the file", "make it a package and install it there"
         )
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -193,7 +193,7 @@ class Run:
         for path in (self.episodes_path, *self.folder.glob(self._part("*").name)):
             if path.is_file() and path.stat().st_size:
                 raise UsageError(
-                    f"{self.folder} has {path.name} but no run.json: whose outputs these are is not known",
+                    f"{self.folder} has {path.name} but no run.json: it is unknown which run its outputs belong to",
                     "put its run.json back, give a new --output, or delete that folder",
                 )
 

@@ -44,8 +44,8 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
         cells = []
         for metric in metrics:
             line = found.get(metric, {})
-            cells += [Cell((_plus_minus(line.get("value"), line.get("se")),))]
-            cells += [Cell((_plus_minus(line.get("difference"), line.get("difference_se"), "+"),))]
+            cells += [Cell((plus_minus(line.get("value"), line.get("se")),))]
+            cells += [Cell((plus_minus(line.get("difference"), line.get("difference_se"), "+"),))]
         seeds = max(line["seeds"] for line in found.values())
         rows.append(Row(variant, (*cells, Cell((str(seeds),)))))
     columns = [(t, t) for m in metrics for t in (m, f"{m}: difference to {FULL}")] + [("seeds", "seeds")]
@@ -53,7 +53,8 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Ablations on the small world", "variant", tuple(columns), tuple(rows), (note,))
 
 
-def _plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
+def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
+    """``62.1 ± 0.4``; a dash where there is no value."""
     if value is None:
         return "—"
     return f"{value:{sign}.1f}" + ("" if se is None else f" ± {se:.1f}")
@@ -68,13 +69,13 @@ def pairs_table(found: Mapping[str, Numbers]) -> Table:
     for variant, numbers in found.items():
         over = [stats.mean(list(numbers[kind].values()), list(numbers[kind])) for kind in kinds]
         seeds = max(estimate.n for estimate in over)
-        rows.append(Row(variant, (*(Cell((_plus_minus(e.value, e.se),)) for e in over), Cell((str(seeds),)))))
+        rows.append(Row(variant, (*(Cell((plus_minus(e.value, e.se),)) for e in over), Cell((str(seeds),)))))
     columns = [(t, t) for t in (*(kind.replace("_", "-").upper() for kind in kinds), "seeds")]
     note = (
         "Win (W) and lose (L) box right (P, IoU > 0.5) or wrong (N), in percent of the first iteration's pairs; mean ± standard"
         " error over seeds."
     )
-    title = "Pairs on the small world, in the shape of the poster's table 4"
+    title = "Pairs on the small world, in the layout of the poster's table 4"
     return Table(
         title,
         "variant",

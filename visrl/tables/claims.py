@@ -1,4 +1,4 @@
-"""The paper's claims as comparisons of a loop's records, decided by one rule: beyond two standard errors over seeds.
+"""The paper's claims as comparisons of a loop's records, decided by one rule: p over seeds, corrected for their number.
 
 A claim is two numbers per seed, before and after, and the direction it should go. Numbers come from records alone
 (train/loop/scoring.py writes them); a claim whose runs are not among the records has no seeds in common and says nothing.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.stats import norm
 from scipy.stats import t as student
@@ -20,21 +20,25 @@ from visrl.tables.ablation_tables import FULL
 from visrl.tables.phase_tables import METRICS, longest, of_loops, order, phase_ends, phase_of, runs, series
 
 BEYOND = 2.0
-"""Standard errors."""
+"""Standard errors: where a difference is more than chance, taken alone."""
+LEVEL = 0.05
+"""Of p, corrected for the number of claims on the page."""
+RECIPES = ("recipes/world-ablations.yaml", "recipes/world-iterations.yaml")
+"""Which runs claims are of: the ablations with their full method, and the iterations."""
 SEEDS = 3
 """Of fewer seeds, an error over seeds decides nothing."""
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (
-    "The critic here reads the crop, and this warm-up does not change how well the model reads: shown true crops alone,"
-    " M_org answers {base} and M_SFT {sft} (their cards). Tested with warm-ups that do take reading away"
-    " (docs/pairs.md): such a critic costs pairs, as in the poster, where 30k become 3k, down to none; but those that"
-    " are left are right more often, not less, because a likelihood that is seldom high is so for the clearest crops."
-    " Fewer right winners would take a critic in words, which a model of this size cannot be."
+    "The critic here reads the crop, and this warm-up does not change how well the model reads: given true crops only,"
+    " M_org answers {base} and M_SFT {sft} right (their model cards). With warm-ups that do degrade reading"
+    " (docs/pairs.md), such a critic gives fewer pairs, as in the poster, where 30k become 3k, down to none; but the remaining"
+    " ones are right more often, not less, because a likelihood that is rarely high is high for the clearest crops."
+    " Fewer right winners would require a critic in words, which a model of this size cannot be."
 )
 _KEPT_OUT_TWICE = (
-    "A pair of two right boxes is kept out twice: by the controller, and by a critic who reads the losing crop too and scores it"
-    " high. Selected from the same chains without box critics, the controller's effect stands alone (docs/pairs.md, `w/o both`)."
+    "A pair of two right boxes is rejected by two rules: by the controller, and by a critic that can read the losing crop,"
+    " too, and scores it high. The effect of the controller alone, without box critics, is in docs/pairs.md (`without both`)."
 )
 WHY = {
     "M_org is the better critic than M_SFT": _SAME_READING,
@@ -42,7 +46,7 @@ WHY = {
     "The diversity controller helps": _KEPT_OUT_TWICE,
     "With the diversity controller fewer pairs have two right boxes": _KEPT_OUT_TWICE,
     "Crops in the frame of the boxes help": (
-        "The official crop is in the wrong place only on pictures that are not square, half of them here, and by less than on"
+        "The official crop is misplaced only on pictures that are not square, half of them here, and by less than on"
         " VisCoT's sets (docs/pairs.md)."
     ),
 }
@@ -50,12 +54,12 @@ WHY = {
 # claim, phase after, phase before, metric
 _STEPS = (
     ("SFT answers better than the base", "SFT", "base", "answers"),
-    ("SFT points better than the base", "SFT", "base", "box"),
-    ("RL1 points better than SFT", "SFT+RL1", "SFT", "box"),
+    ("SFT predicts better boxes than the base", "SFT", "base", "box"),
+    ("RL1 predicts better boxes than SFT", "SFT+RL1", "SFT", "box"),
     ("RL1 answers better than SFT", "SFT+RL1", "SFT", "answers"),
-    ("RL2 points better than RL1", "SFT+RL1+RL2", "SFT+RL1", "box"),
+    ("RL2 predicts better boxes than RL1", "SFT+RL1+RL2", "SFT+RL1", "box"),
     ("RL2 answers better than RL1", "SFT+RL1+RL2", "SFT+RL1", "answers"),
-    ("RL2 points better than SFT", "SFT+RL1+RL2", "SFT", "box"),
+    ("RL2 predicts better boxes than SFT", "SFT+RL1+RL2", "SFT", "box"),
     ("RL2 answers better than SFT", "SFT+RL1+RL2", "SFT", "answers"),
 )
 # claim, variant that should be worse than `full`, metric
@@ -87,7 +91,8 @@ _PAIRS = (
 class Claim:
     """``after`` should be above ``before`` (sign 1) or below it (-1), seed by seed.
 
-    se_by_picture: the standard error of the difference where there is one seed only, by picture within it.
+    se_by_picture: the standard error of the difference where there is one seed only, by picture within it. recipe: what makes
+    the runs anew.
     """
 
     text: str
@@ -95,54 +100,70 @@ class Claim:
     after: BySeed
     sign: int = 1
     se_by_picture: float | None = None
+    recipe: str = RECIPES[0]
 
     @property
-    def verdict(self) -> str:
-        """``reproduced``, ``contradicted`` or ``undecided``; empty where no seed has both."""
-        change = self._change()
-        if change.value is None:
-            return ""
-        return decided(self.sign * change.value, self._se(change)) if self._enough(change) else "undecided"
+    def change(self) -> stats.Estimate:
+        """The difference, paired by seed; its value None where no seed has both."""
+        seeds = self.seeds
+        found = stats.paired_difference([self.before[s] for s in seeds], [self.after[s] for s in seeds], seeds)
+        return replace(found, se=self.se_by_picture) if found.n == 1 else found
 
-    def _enough(self, change: stats.Estimate) -> bool:
-        return change.n >= SEEDS or (change.n == 1 and self.se_by_picture is not None)
-
-    def _se(self, change: stats.Estimate) -> float | None:
-        return self.se_by_picture if change.n == 1 else change.se
-
-    def _seeds(self) -> list[str]:
+    @property
+    def seeds(self) -> list[str]:
         return [seed for seed in self.before if seed in self.after]
 
-    def _change(self) -> stats.Estimate:
-        seeds = self._seeds()
-        return stats.paired_difference([self.before[s] for s in seeds], [self.after[s] for s in seeds], seeds)
+    @property
+    def p(self) -> float | None:
+        """Two-sided, of no difference: Student's t over seeds, normal where the error is by picture within one seed. None where
+        there is no error, and of fewer than three seeds but one.
+        """
+        change = self.change
+        if change.value is None or not change.se or (1 < change.n < SEEDS):
+            return None
+        t = abs(change.value) / change.se
+        return 2 * float(norm.sf(t) if change.n == 1 else student.sf(t, change.n - 1))
 
-    def row(self) -> str:
-        """A row of the table, over the seeds that both have; empty where they share none."""
-        seeds, change = self._seeds(), self._change()
+    def verdict(self, corrected: float | None) -> str:
+        """``reproduced``, ``contradicted`` or ``undecided``; empty where no seed has both. corrected: p, by :func:`holm`."""
+        change = self.change
         if change.value is None:
             return ""
-        se = self._se(change)
-        error = "" if se is None else f" ± {se:.1f}"
+        if self.p is None or corrected is None:
+            return "undecided"
+        if corrected < LEVEL:
+            return "reproduced" if self.sign * change.value > 0 else "contradicted"
+        beyond = abs(change.value) > BEYOND * (change.se or 0.0)
+        return "undecided" + (", beyond two errors alone" if beyond else "")
+
+    def row(self, corrected: float | None) -> str:
+        """A row of the table, over the seeds that both have; empty where they share none."""
+        seeds, change = self.seeds, self.change
+        if change.value is None:
+            return ""
+        error = "" if change.se is None else f" ± {change.se:.1f}"
         a, b = (sum(values[s] for s in seeds) / len(seeds) for values in (self.before, self.after))
-        how = f"{self.verdict}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        return f"| {self.text} | {a:.1f} | {b:.1f} | {change.value:+.1f}{error} | {_chance(change.value, se, change.n)} | {how} |"
+        how = f"{self.verdict(corrected)}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        chances = f"{_chance(self.p)} | {_chance(corrected)}"
+        return f"| {self.text} | {change.value:+.1f}{error} | {a:.1f} → {b:.1f} | {chances} | {how} |"
 
 
-def _chance(change: float, se: float | None, seeds: int) -> str:
-    """Two-sided p of no difference: Student's t over seeds, normal where the error is by picture within one seed."""
-    if not se:
-        return "—"
-    t = abs(change) / se
-    p = 2 * float(norm.sf(t) if seeds == 1 else student.sf(t, seeds - 1))
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+def _chance(p: float | None) -> str:
+    return "—" if p is None else "< .001" if p < 0.001 else f"{min(p, 0.999):.3f}".removeprefix("0")
 
 
-def decided(change: float, se: float | None) -> str:
-    """``reproduced``, ``contradicted`` or ``undecided``."""
-    if se is None or abs(change) <= BEYOND * se:
-        return "undecided"
-    return "reproduced" if change > 0 else "contradicted"
+def holm(found: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for their number: the smallest times m, the next times m - 1, …, none below one before it, 1 at most.
+
+    Holm 1979: keeps the chance of any false claim below the level, whatever the claims' dependence. None stays None.
+    """
+    order_ = sorted((p, i) for i, p in enumerate(found) if p is not None)
+    corrected: list[float | None] = [None] * len(found)
+    so_far = 0.0
+    for rank, (p, i) in enumerate(order_):
+        so_far = max(so_far, min(1.0, p * (len(order_) - rank)))
+        corrected[i] = so_far
+    return corrected
 
 
 def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
@@ -152,7 +173,7 @@ def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
     for text, after, before, metric in _STEPS:
         yield Claim(text, by_seed(found, main, before, metric), by_seed(found, main, after, metric))
     end = by_seed(found, main, "SFT+RL1+RL2", "box")
-    yield Claim("RL2 points better than the best of the SFT checkpoints", _best_sft(found, main), end)
+    yield Claim("RL2 predicts better boxes than the best of the SFT checkpoints", _best_sft(found, main), end)
     full = last_by_seed(found, FULL)
     for text, variant, metric in _ABLATIONS:
         yield Claim(text, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))
@@ -179,6 +200,7 @@ def _iterations(found: Sequence[TaskResult]) -> Iterator[Claim]:
                 by_seed(found, run, ends[number], metric),
                 by_seed(found, run, ends[last], metric),
                 se_by_picture=None if before is None or after is None else math.hypot(before, after),
+                recipe=RECIPES[1],
             )
 
 

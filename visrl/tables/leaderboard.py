@@ -90,7 +90,7 @@ def read_entries(folder: Path) -> list[RunEntry]:
             )
         )
     if not entries:
-        raise UsageError(f"{folder} holds no runs", "name the folder that --output was in; default runs/")
+        raise UsageError(f"{folder} contains no runs", "give the parent folder of your runs; default runs/")
     return entries
 
 

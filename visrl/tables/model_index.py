@@ -59,7 +59,9 @@ def _require_one_model(runs: Mapping[Path, Sequence[TaskResult]]) -> None:
             if first is None:
                 first = folder, model
             elif model != first[1]:
-                raise UsageError(f"{first[0]} and {folder} are runs of different models", "a card is of one model")
+                raise UsageError(
+                    f"{first[0]} and {folder} are runs of different models", "a model card describes one model"
+                )
 
 
 def eval_results(results: Sequence[TaskResult]) -> list[EvalResult]:
@@ -113,7 +115,7 @@ def card_of(text: str | None, name: str, results: Sequence[TaskResult]) -> Model
     try:
         card = ModelCard(text if text is not None else _NEW.format(name=name))
     except ValueError as error:
-        raise UsageError(f"the model card cannot be read: {error}", "mend the YAML at its head") from error
+        raise UsageError(f"the model card cannot be read: {error}", "fix the YAML at the top of the file") from error
     data: Any = card.data
     others = [r for r in data.eval_results or [] if OURS not in (r.metric_args or {})]
     data.model_name = data.model_name or name

@@ -125,7 +125,7 @@ def phase_table(results: Sequence[TaskResult], run: str) -> Table:
     )
     columns = tuple(2 * (f"{short(task)} {METRICS[metric]}",) for task, metric in whats)
     tidy = tuple(_tidy(run, label, what, point) for label, row in found.items() for what, point in row.items())
-    return Table(f"{run}: phases, in the shape of the poster's table 2", "phase", columns, cleaned(rows), notes, tidy)
+    return Table(f"{run}: phases, in the layout of the poster's table 2", "phase", columns, cleaned(rows), notes, tidy)
 
 
 def _cell(point: Point | None, seeds: int) -> Cell:

@@ -4,20 +4,21 @@
     visrl-eval reproduction-page --check    exit code 1 where the file is not what the records give
 
 No number is typed by hand and none is kept that the records do not have: where nothing was measured, the page says so. Claims are
-decided by one rule, said on the page: beyond two standard errors, over seeds.
+decided by one rule, said on the page: p over seeds, corrected for the number of claims.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, WHY, claims, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.claims import BEYOND, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
     METRICS,
@@ -36,49 +37,58 @@ from visrl.tables.phase_tables import (
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
+METHODS_FIGURE = "figures/methods.svg"
+METHODS = "methods"
+"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
 ITERATIONS = (
-    "; by recipes/world-iterations.yaml, which begins with the shipped `sft` and has the winners' SFT term weigh 3, not 1: its"
-    " rows stand beside each other, not beside those of the ablations. Its seeds share the warm-up and the test's questions, so"
-    " that their spread is that of pairs and reinforcement alone."
+    "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
+    " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
+    " questions, so the standard errors cover only pairs and reinforcement learning."
 )
 YES_OR_NO = (
-    "Questions of `fine` are answered by yes or no, which is half right by chance and by the likelihood of any crop, so that"
-    " hardly one gives a pair (docs/pairs.md): nothing holds their answers while those of the others are trained."
+    "Questions of `fine` have yes-or-no answers, which are half right by chance and likely given any crop, so that"
+    " few give a pair (docs/pairs.md): their answers drift while those of the other domains are trained."
 )
 KINDS = ("wp_lp", "wp_ln", "wn_lp", "wn_ln")
 _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`; with --check it compares. -->
 
 # What reproduced, and what did not
 
-The paper's claims, tested on the small world ([world.md](world.md)) by the loop ([loop.md](loop.md)). A claim counts as
-reproduced where the difference is beyond two standard errors over seeds in its direction, as contradicted where it is beyond two
-in the other, else as undecided. Differences are paired by seed; of fewer than three seeds nothing is decided, but of one where
-the error is known by picture. p is two-sided, by Student's t over seeds: two standard errors of five seeds are .12, so that what
-is just beyond them is weak evidence, and of some 25 claims one or two may pass by chance.
-Words such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
+The paper's claims, tested on the small world ([world.md](world.md)) with the loop ([loop.md](loop.md)). Differences are in
+percentage points, paired by seed, ± one standard error over seeds. p is two-sided, from Student's t over seeds, and corrected for
+all claims of this page by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
+as contradicted if it is so in the opposite direction, and as undecided otherwise; a note says if the difference alone exceeds two
+standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
+Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
-_METHODS = """## Step-level DPO against GRPO
-
-**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` holds the comparison: step-level DPO, the same with pairs
-drawn anew, fine-tuning on the chosen chains, GRPO and RLOO by step with the box-free critic, GRPO by the answer alone, GRPO with
-the oracle's IoU, each from the same warm-up. What has been shown of GRPO is that its losses and gradients are right and how fast
-a step is ([training-grpo.md](training-grpo.md), [performance.md](performance.md)), not what it is worth.
+_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
+of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
+same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
+`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
+step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
+critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
+"""
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison: step-
+level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
+GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
+losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
+[performance.md](performance.md)), but not its accuracy.
 """
 _LIMITS = """## Limits
 
-Models have about a million parameters, pictures are drawn, questions come from a grammar. What holds here may not hold for a
-model of seven billion, and what fails here may work there. The critic is a likelihood, because a model of this size cannot judge
-in words. No number on this page may be set beside a published one.
+The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results
+may not transfer to a model with seven billion parameters, and a method that fails here may work there. The critic is a
+likelihood, because a model of this size cannot judge in words. No number on this page is comparable with a published one.
 """
-_NOTHING = """No run of the loop is among the records yet: **nothing has been measured, so nothing is claimed**.
+_NOTHING = """The records contain no run of the loop yet: **nothing has been measured, so nothing is claimed**.
 
-`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` make records; their
-`records/` folders, copied below `results/records/`, are what this page is written from.
+`visrl-train recipes/world.yaml`, `recipes/world-iterations.yaml` and `recipes/world-ablations.yaml` write records; this
+page is generated from their `records/` folders, copied below `results/records/`.
 """
 
 
-def text(results: Sequence[TaskResult]) -> str:
-    """The page, as Markdown ending in a newline."""
+def text(results: Sequence[TaskResult], methods: Mapping[str, Mapping[int, Progress]] | None = None) -> str:
+    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py)."""
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
     if not found:
@@ -86,7 +96,13 @@ def text(results: Sequence[TaskResult]) -> str:
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    return "\n".join([*parts, _METHODS, _LIMITS])
+    return "\n".join([*parts, "## Step-level DPO against GRPO", "", *_methods(methods or {}), _LIMITS])
+
+
+def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
+    if not found:
+        return [_NO_METHODS]
+    return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -95,19 +111,30 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
     return bool(loops) and any(len(line) > 2 for line in series(loops, longest(loops)).values())
 
 
+_HEADER_ROWS = (
+    "| claim | difference | from → to | p | p, corrected | verdict |",
+    "| --- | ---: | ---: | ---: | ---: | --- |",
+)
+
+
 def _claims(results: Sequence[TaskResult]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
-    silent = [claim.text for claim in made if not claim.verdict]
-    lines = ["| claim | from | to | difference | p | verdict |", "| --- | ---: | ---: | ---: | ---: | --- |"]
-    lines += [claim.row() for claim in made if claim.verdict]
-    lines += [f"\nNot measured: {'; '.join(silent)}."] if silent else []
+    chances = holm([claim.p for claim in made])
+    verdicts = [claim.verdict(p) for claim, p in zip(made, chances, strict=True)]
+    silent = [claim.text for claim, verdict in zip(made, verdicts, strict=True) if not verdict]
+    lines = []
+    for recipe, what in zip(RECIPES, ("a run per variant and seed", "a run per seed"), strict=True):
+        rows = [claim.row(p) for claim, p in zip(made, chances, strict=True) if claim.recipe == recipe]
+        if any(rows):
+            lines += [f"`visrl-train {recipe}` ({what}) makes these anew:", "", *_HEADER_ROWS, *filter(None, rows), ""]
+    lines += [f"Not measured: {'; '.join(silent)}."] if silent else []
     failed: dict[str, list[str]] = {}
-    for claim in made:
-        if claim.verdict in ("undecided", "contradicted") and claim.text in WHY:
+    for claim, verdict in zip(made, verdicts, strict=True):
+        if verdict and verdict != "reproduced" and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
-        lines += ["", "Not reproduced, and why, as far as we know:", ""]
+        lines += ["", "Not reproduced, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
     return lines
 
@@ -181,15 +208,23 @@ def write(results: Path, docs: Path) -> Path:
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
-    write_atomically(docs / "science.md", text(found))
+    if methods := _read_methods(results):
+        draw_costs(methods, docs / METHODS_FIGURE)
+    write_atomically(docs / "science.md", text(found, methods))
     return docs / "science.md"
 
 
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(_read(results))
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(_read(results), _read_methods(results))
 
 
 def _read(results: Path) -> list[TaskResult]:
     return read_records(results / "records") if (results / "records").is_dir() else []
+
+
+def _read_methods(results: Path) -> dict[str, dict[int, Progress]]:
+    folder = results / METHODS
+    records = read_records(folder / "records") if (folder / "records").is_dir() else []
+    return paths(records, read_costs(folder / "costs.csv"))

@@ -83,7 +83,8 @@ def headline(results: Sequence[TaskResult], compared: Compared) -> str:
     best = min(defined, key=lambda d: (d.metric != "answer", rows[d.task, d.metric]))
     assert best.before is not None and best.after is not None and best.delta is not None
     what = "looking" if compared.before == "direct" else f"{compared.before} → {compared.after}"
-    metric = "" if best.metric == "answer" else f"{best.task} {best.metric} "
+    alone = sum(metric == "answer" for _, metric in rows) == 1
+    metric = "" if best.metric == "answer" and alone else f"{best.task} {best.metric} "
     said = (
         f"{what}: {metric}{shown(best.before, best.unit)} → {shown(best.after, best.unit)} {UNIT_SHOWN[best.unit]} "
         f"({_by(best.delta, best.se, best.unit)}), {best.n:,} questions"

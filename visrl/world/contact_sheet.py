@@ -13,14 +13,14 @@ from visrl.world.questions import Document, documents
 from visrl.world.samples import drawn, sample_of
 from visrl.world.splits import SPLITS
 
-TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench")
+TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench", "deep")
 _CELL, _TEXT, _CAPTION, _SEEN = 300, 74, 18, 64
 _HIGH = _CELL + _TEXT + _CAPTION + 2 * _SEEN
 _BACK = (238, 238, 238)
 
 
 def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
-    """Write a PNG: a row per task, each picture with its true box, and below it the 64-pixel view and crop.
+    """Write a PNG: a row per task, each picture with its true boxes, and below it the 64-pixel view and crops.
 
     Raises UsageError for an unknown split and for a folder that cannot be written to.
     """
@@ -41,8 +41,9 @@ def _cell(task: str, document: Document) -> Image.Image:
     sample = sample_of(document)
     picture = drawn(document["picture"])
     marked = picture.copy()
-    if sample.box is not None:
-        ImageDraw.Draw(marked).rectangle(sample.box.xyxy, outline=(255, 0, 255), width=4)
+    boxes = sample.boxes or ((sample.box,) if sample.box is not None else ())
+    for box in boxes:
+        ImageDraw.Draw(marked).rectangle(box.xyxy, outline=(255, 0, 255), width=max(4, max(picture.size) // 100))
     marked.thumbnail((_CELL, _CELL))
     cell = Image.new("RGB", (_CELL, _HIGH), _BACK)
     cell.paste(marked, ((_CELL - marked.width) // 2, (_CELL - marked.height) // 2))
@@ -50,14 +51,14 @@ def _cell(task: str, document: Document) -> Image.Image:
     answer = f"-> {sample.answers[0] if sample.answers else 'the box'}"
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(13)
     pen.multiline_text((4, _CELL + 2), "\n".join([*words, answer]), fill="black", spacing=2, font=font)
-    views = {"what the model sees": picture}
-    if sample.box is not None:
-        views["what it sees of the box"] = picture.crop(tight(sample.box, picture.size))
-    for place, (caption, image) in enumerate(views.items()):
-        left = 4 + place * (2 * _SEEN + 36)
+    crops = [picture.crop(tight(box, picture.size)) for box in boxes]
+    captions = ("what the model sees", "what it sees of the box") if len(crops) < 2 else ("it sees", "look 1", "look 2")
+    pitch = 2 * _SEEN + 36 if len(crops) < 2 else (_CELL - 4) // 3
+    side = min(2 * _SEEN, pitch - 4)
+    for place, (caption, image) in enumerate(zip(captions, (picture, *crops), strict=False)):
+        left = 4 + place * pitch
         pen.text((left, _CELL + _TEXT), caption, fill=(96, 96, 96), font=ImageFont.load_default(11))
-        view = _seen(image).resize((2 * _SEEN, 2 * _SEEN), Image.Resampling.NEAREST)
-        cell.paste(view, (left, _CELL + _TEXT + _CAPTION))
+        cell.paste(_seen(image).resize((side, side), Image.Resampling.NEAREST), (left, _CELL + _TEXT + _CAPTION))
     return cell
 
 

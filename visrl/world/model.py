@@ -17,9 +17,11 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from visrl.core.chat_format import template
+from visrl.core.looking.rules import BOX_TEXTS
 from visrl.core.prompts import P_BOX, P_DETAIL, P_REC, P_RL
 from visrl.world import IMAGE_SIZE
 from visrl.world.chat_format import BINS, LAYOUT
+from visrl.world.deep.documents import POSTER
 from visrl.world.general_questions import vocabulary
 from visrl.world.vision_tower import ConvStemConfig
 
@@ -34,6 +36,14 @@ INSTRUCTIONS = (
     "Answer with the option's letter from the given choices directly.",
 )
 SENTENCES = (P_BOX.strip(), P_RL, P_DETAIL, *(part.strip(" .") for part in P_REC.split("{expression}")), *INSTRUCTIONS)
+
+SEVERAL_LOOKS = {
+    BOX_TEXTS.system: P_RL,
+    BOX_TEXTS.more.strip(): P_RL,
+    BOX_TEXTS.last.strip(): INSTRUCTIONS[0],
+    POSTER: "shape",
+}
+"""What the deep world's model knows besides (:func:`extend`), each with the token whose embedding it starts from."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -120,3 +130,16 @@ def _order_locations(model: LlavaForConditionalGeneration, tokenizer: PreTrained
     scale = 1.5 * model.config.text_config.initializer_range * table.shape[1] ** 0.5
     with torch.no_grad():
         table[first : first + BINS] = waves / waves.norm(dim=1, keepdim=True) * scale
+
+
+def extend(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give model and tokenizer what of :data:`SEVERAL_LOOKS` they lack, in place; then it looks by ``zoom_box``."""
+    known = tokenizer.get_vocab()
+    new = [text for text in SEVERAL_LOOKS if text not in known]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in new])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for text in new:
+            table[tokenizer.convert_tokens_to_ids(text)] = table[tokenizer.convert_tokens_to_ids(SEVERAL_LOOKS[text])]
+    model.config.visrl_protocol = "zoom_box"

@@ -5,13 +5,14 @@ A row: {id, picture, size, question, answer, box, cluster, group, sort, ...}. Ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from visrl.core.boxes import Box
 from visrl.world import general_questions
+from visrl.world.deep.documents import documents as deep_documents
 from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
 from visrl.world.general_questions import GeneralQuestion
 from visrl.world.glyphs import SIGNS
@@ -26,7 +27,12 @@ SORTS = ("attribute", "attribute", "size", "position", "relation")  # two in fiv
 
 def true_box(row: Document) -> Box:
     """The row's box, in pixels of its picture. Raises KeyError for a row of an unlabelled split."""
-    x1, y1, x2, y2 = map(float, row["box"])
+    return box_of(row["box"])
+
+
+def box_of(numbers: Sequence[int]) -> Box:
+    """x1, y1, x2, y2 of a row as a box, in pixels of its picture."""
+    x1, y1, x2, y2 = map(float, numbers)
     return Box(x1, y1, x2, y2)
 
 
@@ -143,7 +149,9 @@ def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
 
 
 def documents(task: str, split: str = "test", limit: int | None = None) -> Iterator[Document]:
-    """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench`` or a domain of :data:`DOMAINS`."""
+    """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench``, ``deep`` or a domain of :data:`DOMAINS`."""
+    if task == "deep":
+        return deep_documents(split, limit)
     many: dict[str, Callable[[str, int], list[Document]]] = {"mme": mme, "mmbench": mmbench}
     many |= {f"pope_{variant}": partial(pope, variant=variant) for variant in general_questions.VARIANTS}
     kind: Kind = DOMAINS.get(task, "scene")

@@ -6,6 +6,7 @@ Not PIL's ellipse and not its fonts: both have changed between releases, and a p
 from __future__ import annotations
 
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +22,35 @@ Colour = tuple[int, int, int]
 CELL = 3  # a letter is 21 px high: 3 px in a 64-px view of 448, 9 px and more in a crop
 
 
+class Coloured(Protocol):
+    """What has a colour by name, and a shade of it: a thing, a poster."""
+
+    @property
+    def colour(self) -> str: ...
+
+    @property
+    def shade(self) -> tuple[int, int, int]: ...
+
+
 def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB picture of ``scene.size``."""
     dice = Dice("drawing", scene.key)
     canvas = np.empty((scene.size[1], scene.size[0], 3), dtype=np.uint8)
     canvas[:] = _background(scene, dice)
     if scene.kind == "scene":
-        _clutter(canvas, scene, dice)
+        clutter(canvas, scene.clutter, dice)
     elif scene.kind == "form":
         _page(canvas, dice)
     else:
         _axes(canvas, scene)
     for thing in scene.things:
-        _draw_thing(canvas, thing, scene.kind)
+        draw_thing(canvas, thing, scene.kind)
     return Image.fromarray(canvas)
 
 
-def sign_box(thing: Thing, kind: str) -> tuple[int, int, int, int]:
-    """Where the sign's ink lies, xyxy in pixels of the canvas."""
-    height, width = ink(thing.sign, thing.hand, CELL).shape
+def sign_box(thing: Thing, kind: str, cell: int = CELL) -> tuple[int, int, int, int]:
+    """Where the sign's ink lies, xyxy in pixels of the canvas. cell: pixels of a sign's smallest mark."""
+    height, width = ink(thing.sign, thing.hand, cell).shape
     cx, cy = _sign_centre(thing, kind)
     return cx - width // 2, cy - height // 2, cx - width // 2 + width, cy - height // 2 + height
 
@@ -51,10 +62,10 @@ def _background(scene: Scene, dice: Dice) -> Colour:
     return dice.between(low, high), dice.between(low, high), dice.between(low, high)
 
 
-def _clutter(canvas: Canvas, scene: Scene, dice: Dice) -> None:
+def clutter(canvas: Canvas, strokes: int, dice: Dice) -> None:
     """Thin strokes a little lighter or darker than the ground, under everything that means something."""
     height, width, _ = canvas.shape
-    for _ in range(scene.clutter):
+    for _ in range(strokes):
         x, y, length = dice.between(0, width - 1), dice.between(0, height - 1), dice.between(20, 120)
         step = 28 if int(canvas[0, 0].sum()) < 380 else -28
         stroke = canvas[y : y + 3, x : x + length] if dice.chance(0.5) else canvas[y : y + length, x : x + 3]
@@ -80,7 +91,8 @@ def _axes(canvas: Canvas, scene: Scene) -> None:
     canvas[max(floor - 184, 4) : floor, 20:23] = (70, 70, 80)
 
 
-def _draw_thing(canvas: Canvas, thing: Thing, kind: str) -> None:
+def draw_thing(canvas: Canvas, thing: Thing, kind: str, cell: int = CELL) -> None:
+    """Draw one thing where its box lies, in place, with its sign."""
     fill = shaded(thing)
     x1, y1, x2, y2 = thing.box
     if kind == "form":
@@ -91,7 +103,7 @@ def _draw_thing(canvas: Canvas, thing: Thing, kind: str) -> None:
     else:
         _fill(canvas, "square" if kind == "chart" else thing.shape, thing.box, fill)
         paper = fill
-    _write(canvas, thing, kind, ink_on(paper))
+    _write(canvas, thing, kind, ink_on(paper), cell)
 
 
 def ink_on(paper: Colour) -> Colour:
@@ -99,8 +111,9 @@ def ink_on(paper: Colour) -> Colour:
     return (0, 0, 0) if 299 * paper[0] + 587 * paper[1] + 114 * paper[2] > 140_000 else (255, 255, 255)
 
 
-def shaded(thing: Thing) -> Colour:
-    r, g, b = (min(max(v + d, 0), 255) for v, d in zip(COLOURS[thing.colour], thing.shade, strict=True))
+def shaded(coloured: Coloured) -> Colour:
+    """A thing's colour in its shade."""
+    r, g, b = (min(max(v + d, 0), 255) for v, d in zip(COLOURS[coloured.colour], coloured.shade, strict=True))
     return r, g, b
 
 
@@ -132,8 +145,8 @@ def _sign_centre(thing: Thing, kind: str) -> tuple[int, int]:
     return (x1 + x2) // 2, (y1 + y2) // 2 + ((y2 - y1) // 7 if thing.shape == "triangle" else 0)
 
 
-def _write(canvas: Canvas, thing: Thing, kind: str, colour: Colour) -> None:
-    x1, y1, x2, y2 = sign_box(thing, kind)
-    amount = ink(thing.sign, thing.hand, CELL).astype(np.int32)[:, :, None]
+def _write(canvas: Canvas, thing: Thing, kind: str, colour: Colour, cell: int) -> None:
+    x1, y1, x2, y2 = sign_box(thing, kind, cell)
+    amount = ink(thing.sign, thing.hand, cell).astype(np.int32)[:, :, None]
     under = canvas[y1:y2, x1:x2].astype(np.int32)
     canvas[y1:y2, x1:x2] = ((16 - amount) * under + amount * np.array(colour)) // 16

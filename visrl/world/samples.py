@@ -10,14 +10,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from visrl.core.types import CoTSample, Picture
-from visrl.world.questions import Document, documents, true_box
+from visrl.world.questions import Document, box_of, documents, true_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 YES_NO = " Please answer yes or no."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
-_KEPT = ("sort", "things", "turn")
+_KEPT = ("sort", "things", "turn", "looks")
 
 
 def sample_of(row: Document, task: str = "world") -> CoTSample:
@@ -42,6 +42,7 @@ def sample_of(row: Document, task: str = "world") -> CoTSample:
         cluster=row["cluster"],
         group=row["group"],
         meta=meta,
+        boxes=tuple(map(box_of, row.get("boxes", ()))),
     )
 
 
@@ -51,14 +52,16 @@ def samples(task: str, split: str = "test", limit: int | None = None, name: str 
 
 
 def picture_of(key: str) -> Picture:
-    """The picture of a document's key, ``"split:index"``."""
+    """The picture of a document's key, ``split:index``, or ``deep:split:index``."""
     return Picture(f"world:{key}", lambda: drawn(key))
 
 
 @lru_cache(maxsize=64)
 def drawn(key: str) -> Image:
     """The picture itself. The last few are kept: a picture is asked about more than once in a row."""
-    from visrl.world.rendering import draw
-    from visrl.world.splits import redraw
+    from visrl.world import rendering, splits
+    from visrl.world.deep import drawing, walls
 
-    return draw(redraw(key))
+    if key.startswith(walls.PREFIX):
+        return drawing.draw(walls.rewall(key))
+    return rendering.draw(splits.redraw(key))

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 def audit(
     source: Annotated[Path, typer.Argument(metavar="RUN|PREDICTIONS", help="a run folder, or a file of predictions")],
     data: Annotated[Path | None, typer.Option("--data", help="folder with the benchmark files (docs/data.md)")] = None,
-    tasks: Annotated[str, typer.Option("--tasks", "-t", help="default: the run's, or the REC task they fit")] = "",
-    model_args: Annotated[str, typer.Option(help="as of replay:, e.g. box_format=json_1000,parser=strict")] = "",
+    tasks: Annotated[
+        str, typer.Option("--tasks", "-t", help="default: the tasks of the run, or the matching REC task")
+    ] = "",
+    model_args: Annotated[str, typer.Option(help="as for replay:, e.g. box_format=json_1000,parser=strict")] = "",
     json_: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
 ) -> None:
     """Score recorded boxes under every frame and parser.

@@ -25,7 +25,7 @@ def leaderboard(
     from visrl.tables.paper_tables import print_table
 
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder", "name the folder that holds your runs; default runs/")
+        raise UsageError(f"{folder}: no such folder", "give the folder that contains your runs; default runs/")
     entries = read_entries(folder)
     if task is not None:
         known = list(dict.fromkeys(result.task for entry in entries for result in entry.results))

@@ -46,7 +46,7 @@ def check_there(*folders: Path, several: bool = False) -> None:
             raise UsageError(f"{folder}: no such folder", _runs_near(folder))
         inside = [file.parent for file in sorted(folder.glob("*/episodes.jsonl"))]
         if inside and not several and not (folder / "run.json").exists():
-            raise UsageError(f"{folder} is not a run folder but holds some", f"name one: {_named(inside)}")
+            raise UsageError(f"{folder} is not a run folder, but contains some", f"give one of them: {_named(inside)}")
 
 
 def _named(folders: Sequence[Path]) -> str:
@@ -89,7 +89,7 @@ def score(
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or one of a training run")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or the folder of a training run")],
     all_: Annotated[bool, typer.Option("--all", help="every task and metric, not only the summary")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -236,7 +236,8 @@ def looks_of(text: str, upstream: Sequence[str]) -> tuple[int, ...]:
     looks = looks_asked(text) if text else ()
     if len(looks) > 1 and upstream:
         raise UsageError(
-            f"--max-looks {text}: no curve of lmms-eval's own tasks", "one limit at a time, or a task of ours"
+            f"--max-looks {text}: not supported for lmms-eval's own tasks",
+            "use a single limit, or one of visrl's tasks",
         )
     return looks
 

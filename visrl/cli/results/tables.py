@@ -28,9 +28,7 @@ def tables(
     format_: Annotated[str, typer.Option("--format", help="rich | md | csv | latex")] = "rich",
     against: Annotated[str | None, typer.Option(help="the published row to compare with")] = None,
     mine: Annotated[bool, typer.Option("--mine", help="only the rows of the given runs")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="exit 1 when results/tables is not what the records give")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="exit 1 if results/tables does not match the records")] = False,
     write: Annotated[bool, typer.Option("--write", help="generate results/tables from results/records")] = False,
     figure: Annotated[
         str | None, typer.Option("--figure", help="iterations: VisRL over multiple iterations, from a loop's records")

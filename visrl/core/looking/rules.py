@@ -108,6 +108,7 @@ class Rules:
     ask: by a tool call, or by writing a box as the model's family does. coordinates: the picture in which a box lies: the
     original, the last one shown, or the one that the call names. unit: what its numbers count: as the model's family declares,
     pixels, fractions or thousandths of the sides, or pixels of the picture resized by ``resize`` (factor, least and most pixels).
+    answer_in_tags: whether training teaches ``<answer>…</answer>``, or the answer alone; either is read.
     """
 
     texts: Texts
@@ -118,6 +119,7 @@ class Rules:
     resize: tuple[int, int, int] = (28, 56 * 56, 14 * 14 * 4 * 16384)
     shown: Shown = field(default_factory=Shown)
     limits: Limits = field(default_factory=Limits)
+    answer_in_tags: bool = True
 
     def frame(self, size: Size, family: Frame | None) -> Frame:
         """The frame of a box in a picture of ``size`` (width, height). family: the model's own, where ``unit`` asks for it.
@@ -172,3 +174,18 @@ ZOOM_TEXTS = Texts(
     ),
 )
 ZOOM = Rules(ZOOM_TEXTS, limits=Limits(looks=6, new_tokens=16384, pictures=12))
+
+BOX_TEXTS = Texts(
+    system="Look closer, by the bounding box coordinate of a region in the last picture, or answer.",
+    how_to_call="",
+    without="",  # as `direct`, byte by byte: without a look allowed there is nothing to explain
+    question="\n{question}{instruction}",
+    crop="{picture}",
+    faulty="\nThat is no region of the picture.",
+    more="\nLook again, or answer.",
+    last="\nAnswer now.",
+)
+ZOOM_BOX = Rules(
+    BOX_TEXTS, ask="box_turn", coordinates="last", limits=Limits(looks=3, pictures=4), answer_in_tags=False
+)
+"""Looks as the model's family writes boxes, each in the last picture shown: few words, and few steps of a coordinate suffice."""

@@ -93,7 +93,7 @@ class Family:
     max_pictures: ClassVar[int | None] = None
     keeps_prefix: ClassVar[bool] = True
     why_not: ClassVar[str] = ""
-    default_protocol: ClassVar[str] = "visrl_train"
+    default_protocol: str = "visrl_train"
     default_crop: ClassVar[CropName] = "viscot_square112"
     adds_bos: ClassVar[bool] = False
     engines_differ: ClassVar[str] = ""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from visrl.core.json_files import decode_foreign
 from visrl.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def base_and_adapter(path: str, adapter: str) -> tuple[str, str]:
         return path, adapter
     if [file for file in folder.glob("*.safetensors") if file.name != WEIGHTS]:
         raise UsageError(
-            f"{path} holds both whole weights and {CONFIG}",
+            f"{path} contains both full weights and {CONFIG}",
             "keep one of the two in the folder, or move the adapter out",
         )
     if adapter:
@@ -48,6 +49,11 @@ def base_and_adapter(path: str, adapter: str) -> tuple[str, str]:
     if str(base).startswith(("/", ".", "~")) and not Path(str(base)).is_dir():
         raise UsageError(
             f"{path} is an adapter of {base}, and there is no such folder", f"--model BASE --model-args adapter={path}"
+        )
+    if Path(str(base), CONFIG).is_file():
+        raise UsageError(
+            f"{path} is an adapter of {base}, which is an adapter itself",
+            f"visrl-train merge {base} --output DIR writes whole weights; then --model DIR --model-args adapter={path}",
         )
     return str(base), path
 
@@ -89,7 +95,7 @@ def adapter_tensors(folder: str) -> list[str]:
         with safe_open(file, framework="pt") as tensors:
             names = list(tensors.keys())
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} cannot be read: {error}", "it is cut off or damaged: copy it again") from error
+        raise UsageError(f"{file} cannot be read: {error}", "it is truncated or damaged: copy it again") from error
     if not names:
         raise UsageError(f"{file} holds no tensors", "adapter= takes a folder saved by PEFT")
     return names
@@ -97,7 +103,7 @@ def adapter_tensors(folder: str) -> list[str]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = decode_foreign((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{folder / CONFIG} cannot be read: {error}", "adapter= takes a folder saved by PEFT"
@@ -109,21 +115,49 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} is of type {found.get('peft_type')}, not a LoRA with a rank",
             "LoRA adapters can be merged and trained on; merge others with the tool that made them",
         )
+    scales = [found.get("lora_alpha", 8), *dict(found.get("alpha_pattern") or {}).values()]
+    if not all(isinstance(scale, (int, float)) and isfinite(scale) and scale for scale in scales):
+        raise UsageError(
+            f"{folder / CONFIG}: lora_alpha is {found.get('lora_alpha')!r}, or one of alpha_pattern is no scale",
+            "give the alpha that the adapter was trained with",
+        )
     return found
 
 
 def _require_whole(wrapped: Any, folder: str) -> None:
     """Every tensor of the file has a place, every place of the adapter a tensor; asked of PEFT, which renames older keys."""
-    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
+    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(wrapped, load_peft_weights(folder, device="cpu"))
+    weights = load_peft_weights(folder, device="cpu")
+    _require_numbers(weights, folder)
+    result = set_peft_model_state_dict(wrapped, weights)
     homeless = set(result.unexpected_keys)
     empty = {name for name in result.missing_keys if ".default" in name}
+    biases = set(
+        filter(_is_bias, get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    )  # the base's, where trained
+    if len(list(filter(_is_bias, weights))) < len(biases):
+        empty |= biases - set(weights)
     hint = "it was trained on another model, or by a library that names modules otherwise: rename its keys"
     if homeless:
         raise UsageError(f"the adapter {folder}: no place in this model for {few(homeless)}", hint)
     if empty:
         raise UsageError(f"the adapter {folder}: no tensor in its file for {few(empty)}", hint)
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias") and ".lora_" not in name
+
+
+def _require_numbers(weights: Mapping[str, Any], folder: str) -> None:
+    """What is merged are finite floats: whole numbers are a rounded adapter's codes, without their scale."""
+    whole = {f"{name} ({weight.dtype})" for name, weight in weights.items() if not weight.is_floating_point()}
+    wild = {name for name, weight in weights.items() if not weight.float().isfinite().all()}
+    hint = "a training run that diverged, or a quantized adapter: give one saved in a float type"
+    if whole:
+        raise UsageError(f"the adapter {folder}: no floats in {few(whole)}", hint)
+    if wild:
+        raise UsageError(f"the adapter {folder}: NaN or infinity in {few(wild)}", hint)
 
 
 def _same_place(one: str, other: str) -> bool:

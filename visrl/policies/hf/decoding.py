@@ -98,6 +98,7 @@ class Branch:
     rng: random.Random
     ids: list[int] = field(default_factory=list)
     done: bool = False
+    broken: bool = False  # its logits were no numbers: what it says means nothing
 
 
 def prefill(model: Any, family: Family, chats: Sequence[Chat], seen: Mapping[str, Features]) -> Prefix:
@@ -218,13 +219,23 @@ def decode(
     read = prefix.cache.get_seq_length()
     mask = _branch_mask(prefix.visible, sampling.n, sampling.max_tokens, model.dtype)
     logits = prefix.logits[:, None].expand(-1, sampling.n, -1)
+    broken = _broken(logits)
     for step in range(sampling.max_tokens):
         _append(rows, sample_next_token(_sayable(logits, sampling, family), sampling, rows), family, ended)
         if step + 1 == sampling.max_tokens or all(b.done for row in rows for b in row):
             break
         logits = _step(model, family, chats, prefix, rows, mask[..., : read + sampling.n * (step + 1)], step)
+        broken = broken | _broken(logits)
+    for row, marks in zip(rows, broken.tolist(), strict=True):
+        for one, mark in zip(row, marks, strict=True):
+            one.broken = mark
     _close(prefix, rows, read)
     return rows
+
+
+def _broken(logits: Tensor) -> Tensor:
+    """[B, n]: whether a branch's logits [B, n, V] are NaN. A hidden state that is makes all of them so: one is looked at."""
+    return logits[..., 0].isnan()
 
 
 def _sayable(logits: Tensor, sampling: Sampling, family: Family) -> Tensor:

@@ -26,8 +26,10 @@ from visrl.policies.families import family_class, family_for, older
 from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import base_and_adapter, load_adapter
 from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
+from visrl.policies.hf.files import require_files, require_finite, require_safetensors
 from visrl.policies.hf.own_template import say_if_ignored
 from visrl.policies.hf.quantization import quantization
+from visrl.policies.hf.vocabulary import require_one_vocabulary
 from visrl.runs.distributed import rank
 from visrl.runs.hub import require_checkpoint, settle
 
@@ -202,10 +204,11 @@ def load_parts(
 ) -> tuple[Any, Any, Any]:
     """Config, processor and model of a checkpoint, as its files have them: what evaluation and training load alike.
 
-    Raises UsageError as :func:`load_config` does, where there are no safetensors, and where weights and files do not match
-    one to one (complete.py): nothing is ever left at random.
+    Raises UsageError as :func:`load_config` does, where there are no safetensors, where weights and files do not match one to
+    one (complete.py): nothing is ever left at random; and where the files cannot be right (files.py, vocabulary.py).
     """
     config, found = load_config(path, where, processor)
+    require_safetensors(path, where.get("revision", ""))
     try:
         with no_report():
             model, info = AutoModelForImageTextToText.from_pretrained(
@@ -222,6 +225,9 @@ def load_parts(
     except UNLOADABLE as error:
         raise UsageError(f"cannot load {path}: {_reason(error)}", _hint(path, error)) from error
     require_complete(path, model, info, family_class(config))
+    require_files(folder_of(path, where.get("revision", "")), model)
+    require_finite(path, model.named_parameters())
+    require_one_vocabulary(path, model, found)
     older.cap(model)
     return config, found, model
 
@@ -276,7 +282,9 @@ def require_device(name: str) -> None:
         found = f"torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
         raise UsageError(f"device={name}: {found}", "install the driver and a torch built for it, or leave device out")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"device={name}: this torch has none", "leave device out to run on the CPU")
+        raise UsageError(
+            f"device={name}: this build of torch does not support it", "leave device out to run on the CPU"
+        )
 
 
 def _reason(error: BaseException) -> str:

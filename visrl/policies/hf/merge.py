@@ -27,7 +27,7 @@ def merge(path: str, output: Path, *, adapter: str = "", dtype: str = "auto", pr
     loaded = load_checkpoint(path, arguments)
     if loaded.about["adapter"] is None:
         raise UsageError(
-            f"{path} is no adapter", "name a folder with adapter_config.json, or a base with --adapter DIR"
+            f"{path} is not an adapter", "name a folder with adapter_config.json, or a base with --adapter DIR"
         )
     beside = output.parent / f".{output.name}.{uuid4().hex}.tmp"
     try:

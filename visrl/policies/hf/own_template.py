@@ -11,6 +11,17 @@ from visrl.core.types import Picture, Turn
 from visrl.policies.families.base import Family
 
 log = logging.getLogger(__name__)
+CANNOT_WRITE = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+)
+"""What somebody else's template may raise when it runs."""
 ASKED, ANSWERED, ASKED_AGAIN = "Where?", "[0.1, 0.2]", "What colour?"
 
 
@@ -36,7 +47,7 @@ def _by_template(family: Family) -> str | None:
         talk.append({"role": role, "content": [*shown, {"type": "text", "text": text}]})
     try:
         text = family.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except CANNOT_WRITE as error:
         log.info("its own chat template cannot write a conversation: %s", error)
         return None
     return _bare(str(text), family)

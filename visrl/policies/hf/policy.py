@@ -242,6 +242,10 @@ class HFPolicy(Policy):
                 self._features[seen.digest] = features
 
     def _output(self, job: _Job, branches: Sequence[Branch], sampling: Sampling) -> Output:
+        if any(branch.broken for branch in branches):
+            kind = str(self.model.dtype).removeprefix("torch.")
+            narrow = "; bfloat16 and float32 hold larger numbers" if self.model.dtype == torch.float16 else ""
+            return Output(error=f"NotFinite: the model's logits are NaN in {kind}{narrow}", retry=False)
         texts = tuple(self._text.final(b.ids, sampling) for b in branches)
         written = sum(len(b.ids) for b in branches)
         sizes = [self.family.seen_size(picture) for picture in job.chat.pictures]

@@ -133,7 +133,7 @@ class EndpointPolicy(Policy):
         if not separator or not model:
             raise UsageError(f"{target!r} is not URL#NAME", _EXAMPLE)
         if len(set(urls.split(","))) < len(urls.split(",")):
-            raise UsageError(f"{urls} names one server twice", "list each URL once")
+            raise UsageError(f"{urls} contains a server twice", "list each URL once")
         colour = _colour(args.pad)
         how = asking(args.token_limit, args.temperature, args.extra_body, args.extra_headers)
         hard = (args.key_env, args.in_flight, args.timeout, args.tries)
@@ -381,7 +381,7 @@ def _box_format(name: str, min_pixels: int, max_pixels: int) -> BoxFormat:
     """The format a user names; ``json_resized`` is Qwen2.5-VL's and depends on the server's pixel limits."""
     if not name:
         raise UsageError(
-            "the box format of a served model must be given: a server does not tell it",
+            "the box format of a served model must be given: a server does not report it",
             f"--model-args box_format=NAME, one of {', '.join([*FORMATS, RESIZED])}; docs/families.md names each family's",
         )
     if name != RESIZED:

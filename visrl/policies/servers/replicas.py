@@ -142,7 +142,7 @@ class Replicas:
                 return
             raise UsageError(
                 f"the name {self.model} is taken by {root} on {client.base_url}",
-                "give each adapter a name of its own: URL#NAME",
+                "give each adapter a different name: URL#NAME",
             )
         body = {"lora_name": self.model, "lora_path": self.adapter}
         try:

@@ -133,7 +133,7 @@ class VLLMPolicy(Policy):
         tensors = adapter_tensors(folder)
         if (seeing := [name for name in tensors if _EYES.search(name)]) and not self.tower:
             raise UsageError(
-                f"{folder} adapts more than the language model, and vLLM would leave that out: {few(seeing)}",
+                f"{folder} adapts more than the language model, which vLLM would ignore: {few(seeing)}",
                 "--model-args enable_tower_connector_lora=true, where vLLM has it for this model; or merge the adapter",
             )
         number = next(self._numbers)  # vLLM tells adapters apart by it: a new one for new weights, whatever the folder

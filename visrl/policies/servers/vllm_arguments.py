@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pydantic import Field
 
+from visrl.core.json_files import MALFORMED, decode_foreign
 from visrl.errors import UsageError, nearest
 from visrl.policies.arguments import PixelArguments
 
@@ -82,7 +83,7 @@ def engine_arguments(given: Mapping[str, str]) -> dict[str, Any]:
         if name in OURS:
             raise UsageError(
                 f"--model-args: {name} is set by visrl",
-                "leave it out; max_lora_rank=R readies an engine for adapters to come",
+                "leave it out; max_lora_rank=R prepares the engine for later adapters",
             )
         if name not in fields:
             known = sorted((fields | set(VLLMArguments.model_fields)) - set(OURS))
@@ -109,12 +110,13 @@ def processor_kwargs(family: Family, args: VLLMArguments, engine: Mapping[str, A
     known = {*family.pixel_limits, *(place.partition(".")[0] for place in family.pixel_limits.values())}
     if unseen := known & given.keys():
         raise UsageError(
-            f"--model-args: mm_processor_kwargs sets {', '.join(sorted(unseen))}, by which boxes are measured",
-            f"say it by {', '.join(family.pixel_limits)}, arguments of their own",
+            f"--model-args: mm_processor_kwargs sets {', '.join(sorted(unseen))}, which changes the coordinates of boxes",
+            f"use {', '.join(family.pixel_limits)} instead",
         )
     if own and given:
         raise UsageError(
-            f"--model-args: mm_processor_kwargs beside {', '.join(args.pixel_limits)}", "give the limits in one way"
+            f"--model-args: mm_processor_kwargs together with {', '.join(args.pixel_limits)}",
+            "give the limits only once",
         )
     return own or given
 
@@ -128,8 +130,8 @@ def served_rank(args: VLLMArguments, adapter: str) -> int:
 def rank_of(folder: str) -> int:
     """The rank of a PEFT adapter. Raises UsageError where the folder holds none."""
     try:
-        return int(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return int(decode_foreign((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    except (OSError, *MALFORMED) as error:
         raise UsageError(
             f"no adapter_config.json with a rank in {folder}", "adapter= takes a folder saved by PEFT"
         ) from error

@@ -83,9 +83,11 @@ def wants_flex_mask(model: Any) -> bool:
     return used.startswith(BRANCHES) and model.device.type == "cuda"
 
 
-def flex_mask(prompt_mask: Tensor, layout: Layout, *, both_ways: Tensor | None = None) -> BlockMask:
+def flex_mask(
+    prompt_mask: Tensor, layout: Layout, *, both_ways: Tensor | None = None, anchors: Tensor | None = None
+) -> BlockMask:
     """prefix_sharing.block_mask as a FlexAttention mask. A column sees itself even in padding, whose rows would be empty."""
-    rule = who_sees_whom(prompt_mask, layout, both_ways)
+    rule = who_sees_whom(prompt_mask, layout, both_ways, anchors)
 
     def with_itself(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return rule(row, head, query, key) | (query == key)

@@ -351,7 +351,8 @@ def _likelihood(policy: Policy | None, judge: str) -> Critic:
     policy = _needed("likelihood", policy)
     if not policy.scores_texts:
         raise UsageError(
-            f"{policy.name} does not report log-probabilities of texts", "use critic.kind: score, which asks in words"
+            f"{policy.name} does not report log-probabilities of texts",
+            "use critic.kind: score, which prompts for a score",
         )
     return LikelihoodCritic(policy, judge)
 

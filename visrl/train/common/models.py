@@ -83,7 +83,7 @@ def _rounded(section: ModelSection, lora: LoraSection | None) -> dict[str, Any]:
 
     if section.bits and lora is None and section.adapter is None:
         raise UsageError(
-            f"model.load_in_{section.bits}bit: rounded weights cannot be trained", "set lora, or load an adapter"
+            f"model.load_in_{section.bits}bit: quantized weights cannot be trained", "set lora, or load an adapter"
         )
     return quantization(section.bits, own_device())
 

@@ -24,15 +24,16 @@ from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from visrl.core.crops import CropName
 from visrl.core.json_files import read_object
 from visrl.core.plugins import included
-from visrl.core.prompts import PROTOCOLS
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
 from visrl.train.common.writing import writing
+from visrl.train.config.protocols import crop_under, protocol_of
 from visrl.train.config.recipe import ModelSection, flat
 
 STAGING = ".staging"
@@ -170,7 +171,7 @@ def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
     found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     if found.setdefault(DATA, data) != data:  # an older visrl wrote none
         raise UsageError(
-            f"{folder} was made with other rows than the data have now",
+            f"{folder} was made with different rows than the data now has",
             "restore the data, choose another output folder, or delete this one",
         )
     for key in sorted({*found, *asked}):
@@ -199,13 +200,13 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
     trainer.accelerator.wait_for_everyone()
 
 
-def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop: str) -> None:
+def say_where(final: Path, model: ModelSection, protocols: Collection[str], crop: CropName) -> None:
     """Where a phase's weights are, and the command that scores them as they were trained."""
     lora = (final / "adapter_config.json").is_file()
     args = {"dtype": model.dtype, "box_format": model.box_format, "processor": model.processor if lora else None}
     said = ",".join(f"{name}={value}" for name, value in args.items() if value)
-    looking = sorted(name for name in protocols if PROTOCOLS[name].looks)
-    how = f"--protocol {looking[0]} --crop {crop}" if looking else "--protocol direct"
+    looking = sorted(name for name in protocols if protocol_of(name).looks)
+    how = f"--protocol {looking[0]} --crop {crop_under(looking[0], crop)}" if looking else "--protocol direct"
     print(f"weights: {final}" + (" (a LoRA; its base is found by its config)" if lora else ""), file=sys.stderr)
     print(
         f"score them: visrl-eval --model hf:{final} --model-args {said} {how} --tasks viscot --data data\n"

@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from visrl.core.json_files import reason
-from visrl.core.prompts import DEFAULT_PROTOCOL, known_protocol
+from visrl.core.prompts import DEFAULT_PROTOCOL
 from visrl.errors import UsageError, nearest, printable
 from visrl.evals.plain_yaml import PlainLoader, parse_yaml, read_plain
+from visrl.train.config.protocols import ProtocolChoice
 from visrl.train.config.section import DatasetSection, Section
 from visrl.train.config.trainer_ranges import check_numbers
 
@@ -45,7 +46,6 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 Stages = Annotated[tuple[Literal[1, 2], ...], AfterValidator(_ascending)]
 """Which of the two stages, in order."""
-ProtocolChoice = Annotated[str, AfterValidator(known_protocol)]
 
 
 class Recipe(Section):
@@ -241,7 +241,7 @@ def upgrade(tree: dict[str, Any]) -> None:
         if isinstance(node, dict) and last in node:
             name = new.rpartition(".")[2]
             if name in node:
-                raise UsageError(f"{old} and {new} are one key", f"{old} is its old name: leave it out")
+                raise UsageError(f"{old} and {new} are the same key", f"{old} is its old name: remove it")
             node[name] = node.pop(last)
 
 

@@ -42,7 +42,9 @@ def recipe_path(words: str) -> Path:
         raise UsageError(f"{words}: no such file", own)
     if len(path.parts) != 1:
         return path  # what is wrong with it is said where it is read
-    raise UsageError(f"{words}: no such file, and no bundled recipe has this name", nearest(words, found))
+    raise UsageError(
+        f"{words}: no such file, and no bundled recipe has this name", nearest(words, found, "visrl-train --list")
+    )
 
 
 def listing() -> Sequence[str]:

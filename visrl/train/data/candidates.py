@@ -14,6 +14,21 @@ Source = Literal["sampled", "spare", "random"]
 
 
 @dataclass(slots=True)
+class CandidateLook:
+    """One look of a candidate of several. box: pixels of the original picture, whatever picture a protocol's numbers lie in; None
+    in the rejected side of a preference that has nothing to compare at this look. text: the turn as a model wrote it, trained on
+    verbatim; None: no model did. score: the box critic's, 0..1; None: not asked for. place: (attempt, role) among the looks drawn
+    after the same looks, so that two candidates with equal places up to a look share it.
+    """
+
+    box: Box | None
+    text: str | None = None
+    score: Score | None = None
+    source: Source = "sampled"
+    place: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
 class Candidate:
     """One way of answering a question: where it looked and what it said. It stays this from sampling to the gradient.
 
@@ -21,6 +36,10 @@ class Candidate:
     verbatim; None: no model did, and the family writes it in its own format. answer: empty for referring expressions.
     answer_score, box_score: the critics', 0..1; None: not asked for. attempt, role: which of a question's attempts, and
     which of that attempt's two boxes.
+
+    looks: under a protocol of several looks, all of them in order; ``box`` is then of referring expressions alone, whose answer
+    it is. None: ``box`` is the one look. answer_text: the last turn as a model wrote it under such a protocol, trained on
+    verbatim; None: no model did, and ``answer`` is put between its tags.
     """
 
     box: Box | None = None
@@ -31,6 +50,34 @@ class Candidate:
     attempt: int = 0
     role: int = 0
     source: Source = "sampled"
+    looks: tuple[CandidateLook, ...] | None = None
+    answer_text: str | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many looks it took; one where none are listed."""
+        return 1 if self.looks is None else len(self.looks)
+
+    def look_score(self, look: int) -> Score | None:
+        """The box critic's score of look number ``look``, from 0."""
+        return self.box_score if self.looks is None else self.looks[look].score
+
+    def score_look(self, look: int, score: Score | None) -> None:
+        """Set it; candidates that share the look share its score."""
+        if self.looks is None:
+            self.box_score = score
+        else:
+            self.looks[look].score = score
+
+    @property
+    def all_looks(self) -> tuple[CandidateLook, ...]:
+        """Every look in order; ``box`` where it is the only one."""
+        if self.looks is not None:
+            return self.looks
+        return () if self.box is None else (self._only_look(),)
+
+    def _only_look(self) -> CandidateLook:
+        return CandidateLook(self.box, self.box_text, self.box_score, self.source, (self.attempt, self.role))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from visrl.train.data.importers import Imported, llava_rows
 from visrl.train.data.rows import Chain, ChainRow, Sized
 
 FIELDS = (
-    *("id", "image", "question", "instruction", "answer", "answers", "box", "kind", "protocol", "size"),
+    *("id", "image", "question", "instruction", "answer", "answers", "box", "looks", "kind", "protocol", "size"),
     *("messages", "conversations"),
 )
 
@@ -57,7 +57,12 @@ def dataset_rows(path: Path, asked: DatasetSection, *, taught: bool) -> tuple[li
         held = texts[number] if wanted else {}
         row = {ours: held[theirs] for ours, theirs in columns.items() if theirs in held}
         row = {ours: _named(value, names.get(columns[ours])) for ours, value in row.items() if value is not None}
-        if taught and "box" in columns and "box" not in row and row.get("protocol") != "direct":
+        if (
+            taught
+            and {"box", "looks"} & set(columns)
+            and not {"box", "looks"} & set(row)
+            and row.get("protocol") != "direct"
+        ):
             tally.skip("no box")
         else:
             rows += _rows_of(place, asked, columns["image"], (number, row), tally)
@@ -95,13 +100,13 @@ def _row(
     """A row with its box in pixels; None, counted, where it is to have one and has none."""
     answers = [str(answer) for answer in row.get("answers", ())] or [str(row["answer"])] if _says(row) else []
     fields: dict[str, Any] = {name: row[name] for name in ("instruction", "kind", "protocol", "size") if name in row}
-    box = None
-    if asked_for_box := "box" in row:
-        size = _size(picture, fields) if asked.frame == "unit" else None
-        box = _box(row["box"], asked, size)
-        if box.is_empty:
-            tally.skip("empty box")
-            return None
+    asked_for_box = "box" in row or "looks" in row
+    size = _size(picture, fields) if asked_for_box and asked.frame == "unit" else None
+    box = _box(row["box"], asked, size) if "box" in row else None
+    looks = [_box(numbers, asked, size) for numbers in row["looks"]] if "looks" in row else None
+    if any(one.is_empty for one in (box, *(looks or ())) if one is not None):
+        tally.skip("empty box")
+        return None
     answer = str(row["answer"]) if "answer" in row else answers[0] if answers else ""
     if not answer.strip() and row.get("kind") != "rec":
         tally.skip("empty answer")
@@ -110,7 +115,11 @@ def _row(
         id=str(row.get("id", number)),
         picture=picture,
         question=str(row["question"]).replace("<image>", "").strip(),
-        chain=Chain(box=None if box is None else box.xyxy, answer=answer),
+        chain=Chain(
+            box=None if box is None else box.xyxy,
+            looks=None if looks is None else tuple(one.xyxy for one in looks),
+            answer=answer,
+        ),
         answers=tuple(answers),
         **{**({} if asked_for_box else {"protocol": "direct"}), **fields},
     )
@@ -161,5 +170,5 @@ def _columns(path: Path, table: Any, asked: Mapping[str, str]) -> dict[str, str]
 def _refuse(path: Path, table: Any, field: str) -> None:
     raise UsageError(
         f"{path} has no column {field!r}: it has {', '.join(table.column_names)}",
-        f"say which it is: --set data.dataset.columns.{field}=COLUMN",
+        f"name it: --set data.dataset.columns.{field}=COLUMN",
     )

@@ -57,7 +57,7 @@ def _split(place: Place, found: Mapping[str, Any]) -> Any:
 
 def _builder(path: Path) -> str:
     if path.suffix not in _FILES:
-        raise UsageError(f"{path}: a file of another kind", f"{', '.join(_FILES)}, or a folder")
+        raise UsageError(f"{path}: unsupported file type", f"{', '.join(_FILES)}, or a folder")
     return _FILES[path.suffix]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from visrl.core.prompts import ProtocolName
 from visrl.core.types import CoTSample
+from visrl.train.config.protocols import identity
 from visrl.train.data.candidates import Candidate, Demonstration, Preference
 
 
@@ -36,13 +37,14 @@ def questions_hash(samples: Iterable[CoTSample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         box = sample.box and sample.box.xyxy
-        digest.update(repr((*_put(sample), box, sample.answers)).encode())
+        several = ([box.xyxy for box in sample.boxes],) if sample.boxes else ()
+        digest.update(repr((*_put(sample), box, sample.answers, *several)).encode())
     return digest.hexdigest()
 
 
 def _asked(sample: CoTSample, protocol: ProtocolName) -> tuple[Any, ...]:
     *words, picture = _put(sample)
-    return *words, protocol, picture
+    return *words, identity(protocol), picture
 
 
 def _put(sample: CoTSample) -> tuple[Any, ...]:
@@ -50,4 +52,8 @@ def _put(sample: CoTSample) -> tuple[Any, ...]:
 
 
 def _said(chain: Candidate) -> tuple[Any, ...]:
-    return chain.box and chain.box.xyxy, chain.box_text, chain.answer
+    one = chain.box and chain.box.xyxy, chain.box_text, chain.answer
+    if chain.looks is None and chain.answer_text is None:
+        return one
+    looks = [(look.box and look.box.xyxy, look.text) for look in chain.looks or ()]
+    return *one, chain.looks and looks, chain.answer_text

@@ -2,7 +2,7 @@
 
 ``viscot``    LLaVA-format JSON, ``viscot_363k.json`` and the benchmark files: two-turn chains, box as padded-square
               text and, after ``###`` in the second picture's name, as raw pixels (docs/method.md a1), which are used
-``cot``       VisCoT's metadata, ``*_cot_train.jsonl``: one object a line with width, height and a list of pixel boxes
+``cot``       VisCoT's metadata, ``*_cot_train.jsonl``: one object per line with width, height and a list of pixel boxes
 ``llava``     conversations about one picture as LLaVA (``conversations``) and ShareGPT's users (``messages``) have them:
               every exchange is a row that asks for no box (``direct``)
 ``official``  VisRL's preference file: ``chosen_step``/``rejected_step`` (box text) and ``chosen``/``rejected``
@@ -47,7 +47,7 @@ class Imported:
 
 def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON list or of a jsonl file, gzipped or not, numbered from 1."""
-    hint = "it must be a JSON list or one object a line, gzipped or not"
+    hint = "it must be a JSON list or one object per line, gzipped or not"
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -72,7 +72,7 @@ def _lines(path: Path, text: str) -> Iterator[Any]:
             try:
                 yield decode_foreign(line)
             except ValueError as error:
-                raise UsageError(f"{path}:{number}: not JSON: {reason(error)}", "one object a line") from error
+                raise UsageError(f"{path}:{number}: not JSON: {reason(error)}", "one object per line") from error
 
 
 def _question(text: str) -> str:
@@ -206,8 +206,8 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
 
 
 def boxes_of_chain(row: ChainRow) -> list[Box]:
-    """The box of a chain in pixels; none under ``direct``."""
-    return [] if row.chain.box is None else [Box(*row.chain.box)]
+    """The boxes of a chain in pixels; none under ``direct``."""
+    return [Box(*box) for box in (row.chain.box, *(row.chain.looks or ())) if box is not None]
 
 
 def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:

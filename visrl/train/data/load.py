@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from visrl.core.boxes import Box
-from visrl.core.prompts import PROTOCOLS, ProtocolName
+from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
+from visrl.train.config.protocols import most_looks, protocol_of, several
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import boxes_of_chain, import_chains, import_conversations, import_pairs
 from visrl.train.data.placement import in_their_pictures
-from visrl.train.data.rows import ChainRow, PairRow, demonstrations, missing_pictures, placed_rows, preferences
+from visrl.train.data.rows import (
+    Chain,
+    ChainRow,
+    PairRow,
+    demonstrations,
+    missing_pictures,
+    placed_rows,
+    preferences,
+)
 from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", ChainRow, PairRow)
@@ -58,22 +67,45 @@ def _asked_by(row: Row, protocol: ProtocolName | None) -> Row:
 
 def _whole(place: str, row: ChainRow) -> ChainRow:
     """The row, if it has what it is to teach. Raises UsageError naming its place: half a chain would end a training that runs."""
-    looks, chain = PROTOCOLS[row.protocol].looks or row.kind == "rec", row.chain
-    if looks and chain.box is None and (chain.box_text is None or row.kind == "qa"):
+    looks, chain = protocol_of(row.protocol).looks or row.kind == "rec", row.chain
+    _looks_fit(f"{place}: chain", row, chain, chain)
+    if looks and chain.box is None and chain.looks is None and (chain.box_text is None or row.kind == "qa"):
         raise UsageError(
             f"{place}: chain.box: missing, and {row.protocol} looks", "give the box, or the row `protocol: direct`"
         )
-    if row.kind == "qa" and not chain.answer.strip():
-        raise UsageError(
-            f"{place}: chain.answer: empty", "an answer to learn, or `kind: rec` where the box is the answer"
-        )
+    if row.kind == "qa" and not chain.answer.strip() and not (chain.answer_text or "").strip():
+        raise UsageError(f"{place}: chain.answer: empty", "give an answer, or `kind: rec` if the box is the answer")
     return row
+
+
+def _looks_fit(place: str, row: ChainRow | PairRow, chain: Chain, chosen: Chain) -> None:
+    """Raises UsageError where a chain's looks are not what its protocol allows, or the rejected one's are not as many."""
+    if chain.looks is None:
+        return
+    most = most_looks(row.protocol)
+    if not several(row.protocol):
+        raise UsageError(f"{place}.looks: {row.protocol} looks once at most", "give `box`, or `protocol: zoom`")
+    if chain.box is not None and row.kind == "qa":
+        raise UsageError(f"{place}: box and looks are one thing", "of several looks leave `box` out")
+    if len(chain.looks) > most:
+        hint = f"fewer, or another limit: protocol {row.protocol.partition(':')[0]}:{len(chain.looks)}"
+        raise UsageError(
+            f"{place}.looks: {len(chain.looks)} boxes, and {row.protocol} looks {most} times at most", hint
+        )
+    if chain is chosen and None in chain.looks:
+        raise UsageError(f"{place}.looks: null", "only what is rejected may have nothing to compare at a look")
+    if len(chain.looks) != len(chosen.looks or ()):
+        raise UsageError(
+            f"{place}.looks: {len(chain.looks)} boxes, where the chosen chain has {len(chosen.looks or ())}",
+            "null where a look has nothing to compare",
+        )
 
 
 def _both_boxes(place: str, row: PairRow) -> PairRow:
     """The row, if both of its chains have a box where its protocol looks. Raises UsageError naming its place otherwise."""
     for name, chain in (("win", row.chosen), ("lose", row.rejected)):
-        if PROTOCOLS[row.protocol].looks and chain.box is None:
+        _looks_fit(f"{place}: {name}", row, chain, row.chosen)
+        if protocol_of(row.protocol).looks and chain.box is None and not any(chain.looks or ()):
             raise UsageError(
                 f"{place}: {name}.box: missing, and {row.protocol} looks", "give the box, or the row `protocol: direct`"
             )
@@ -90,7 +122,7 @@ def load_preferences(section: DataSection) -> list[Preference]:
         return list(world_pairs(section.limit))
     if section.format == "visrl":
         if section.protocol is not None:
-            raise UsageError("data.protocol: pairs have theirs: what their boxes were asked with", "leave it out")
+            raise UsageError("data.protocol: pairs already have the protocol they were sampled with", "leave it out")
         left_out: dict[str, int] = {}
         whole = (_both_boxes(place, row) for place, row in placed_rows(section.file, PairRow))
         rows = in_their_pictures(whole, _boxes_of_pair, section.file, left_out)
@@ -107,7 +139,8 @@ def load_preferences(section: DataSection) -> list[Preference]:
 
 
 def _boxes_of_pair(row: PairRow) -> list[Box]:
-    return [Box(*chain.box) for chain in (row.chosen, row.rejected) if chain.box is not None]
+    chains = (row.chosen, row.rejected)
+    return [Box(*box) for chain in chains for box in (chain.box, *(chain.looks or ())) if box is not None]
 
 
 def _pictures(section: DataSection) -> Path:

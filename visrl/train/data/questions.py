@@ -4,7 +4,7 @@
 ``viscot``, ``cot``   VisCoT's own files (importers.py), their boxes set aside
 ``llava``   conversations about one picture, every exchange a question with its answer
 ``datasets``   a data set of that library (dataset_rows.py), its boxes set aside
-``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn)
+``world``   the small world's unlabelled split, drawn here (``tasks``: its domains, taken in turn; ``deep``: signs of two looks)
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from visrl.core.boxes import Box
+from visrl.core.boxes import Box, hull
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.tasks.pictures import Missing
 from visrl.train.config.section import DatasetSection, Section
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
-from visrl.train.data.rows import ChainRow, QuestionRow, is_there, picture_in, read_rows
+from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 
 Row = TypeVar("Row", QuestionRow, ChainRow)
@@ -42,7 +42,7 @@ class QuestionSection(Section):
     limit: int | None = Field(
         default=None, ge=1, description="only the first questions, in file order, as the official sampling"
     )
-    tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn")
+    tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn, or `deep`")
     split: str = Field(default="rl", description="of `world`")
     skip: int = Field(default=0, ge=0, description="leave out so many first: fresh questions for a later iteration")
 
@@ -98,7 +98,7 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
     if section.format == "visrl":
         pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
         rows = read_rows(section.path, QuestionRow)
-        return (_sample(row, pictures, row.answers, row.box) for row in _pictured(rows, pictures, looked))
+        return (_sample(row, pictures, row.answers, row.box, row.boxes) for row in _pictured(rows, pictures, looked))
     if section.format == "llava":
         chains, _ = import_conversations(section.path)
     elif section.format == "datasets":
@@ -119,12 +119,18 @@ def _pictured(rows: Iterable[Row], folder: Path, looked: LookedFor) -> Iterator[
 
 
 def _of_chain(row: ChainRow, pictures: Path) -> CoTSample:
-    return _sample(row, pictures, row.answers or (row.chain.answer,), row.chain.box)
+    looks = tuple(box for box in row.chain.looks or () if box is not None)
+    return _sample(row, pictures, row.answers or (row.chain.answer,), row.chain.box, looks)
 
 
 def _sample(
-    row: QuestionRow | ChainRow, pictures: Path, answers: tuple[str, ...], box: tuple[float, float, float, float] | None
+    row: QuestionRow | ChainRow,
+    pictures: Path,
+    answers: tuple[str, ...],
+    box: Corners | None,
+    boxes: tuple[Corners, ...] = (),
 ) -> CoTSample:
+    several = tuple(Box(*corners) for corners in boxes)
     return CoTSample(
         id=row.id,
         task="pairs",
@@ -132,7 +138,8 @@ def _sample(
         question=row.question,
         picture=picture_in(pictures, row.picture),
         size=row.size,
-        box=None if box is None else Box(*box),
+        box=Box(*box) if box is not None else hull(several) if several else None,
+        boxes=several,
         answers=answers,
         instruction=row.instruction,
         cluster=row.picture,
@@ -141,21 +148,26 @@ def _sample(
 
 def _world(section: QuestionSection) -> Iterator[CoTSample]:
     """Domain after domain, one question each, until all have run out; so any first n are of all domains."""
-    from visrl.world.questions import DOMAINS, documents, hidden_box
+    from visrl.world.deep.documents import hidden_boxes
+    from visrl.world.questions import DOMAINS, box_of, documents, hidden_box
     from visrl.world.samples import sample_of
     from visrl.world.splits import SPLITS
 
     _one_of(section.split, SPLITS)
     for task in section.tasks:
-        _one_of(task, DOMAINS)
+        _one_of(task, (*DOMAINS, "deep"))
     if section.skip >= len(section.tasks) * SPLITS[section.split].pictures:
         return  # a picture has one question of each domain at most
     per_task = None if section.limit is None else section.skip + section.limit
     for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
         for row in rows:
-            if row is not None:
-                x1, y1, x2, y2 = row.get("box") or hidden_box(row)
-                yield replace(sample_of(row, "pairs"), box=Box(float(x1), float(y1), float(x2), float(y2)))
+            if row is None:
+                continue
+            if row["group"] == "deep":
+                boxes = tuple(map(box_of, row.get("boxes") or hidden_boxes(row)))
+                yield replace(sample_of(row, "pairs"), box=boxes[0], boxes=boxes)
+            else:
+                yield replace(sample_of(row, "pairs"), box=box_of(row.get("box") or hidden_box(row)))
 
 
 def _one_of(name: str, known: Iterable[str]) -> None:

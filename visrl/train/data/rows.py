@@ -9,21 +9,21 @@ outside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from visrl.core.boxes import LONGEST_SIDE, Box
+from visrl.core.boxes import LONGEST_SIDE, Box, hull
 from visrl.core.json_files import reason
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.errors import PictureError, UsageError
 from visrl.tasks.pictures import Missing
-from visrl.train.config.recipe import ProtocolChoice
-from visrl.train.data.candidates import Candidate, Demonstration, Preference
+from visrl.train.config.protocols import ProtocolChoice, several
+from visrl.train.data.candidates import Candidate, CandidateLook, Demonstration, Preference
 from visrl.train.data.dataset_tables import DATASET, picture_named
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
@@ -35,22 +35,46 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Corners = tuple[float, float, float, float]
+
+
 class Chain(_Row):
     """A candidate as files have it (candidates.py)."""
 
-    box: tuple[float, float, float, float] | None = Field(default=None, description="pixels; null only under `direct`")
+    box: Corners | None = Field(default=None, description="pixels; null only under `direct`, or where `looks` has it")
     box_text: str | None = Field(default=None, description="the box as a model wrote it; trained on verbatim")
+    looks: tuple[Corners | None, ...] | None = Field(
+        default=None, description="of a protocol of several looks: every box, in order; null in `lose`: none to compare"
+    )
+    look_texts: tuple[str | None, ...] | None = Field(default=None, description="its looks as a model wrote them")
     answer: str = Field(default="", description="empty for referring expressions, where the box is the answer")
+    answer_text: str | None = Field(
+        default=None, description="of a protocol of several looks: the last turn as a model wrote it"
+    )
     scores: dict[str, float] = Field(
         default_factory=dict, description="critics' scores, e.g. box, answer (docs/method.md d)"
     )
 
     @field_validator("box")
     @classmethod
-    def _ordered(cls, box: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+    def _ordered(cls, box: Corners | None) -> Corners | None:
         if box is not None and Box(*box).is_empty:
             raise ValueError("x2 <= x1 or y2 <= y1")
         return box
+
+    @field_validator("looks")
+    @classmethod
+    def _each_ordered(cls, looks: tuple[Corners | None, ...] | None) -> tuple[Corners | None, ...] | None:
+        for number, box in enumerate(looks or (), 1):
+            if box is not None and Box(*box).is_empty:
+                raise ValueError(f"look {number}: x2 <= x1 or y2 <= y1")
+        return looks
+
+    @model_validator(mode="after")
+    def _a_text_per_look(self) -> Chain:
+        if self.look_texts is not None and len(self.look_texts) != len(self.looks or ()):
+            raise ValueError(f"look_texts: {len(self.look_texts)} texts of {len(self.looks or ())} looks")
+        return self
 
 
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
@@ -83,9 +107,10 @@ class ChainRow(_Question):
 class QuestionRow(_Question):
     """A question to make pairs from."""
 
-    box: tuple[float, float, float, float] | None = Field(
+    box: Corners | None = Field(
         default=None, description="the true box, where known: for reports and the oracle, never shown to a model"
     )
+    boxes: tuple[Corners, ...] = Field(default=(), description="the true boxes of several looks, in order, likewise")
 
 
 class PairRow(_Question):
@@ -125,7 +150,7 @@ def placed_rows(path: Path, kind: type[Row]) -> Iterator[tuple[str, Row]]:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file in data.path") from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: not UTF-8 text at byte {error.start} of a block", "rows are JSON, one a line"
+            f"{path}: not UTF-8 text at byte {error.start} of a block", "rows are JSON, one per line"
         ) from error
 
 
@@ -206,18 +231,60 @@ def candidate_of(chain: Chain) -> Candidate:
     """A file's chain as sampling and training have it."""
     box, scores = chain.box, {name: Score(value) for name, value in chain.scores.items()}
     return Candidate(
-        None if box is None else Box(*box), chain.box_text, chain.answer, scores.get("answer"), scores.get("box")
+        None if box is None else Box(*box),
+        chain.box_text,
+        chain.answer,
+        scores.get("answer"),
+        scores.get("box"),
+        looks=None if chain.looks is None else tuple(_looks(chain.looks, chain.look_texts, scores)),
+        answer_text=chain.answer_text,
     )
+
+
+def _looks(
+    boxes: Sequence[Corners | None], texts: Sequence[str | None] | None, scores: Mapping[str, Score]
+) -> Iterator[CandidateLook]:
+    for number, (box, text) in enumerate(zip(boxes, texts or [None] * len(boxes), strict=True), 1):
+        yield CandidateLook(None if box is None else Box(*box), text, scores.get(f"look{number}"))
 
 
 def chain_of(candidate: Candidate) -> Chain:
     """A candidate as files have it, with the scores that are known."""
+    looks = candidate.looks
     scores = {"answer": candidate.answer_score, "box": candidate.box_score}
+    scores |= {f"look{number}": look.score for number, look in enumerate(looks or (), 1)}
+    texts = None if looks is None else tuple(look.text for look in looks)
     return Chain(
         box=None if candidate.box is None else candidate.box.xyxy,
         box_text=candidate.box_text,
+        looks=None if looks is None else tuple(None if look.box is None else look.box.xyxy for look in looks),
+        look_texts=texts if texts and any(text is not None for text in texts) else None,
         answer=candidate.answer,
+        answer_text=candidate.answer_text,
         scores={name: score.value for name, score in scores.items() if score is not None and score.value is not None},
+    )
+
+
+def chain_row(sample: CoTSample, protocol: str) -> ChainRow:
+    """The SFT row of a benchmark's sample: its true boxes as looks, its first standard answer. ``box`` where it has one box
+    alone, or the protocol looks once (then the smallest box around all). Raises UsageError for one without a box or an answer.
+    """
+    boxes = sample.boxes or ((sample.box,) if sample.box is not None else ())
+    if not boxes or (sample.kind == "qa" and not sample.answers):
+        raise UsageError(f"sample {sample.id} has no {'answer' if boxes else 'box'}", "a chain teaches both")
+    qa = sample.kind == "qa"
+    looks = tuple(box.xyxy for box in boxes) if qa and several(protocol) and len(boxes) > 1 else None
+    answer = sample.answers[0] if qa else ""
+    return ChainRow(
+        id=sample.id,
+        picture="" if sample.picture is None else sample.picture.ref,
+        size=sample.size,
+        question=sample.question,
+        instruction=sample.instruction,
+        kind=sample.kind,
+        protocol=protocol,
+        answers=sample.answers,
+        chain=Chain(box=hull(boxes).xyxy if looks is None else None, looks=looks, answer=answer),
     )
 
 

@@ -151,7 +151,7 @@ def _check(shard: Path, member: tarfile.TarInfo) -> None:
         )
     if place.is_absolute() or ".." in place.parts or "\\" in member.name:
         raise UsageError(
-            f"{shard}: member {member.name!r:.120} leads out of the archive", "names are relative, without .."
+            f"{shard}: member {member.name!r:.120} points outside the archive", "names are relative, without .."
         )
 
 

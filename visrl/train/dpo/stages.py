@@ -8,8 +8,9 @@ Stage 2 goes on with the model in memory, and its reference is that model: the e
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from trl import DPOConfig
@@ -28,6 +29,7 @@ from visrl.train.common.models import (
 )
 from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
+from visrl.train.config.protocols import check_crop, several
 from visrl.train.config.recipe import (
     DataSection,
     Kind,
@@ -41,7 +43,7 @@ from visrl.train.config.section import Section
 from visrl.train.data.candidates import Preference
 from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
-from visrl.train.dpo.collator import PairCollator
+from visrl.train.dpo.collator import PairCollator, has_term
 from visrl.train.dpo.losses import Term, stage_terms
 from visrl.train.dpo.trainer import StepDPOTrainer
 
@@ -57,6 +59,9 @@ OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, docs/method.md e
 }
 
 
+NotNegative = Annotated[float, Field(ge=0)]
+
+
 class StepSection(Section):
     """The method's own knobs; the official values are the defaults (docs/method.md e)."""
 
@@ -65,6 +70,11 @@ class StepSection(Section):
     beta_answer: float = Field(default=0.1, gt=0)
     lambda_box: float = Field(default=0.5, ge=0)
     lambda_answer: float = Field(default=0.5, ge=0)
+    look_weights: tuple[NotNegative, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="of several looks: what multiplies the weight of each look's term, in order, the last one goes on; 1 each",
+    )
     context: Literal["win_crop", "own_crop"] = Field(
         default="win_crop", description="which crop the rejected answer follows"
     )
@@ -77,14 +87,17 @@ class StepSection(Section):
         default=None, ge=1, description="stop at a longer sequence, naming it; nothing is ever cut"
     )
 
-    def terms(self, stage: int) -> tuple[Term, ...]:
-        """The terms of a stage with this recipe's lambdas and betas."""
+    def terms(self, stage: int, looks: int = 1) -> tuple[Term, ...]:
+        """The terms of a stage with this recipe's lambdas and betas. looks: the most that a pair has."""
+        asked = self.look_weights or (1.0,)
+        weights = [asked[min(k, len(asked) - 1)] for k in range(looks)]
         return stage_terms(
             stage,
             beta_box=self.beta_box,
             beta_answer=self.beta_answer,
             lambda_box=self.lambda_box,
             lambda_answer=self.lambda_answer,
+            weights=weights,
         )
 
 
@@ -140,7 +153,8 @@ def check(recipe: DPORecipe) -> None:
     """Raises UsageError for a model or for pairs that are not there, unless every stage is finished."""
     if not all(finished(recipe.output / f"stage{stage}") for stage in recipe.step.stages):
         check_model(recipe.model, recipe.lora)
-        _check(load_preferences(recipe.data), recipe.step.terms(recipe.step.stages[-1]))
+        pairs = load_preferences(recipe.data)
+        _usable(recipe, pairs, recipe.step.stages[-1])
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
@@ -165,8 +179,7 @@ def settings(recipe: DPORecipe, stage: int) -> dict[str, Any]:
 def run_stage(recipe: DPORecipe, stage: int, trainable: TrainableModel, pairs: list[Preference]) -> StepDPOTrainer:
     """One stage from the model in memory to ``final/``. Raises UsageError where it cannot begin (see StepDPOTrainer)."""
     folder, step = recipe.output / f"stage{stage}", recipe.step
-    terms = step.terms(stage)
-    _check(pairs, terms)
+    pairs, terms = _usable(recipe, pairs, stage)
     reason = why_not_shared(trainable.base)
     collator = PairCollator(
         pairs,
@@ -187,17 +200,28 @@ def run_stage(recipe: DPORecipe, stage: int, trainable: TrainableModel, pairs: l
     return trainer
 
 
-def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
+def _usable(recipe: DPORecipe, pairs: Sequence[Preference], stage: int) -> tuple[list[Preference], tuple[Term, ...]]:
+    """The pairs that a stage has a term for, and its terms. Raises UsageError for pairs that cannot be trained, and for none."""
+    terms = recipe.step.terms(stage, max(len(pair.chosen.all_looks) for pair in pairs))
+    _check(recipe, pairs, terms)
+    kept = [pair for pair in pairs if any(has_term(pair, term.name) for term in terms)]
+    if not kept:
+        raise UsageError("no pair has a look of weight above 0", "another step.look_weights")
+    if len(kept) < len(pairs):
+        print(f"left out: {len(pairs) - len(kept)} pairs without a look of weight above 0", file=sys.stderr)
+    return kept, terms
+
+
+def _check(recipe: DPORecipe, pairs: Sequence[Preference], terms: tuple[Term, ...]) -> None:
     """Pairs that a term cannot use: referring expressions have no answer. Named, not dropped.
 
     A rejected answer may be empty: the model said nothing, and its end token alone is what is trained against.
     """
-    if any(term.name == "box" for term in terms):
-        for pair in pairs:
-            if pair.chosen.box is None or pair.rejected.box is None:
-                raise UsageError(
-                    f"pair {pair.sample.id} has no boxes", "every stage prefers a box: leave such pairs out"
-                )
+    for pair in pairs:
+        if several(pair.protocol):
+            _check_looks(recipe, pair)
+        elif pair.chosen.box is None or pair.rejected.box is None:
+            raise UsageError(f"pair {pair.sample.id} has no boxes", "every stage prefers a box: remove such pairs")
     if not any(term.name == "answer" for term in terms):
         return
     for pair in pairs:
@@ -209,6 +233,23 @@ def _check(pairs: list[Preference], terms: tuple[Term, ...]) -> None:
         print(
             f"{silent} of {len(pairs)} losing chains answered nothing: their end token is trained against",
             file=sys.stderr,
+        )
+
+
+def _check_looks(recipe: DPORecipe, pair: Preference) -> None:
+    """Raises UsageError for what several looks have not."""
+    check_crop(pair.protocol, recipe.step.crop, "crop" in recipe.step.model_fields_set)
+    if pair.sample.kind == "rec":
+        raise UsageError(
+            f"pair {pair.sample.id}: a referring expression under {pair.protocol}",
+            "prefer boxes under a protocol of one look",
+        )
+    if not pair.chosen.all_looks or not any(look.box for look in pair.rejected.all_looks):
+        raise UsageError(f"pair {pair.sample.id} has no boxes", "every stage prefers a box: remove such pairs")
+    if recipe.step.context == "own_crop":
+        raise UsageError(
+            f"step.context own_crop: {pair.protocol} looks several times, and what is rejected is no chain of its own",
+            "leave the key out",
         )
 
 

@@ -12,7 +12,7 @@ one. 3. rows are never cut at a length. 4. pictures are not shrunk to 512 x 512 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,17 @@ from visrl.train.common.logprobs import BranchScorer, TokenScores, compact
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.data.fingerprint import preferences_hash
-from visrl.train.dpo.collator import PairCollator
+from visrl.train.dpo.collator import PairCollator, has_term
+from visrl.train.dpo.joint_rows import JointScorer, TermScorer
 from visrl.train.dpo.losses import LN2, Term, TermName, log_preference, weighted_sum
 from visrl.train.dpo.reference_logprobs import compute_reference, read_reference, write_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Scorer = BranchScorer | TermScorer
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Kinds of distribution in which every forward pass is one of all processes."""
 
 
 class StepDPOTrainer(PhaseTrainer, DPOTrainer):
@@ -68,6 +73,8 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             processing_class=trainable.processor,
             **more,
         )
+        sharded = str(self.accelerator.distributed_type).rpartition(".")[2] in SHARDED
+        collator.stand_in = sharded and any(not has_term(p, t.name) for p in collator.pairs for t in self.terms)
         if "ref" in getattr(self.model, "peft_config", {}):
             # TRL's copy of a continued adapter: memory, and a folder in every checkpoint
             self.model.delete_adapter("ref")
@@ -108,8 +115,9 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
         def score(rows: list[int]) -> dict[TermName, Tensor]:
             batch = self._prepare_inputs(self.collator([{"row": row} for row in rows]))
             with self.accelerator.autocast():
-                scores = {term.name: self._scorer(model, batch[term.name])(detail=False) for term in self.terms}
-            return {name: torch.stack(s.log_probs.sum(1).chunk(2), dim=1) for name, s in scores.items()}
+                scores = {name: scorer(detail=False) for name, scorer in self._scorers(model, batch).items()}
+            found = {name: torch.stack(s.log_probs.sum(1).chunk(2), dim=1) for name, s in scores.items()}
+            return {term.name: _in_place(found, batch, term.name, len(rows)) for term in self.terms}
 
         size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
         n = len(self.collator.pairs)
@@ -121,32 +129,48 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
     def _scorer(self, model: Any, part: dict[str, Any]) -> BranchScorer:
         return BranchScorer(model, bare(self.model), self.trainable.family, part, self.collator.store)
 
+    def _scorers(self, model: Any, batch: dict[str, Any]) -> dict[TermName, Scorer]:
+        """What scores each term of a batch: one forward pass for all of them where they stand in joint rows, else one each."""
+        names = [term.name for term in self.terms if term.name in batch]
+        if "joint" in batch:
+            joint = JointScorer(self._scorer(model, batch["joint"]))
+            return {name: joint.of(name) for name in names}
+        return {name: self._scorer(model, batch[name]) for name in names}
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         """L of the stage: sum of lambda times TRL's loss of the term, metrics prefixed with the term's name."""
         mode = "train" if self.model.training else "eval"
         ours: dict[str, Any] = self._metrics
         losses: dict[TermName, Tensor] = {}
-        for term in self.terms:
+        scorers = self._scorers(model, inputs)
+        for term in (term for term in self.terms if term.name in scorers):
             self.beta = term.beta
             self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-            losses[term.name] = self._term_loss(term, model, inputs)
+            loss = self._term_loss(term, scorers[term.name], inputs)
+            having = inputs[term.name].get("having")  # the mean over all pairs: those without the term add nothing
+            losses[term.name] = loss if having is None else loss * (len(having) / len(inputs["index"]))
             theirs, self._metrics = self._metrics[mode], ours
+            if having is not None and not len(having):
+                continue  # another pair stood in
             ours[mode]["num_tokens"] = theirs.pop("num_tokens", [self._total_train_tokens])
-            ours[mode][f"{term.name}/loss"].append(losses[term.name].item())
+            ours[mode][f"{term.name}/loss"].append(loss.item())
             for name, values in theirs.items():
                 ours[mode][f"{term.name}/{name}"] += values
+        parts = [inputs["joint"]] if "joint" in inputs else [inputs[name] for name in scorers]
+        ours[mode]["tokens/trained"].append(float(sum(map(_tokens, parts))))
         total = weighted_sum(self.terms, losses)
         return (total, None) if return_outputs else total
 
-    def _term_loss(self, term: Term, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _term_loss(self, term: Term, asked: Scorer, inputs: dict[str, Any]) -> Tensor:
         part = inputs[term.name]
-        scorer = _Recorded(self._scorer(model, part))
+        scorer = _Recorded(asked)
         chosen, rejected = part["reference"].unbind(1)
         loss: Tensor = super()._compute_loss(
             scorer, compact(part) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, False
         )
         said = scorer.last.log_probs.detach().sum(1).chunk(2)
-        self._guard(term, loss, torch.stack(said, 1), part["reference"], inputs["index"])
+        index = inputs["index"][part["having"]] if len(part.get("having", ())) else inputs["index"]
+        self._guard(term, loss, torch.stack(said, 1), part["reference"], index)
         return loss
 
     def _guard(self, term: Term, loss: Tensor, said: Tensor, reference: Tensor, index: Tensor) -> None:
@@ -159,7 +183,7 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             names = ", ".join(self.collator.pairs[row].sample.id for row in bad or index.tolist())
             raise UsageError(
                 f"{term.name} loss is {loss.item()}: samples {names}",
-                "look at these samples; the newest checkpoint is from before this step",
+                "check these samples; the newest checkpoint is from before this step",
             )
         if self.state.global_step == 0 and not self._began:
             (chosen, rejected), (ref_chosen, ref_rejected) = said.unbind(1), reference.unbind(1)
@@ -171,10 +195,27 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             self._began = term is self.terms[-1]
 
 
+def _in_place(found: Mapping[TermName, Tensor], batch: Mapping[str, Any], term: TermName, n: int) -> Tensor:
+    """[n, 2]: a term's log-probabilities at the places of the pairs that have it, 0 elsewhere."""
+    if term not in found:
+        return torch.zeros(n, 2, device=batch["index"].device)
+    having = batch[term].get("having")
+    if having is None:
+        return found[term]
+    placed = found[term].new_zeros(n, 2)
+    placed[having] = found[term][: len(having)]
+    return placed
+
+
+def _tokens(part: dict[str, Any]) -> int:
+    """Tokens that a forward pass of a term's rows runs over, without padding: what chosen and rejected share counts once."""
+    return int(part["prompt_mask"].sum() + part["completion_mask"].sum())
+
+
 class _Recorded:
     """A scorer that remembers what it said, so that guards need no second forward."""
 
-    def __init__(self, scorer: BranchScorer) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.last: TokenScores
 

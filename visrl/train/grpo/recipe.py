@@ -10,7 +10,8 @@ from visrl.core.crops import CropName
 from visrl.errors import UsageError
 from visrl.train.common.critics import CriticSection
 from visrl.train.common.trainer_args import OWN
-from visrl.train.config.recipe import LoraSection, ModelSection, ProtocolChoice, Recipe, check_trainer_section
+from visrl.train.config.protocols import ProtocolChoice, several
+from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, check_trainer_section
 from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
@@ -76,6 +77,14 @@ class GRPORecipe(Recipe):
         if (loss := section.get("loss_type", LOSSES[0])) not in LOSSES:
             raise ValueError(f"loss_type: unknown {loss!r}; one of {', '.join(LOSSES)}")
         return DEFAULTS | check_trainer_section(section, GRPOConfig, RESERVED)
+
+    @model_validator(mode="after")
+    def _one_look(self) -> GRPORecipe:
+        if self.grpo.protocol is not None and several(self.grpo.protocol):
+            raise ValueError(
+                f"grpo.protocol: {self.grpo.protocol} looks several times, and groups are drawn of one look"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rewarded(self) -> GRPORecipe:

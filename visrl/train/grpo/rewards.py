@@ -41,6 +41,27 @@ class RewardTools:
 Reward = Callable[[Sequence[Group], RewardTools], Values]
 
 
+class CountedCritic:
+    """A critic that remembers how many model tokens its verdicts took; of a policy that does not count, 0."""
+
+    def __init__(self, critic: Critic) -> None:
+        self.critic, self.tokens = critic, 0
+        self.name, self.needs_pictures = critic.name, critic.needs_pictures
+
+    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
+        return self._counted(self.critic.boxes(questions))
+
+    def answers(self, questions: Sequence[Question]) -> list[Judged]:
+        return self._counted(self.critic.answers(questions))
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.critic.describe()
+
+    def _counted(self, judged: list[Judged]) -> list[Judged]:
+        self.tokens += sum(one.tokens.computed for one in judged if one.tokens is not None)
+        return judged
+
+
 def reward_named(name: str) -> Reward:
     """Ours, or an entry point's. Raises UsageError naming the nearest for one that is unknown."""
     return REWARDS.named(name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from visrl.core.boxes import Box
 from visrl.core.crops import CropName, whole
-from visrl.core.prompts import Protocol, answer_turns, trained
+from visrl.core.prompts import Protocol, answer_turns
 from visrl.core.types import CoTSample, Picture, Turn
 from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Policy, Request, Sampling, StepName, Tokens
@@ -74,7 +74,7 @@ def draw_groups(policy: Policy, samples: Sequence[CoTSample], plan: RolloutPlan,
     Raises UsageError naming the sample whose picture does not open, or that the policy failed on.
     """
     groups = [
-        Group(opened(s, trained(plan.protocol)), [Chain(Candidate(attempt=i)) for i in range(plan.sampling.n)])
+        Group(opened(s, plan.protocol.name), [Chain(Candidate(attempt=i)) for i in range(plan.sampling.n)])
         for s in samples
     ]
     _look([g for g in groups if plan.protocol.looks or g.sample.kind == "rec"], policy, plan, stream)
@@ -132,7 +132,7 @@ def _sampled(group: Group, output: Output) -> tuple[tuple[str, ...], tuple[tuple
         )
     if output.token_ids is None:
         raise UsageError(
-            "this policy does not say which tokens it sampled", "policy gradients need a model in this process"
+            "this policy does not report the tokens it sampled", "policy gradients need a model in this process"
         )
     group.tokens = total([group.tokens, Tokens.of(output)])
     return output.texts, output.token_ids

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.common.vision_cache import evaluating
 from visrl.train.grpo.advantages import Baseline, Credit, advantages, weighted, without_spread
 from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
-from visrl.train.grpo.rewards import RewardTools, reward_named
+from visrl.train.grpo.rewards import CountedCritic, RewardTools, reward_named
 from visrl.train.grpo.rollouts import STEPS, Group, RolloutPlan, draw_groups
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         self.beta = args.beta = beta
         if (self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3) or self.is_fsdp_enabled:
             raise UsageError(
-                "chains are drawn by the model in this process, which sharding would take apart",
+                "chains are sampled by the model in this process, which does not work with sharded weights",
                 "launch with recipes/accelerate/ddp.yaml or deepspeed-zero2.yaml",
             )
         self.reference = StartingWeights(trainable.model) if beta else None
@@ -176,7 +176,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
     def _generation(self, questions: Sequence[CoTSample]) -> list[dict[str, Any]]:
         """Groups of these questions, scored, in batches as the steps take them."""
         groups = self._rollouts(questions)
-        values = {name: _tensor(reward_named(name)(groups, self.rewards.tools)) for name in self.rewards.names}
+        values = self._rewarded(groups)
         credited = {step: self._advantages(step, values) for step in STEPS}
         self._log_rewards(groups, values)
         self._last = [_kept(g, values, credited, i) for i, g in enumerate(groups[: self.keep])]
@@ -190,6 +190,15 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         for batch in batches:
             batch["num_items_in_batch"] = everywhere
         return batches
+
+    def _rewarded(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """reward -> [G, k]; the tokens that a critic read for them are logged."""
+        tools = self.rewards.tools
+        counted = None if tools.critic is None else CountedCritic(tools.critic)
+        tools = replace(tools, critic=counted)
+        values = {name: _tensor(reward_named(name)(groups, tools)) for name in self.rewards.names}
+        self._log_sum("tokens/critic", 0 if counted is None else counted.tokens)
+        return values
 
     def _rollouts(self, questions: Sequence[CoTSample]) -> list[Group]:
         """A policy of its own for every generation: what one keeps of a picture or a prompt is older weights' next time."""
@@ -267,7 +276,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         if not torch.isfinite(loss):
             raise UsageError(
                 f"the loss is {loss.item()}: among the samples {', '.join(inputs['ids'])}",
-                "look at these samples; the newest checkpoint is from before this step",
+                "check these samples; the newest checkpoint is from before this step",
             )
         return loss
 
@@ -323,7 +332,7 @@ def check_schedule(args: GRPOConfig, questions: int) -> None:
     needed = args.generation_batch_size // k
     if questions < needed:
         raise UsageError(
-            f"{questions} questions are fewer than the {needed} that are drawn at once",
+            f"{questions} questions are fewer than the {needed} that are sampled at once",
             "lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size",
         )
     steps = max(1, every // accumulated)

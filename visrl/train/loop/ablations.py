@@ -23,11 +23,13 @@ from visrl.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from visrl.evals.sample_scores import of_run
 from visrl.runs.distributed import say
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
+from visrl.tables.cost_tables import Cost, write_costs
 from visrl.tables.formats import render
 from visrl.train.common.exclusive import Busy
 from visrl.train.config.recipe import Kind, Recipe, read_yaml, resolve
 from visrl.train.loop import before
 from visrl.train.loop import run as loop
+from visrl.train.loop.phase_state import left_by
 from visrl.train.loop.phases import phases
 from visrl.train.loop.recipe import LoopRecipe
 from visrl.train.loop.scoring import ANSWER, BOX, headline
@@ -155,6 +157,7 @@ def summarise(recipe: AblationsRecipe, queue: Sequence[Job]) -> str:
     text = render(table_of(lines), "md")
     write_atomically(recipe.output / "summary.md", text)
     _collect(recipe, queue)
+    write_costs(recipe.output / "costs.csv", (cost for job in queue for cost in costs(job)))
     return text
 
 
@@ -164,6 +167,20 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
             write_results(
                 recipe.output / "records" / f"{job.variant}-seed{job.seed}.json", read_records(job.recipe.output)
             )
+
+
+def costs(job: Job) -> Iterator[Cost]:
+    """What each finished phase of reinforcement took; none of a run that was interrupted within one, whose time is not known."""
+    found = []
+    for phase in phases(job.recipe):
+        said = left_by(job.recipe.output / phase.name)
+        if phase.iteration == 0 or said is None:
+            continue
+        if "cpu_seconds" not in said or "tokens" not in said:
+            return
+        tokens = sum(said["tokens"].values())
+        found.append(Cost(run=job.variant, seed=job.seed, phase=phase.name, tokens=tokens, seconds=said["cpu_seconds"]))
+    yield from found
 
 
 def check(recipe: AblationsRecipe) -> None:

@@ -30,7 +30,9 @@ from visrl.train.sft.sft import SFTRecipe
 
 def check_scoring(recipe: LoopRecipe) -> None:
     """Scoring comes after hours of training; its errors come first. Raises UsageError."""
-    check_before([recipe.score.tasks], judge=recipe.score.judge, data=recipe.score.data)
+    if recipe.score.data is not None and not recipe.score.data.is_dir():
+        raise UsageError(f"score.data: {recipe.score.data}: no such folder", "docs/data.md describes its layout")
+    check_before([recipe.score.tasks], judge=recipe.score.judge)
 
 
 def check(recipe: LoopRecipe) -> None:
@@ -73,7 +75,8 @@ def own_looks(recipe: LoopRecipe, read: Collection[Phase] = (), formats: Formats
         resolved = own_recipe(recipe, phase) if phase.iteration <= 1 else None
         if resolved is not None:
             taught = _checked(recipe, phase, resolved) if phase in read else ()
-            look = look_of(phase.name, resolved, taught, formats)
+            among = () if recipe.protocol is None else (recipe.protocol,)
+            look = look_of(phase.name, resolved, taught, formats, among)
             looks += [look] if look is not None else []
     return [*looks, scored(recipe, formats)]
 

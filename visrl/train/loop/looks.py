@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from visrl.core.crops import TRAINED_CROP
-from visrl.core.prompts import DEFAULT_PROTOCOL, PROTOCOLS
+from visrl.core.prompts import DEFAULT_PROTOCOL
 from visrl.errors import UsageError
+from visrl.train.config.protocols import crop_under, protocol_of, several
 from visrl.train.config.recipe import Resolved
 from visrl.train.loop.recipe import LoopRecipe, ScoreSection
 
@@ -62,7 +63,8 @@ def scored(recipe: LoopRecipe, formats: Formats | None = None) -> Look:
     """How phases are scored: as ``score`` says, else as the loop does."""
     boxes = "" if formats is None else formats(recipe.score.args.get("box_format") or "native")
     protocol = recipe.score.protocol or recipe.protocol or DEFAULT_PROTOCOL
-    return Look("score", frozenset({protocol}), recipe.score.crop or recipe.crop or TRAINED_CROP, boxes)
+    crop = recipe.score.crop or recipe.crop or crop_under(protocol, TRAINED_CROP)
+    return Look("score", frozenset({protocol}), crop, boxes)
 
 
 def scoring_of(recipe: LoopRecipe) -> ScoreSection:
@@ -71,8 +73,17 @@ def scoring_of(recipe: LoopRecipe) -> ScoreSection:
     return recipe.score.model_copy(update={"protocol": next(iter(look.protocols)), "crop": look.crop})
 
 
-def look_of(name: str, resolved: Resolved, taught: Collection[str] = (), formats: Formats | None = None) -> Look | None:
-    """How a phase looks. taught: the protocols of its rows, where they have been read. None for a kind that has no such keys."""
+def look_of(
+    name: str,
+    resolved: Resolved,
+    taught: Collection[str] = (),
+    formats: Formats | None = None,
+    among: Collection[str] = (),
+) -> Look | None:
+    """How a phase looks. taught: the protocols of its rows, where they have been read; among: else those that they may have.
+
+    None for a kind that has no such keys.
+    """
     keys = KEYS.get(resolved.recipe.kind)
     if keys is None:
         return None
@@ -81,9 +92,12 @@ def look_of(name: str, resolved: Resolved, taught: Collection[str] = (), formats
     if resolved.recipe.kind in ("pairs", "grpo"):
         named = named or DEFAULT_PROTOCOL
     asked = taught or ([named] if named is not None else [])
-    looking = {protocol for protocol in asked if PROTOCOLS[protocol].looks}
+    looking = {protocol for protocol in asked if protocol_of(protocol).looks}
+    crop = str(values["crop"])
+    if shown := {crop_under(protocol, TRAINED_CROP) for protocol in (looking or among) if several(protocol)}:
+        crop = " and ".join(sorted(shown))
     boxes = "" if formats is None else formats(_value(resolved, BOXES[resolved.recipe.kind]) or "native")
-    return Look(name, frozenset(looking), str(values["crop"]), boxes)
+    return Look(name, frozenset(looking), crop, boxes)
 
 
 def _value(resolved: Resolved, key: str) -> str | None:
@@ -104,7 +118,7 @@ def check_looks(recipe: LoopRecipe, looks: Collection[Look]) -> str:
     said = "\n".join(f"  {look}" for look in looks)
     if wrong and not recipe.mixed:
         raise UsageError(
-            f"the loop teaches one way of looking and uses another: {'; '.join(wrong)}\n{said}",
+            f"SFT and the other phases of the loop look in different ways: {'; '.join(wrong)}\n{said}",
             "give the loop one `protocol:` and one `crop:`, every phase one `box_format`; `mixed: true` if this is meant",
         )
     return f"phases look in more than one way:\n{said}"

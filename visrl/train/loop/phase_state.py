@@ -22,6 +22,7 @@ from typing import Any, Literal
 from visrl.core.json_files import read_object
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
+from visrl.train.config.protocols import identity
 from visrl.train.config.recipe import Recipe, flat, upgrade
 from visrl.train.data.shards import SUFFIXES, is_sharded, shards_of
 from visrl.train.loop.phases import Overrides, State, Weights
@@ -67,6 +68,9 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         _take(asked, "data.pictures")
     elif path := (asked.get("data") or {}).get("path"):
         inputs["data"] = data_hash(Path(path))
+    names = [tree.get("protocol") for tree in (asked, asked.get("data") or {}, asked.get("grpo") or {})]
+    if file := next((name for name in names if name and identity(name) != name), None):
+        inputs["protocol"] = identity(file)  # with the hash of what the file says
     return {"recipe": asked, **inputs}
 
 
@@ -117,6 +121,11 @@ def is_finished(folder: Path) -> bool:
     return stored(folder, OUTPUTS).is_file()
 
 
+def left_by(folder: Path) -> dict[str, Any] | None:
+    """What a finished phase left, as outputs.json has it: hashes, seconds, tokens. None where it has not ended."""
+    return _read(stored(folder, OUTPUTS))
+
+
 def _config_in(folder: Path) -> dict[str, Any] | None:
     """What a phase was begun with, in the keys of now."""
     config = _read(stored(folder, CONFIG))
@@ -135,7 +144,7 @@ def examine(folder: Path, config: Mapping[str, Any], outputs: Mapping[str, Any] 
         return PhaseState("new")
     if differences := changes(began, json.loads(dump_json(config))):
         return PhaseState("stale", "; ".join(differences))
-    ended = _read(stored(folder, OUTPUTS))
+    ended = left_by(folder)
     if ended is None:
         return PhaseState("resume")
     wrong = [name for name, value in (outputs or {}).items() if ended.get(name) != value]

@@ -78,7 +78,7 @@ class Weights:
             except OSError as error:
                 raise UsageError(
                     f"no weights at {self.model}",
-                    "give a shipped name, a folder, or a hub id that this machine can reach",
+                    "give a bundled model, a folder, or a hub id",
                 ) from error
         return model if self.adapter is None else f"{model}+{_hash_of(Path(self.adapter))}"
 
@@ -258,7 +258,7 @@ def _fresh_questions(phase: Phase, data: QuestionSection) -> Overrides:
     if phase.iteration > 1 and data.limit is None:
         raise UsageError(
             f"several iterations need data.limit in the recipe of {'pairs' if phase.what == 'pairs' else 'rl'}",
-            "it says how many new questions each iteration takes",
+            "it sets the number of new questions per iteration",
         )
     return {"data.skip": data.skip + (phase.iteration - 1) * (data.limit or 0)}
 

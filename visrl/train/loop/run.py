@@ -31,8 +31,10 @@ from visrl.core.plugins import include_options
 from visrl.core.records import dump_json, read_results, write_atomically
 from visrl.errors import EXIT_DONE, Incomplete, UsageError
 from visrl.train.common.exclusive import exclusive
+from visrl.train.config.protocols import identity
 from visrl.train.config.recipe import Kind, Resolved
 from visrl.train.loop.before import check, check_scoring, own_looks
+from visrl.train.loop.cost import cpu_seconds, tokens_of
 from visrl.train.loop.looks import check_looks, scoring_of
 from visrl.train.loop.phase_state import (
     CONFIG,
@@ -162,9 +164,11 @@ def execute(recipe: LoopRecipe, prepared: PreparedPhase) -> None:
     if prepared.resolved is not None:
         word = _how_it_goes_on(prepared) if found == "resume" else "begins"
         print(f"{phase.name}: {word}", file=sys.stderr, flush=True)
-    began = time.monotonic()
+    began, spent = time.monotonic(), cpu_seconds()
     hashes = {} if prepared.resolved is None else _run_phase(recipe, prepared, folder)
-    end(folder, {**hashes, "seconds": round(time.monotonic() - began, 1)})
+    whole = {} if found == "resume" else {"cpu_seconds": round(cpu_seconds() - spent, 1)}
+    cost = {} if prepared.resolved is None else {"tokens": tokens_of(folder)}
+    end(folder, {**hashes, **cost, **whole, "seconds": round(time.monotonic() - began, 1)})
 
 
 def _how_it_goes_on(prepared: PreparedPhase) -> str:
@@ -203,7 +207,9 @@ def _launch(launch: str, phase: Phase, recipe: Path) -> None:
     try:
         code = subprocess.run(command, check=False).returncode  # noqa: S603 - the recipe's own words
     except OSError as error:
-        raise UsageError(f"launch: {command[0]}: {error.strerror}", "launch names a command of this machine") from error
+        raise UsageError(
+            f"launch: {command[0]}: {error.strerror}", "launch must be a command on this machine"
+        ) from error
     if code:
         raise UsageError(
             f"{phase.name}: `{shlex.join(command)}` ended with exit code {code}", "the same command resumes"
@@ -262,6 +268,7 @@ def _score(recipe: LoopRecipe, phase: Phase, state: State, before: Path | None) 
 def _score_config(recipe: LoopRecipe) -> dict[str, Any]:
     """What decides the scoring of a phase."""
     asked = scoring_of(recipe).model_dump(mode="json", exclude={"batch_size"})
+    asked["protocol"] = identity(asked["protocol"])
     return asked if recipe.policy == "hf" else {**asked, "policy": recipe.policy}
 
 
@@ -340,7 +347,7 @@ def _refuse_stale(recipe: LoopRecipe) -> None:
     if any(stale for _, _, stale in statuses):
         said = "\n".join(f"  {name}: {word}" for name, word, _ in statuses if word != "done")
         hint = f"--set redo=true does it (the old ones go to {recipe.output / 'old'}); or another output"
-        raise UsageError(f"{recipe.output} was made by another recipe:\n{said}", hint)
+        raise UsageError(f"{recipe.output} was made with another recipe:\n{said}", hint)
 
 
 # --- one process, one arithmetic

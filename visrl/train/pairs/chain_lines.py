@@ -1,11 +1,11 @@
-"""The shape of a line of chains.jsonl (sampling.py writes and reads them): every field checked before anything is made of it."""
+"""The shape of a line of chains.jsonl (question_state.py writes and reads it): every field checked before it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 
 class _Line(BaseModel):
@@ -17,17 +17,38 @@ class ScoreLine(_Line):
     reason: str = ""
 
 
+Corners = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+class LookLine(_Line):
+    """One of several looks."""
+
+    place: Annotated[list[int], Field(min_length=2, max_length=2)]
+    source: str
+    box: Corners
+    text: str | None = None
+    score: ScoreLine | None = None
+
+
 class TrialLine(_Line):
-    """One box and its answer."""
+    """One box, or several looks, and their answer."""
 
     attempt: int
     role: int
     source: str
-    box: Annotated[list[float], Field(min_length=4, max_length=4)]
+    box: Corners | None = None
+    looks: list[LookLine] | None = None
     answer: str | None
+    answer_text: str | None = None
     box_text: str | None = None
     answer_score: ScoreLine | None = None
     box_score: ScoreLine | None = None
+
+    @model_validator(mode="after")
+    def _looked(self) -> TrialLine:
+        if (self.box is None) == (self.looks is None):
+            raise ValueError("box or looks: one of them")
+        return self
 
 
 class ChainLine(_Line):

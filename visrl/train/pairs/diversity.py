@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from visrl.core.boxes import Box, Size, iou
+from visrl.core.crops import Region
 from visrl.core.types import Unparsed
 from visrl.train.data.candidates import Source
 
@@ -66,6 +67,29 @@ def disjoint_like(box: Box, size: Size, rng: random.Random) -> Box | None:
         if iou(drawn, like) == 0.0:
             return drawn
     return None
+
+
+def control_again(
+    boxes: Sequence[BoxProposal], attempts: int, area: Region, controller: Controller, rngs: Sequence[random.Random]
+) -> list[Attempt]:
+    """The attempts at a look after the first, of the proposals that could be read: two by two, in order, and a last one alone;
+    what is left is spare. area: x1, y1, x2, y2 of the original, where a random box may lie; rngs: one per attempt.
+    """
+    x, y, width, height = area[0], area[1], area[2] - area[0], area[3] - area[1]
+    inside = [replace(p, box=_moved(p.box, -x, -y)) for p in boxes]
+    firsts, extra = inside[: 2 * attempts], inside[2 * attempts :]
+    made = []
+    for i in range(0, len(firsts), 2):
+        both = firsts[i : i + 2]
+        one = Attempt(tuple(both))
+        if len(both) == 2:
+            one = _attempt(both[0], both[1], extra, (width, height), controller, rngs[i // 2])
+        made.append(replace(one, boxes=tuple(replace(p, box=_moved(p.box, x, y)) for p in one.boxes)))
+    return made
+
+
+def _moved(box: Box, x: float, y: float) -> Box:
+    return Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y)
 
 
 def control(

@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.crops import CropName
-from visrl.core.prompts import PROTOCOLS
 from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
-from visrl.train.config.recipe import ProtocolChoice, Recipe
+from visrl.train.config.protocols import ProtocolChoice, protocol_of, several
+from visrl.train.config.recipe import Recipe
 from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
-from visrl.train.pairs.selection import Mode, Rule
+from visrl.train.pairs.selection import Inner, Mode, Rule
 
 
 class PolicySection(Section):
@@ -34,6 +34,12 @@ class SamplingSection(Section):
     """How chains are drawn; the official values are the defaults (docs/method.md d)."""
 
     attempts: int = Field(default=3, ge=1, le=10_000, description="two boxes each")
+    later_attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="of several looks: from each look two further boxes, so many times; 1 where left out",
+    )
     temperature: float = Field(default=2.0, ge=0, le=1000)
     top_p: float = Field(default=0.7, gt=0, le=1)
     top_k: int = Field(default=50, ge=0)
@@ -53,6 +59,11 @@ class SelectionSection(Section):
     lose_answer: float = Field(default=0.2, ge=0, le=1)
     box_critic: bool = Field(default=True, description="false: the ablation without bounding box critics")
     pairs: int = Field(default=1, ge=1, description="at most so many of a question; `paper` only")
+    inner: Inner | None = Field(
+        default=None,
+        description="of several looks: a look before the last is as good as its crop or what was cut out after it (`best`, where"
+        " left out), or as its `own` crop alone",
+    )
 
     @model_validator(mode="after")
     def _apart(self) -> SelectionSection:
@@ -64,7 +75,7 @@ class SelectionSection(Section):
         return self
 
     def rule(self) -> Rule:
-        return Rule(**self.model_dump())
+        return Rule(**self.model_dump(exclude_none=True))
 
 
 class PairsRecipe(Recipe):
@@ -90,9 +101,20 @@ class PairsRecipe(Recipe):
         description="workers on a Ray cluster, per model (docs/scaling.md); none: this process",
     )
 
+    @model_validator(mode="after")
+    def _of_several(self) -> PairsRecipe:
+        if self.protocol is not None and not several(self.protocol):
+            for name, value in (
+                ("sampling.later_attempts", self.sampling.later_attempts),
+                ("select.inner", self.select.inner),
+            ):
+                if value is not None:
+                    raise ValueError(f"{name} is of several looks, and protocol {self.protocol} looks once")
+        return self
+
     @field_validator("protocol")
     @classmethod
     def _looks(cls, name: str | None) -> str | None:
-        if name is not None and not PROTOCOLS[name].looks:
+        if name is not None and not protocol_of(name).looks:
             raise ValueError(f"protocol {name} does not look; there are no boxes to prefer")
         return name

@@ -16,7 +16,6 @@ from typing import Any
 
 from visrl import __version__
 from visrl.core.plugins import used
-from visrl.core.prompts import PROTOCOLS, trained
 from visrl.core.records import dump_json, write_atomically, write_results
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
@@ -29,12 +28,13 @@ from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
 from visrl.train.common.critics import make_critic
+from visrl.train.config.protocols import check_crop, crop_under, most_looks, protocol_id, several
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.chain_lines import checked
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
 from visrl.train.pairs.selection import Rule
-from visrl.train.pairs.statistics import cost, funnel, outcomes, pair_rows, pairs_of, results, table
+from visrl.train.pairs.statistics import cost, funnel, outcomes, pair_rows, pairs_of, preferred, results, table
 
 PASSES = 3
 """How often a run goes over the questions that failed: servers come back."""
@@ -92,15 +92,18 @@ def _called(policy: Policy, name: str | None) -> Policy:
 
 def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
     """The recipe's plan, with the policy's own protocol where none is named. Raises UsageError where that does not look."""
-    protocol = rollout_config(policy, protocol=recipe.protocol, crop=recipe.crop).protocol
+    name = recipe.protocol or policy.default_protocol
+    protocol = rollout_config(policy, protocol=name, crop=recipe.crop).protocol
     if not protocol.looks:
         raise UsageError(
             f"{policy.name} has the protocol {protocol.name}, which asks for no box",
             "choose one that does, for example viscot_train",
         )
+    if protocol.several is not None:
+        _require_own_words(recipe, policy, name)
     drawn = recipe.sampling
     return SamplingPlan(
-        protocol=trained(protocol),
+        protocol=name,
         crop=recipe.crop,
         attempts=drawn.attempts,
         extra_samples=drawn.extra_samples if recipe.diversity == "resample" else 0,
@@ -112,7 +115,24 @@ def plan_of(recipe: PairsRecipe, policy: Policy) -> SamplingPlan:
         max_tokens=drawn.max_tokens,
         seed=recipe.seed,
         exhaustive=recipe.exhaustive,
+        later_attempts=drawn.later_attempts or 1,
     )
+
+
+def _require_own_words(recipe: PairsRecipe, policy: Policy, name: str) -> None:
+    """Raises UsageError where the policy would be asked otherwise than training on the pairs asks."""
+    check_crop(name, recipe.crop, "crop" in recipe.model_fields_set)
+    if most_looks(name) < 1:
+        raise UsageError(f"protocol {name} does not look; there are no boxes to prefer", "a limit of one look or more")
+    if policy.native_tools:
+        raise UsageError(
+            f"{policy.name} is told of tools in its own way, which training does not know", "leave tools=native out"
+        )
+    if policy.max_pictures is not None and policy.max_pictures <= most_looks(name):
+        raise UsageError(
+            f"{policy.name} takes {policy.max_pictures} pictures, and {name} may look {most_looks(name)} times",
+            f"limit_mm_per_prompt, or protocol {name.partition(':')[0]}:{policy.max_pictures - 1}",
+        )
 
 
 Line = Mapping[str, Any]
@@ -210,8 +230,8 @@ def describe(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRe
             "box_format": policy.box_format.describe(),
         },
         "critic": dict(sampler.critic.describe()),
-        "protocol": PROTOCOLS[plan.protocol].id,
-        "crop": plan.crop,
+        "protocol": protocol_id(plan.protocol),
+        "crop": crop_under(plan.protocol, plan.crop),
         "seed": plan.seed,
         "sampling": {
             "attempts": plan.attempts,
@@ -220,9 +240,10 @@ def describe(sampler: PairSampler, samples: Sequence[CoTSample], recipe: PairsRe
             "top_p": plan.top_p,
             "top_k": plan.top_k,
             "max_tokens": plan.max_tokens,
+            **({"later_attempts": plan.later_attempts} if several(plan.protocol) else {}),
         },
         "diversity": plan.controller,
-        "select": recipe.select.model_dump(),
+        "select": recipe.select.model_dump(exclude_none=True),
         "exhaustive": plan.exhaustive,
         "data": {**recipe.data.model_dump(mode="json"), "n": len(samples), "sha256": questions_hash(samples)},
         **({"others_code": code} if (code := used()) else {}),
@@ -251,6 +272,7 @@ def conclude(
         "funnel": funnel(states, plan.rule),
         "tokens": cost(states, len(rows)),
         "boxes": table(found) if found else None,
+        **_by_look(states, plan),
         "pairs_sha256": hashlib.sha256((folder / "pairs.jsonl").read_bytes()).hexdigest(),
     }
     write_atomically(folder / "manifest.json", dump_json(manifest))
@@ -258,6 +280,16 @@ def conclude(
     if records:
         write_results(folder / "records" / "datagen.json", records)
     return manifest
+
+
+def _by_look(states: Sequence[QuestionState], plan: SamplingPlan) -> dict[str, Any]:
+    """Of several looks: what became of each."""
+    if not several(plan.protocol):
+        return {}
+    looks = range(1, most_looks(plan.protocol) + 1)
+    found = {k: outcomes(states, plan.rule, k) for k in looks}
+    rejected = {f"look{k}": n for k in looks if (n := preferred(states, plan.rule, k))}
+    return {"looks": {"preferences": rejected, "boxes": {f"look{k}": table(found[k]) for k in looks if found[k]}}}
 
 
 def record_context(request: Mapping[str, Any]) -> dict[str, Any]:

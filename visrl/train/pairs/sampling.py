@@ -12,25 +12,26 @@ of the box. 3. nothing is computed twice. 4. two chains of equal box and answer 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from visrl.core.boxes import Box
 from visrl.core.crops import CropName
 from visrl.core.prompts import ProtocolName
-from visrl.core.types import CoTSample, Picture, Score, Turn, Unparsed
+from visrl.core.types import CoTSample, Picture, Score, Unparsed
 from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
-from visrl.rollout.retry import ask, total
-from visrl.rollout.steps import ask_where, parse_box
-from visrl.train.common.conversations import Opened, answer_prompt, box_prompt, crop_of, opened
+from visrl.train.common.conversations import Opened, crop_of, opened
 from visrl.train.common.critics import Critic, Judged, Question, without_repeats
-from visrl.train.data.candidates import Candidate
-from visrl.train.pairs.diversity import Attempt, BoxProposal, Controller, control
-from visrl.train.pairs.selection import Decision, Rule, decide
+from visrl.train.config.protocols import protocol_of
+from visrl.train.data.candidates import Candidate, CandidateLook
+from visrl.train.pairs.diversity import Attempt, BoxProposal, Controller, control, control_again
+from visrl.train.pairs.look_turns import Answered, LookTurns, path_of
+from visrl.train.pairs.question_state import QuestionState, Stage, drop_repeats, from_json, to_json
+from visrl.train.pairs.selection import Rule
 
-Stage = Literal["boxes", "answers", "answer_critic", "box_critic"]
+__all__ = ["PairSampler", "QuestionState", "SamplingPlan", "Stage", "from_json", "to_json", "true_box"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class SamplingPlan:
     """How chains are made: everything besides models and questions that changes a pair.
 
     exhaustive: score all boxes, for analysis; the pairs are the same. extra_samples: further boxes for ``resample`` to choose
-    from.
+    from. later_attempts: of a look after the first, from each look before it.
     """
 
     protocol: ProtocolName
@@ -53,32 +54,18 @@ class SamplingPlan:
     max_tokens: int = 128
     seed: int = 0
     exhaustive: bool = False
+    later_attempts: int = 1
 
     @property
     def boxes(self) -> int:
         return 2 * self.attempts + self.extra_samples
 
+    @property
+    def later_boxes(self) -> int:
+        return 2 * self.later_attempts + self.extra_samples
+
     def sampling(self, n: int) -> Sampling:
         return Sampling(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
-
-
-@dataclass(slots=True)
-class QuestionState:
-    """One question on its way to a pair. error: why it failed; it will be tried again."""
-
-    sample: CoTSample
-    item: Opened | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
-    repeats: int = 0
-    tokens: dict[Stage, Tokens | None] = field(default_factory=dict)
-    error: str | None = None
-
-    def spend(self, stage: Stage, tokens: Tokens | None) -> None:
-        self.tokens[stage] = total([self.tokens.get(stage, Tokens()), tokens])
-
-    def decision(self, rule: Rule) -> Decision:
-        return decide(self.candidates, rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +92,14 @@ class PairSampler:
         """Each sample's chains, not yet scored: what the policy does. Never raises for one sample."""
         states = [self._open(sample) for sample in samples]
         self._boxes(_alive(states))
+        for _ in range(1, self._turns.most):
+            self._look_again(_alive(states))
         self._answers(_alive(states))
         return states
+
+    @property
+    def _turns(self) -> LookTurns:
+        return LookTurns(self.policy, protocol_of(self.plan.protocol).several, self.plan.crop)
 
     def judge(self, states: Sequence[QuestionState]) -> None:
         """Score chains, drawn here or elsewhere: what the critic does."""
@@ -140,38 +133,75 @@ class PairSampler:
         return Opened(sample, self.plan.protocol, sample.picture or Picture("", _no_picture), sample.size)
 
     def _boxes(self, states: Sequence[QuestionState]) -> None:
-        asked = [(state, _request(state, "box", box_prompt(_item(state)))) for state in states]
-        for state, output in self._ask(ask_where, asked, self.plan.sampling(self.plan.boxes)):
+        """The first look of every chain."""
+        turns = self._turns
+        asked = [(state, turns.request(_item(state), (), last=False)) for state in states]
+        for state, output in self._ask(turns.ask_looks, asked, self.plan.sampling(self.plan.boxes)):
             state.spend("boxes", Tokens.of(output))
-            size = _item(state).size
-            proposals: list[BoxProposal | Unparsed] = []
-            for text in output.texts:
-                box = parse_box(self.policy.box_format, text, size)
-                proposals.append(BoxProposal(box, text) if isinstance(box, Box) else box)
+            item = _item(state)
+            read = [turns.read(item, (), text) for text in output.texts]
+            proposals = [found for found in read if not isinstance(found, Answered)]
             rngs = [random.Random(f"{self.plan.seed}:{state.sample.id}:{i}:apart") for i in range(self.plan.attempts)]
-            state.attempts = control(proposals, self.plan.attempts, size, self.plan.controller, rngs)
-            state.candidates = [
-                Candidate(p.box, p.text, attempt=i, role=r, source=p.source)
-                for i, a in enumerate(state.attempts)
-                for r, p in enumerate(a.boxes)
-            ]
+            attempts = control(proposals, self.plan.attempts, item.size, self.plan.controller, rngs)
+            state.attempts, state.candidates = self._chains(item, (), attempts)
+
+    def _look_again(self, states: Sequence[QuestionState]) -> None:
+        """One more look of every chain that may: it becomes as many as there are looks drawn after it, and one that answers."""
+        turns = self._turns
+        asked = [(state, c) for state in states for c in state.candidates if turns.open(c)]
+        requests = [(state, turns.request(_item(state), c.all_looks, last=False)) for state, c in asked]
+        done = self._ask(turns.ask_looks, requests, self.plan.sampling(self.plan.later_boxes), keep_failed=True)
+        grown: dict[int, list[Candidate]] = {}
+        for (state, candidate), (_, output) in zip(asked, done, strict=True):
+            if output.error is None:
+                state.spend("boxes", Tokens.of(output))
+                grown[id(candidate)] = self._grown(state, candidate, output.texts)
+        for state in states:
+            state.candidates = [child for c in state.candidates for child in grown.get(id(c), [c])]
+
+    def _grown(self, state: QuestionState, candidate: Candidate, texts: Sequence[str]) -> list[Candidate]:
+        turns, plan, item, looks = self._turns, self.plan, _item(state), candidate.all_looks
+        read = [turns.read(item, looks, text) for text in texts]
+        boxes = [found for found in read if isinstance(found, BoxProposal)]
+        path = f"{plan.seed}:{state.sample.id}:{path_of(looks)}"
+        rngs = [random.Random(f"{path}/{i}:apart") for i in range(plan.later_attempts)]
+        attempts = control_again(boxes, plan.later_attempts, turns.area(item, looks), plan.controller, rngs)
+        lost = [Attempt(dropped=f"later box unparsed: {f.reason}") for f in read if isinstance(f, Unparsed)]
+        made, chains = self._chains(item, looks, attempts)
+        state.attempts += [*lost, *made]
+        answered = next((found for found in read if isinstance(found, Answered)), None)
+        if answered is not None:
+            turns.answer(candidate, answered.text)
+            chains.insert(0, candidate)
+        return chains
+
+    def _chains(
+        self, item: Opened, looks: Sequence[CandidateLook], attempts: Sequence[Attempt]
+    ) -> tuple[list[Attempt], list[Candidate]]:
+        """The attempts, and the chains that go on from ``looks`` with what they hold."""
+        turns, kept, chains = self._turns, list[Attempt](), list[Candidate]()
+        for i, attempt in enumerate(attempts):
+            found = [(p, turns.sayable(item, looks, p)) for p in attempt.boxes]
+            said = [replace(proposal, box=box) for proposal, box in found if box is not None]
+            if len(said) < len(found):
+                kept.append(Attempt(dropped="a random box that the protocol cannot say"))
+                continue
+            kept.append(attempt)
+            chains += [turns.chain(looks, proposal, (i, role)) for role, proposal in enumerate(said)]
+        return kept, chains
 
     def _answers(self, states: Sequence[QuestionState]) -> None:
-        asked = [(state, candidate) for state in states for candidate in state.candidates]
-        requests = [
-            (state, _request(state, "answer", self._answer_prompt(state, c), f":{c.attempt}.{c.role}"))
-            for state, c in asked
-        ]
-        done = self._ask(ask, requests, self.plan.sampling(1), keep_failed=True)
+        """The answer of every chain that has none yet."""
+        turns = self._turns
+        asked = [(state, c) for state in states for c in state.candidates if c.answer_text is None]
+        requests = [(state, turns.request(_item(state), c.all_looks, last=True)) for state, c in asked]
+        done = self._ask(turns.ask_answers, requests, self.plan.sampling(1), keep_failed=True)
         for (state, candidate), (_, output) in zip(asked, done, strict=True):
             if output.error is None:
                 state.spend("answers", Tokens.of(output))
-                candidate.answer = output.texts[0]
+                turns.answer(candidate, output.texts[0])
         for state in states:
-            _drop_repeats(state)
-
-    def _answer_prompt(self, state: QuestionState, candidate: Candidate) -> tuple[Turn, ...]:
-        return answer_prompt(_item(state), candidate, self.plan.crop, self.policy.box_format)
+            drop_repeats(state)
 
     def _ask(
         self,
@@ -192,38 +222,54 @@ class PairSampler:
     def _answer_scores(self, states: Sequence[QuestionState]) -> None:
         asked = [(state, c) for state in states for c in state.candidates]
         questions = [Question(state.sample, _item(state).picture, answer=c.answer) for state, c in asked]
-        self._judge(
-            "answer_critic", [state for state, _ in asked], questions, self.critic.answers, [c for _, c in asked]
-        )
+
+        def note(number: int, score: Score | None) -> None:
+            asked[number][1].answer_score = score
+
+        self._judge("answer_critic", [state for state, _ in asked], questions, self.critic.answers, note)
 
     def _box_scores(self, states: Sequence[QuestionState]) -> None:
         """In rounds: each question still open asks for the one score it needs next; all that are left, if exhaustive."""
         if not self.plan.rule.box_critic:
             return
         while True:
-            wanted = [
-                (state, place)
-                for state in _alive(states)
-                if (place := state.decision(self.plan.rule).wanted) is not None
-            ]
+            decisions = [(state, state.decision(self.plan.rule)) for state in _alive(states)]
+            wanted = [(state, state.candidates[d.wanted], d.look) for state, d in decisions if d.wanted is not None]
             if not wanted:
                 break
-            self._score_boxes([(state, state.candidates[place]) for state, place in wanted])
+            self._score_looks(wanted)
         if self.plan.exhaustive:
-            self._score_boxes([(state, c) for state in _alive(states) for c in state.candidates if c.box_score is None])
+            every = [(state, c, k) for state in _alive(states) for c in state.candidates for k in range(c.depth)]
+            self._score_looks([(state, c, k) for state, c, k in every if c.look_score(k) is None])
 
-    def _score_boxes(self, asked: Sequence[tuple[QuestionState, Candidate]]) -> None:
-        questions = [self._about_box(state, c) for state, c in asked]
-        self._judge("box_critic", [state for state, _ in asked], questions, self.critic.boxes, [c for _, c in asked])
-        for state, candidate in asked:
-            _same_crop(self._crop_ref, state, candidate)
+    def _score_looks(self, asked: Sequence[tuple[QuestionState, Candidate, int]]) -> None:
+        questions = [self._about_box(state, c, look) for state, c, look in asked]
 
-    def _crop_ref(self, state: QuestionState, candidate: Candidate) -> str:
-        return crop_of(_item(state), candidate, self.plan.crop).ref
+        def note(number: int, score: Score | None) -> None:
+            _, candidate, look = asked[number]
+            candidate.score_look(look, score)
 
-    def _about_box(self, state: QuestionState, candidate: Candidate) -> Question:
-        item = _item(state)
-        return Question(state.sample, item.picture, crop_of(item, candidate, self.plan.crop), candidate.box)
+        self._judge("box_critic", [state for state, *_ in asked], questions, self.critic.boxes, note)
+        for state, candidate, look in asked:
+            self._same_crop(state, candidate.look_score(look), self._crop(state, candidate, look).ref)
+
+    def _same_crop(self, state: QuestionState, score: Score | None, ref: str) -> None:
+        """Looks that cut the same crop have the same score: none of them is asked about again."""
+        if score is None:
+            return
+        for candidate in state.candidates:
+            for look in range(candidate.depth):
+                if candidate.look_score(look) is None and self._crop(state, candidate, look).ref == ref:
+                    candidate.score_look(look, score)
+
+    def _crop(self, state: QuestionState, candidate: Candidate, look: int) -> Picture:
+        return crop_of(_item(state), candidate.all_looks[look], self.plan.crop)
+
+    def _about_box(self, state: QuestionState, candidate: Candidate, look: int) -> Question:
+        sample, item = state.sample, _item(state)
+        if sample.boxes and candidate.looks is not None:  # of the oracle: each look has a true box of its own
+            sample = replace(sample, box=true_box(sample, look))
+        return Question(sample, item.picture, self._crop(state, candidate, look), candidate.all_looks[look].box)
 
     def _judge(
         self,
@@ -231,12 +277,12 @@ class PairSampler:
         states: Sequence[QuestionState],
         questions: Sequence[Question],
         judge: Callable[[Sequence[Question]], list[Judged]],
-        candidates: Sequence[Candidate],
+        note: Callable[[int, Score | None], None],
     ) -> None:
         different, which = without_repeats(questions)
         judged = judge(different)
         paid: set[int] = set()
-        for state, candidate, place in zip(states, candidates, which, strict=True):
+        for number, (state, place) in enumerate(zip(states, which, strict=True)):
             verdict = judged[place]
             if verdict.error:
                 state.error = state.error or f"critic: {verdict.error}"
@@ -244,28 +290,12 @@ class PairSampler:
             if place not in paid:
                 state.spend(stage, verdict.tokens)
                 paid.add(place)
-            if stage == "answer_critic":
-                candidate.answer_score = verdict.score
-            else:
-                candidate.box_score = verdict.score
+            note(number, verdict.score)
 
 
-def _same_crop(ref: Callable[[QuestionState, Candidate], str], state: QuestionState, scored: Candidate) -> None:
-    """Boxes that cut the same crop have the same score: none of them is asked about again."""
-    if scored.box_score is None:
-        return
-    wanted = ref(state, scored)
-    for candidate in state.candidates:
-        if candidate.box_score is None and ref(state, candidate) == wanted:
-            candidate.box_score = scored.box_score
-
-
-def _drop_repeats(state: QuestionState) -> None:
-    kept: dict[tuple[Box | None, str], Candidate] = {}
-    for candidate in state.candidates:
-        kept.setdefault((candidate.box, candidate.answer), candidate)
-    state.repeats = len(state.candidates) - len(kept)
-    state.candidates = list(kept.values())
+def true_box(sample: CoTSample, look: int) -> Box | None:
+    """The true box of look number ``look``, from 0; after the last one, the last."""
+    return sample.boxes[min(look, len(sample.boxes) - 1)] if sample.boxes else sample.box
 
 
 def _alive(states: Sequence[QuestionState]) -> list[QuestionState]:
@@ -277,74 +307,5 @@ def _item(state: QuestionState) -> Opened:
     return state.item
 
 
-def _request(
-    state: QuestionState, step: Literal["box", "answer"], turns: tuple[Turn, ...], stream: str = ""
-) -> Request:
-    return Request(state.sample.id, step, turns, _item(state).size, stream)
-
-
 def _no_picture() -> Any:
     raise UsageError("no picture was loaded for this sample")
-
-
-# --- on disk
-
-
-def to_json(state: QuestionState) -> dict[str, Any]:
-    """A question's line in chains.jsonl."""
-    line: dict[str, Any] = {"id": state.sample.id}
-    if state.error is not None:
-        return {**line, "error": state.error}
-    line["attempts"] = [attempt.dropped for attempt in state.attempts]
-    line["repeats"] = state.repeats
-    line["trials"] = [_candidate_json(c) for c in state.candidates]
-    line["tokens"] = {
-        stage: None if tokens is None else [tokens.prompt, tokens.cached, tokens.output]
-        for stage, tokens in state.tokens.items()
-    }
-    return line
-
-
-def _candidate_json(candidate: Candidate) -> dict[str, Any]:
-    assert candidate.box is not None, "a protocol that looks"
-    value: dict[str, Any] = {
-        "attempt": candidate.attempt,
-        "role": candidate.role,
-        "source": candidate.source,
-        "box": list(candidate.box.xyxy),
-        "answer": candidate.answer,
-    }
-    if candidate.box_text is not None:
-        value["box_text"] = candidate.box_text
-    for name, score in (("answer_score", candidate.answer_score), ("box_score", candidate.box_score)):
-        if score is not None:
-            value[name] = {"value": score.value, **({"reason": score.reason} if score.reason else {})}
-    return value
-
-
-def from_json(value: Mapping[str, Any], sample: CoTSample) -> QuestionState:
-    """The inverse of :func:`to_json`, without what was only needed on the way."""
-    state = QuestionState(sample, error=value.get("error"))
-    if state.error is None:
-        state.attempts = [Attempt(dropped=reason) for reason in value["attempts"]]
-        state.repeats = value["repeats"]
-        state.candidates = [_candidate(c) for c in value["trials"]]
-        state.tokens = {stage: None if t is None else Tokens(*t) for stage, t in value["tokens"].items()}
-    return state
-
-
-def _candidate(value: Mapping[str, Any]) -> Candidate:
-    return Candidate(
-        Box(*value["box"]),
-        value.get("box_text"),
-        value["answer"],
-        _score(value.get("answer_score")),
-        _score(value.get("box_score")),
-        value["attempt"],
-        value["role"],
-        value["source"],
-    )
-
-
-def _score(value: Mapping[str, Any] | None) -> Score | None:
-    return None if value is None else Score(value["value"], value.get("reason", ""))

@@ -8,25 +8,38 @@
 "First" is in the order of (attempt, role), never of arrival. A chain with a missing score is in no set. Without the box
 critic (an ablation) only the answers' scores are asked.
 
+Of several looks the chains of a question are a tree: those that share their first looks were drawn after the same conversation.
+The chosen chain is as above, where each of its looks passes. At each of its looks the rejected one is, likewise, among the other
+looks drawn at that very place: a look answers as well as the best chain that goes on from it, and is scored as ``inner`` says:
+
+``best``  a look's crop holds the answer where the critic reads it there, or in what was cut out after it: the highest score of
+          the look and of all that followed. What is too small to read in the first crop may be read in the second
+``own``   its own crop alone
+
+A look without another that fails has nothing rejected; a pair needs one look that has. The rejected answer is the worst one after
+the last rejected look. One look is the special case of a tree of one level.
+
 The box critic is the dear one: it reads a crop nobody has read yet. So selection asks for box scores one by one, and only
 for those that can still change the outcome; the pairs are exactly those of scoring everything (tests/train/test_selection.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from visrl.train.data.candidates import Candidate
 
 Mode = Literal["code", "paper"]
+Inner = Literal["best", "own"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How pairs are chosen. The thresholds are the official ones (docs/method.md d). pairs: at most so many of a question,
-    ``paper`` only."""
+    ``paper`` only. inner: how a look
+    before the last is scored."""
 
     mode: Mode = "code"
     win_box: float = 0.8
@@ -35,41 +48,113 @@ class Rule:
     lose_answer: float = 0.2
     box_critic: bool = True
     pairs: int = 1
+    inner: Inner = "best"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """pairs: (chosen, rejected) places. wanted: the chain whose box score is needed before more can be said; None: decided."""
+    """pairs: (chosen, rejected) places. looks: of each pair, for each look of the chosen chain, a chain with the rejected one, or
+    None. wanted: the chain whose box score is needed before more can be said, of its look number ``look``; None: decided.
+    """
 
     pairs: tuple[tuple[int, int], ...] = ()
     wanted: int | None = None
+    look: int = 0
+    looks: tuple[tuple[int | None, ...], ...] = ()
 
 
 class _Wanted(Exception):
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def __init__(self, place: int, look: int) -> None:
+        self.place, self.look = place, look
+
+
+Rejected = tuple[int | None, ...]
+"""For each look of a chosen chain a chain with what is rejected there."""
+Found = tuple[tuple[int, int, Rejected], ...]
+"""(chosen, rejected, by look) of each pair."""
 
 
 def decide(chains: Sequence[Candidate], rule: Rule) -> Decision:
     """The pairs of one question, or which box score is wanted next."""
     try:
-        return Decision(_code(chains, rule) if rule.mode == "code" else _paper(chains, rule))
+        found = _code(chains, rule) if rule.mode == "code" else _paper(chains, rule)
     except _Wanted as wanted:
-        return Decision(wanted=wanted.place)
+        return Decision(wanted=wanted.place, look=wanted.look)
+    return Decision(tuple((a, b) for a, b, _ in found), looks=tuple(looks for *_, looks in found))
 
 
-def _code(chains: Sequence[Candidate], rule: Rule) -> tuple[tuple[int, int], ...]:
+def _code(chains: Sequence[Candidate], rule: Rule) -> Found:
     answers = _answers(chains, rule)
     if not answers:
         return ()
     best, worst = max(answers.values()), min(answers.values())
     if best < rule.win_answer or worst > rule.lose_answer or best == worst:
         return ()
-    chosen = _first(chains, [i for i, a in answers.items() if a == best], lambda box: box >= rule.win_box, rule)
+    chosen = next((i for i, a in answers.items() if a == best and _chosen(chains, i, rule)), None)
     if chosen is None:
         return ()
-    rejected = _first(chains, [i for i, a in answers.items() if a == worst], lambda box: box <= rule.lose_box, rule)
-    return () if rejected is None else ((chosen, rejected),)
+    looks: list[int | None] = []
+    for look in range(chains[chosen].depth):
+        nodes = _others(chains, chosen, look, rule)
+        worst = min((node.answer for node in nodes), default=1.0)
+        failing = [node for node in nodes if node.answer == worst <= rule.lose_answer]
+        looks.append(next((node.first for node in failing if _rejected(chains, node, rule)), None))
+    return _pair(chains, chosen, looks, answers)
+
+
+def _pair(chains: Sequence[Candidate], chosen: int, looks: Sequence[int | None], answers: Mapping[int, float]) -> Found:
+    """The pair, where something is rejected."""
+    last = next((look for look in reversed(range(len(looks))) if looks[look] is not None), None)
+    if last is None:
+        return ()
+    place = looks[last]
+    assert place is not None, "that is how it was found"
+    within = [i for i in answers if i == place or _shares(chains, i, place, last)]
+    return ((chosen, min(within, key=lambda i: (answers[i], i)), tuple(looks)),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A look, with the chains that go on from it, in order. answer: the best of theirs."""
+
+    look: int
+    members: tuple[int, ...]
+    answer: float
+
+    @property
+    def first(self) -> int:
+        return self.members[0]
+
+
+def _shares(chains: Sequence[Candidate], one: int, other: int, look: int) -> bool:
+    """Whether two chains share their looks up to number ``look``. Chains of one look share none."""
+    if one == other:
+        return True
+    first, second = chains[one].looks, chains[other].looks
+    if first is None or second is None or min(len(first), len(second)) <= look:
+        return False
+    return all(a.place == b.place for a, b in zip(first[: look + 1], second[: look + 1], strict=True))
+
+
+def _others(chains: Sequence[Candidate], chosen: int, look: int, rule: Rule) -> list[_Node]:
+    """The other looks that were drawn where the chosen chain took its look, with answers that have scores.
+
+    One after which a box score is missing is left out whole: whether it holds the answer is not known.
+    """
+    nodes: list[list[int]] = []
+    scores = {i: c.answer_score.value for i, c in enumerate(chains) if c.answer_score is not None}
+    answers = {i: value for i, value in scores.items() if value is not None}
+    for place in answers:
+        beside = look == 0 or _shares(chains, place, chosen, look - 1)
+        if place == chosen or not beside or chains[place].depth <= look or _shares(chains, place, chosen, look):
+            continue
+        known = next((node for node in nodes if _shares(chains, node[0], place, look)), None)
+        if known is None:
+            nodes.append([place])
+        else:
+            known.append(place)
+    whole = [node for node in nodes if not any(_lost(chains[i], rule) for i in node)]
+    return [_Node(look, tuple(node), max(answers[i] for i in node)) for node in whole]
 
 
 def _answers(chains: Sequence[Candidate], rule: Rule) -> dict[int, float]:
@@ -79,40 +164,66 @@ def _answers(chains: Sequence[Candidate], rule: Rule) -> dict[int, float]:
 
 
 def _lost(chain: Candidate, rule: Rule) -> bool:
-    """Asked for its box score in vain: filter.py drops such chains before it looks for best and worst."""
-    return rule.box_critic and chain.box_score is not None and chain.box_score.value is None
+    """Asked for the last look's score in vain: filter.py drops such chains before it looks for best and worst."""
+    score = chain.look_score(chain.depth - 1) if chain.depth else None
+    return rule.box_critic and score is not None and score.value is None
 
 
-def _first(
-    chains: Sequence[Candidate], places: Sequence[int], passes: Callable[[float], bool], rule: Rule
-) -> int | None:
-    if not rule.box_critic:
-        return places[0]
-    return next((place for place in places if passes(_box(chains, place))), None)
-
-
-def _box(chains: Sequence[Candidate], place: int) -> float:
-    """The box score of a chain. Raises _Wanted where it has not been asked for yet."""
-    score = chains[place].box_score
+def _box(chains: Sequence[Candidate], place: int, look: int) -> float | None:
+    """The box score of a chain's look; None where it was asked for in vain. Raises _Wanted where it has not been asked for."""
+    score = chains[place].look_score(look)
     if score is None:
-        raise _Wanted(place)
-    assert score.value is not None, "chains without a score were dropped"
+        raise _Wanted(place, look)
     return score.value
 
 
-def _paper(chains: Sequence[Candidate], rule: Rule) -> tuple[tuple[int, int], ...]:
+def _chosen(chains: Sequence[Candidate], place: int, rule: Rule) -> bool:
+    """Whether every look of a chain passes: from the last one, which the looks before it are as good as under ``best``."""
+    if not rule.box_critic:
+        return True
+    last = chains[place].depth - 1
+    first = last if rule.inner == "best" else 0
+    scores = (_box(chains, place, look) for look in range(last, first - 1, -1))
+    return last >= 0 and all(score is not None and score >= rule.win_box for score in scores)
+
+
+def _below(chains: Sequence[Candidate], node: _Node, rule: Rule) -> Iterator[tuple[int, int]]:
+    """(chain, look) of what decides a look's score: itself, and under ``best`` all that followed."""
+    yield node.first, node.look
+    if rule.inner == "best":
+        yield from ((i, look) for i in node.members for look in range(node.look + 1, chains[i].depth))
+
+
+def _rejected(chains: Sequence[Candidate], node: _Node, rule: Rule) -> bool:
+    """Whether a look fails. The poster's bound is strict, filter.py's is not."""
+    if not rule.box_critic:
+        return True
+    scores = (_box(chains, place, look) for place, look in _below(chains, node, rule))
+    lose, strict = rule.lose_box, rule.mode == "paper"
+    return all(score is not None and (score < lose or (score == lose and not strict)) for score in scores)
+
+
+def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
     answers = _answers(chains, rule)
     chosen = [i for i, answer in answers.items() if answer >= rule.win_answer]
-    rejected = [i for i, answer in answers.items() if answer < rule.lose_answer]
-    if not chosen or not rejected:
+    if not chosen or min(answers.values()) >= rule.lose_answer:
         return ()
-    if rule.box_critic:
-        chosen = [i for i in chosen if _box(chains, i) >= rule.win_box]
-        rejected = [i for i in rejected if chosen and _box(chains, i) < rule.lose_box]
+    chosen = [i for i in chosen if _chosen(chains, i, rule)]
 
-    def total(place: int) -> float:
-        return answers[place] + (_box(chains, place) if rule.box_critic else 0.0)
+    def total(node: _Node) -> float:
+        boxes = [_box(chains, i, look) for i, look in _below(chains, node, rule)] if rule.box_critic else []
+        return node.answer + max((score for score in boxes if score is not None), default=0.0)
 
-    chosen.sort(key=lambda i: (-total(i), i))
-    rejected.sort(key=lambda i: (total(i), i))
-    return tuple(zip(chosen, rejected, strict=False))[: rule.pairs]
+    chosen.sort(key=lambda i: (-total(_Node(chains[i].depth - 1, (i,), answers[i])), i))
+    used: set[tuple[int, int]] = set()
+    found: list[tuple[int, int, Rejected]] = []
+    for place in chosen:
+        looks: list[int | None] = []
+        for look in range(chains[place].depth):
+            nodes = [n for n in _others(chains, place, look, rule) if n.answer < rule.lose_answer]
+            failing = [n for n in nodes if (n.first, look) not in used and _rejected(chains, n, rule)]
+            worst = min(failing, key=lambda n: (total(n), n.first), default=None)
+            looks.append(None if worst is None else worst.first)
+        used |= {(i, look) for look, i in enumerate(looks) if i is not None}
+        found += _pair(chains, place, looks, answers)
+    return tuple(found[: rule.pairs])

@@ -7,7 +7,8 @@ how long stand in run.json.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from visrl.core.boxes import Box, iou
@@ -17,9 +18,9 @@ from visrl.evals.scorers.measure import commonest
 from visrl.evals.stats import mean
 from visrl.policies.protocol import Tokens
 from visrl.rollout.retry import total
-from visrl.train.data.candidates import Candidate
+from visrl.train.data.candidates import Candidate, CandidateLook
 from visrl.train.data.rows import PairRow, chain_of
-from visrl.train.pairs.sampling import QuestionState, Stage
+from visrl.train.pairs.sampling import QuestionState, Stage, true_box
 from visrl.train.pairs.selection import Rule
 
 STAGES: tuple[Stage, ...] = ("boxes", "answers", "answer_critic", "box_critic")
@@ -30,10 +31,24 @@ PUBLISHED_PAIRS = 30_000
 
 
 def pairs_of(state: QuestionState, rule: Rule) -> list[tuple[Candidate, Candidate]]:
-    """(chosen, rejected) chains of a question; none where it failed."""
+    """(chosen, rejected) chains of a question; none where it failed. Of several looks the rejected one is no chain, but what was
+    rejected at each of the chosen's looks.
+    """
     if state.error is not None:
         return []
-    return [(state.candidates[chosen], state.candidates[rejected]) for chosen, rejected in state.decision(rule).pairs]
+    decision = state.decision(rule)
+    return [
+        (state.candidates[chosen], _rejected(state.candidates, rejected, looks))
+        for (chosen, rejected), looks in zip(decision.pairs, decision.looks, strict=True)
+    ]
+
+
+def _rejected(candidates: Sequence[Candidate], place: int, looks: Sequence[int | None]) -> Candidate:
+    found = candidates[place]
+    if found.looks is None:
+        return found
+    there = [None if i is None else candidates[i].all_looks[look] for look, i in enumerate(looks)]
+    return replace(found, looks=tuple(CandidateLook(None) if look is None else look for look in there))
 
 
 def pair_rows(states: Iterable[QuestionState], rule: Rule, protocol: str) -> list[PairRow]:
@@ -80,13 +95,23 @@ def funnel(states: Sequence[QuestionState], rule: Rule) -> dict[str, Any]:
         "chains": {
             "distinct": len(chains),
             "repeated": sum(state.repeats for state in done),
-            "by_source": _counted(chain.source for chain in chains),
+            "by_source": _counted(look.source for state in done for look in _looks(state)),
         },
         "answer_scores": _scores([c.answer_score for c in chains], rule.win_answer, rule.lose_answer, rule),
-        "box_scores": _scores([c.box_score for c in chains], rule.win_box, rule.lose_box, rule),
+        "box_scores": _scores(_look_scores(done), rule.win_box, rule.lose_box, rule),
         "pairs": sum(len(pairs_of(state, rule)) for state in done),
         "failed": commonest(Counter(state.error or "" for state in states if state.error is not None)),
     }
+
+
+def _looks(state: QuestionState) -> list[CandidateLook]:
+    """Every look that was drawn, once."""
+    found = {id(look): look for chain in state.candidates for look in chain.looks or chain.all_looks}
+    return list(found.values())
+
+
+def _look_scores(states: Sequence[QuestionState]) -> list[Score | None]:
+    return [look.score for state in states for look in _looks(state)]
 
 
 def _kind(reason: str) -> str:
@@ -151,20 +176,37 @@ def _tokens(count: Tokens | None) -> dict[str, int] | None:
 # --- right and wrong boxes
 
 
-def outcomes(states: Sequence[QuestionState], rule: Rule) -> list[tuple[str, str]]:
-    """(kind, picture) of each pair whose question has a true box; kind: one of KINDS."""
+def outcomes(states: Sequence[QuestionState], rule: Rule, look: int | None = None) -> list[tuple[str, str]]:
+    """(kind, picture) of each preferred box whose question has a true one; kind: one of KINDS. look: of look number
+    ``look``, from 1, alone; else of every look.
+    """
     found = []
     for state in states:
-        truth = state.sample.box
-        for pair in pairs_of(state, rule) if truth is not None else []:
-            first, second = ("p" if _overlap(chain, truth) > RIGHT else "n" for chain in pair)
-            found.append((f"w{first}_l{second}", state.sample.cluster or state.sample.id))
+        for number, chosen, rejected in _preferences(state, rule):
+            truth = true_box(state.sample, number - 1) if chosen.looks is not None else state.sample.box
+            if truth is not None and look in (None, number):
+                boxes = (chosen.all_looks[number - 1].box, rejected.all_looks[number - 1].box)
+                first, second = ("p" if _overlap(box, truth) > RIGHT else "n" for box in boxes)
+                found.append((f"w{first}_l{second}", state.sample.cluster or state.sample.id))
     return found
 
 
-def _overlap(chain: Candidate, truth: Box | None) -> float:
-    assert chain.box is not None and truth is not None, "both were sampled, or given"
-    return iou(chain.box, truth)
+def _preferences(state: QuestionState, rule: Rule) -> Iterator[tuple[int, Candidate, Candidate]]:
+    """(number from 1, chosen, rejected) of every look at which something is rejected."""
+    for chosen, rejected in pairs_of(state, rule):
+        for number, look in enumerate(rejected.all_looks, 1):
+            if look.box is not None:
+                yield number, chosen, rejected
+
+
+def preferred(states: Sequence[QuestionState], rule: Rule, look: int) -> int:
+    """How many pairs prefer a box at look number ``look``, from 1."""
+    return sum(number == look for state in states for number, *_ in _preferences(state, rule))
+
+
+def _overlap(box: Box | None, truth: Box) -> float:
+    assert box is not None, "it was drawn"
+    return iou(box, truth)
 
 
 def table(found: Sequence[tuple[str, str]]) -> dict[str, dict[str, float | int | None]]:

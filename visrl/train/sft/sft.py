@@ -19,12 +19,13 @@ from trl import SFTConfig, SFTTrainer
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.runs.distributed import rank
-from visrl.train.common.conversations import count as conversations_of
+from visrl.train.common.conversations import count, taken
 from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
 from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
+from visrl.train.config.protocols import check_crop
 from visrl.train.config.recipe import (
     DataSection,
     Kind,
@@ -148,10 +149,10 @@ class MaskedSFTTrainer(PhaseTrainer, SFTTrainer):
         if "cross_attention_mask" not in inputs or len(set(counts)) == 1:
             return [inputs]
         parts = []
-        for count in sorted(set(counts)):
-            rows = [i for i, found in enumerate(counts) if found == count]
+        for n in sorted(set(counts)):
+            rows = [i for i, found in enumerate(counts) if found == n]
             part = {k: v[rows] for k, v in inputs.items() if k != "chats"}
-            part["cross_attention_mask"] = part["cross_attention_mask"][:, :, :count]
+            part["cross_attention_mask"] = part["cross_attention_mask"][:, :, :n]
             parts.append(part | {"chats": [inputs["chats"][i] for i in rows]})
         return parts
 
@@ -164,7 +165,14 @@ def run(recipe: SFTRecipe) -> int:
     return EXIT_DONE
 
 
+def check_crops(recipe: SFTRecipe, chains: Sequence[Demonstration]) -> None:
+    """Raises UsageError where the recipe gives a crop that a protocol of its rows does not show."""
+    for protocol in dict.fromkeys(row.protocol for row in chains):
+        check_crop(protocol, recipe.chain.crop, "crop" in recipe.chain.model_fields_set)
+
+
 def _run(recipe: SFTRecipe, chains: list[Demonstration]) -> None:
+    check_crops(recipe, chains)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
     check_claim(recipe.output, asked, data)
     if not finished(recipe.output):
@@ -180,7 +188,7 @@ def check(recipe: SFTRecipe) -> None:
     """Raises UsageError for a model or for data that are not there, unless the phase is finished."""
     if not finished(recipe.output):
         check_model(recipe.model, recipe.lora)
-        load_demonstrations(recipe.data)
+        check_crops(recipe, load_demonstrations(recipe.data))
 
 
 def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstration]) -> MaskedSFTTrainer:
@@ -189,7 +197,7 @@ def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstra
     kept, held_out = split(chains, recipe.chain.held_out)
     joined = trainable.family.keeps_prefix
     taught, measured = (
-        [(chain, i) for chain in part for i in range(conversations_of(chain.sample, chain.protocol, joined=joined))]
+        [(chain, i) for chain in part for i in range(conversations_of(chain, joined=joined))]
         for part in (kept, held_out)
     )
     collator = SFTCollator(
@@ -205,6 +213,12 @@ def run_sft(recipe: SFTRecipe, trainable: TrainableModel, chains: list[Demonstra
         trainer = MaskedSFTTrainer(trainable, collator, args, len(measured), title="sft")
         train(trainer, trainable, folder)
     return trainer
+
+
+def conversations_of(row: Demonstration, *, joined: bool) -> int:
+    """How many conversations a demonstration becomes."""
+    looks = taken(row.sample, row.protocol, row.chain)
+    return count(row.sample, row.protocol, joined=joined, looks=len(looks))
 
 
 def split(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,6 +17,7 @@ from visrl.world.glyphs import ink
 from visrl.world.model import PATCH
 from visrl.world.rendering import ink_on
 from visrl.world.rng import Dice
+from visrl.world.samples import drawn
 from visrl.world.scenes import COLOURS, SHAPES, Scene, Thing, a_hand, a_shade, a_sign
 
 IGNORE = -100
@@ -38,9 +41,10 @@ class Example:
 
 def view(image: Image.Image) -> View:
     """A picture as the model sees it, [64, 64, 3]: what the processor makes of it, before normalisation."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (127, 127, 127))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    side, square = max(image.size), image
+    if image.width != image.height:
+        square = Image.new("RGB", (side, side), (127, 127, 127))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
 
 
@@ -95,3 +99,23 @@ def crowded_page(dice: Dice) -> Scene:
         hand = a_hand(sign, dice.between(0, 10_000), unseen=False)
         things.append(Thing(colour, shape, "", (x, y, x + side, y + side), sign, hand, a_shade(dice)))
     return Scene(f"page:{dice.between(0, 10**9)}", "scene", (448, 448), tuple(things), clutter=6)
+
+
+@lru_cache(maxsize=10_000)
+def seen(key: str) -> View:
+    """A whole picture as the model sees it; a labelled split's fit into 110 MB, and each is asked about twenty times."""
+    return view(drawn(key))
+
+
+def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
+    """input_ids, labels, attention_mask [B, T], padded on the right; pixel_values [pictures, 3, 64, 64] in -2..2."""
+    length = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), length), pad)
+    labels = torch.full((len(examples), length), IGNORE)
+    mask = torch.zeros((len(examples), length), dtype=torch.long)
+    for row, example in enumerate(examples):
+        n = len(example.ids)
+        ids[row, :n], labels[row, :n], mask[row, :n] = torch.tensor(example.ids), torch.tensor(example.labels), 1
+    views = np.stack([view for example in examples for view in example.views])
+    pixels = (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}

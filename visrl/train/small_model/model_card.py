@@ -2,7 +2,8 @@
 
     python -m visrl.train.small_model.model_card tiny    # a shipped name or a folder; prints a table, --json writes the numbers
 
-Conditions: direct; looking at the predicted, the gold, a random, the central, the whole region; blind (same model, pictures
+Of a model of several looks, on walls: so many looks allowed (``looks=K``), and controls look by look. Of the others:
+direct; looking at the predicted, the gold, a random, the central, the whole region; blind (same model, pictures
 blanked); the commonest answer; and the true crop alone, which is what a critic is shown.
 """
 
@@ -17,14 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from visrl.core.crops import FOCUSES, tight
-from visrl.core.prompts import PROTOCOLS
+from visrl.core.prompts import PROTOCOLS, SEVERAL
 from visrl.core.types import CoTSample, Picture
 from visrl.evals.benchmarks import GROUPS, TASKS
 from visrl.evals.judge import make_judge
 from visrl.evals.scorers.scoring import TaskScores, score_group, score_task
 from visrl.policies.blind import Blind
 from visrl.policies.protocol import FunctionPolicy, Policy, Sampling
-from visrl.rollout.config import RolloutConfig
+from visrl.rollout.config import RolloutConfig, rollout_config, with_looks
 from visrl.rollout.rollout import look_then_answer
 from visrl.tasks import load
 from visrl.world import CHECKPOINTS, checkpoint_path
@@ -32,6 +33,8 @@ from visrl.world.chat_format import BOX_FORMAT
 
 VISCOT = GROUPS["world_viscot"]
 LOOKING = PROTOCOLS["visrl_train"]
+WAYS = ("gold", "random", "gold,random", "random,gold", "gold,predicted")
+"""Whose boxes are looked at on walls, look by look; one for all looks where it stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,9 @@ def run(policy: Policy, task: str, look: RolloutConfig, *, crops: bool = False) 
 def measure(policy: Policy, *, short: bool = False) -> Iterator[Row]:
     """Every row of the table, as it is known; ``short``: without the controls, the general tasks and most held-out ones."""
     tokens = Sampling(max_tokens=6)
+    if policy.default_protocol in SEVERAL:
+        yield from _walls(policy, tokens)
+        return
     looks = {focus: RolloutConfig(LOOKING, focus, "tight", tokens) for focus in FOCUSES}
     direct = RolloutConfig(PROTOCOLS["direct"], crop="tight", sampling=tokens)
     yield from _rows("world_rec", "predicted", [run(policy, "world_rec", looks["predicted"])])
@@ -98,6 +104,16 @@ def measure(policy: Policy, *, short: bool = False) -> Iterator[Row]:
         yield from _rows(task, "predicted", [run(policy, task, looks["predicted"])])
 
 
+def _walls(policy: Policy, tokens: Sampling) -> Iterator[Row]:
+    protocol = SEVERAL[policy.default_protocol]
+    for allowed in range(4):
+        look = rollout_config(policy, protocol=with_looks(protocol, allowed), sampling=tokens)
+        yield from _rows("world_deep", f"looks={allowed}", [run(policy, "world_deep", look)])
+    for focus in WAYS:
+        look = rollout_config(policy, protocol=protocol, box_source=focus, sampling=tokens)
+        yield from _rows("world_deep", focus, [run(policy, "world_deep", look)])
+
+
 def _group(group: str, condition: str, policy: Policy, look: RolloutConfig, *, crops: bool = False) -> Iterator[Row]:
     yield from _rows(group, condition, [run(policy, t, look, crops=crops) for t in GROUPS.get(group, (group,))])
 
@@ -110,14 +126,14 @@ def _rows(name: str, condition: str, scores: Sequence[TaskScores]) -> Iterator[R
                 yield Row(name, condition, m.metric, m.value, m.se, m.n)
     for score in scores:
         for m in score.metrics:
-            if m.metric in wanted:
+            if m.metric in wanted or score.spec.benchmark == "way":
                 yield Row(score.spec.name, condition, m.metric, m.value, m.se, m.n)
 
 
 def main() -> None:
     """Print rows as they come; write them all as JSON."""
     parser = argparse.ArgumentParser(description="Measure a small model on the small world.")
-    parser.add_argument("model", help="tiny, sft, base, or a folder")
+    parser.add_argument("model", help="tiny, sft, base, deep, or a folder")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--short", action="store_true", help="boxes, answers and the true crop only")
     options = parser.parse_args()

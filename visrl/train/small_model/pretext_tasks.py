@@ -20,13 +20,13 @@ whole      question about the whole picture, no crop            the same, withou
 box        expression or question + picture                     the box: labelled pictures only, never for the base
 point      the same                                             box and bind in one
 first      expression by colour and shape alone + picture       the same: what to learn before the rest
+several    a wall, looked at as often as it takes               every box and the answer (several_looks.py)
 =========  ===================================================  ==================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -45,8 +45,10 @@ from visrl.train.small_model.inputs import (
     crowded_page,
     jittered,
     patches_in,
+    seen,
     view,
 )
+from visrl.train.small_model.several_looks import SeveralLooks
 from visrl.world import questions, splits
 from visrl.world.chat_format import BOX_FORMAT, LAYOUT
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
@@ -56,7 +58,7 @@ from visrl.world.rng import Dice
 from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene
 
-TWO_PICTURES = ("look",)
+TWO_PICTURES = ("look", "several")
 PRETEXT = ("bind", "name", "edges", "spell", "describe", "tell", "caption", "read", "look", "whole")
 UNREADABLE = ("fine", "OCR")  # yes or no about a sign: the whole picture does not show it, a crop does
 
@@ -83,6 +85,7 @@ class ExampleBuilder:
             "box": self.box,
             "point": self.point,
             "first": self.first,
+            "several": SeveralLooks(processor, split, self.pictures).example,
         }
 
     def example(self, lesson: str, dice: Dice) -> Example:
@@ -332,12 +335,6 @@ class ExampleBuilder:
         for patch, token in targets.items():
             if first + patch + 1 <= last and example.labels[first + patch + 1] == IGNORE:
                 example.labels[first + patch + 1] = token
-
-
-@lru_cache(maxsize=10_000)
-def seen(key: str) -> View:
-    """A whole picture as the model sees it; a labelled split's fit into 110 MB, and each is asked about twenty times."""
-    return view(drawn(key))
 
 
 _PICTURE = Picture("", lambda: Image.new("RGB", (1, 1)))

@@ -15,8 +15,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visrl.core.boxes import iou
 from visrl.core.types import Unparsed
-from visrl.train.small_model.inputs import Example, patches_in
+from visrl.train.small_model.inputs import IGNORE, Example, collate, patches_in
 from visrl.train.small_model.pretext_tasks import ExampleBuilder
+from visrl.train.small_model.several_looks import SeveralLooks, held
 from visrl.world import questions, splits
 from visrl.world.chat_format import BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS
@@ -127,3 +128,30 @@ def _boxes(model: LlavaForConditionalGeneration, builder: ExampleBuilder) -> dic
             anywhere.append(max(scores) > 0.5)
             hits.append(not isinstance(box, Unparsed) and iou(box, true_box(row)) > 0.5)
     return {"box": float(np.mean(hits)), "box_any": float(np.mean(anywhere))}
+
+
+def watch_looks(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, float]:
+    """On ``N`` walls of val, the true boxes and looks given: is the next token the true one? Of each look's box (within a step),
+    and of the answer after the first look and after the second, by how many looks the sign takes.
+    """
+    model.eval()
+    builder = SeveralLooks(processor, "val", splits.SPLITS["val"].pictures)
+    right: dict[str, list[float]] = {}
+    for start in range(0, N, BATCH):
+        talks = [held("val", i, Dice("watch", i), 3) for i in range(start, min(start + BATCH, N))]
+        batch = collate([builder.encoded(talk) for talk in talks], processor.tokenizer.pad_token_id)
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            best = model(**batch).logits.argmax(-1)
+        for talk, found, true in zip(talks, best, labels, strict=True):
+            _count(right, len(talk.sample.boxes), found[:-1][true[1:] != IGNORE], true[true != IGNORE])
+    model.train()
+    return {name: round(float(np.mean(values)), 4) for name, values in sorted(right.items())}
+
+
+def _count(right: dict[str, list[float]], looks: int, found: torch.Tensor, true: torch.Tensor) -> None:
+    """Enter one conversation: per look four steps and an end, then the answer. found, true: [5 * looks + 2] tokens."""
+    for look in range(looks):
+        near = (found - true).abs()[5 * look : 5 * look + 4] <= 1
+        right.setdefault(f"box{look + 1}", []).append(float(near.all()))
+    right.setdefault(f"answer{looks}", []).append(float(found[5 * looks] == true[5 * looks]))

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch.nn.functional import cross_entropy
@@ -32,9 +31,9 @@ from visrl.train.common.models import shipped
 from visrl.train.common.trainer_args import end_with_parent
 from visrl.train.common.writing import writing
 from visrl.train.config.recipe import Kind, Recipe
-from visrl.train.small_model.inputs import IGNORE, Example
+from visrl.train.small_model.inputs import IGNORE, Example, collate
 from visrl.train.small_model.pretext_tasks import TWO_PICTURES, ExampleBuilder
-from visrl.world.model import build_model, build_processor, build_tokenizer
+from visrl.world.model import build_model, build_processor, build_tokenizer, extend
 from visrl.world.rng import Dice
 
 Named = tuple[str, Example]  # lesson, example
@@ -102,20 +101,6 @@ def optimisers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.op
     ]
 
 
-def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
-    """input_ids, labels, attention_mask [B, T], padded on the right; pixel_values [pictures, 3, 64, 64] in -2..2."""
-    length = max(len(example.ids) for example in examples)
-    ids = torch.full((len(examples), length), pad)
-    labels = torch.full((len(examples), length), IGNORE)
-    mask = torch.zeros((len(examples), length), dtype=torch.long)
-    for row, example in enumerate(examples):
-        n = len(example.ids)
-        ids[row, :n], labels[row, :n], mask[row, :n] = torch.tensor(example.ids), torch.tensor(example.labels), 1
-    views = np.stack([view for example in examples for view in example.views])
-    pixels = (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
-
-
 def lesson_of(shares: dict[str, float], mark: float) -> str:
     """The lesson that ``mark`` (0 to below 1) falls on when the shares are laid end to end."""
     rest = mark * sum(shares.values())
@@ -165,10 +150,14 @@ def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 
 
 def beginning(recipe: SmallModelRecipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    if recipe.folder is not None:
-        return load(recipe.folder)
-    tokenizer = build_tokenizer()
-    return build_model(tokenizer, recipe.seed), build_processor(tokenizer)
+    if recipe.folder is None:
+        tokenizer = build_tokenizer()
+        model, processor = build_model(tokenizer, recipe.seed), build_processor(tokenizer)
+    else:
+        model, processor = load(recipe.folder)
+    if "several" in recipe.lessons:
+        extend(model, processor.tokenizer)
+    return model, processor
 
 
 def train(
@@ -252,9 +241,9 @@ def _look_at_val(
 ) -> dict[str, float]:
     if not recipe.watch_every or step % recipe.watch_every:
         return {}
-    from visrl.train.small_model.probes import watch
+    from visrl.train.small_model.probes import watch, watch_looks
 
-    return watch(model, processor)
+    return (watch_looks if "several" in recipe.lessons else watch)(model, processor)
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

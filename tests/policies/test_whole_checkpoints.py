@@ -147,7 +147,7 @@ CHECKPOINTS = {
     "another mark of a picture": (config(image_token_index=7), "marks pictures with token 3, config.json says 7"),
     "an empty folder": (lambda made: [f.unlink() for f in made.folder.iterdir()], "cannot load"),
     "no processor": (lambda made: (made.folder / "processor_config.json").unlink(), "processor"),
-    "weights and an adapter in one folder": (both_weights_and_adapter, "both whole weights and adapter_config.json"),
+    "weights and an adapter in one folder": (both_weights_and_adapter, "both full weights and adapter_config.json"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Walls -> pixels, with the hand that draws the rest of the small world (rendering.py)."""
+"""Walls -> pixels, with the hand that draws the rest of the small world (visrl/world/rendering.py)."""
 
 from __future__ import annotations
 

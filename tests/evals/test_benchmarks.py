@@ -122,7 +122,7 @@ def test_pictures_add_up_to_those_counted_in_the_published_files():
 
 
 def test_the_small_world_s_sizes():
-    assert [spec.n for spec in resolve("world")] == [*[250] * 5, 1000, *[200] * 3, 300, 240]
+    assert [spec.n for spec in resolve("world")] == [*[250] * 5, 1000, *[200] * 3, 300]
     assert [spec.n for spec in resolve("world_heldout")] == [1000, 400, 400, 400]
     assert all(
         spec.small_world and spec.paper is None and spec.n_pictures is None for spec in resolve("world,world_heldout")

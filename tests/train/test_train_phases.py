@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import build, save
 from train_made import FAMILIES, preference, tiny
+from transformers import TrainingArguments
 
 from visrl.core.boxes import Box
 from visrl.errors import UsageError
 from visrl.policies.registry import load_policy
 from visrl.train.common.models import lora_target, require_something_to_train, trainable
+from visrl.train.common.phase_folder import only_warms_up
 from visrl.train.common.vision_cache import FeatureStore
 from visrl.train.config.recipe import DataSection, LoraSection, ModelSection
 from visrl.train.data.candidates import Candidate
@@ -250,3 +252,12 @@ def test_features_do_not_depend_on_the_mode_of_the_model():
     (training,) = FeatureStore(0).features(family, model, seen).values()
     assert all(torch.equal(value, training[name]) for name, value in calm.items())
     assert model.training and dropout.training and not model.lm_head.training
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "nothing"), [(1, 0, False), (1, 1, True), (1, 0.1, True), (2, 2, False), (20, 0.1, False)]
+)
+def test_a_phase_that_is_warm_up_alone(steps, warmup, nothing, tmp_path):
+    """A warm-up of w steps has rates 0, 1/w, …: of one step it is 0; a tenth of one step is rounded up to it. Of two steps the second is 1/2."""
+    args = TrainingArguments(output_dir=str(tmp_path), warmup_steps=warmup, report_to=[])
+    assert only_warms_up(args, steps) == nothing

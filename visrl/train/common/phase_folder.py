@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from visrl.core.crops import CropName
@@ -120,11 +120,22 @@ class PhaseTrainer(Trainer):
         rotate_checkpoints(output_dir=self.args.output_dir, save_total_limit=limit)
 
 
+def only_warms_up(args: TrainingArguments, steps: int) -> bool:
+    """Whether no step learns: transformers' schedules begin their warm-up at learning rate 0."""
+    return steps == 1 and args.get_warmup_steps(steps) >= 1
+
+
 class _Begin(TrainerCallback):
     def __init__(self, trainer: PhaseTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if self.trainer.is_world_process_zero() and only_warms_up(self.trainer.args, self.trainer.state.max_steps):
+            print(
+                "warning: the phase has one step, which is warm-up with learning rate 0: the weights will not change"
+                " (trainer.warmup_steps: 0)",
+                file=sys.stderr,
+            )
         self.trainer.go_on()
         self.trainer.begin()
 

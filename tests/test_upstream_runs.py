@@ -135,7 +135,7 @@ def test_runs_of_both_kinds_in_one_command(facts, place):
 
 def test_it_is_shown_exported_and_looked_at(facts, place):
     assert "lmms:mme mme_perception_score" in facts["show"]["out"] and facts["show"]["code"] == 0
-    assert facts["score"]["code"] == 2 and "the same command scores again" in facts["score"]["err"]
+    assert facts["score"]["code"] == 2 and "the same command rescores" in facts["score"]["err"]
     rows = [json.loads(line) for line in facts["export"]["out"].splitlines()]
     assert len(rows) == 12 and rows[1]["answer_text"] == "No" and rows[1]["mme_perception_score/sample"] == 1.0
     assert facts["page"]["code"] == 0, facts["page"]["err"]

@@ -132,6 +132,6 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(url):
         lambda: EndpointPolicy.load(f"{url}#m", box_format="json_1000"),
         lambda: make_judge(f"openai:{url}#m"),
     ):
-        with pytest.raises(UsageError, match="the URL holds") as caught:
+        with pytest.raises(UsageError, match="the URL contains") as caught:
             make()
         assert "s3cret" not in str(caught.value)

@@ -66,7 +66,7 @@ def test_one_turn_questions_take_one_turn():
 
 def test_a_policy_that_fails_or_hides_its_tokens_names_the_sample():
     silent = FunctionPolicy("f", lambda request: "x", tiny("llava").encoder.box_format)
-    with pytest.raises(UsageError, match="which tokens it sampled"):
+    with pytest.raises(UsageError, match="does not report the tokens it sampled"):
         draw_groups(silent, [sample(0)], plan(n=1), "")
 
     class Broken(Script):

@@ -70,7 +70,7 @@ def test_a_changed_recipe_says_what_would_be_redone_and_why_and_redoes_it_only_w
     assert lines[:3] == ["base: done", "sft: done", "iter1/pairs: done"]
     assert lines[3] == "iter1/rl1: redone: recipe.step.beta_box was 0.3, is 0.5"
     assert lines[4] == "iter1/rl2: redone, unless iter1/rl1 comes out as it was"
-    with pytest.raises(UsageError, match=r"(?s)made by another recipe:.*beta_box was 0.3, is 0.5") as refused:
+    with pytest.raises(UsageError, match=r"(?s)made with another recipe:.*beta_box was 0.3, is 0.5") as refused:
         loop.run(recipe(folder, *settings))
     assert "redo=true" in refused.value.hint
     assert ran == []

@@ -346,6 +346,8 @@ def test_every_shipped_loop_looks_for_pictures_in_one_place():
     for path in sorted(SHIPPED.glob("*-loop.yaml")):
         found = load_recipe(path).recipe
         asking = {phase.what for phase in phases(found)} & {"warm-up", "pairs", "policy_gradient"}
+        if "warm-up" in asking and not hasattr(wired(found, "warm-up"), "data"):
+            asking -= {"warm-up"}  # a small model draws its own
         assert asking and len({str(wired(found, what).data.pictures) for what in asking}) == 1, path
 
 

@@ -45,7 +45,7 @@ def test_an_engine_answers_wherever_a_model_is_asked(world, monkeypatch):
     newest, base = f"vllm:{folder}/run/sft/final", f"vllm:{folder}/base"
     assert asked == ["vllm", "vllm", (newest, base), "vllm", "vllm"], "base and SFT, pairs, RL1 and RL2"
     with pytest.raises(
-        UsageError, match="made by another recipe"
+        UsageError, match="made with another recipe"
     ):  # draws of another sampler, scores of another engine
         loop.run(recipe(folder, "iterations=1"))
     with pytest.raises(UsageError, match="no such model as the shipped base"):

@@ -104,5 +104,5 @@ def test_another_text_in_the_protocol_s_file_makes_phases_stale(folder):
     path = Path(folder / "brief.yaml")
     path.write_text(PROTOCOL.replace(" yes", " now"))
     protocols._from_a_file.cache_clear()  # another command
-    with pytest.raises(UsageError, match="made by another recipe"):
+    with pytest.raises(UsageError, match="made with another recipe"):
         loop.run(recipe)

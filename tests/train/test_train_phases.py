@@ -155,7 +155,7 @@ def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
     claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "rows")
     with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
         claim(tmp_path, {"seed": 2, "trainer": {"learning_rate": 1e-5}}, "rows")
-    with pytest.raises(UsageError, match="made with other rows than the data have now"):
+    with pytest.raises(UsageError, match="made with different rows than the data now has"):
         claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "other rows")
 
 

@@ -198,10 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     with command_line():
         try:
             return _end_of(args)
-        except (
-            KeyboardInterrupt,
-            typer.Abort,
-        ):  # wherever it was: before the command began, or while it said its error
+        except (KeyboardInterrupt, typer.Abort):  # also before the command began, or while it said its error
             return _stopped("finished samples are kept", args)
 
 

@@ -34,7 +34,8 @@ LONGEST_SIDE = 10**6
 
 def is_size(width: Any, height: Any) -> bool:
     """Whether these are whole numbers of pixels that a picture can have."""
-    return all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in (width, height))  # a bool is none
+    whole = type(width) is int and type(height) is int  # a bool is none
+    return whole and 1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE
 
 
 @dataclass(frozen=True, slots=True)

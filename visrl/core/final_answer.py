@@ -104,7 +104,7 @@ def outside_thoughts(text: str) -> str:
 
 def _find(text: str) -> tuple[str | Unparsed, bool]:
     """The answer, and whether answer tags hold it."""
-    if _ESCAPED.search(text):
+    if "&lt;" in text and _ESCAPED.search(text):
         text = html.unescape(text)
     if not _MARKED.search(text):
         return _below_heading(text), False

@@ -9,6 +9,7 @@ straight line, after the last one as its end.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from visrl.core.json_files import reason
-from visrl.core.records import TaskResult
+from visrl.core.json_files import read_text, reason
+from visrl.core.records import TaskResult, write_atomically
 from visrl.errors import UsageError
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
@@ -41,28 +42,29 @@ class Cost(BaseModel):
 
 
 COLUMNS = tuple(Cost.model_fields)
+HINT = f"columns: {', '.join(COLUMNS)}"
 
 
 def read_costs(path: Path) -> list[Cost]:
     """The lines of a costs.csv; none where there is no file. Raises UsageError naming the line."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path, HINT))))
     costs = []
     for number, row in enumerate(rows, 2):
         try:
             costs.append(Cost.model_validate(row))
         except ValidationError as error:
-            raise UsageError(f"{path}:{number}: {reason(error)}", f"columns: {', '.join(COLUMNS)}") from error
+            raise UsageError(f"{path}:{number}: {reason(error)}", HINT) from error
     return costs
 
 
 def write_costs(path: Path, costs: Iterable[Cost]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cost.model_dump() for cost in costs)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cost.model_dump() for cost in costs)
+    write_atomically(path, text.getvalue())
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ same with pairs sampled anew from the newest model in five parts, `sft_chosen` f
 step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
 critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
 """
-_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison: step-
-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
+step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
 GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
 losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
 [performance.md](performance.md)), but not its accuracy.
@@ -127,14 +127,20 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
     for recipe, what in zip(RECIPES, ("a run per variant and seed", "a run per seed"), strict=True):
         rows = [claim.row(p) for claim, p in zip(made, chances, strict=True) if claim.recipe == recipe]
         if any(rows):
-            lines += [f"`visrl-train {recipe}` ({what}) makes these anew:", "", *_HEADER_ROWS, *filter(None, rows), ""]
+            lines += [
+                f"`visrl-train {recipe}` ({what}) measures these again:",
+                "",
+                *_HEADER_ROWS,
+                *filter(None, rows),
+                "",
+            ]
     lines += [f"Not measured: {'; '.join(silent)}."] if silent else []
     failed: dict[str, list[str]] = {}
     for claim, verdict in zip(made, verdicts, strict=True):
         if verdict and verdict != "reproduced" and claim.text in WHY:
             failed.setdefault(WHY[claim.text], []).append(claim.text)
     if failed:
-        lines += ["", "Not reproduced, with likely reasons:", ""]
+        lines += ["", "Undecided or contradicted, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
     return lines
 

@@ -157,9 +157,14 @@ class StepDPOTrainer(PhaseTrainer, DPOTrainer):
             for name, values in theirs.items():
                 ours[mode][f"{term.name}/{name}"] += values
         parts = [inputs["joint"]] if "joint" in inputs else [inputs[name] for name in scorers]
-        ours[mode]["tokens/trained"].append(float(sum(map(_tokens, parts))))
+        ours[mode]["tokens/trained"].append(self._everywhere(sum(map(_tokens, parts))))
         total = weighted_sum(self.terms, losses)
         return (total, None) if return_outputs else total
+
+    def _everywhere(self, tokens: int) -> float:
+        """Of a step of the optimiser, all processes' and all accumulated batches'."""
+        mine = torch.tensor(float(tokens * self.args.gradient_accumulation_steps), device=self.accelerator.device)
+        return float(self.accelerator.gather(mine).sum().item())
 
     def _term_loss(self, term: Term, asked: Scorer, inputs: dict[str, Any]) -> Tensor:
         part = inputs[term.name]

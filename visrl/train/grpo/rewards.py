@@ -22,6 +22,7 @@ from visrl.core.boxes import iou
 from visrl.core.plugins import Registry
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
+from visrl.rollout.retry import total
 from visrl.train.common.critics import Critic, Judged, Question, check_offline, without_repeats
 from visrl.train.grpo.rollouts import Chain, Group
 
@@ -42,10 +43,11 @@ Reward = Callable[[Sequence[Group], RewardTools], Values]
 
 
 class CountedCritic:
-    """A critic that remembers how many model tokens its verdicts took; of a policy that does not count, 0."""
+    """A critic that remembers how many model tokens its verdicts took; None once one of them does not say."""
 
     def __init__(self, critic: Critic) -> None:
-        self.critic, self.tokens = critic, 0
+        self.critic = critic
+        self.tokens: int | None = 0
         self.name, self.needs_pictures = critic.name, critic.needs_pictures
 
     def boxes(self, questions: Sequence[Question]) -> list[Judged]:
@@ -58,7 +60,8 @@ class CountedCritic:
         return self.critic.describe()
 
     def _counted(self, judged: list[Judged]) -> list[Judged]:
-        self.tokens += sum(one.tokens.computed for one in judged if one.tokens is not None)
+        said = total(one.tokens for one in judged if not one.error)
+        self.tokens = None if said is None or self.tokens is None else self.tokens + said.computed
         return judged
 
 

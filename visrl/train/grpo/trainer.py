@@ -12,6 +12,7 @@ chains are drawn next, so that a resumed run draws the chains that an undisturbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from visrl.policies.families.base import EncodedImage, Features
 from visrl.policies.hf.loading import Loaded
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import StepName
+from visrl.rollout.retry import total
 from visrl.train.common.logprobs import BranchScorer
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
@@ -197,8 +199,16 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         counted = None if tools.critic is None else CountedCritic(tools.critic)
         tools = replace(tools, critic=counted)
         values = {name: _tensor(reward_named(name)(groups, tools)) for name in self.rewards.names}
-        self._log_sum("tokens/critic", 0 if counted is None else counted.tokens)
+        self._log_drawn("tokens/critic", 0 if counted is None else counted.tokens)
         return values
+
+    def _log_drawn(self, name: str, tokens: int | None) -> None:
+        """Of a generation, per step of the optimiser; None, which one process may have alone, is logged as not known."""
+        self._log_sum(name, math.nan if tokens is None else tokens * self._per_step())
+
+    def _per_step(self) -> float:
+        """Generations in a step of the optimiser."""
+        return self.args.gradient_accumulation_steps / (self.args.steps_per_generation * self.num_iterations)
 
     def _rollouts(self, questions: Sequence[CoTSample]) -> list[Group]:
         """A policy of its own for every generation: what one keeps of a picture or a prompt is older weights' next time."""
@@ -236,7 +246,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         turns = self.encoding.turns(groups)
         batch: dict[str, Any] = Trainer._prepare_inputs(self, {"turns": turns, **compact_inputs(turns, credited)})
         batch["ids"] = [group.sample.id for group in groups]
-        self._log_sum("tokens/trained", trained_tokens(turns))
+        self._log_sum("tokens/trained", trained_tokens(turns) * self.args.gradient_accumulation_steps)
         every = self.args.steps_per_generation * self.num_iterations
         with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             if self.args.gradient_accumulation_steps % every:
@@ -285,7 +295,8 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
     def _log_rewards(self, groups: Sequence[Group], values: Mapping[str, Tensor]) -> None:
         lengths = torch.tensor([[float(chain.length) for chain in group.chains] for group in groups])
         unparsed = torch.tensor([[float(bool(chain.unparsed)) for chain in group.chains] for group in groups])
-        self._log_sum("tokens/generated", sum(group.tokens.computed for group in groups if group.tokens))
+        drawn = total(group.tokens for group in groups)
+        self._log_drawn("tokens/generated", None if drawn is None else drawn.computed)
         self._log_means(
             {
                 **{f"rewards/{name}": found for name, found in values.items()},
@@ -300,7 +311,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
             everywhere = self.accelerator.gather(values.to(self.accelerator.device))
             self._metrics["train"][name].append(everywhere.nanmean().item())
 
-    def _log_sum(self, name: str, count: int) -> None:
+    def _log_sum(self, name: str, count: float) -> None:
         """A sum over all processes."""
         mine = torch.tensor(float(count), device=self.accelerator.device)
         self._metrics["train"][name].append(self.accelerator.gather(mine).sum().item())

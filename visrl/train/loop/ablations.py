@@ -170,13 +170,15 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
 
 
 def costs(job: Job) -> Iterator[Cost]:
-    """What each finished phase of reinforcement took; none of a run that was interrupted within one, whose time is not known."""
+    """What each finished phase of reinforcement took; none of a run with a phase whose time (it was interrupted) or tokens (its
+    policy does not count) are not known.
+    """
     found = []
     for phase in phases(job.recipe):
         said = left_by(job.recipe.output / phase.name)
         if phase.iteration == 0 or said is None:
             continue
-        if "cpu_seconds" not in said or "tokens" not in said:
+        if "cpu_seconds" not in said or not said.get("tokens"):
             return
         tokens = sum(said["tokens"].values())
         found.append(Cost(run=job.variant, seed=job.seed, phase=phase.name, tokens=tokens, seconds=said["cpu_seconds"]))

@@ -27,30 +27,41 @@ def cpu_seconds() -> float:
 
 
 def tokens_of(folder: Path) -> dict[str, int]:
-    """Model tokens of the phase that ended in ``folder``, by what they were for; {} where it counts none (SFT)."""
+    """Model tokens of the phase that ended in ``folder``, by what they were for; {} where they are not known: SFT counts none,
+    nor do some policies.
+    """
     if (folder / "manifest.json").is_file():
         counted = read_as(folder / "manifest.json", _OBJECT, HINT).get("tokens", {})
         whole = counted.get("all")
         return {} if whole is None else {"drawn": whole["computed"]}
     found: dict[str, int] = {}
     for history in sorted(folder.glob("**/history.json")):
-        for name, count in _of_history(read_as(history, _ROWS, HINT)).items():
+        counted = _of_history(read_as(history, _ROWS, HINT))
+        if counted is None:
+            return {}
+        for name, count in counted.items():
             found[name] = found.get(name, 0) + count
     return found
 
 
-def _of_history(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Sums over the steps: a logged value is the mean of the steps since the row before."""
+def _of_history(rows: list[dict[str, Any]]) -> dict[str, int] | None:
+    """Sums over the steps: a logged value is the mean, per step, of the steps since the row before. None where one is null."""
     logged = [row for row in rows if "tokens/trained" in row]
     if not logged:
-        return {}
+        return None
     before = [0, *(row["step"] for row in logged)]
     steps = [row["step"] - start for row, start in zip(logged, before, strict=False)]
 
-    def total(name: str) -> float:
-        return sum(row.get(name, 0.0) * n for row, n in zip(logged, steps, strict=True))
+    def total(*names: str) -> int | None:
+        values = [row[name] for row in logged for name in names]
+        if None in values:
+            return None
+        return round(sum(row[name] * n for row, n in zip(logged, steps, strict=True) for name in names))
 
     trained = total("tokens/trained")
-    drawn = total("tokens/generated") + total("tokens/critic")
-    once = {"drawn": round(drawn)} if drawn else {"scored": round(trained / max(logged[-1]["epoch"], 1.0))}
-    return {"trained": round(trained), **once}
+    if "tokens/generated" in logged[0]:
+        other = {"drawn": total("tokens/generated", "tokens/critic")}
+    else:
+        other = {"scored": None if trained is None else round(trained / max(logged[-1]["epoch"], 1.0))}
+    found = {"trained": trained, **other}
+    return None if None in found.values() else {name: count for name, count in found.items() if count is not None}

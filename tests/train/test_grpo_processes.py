@@ -108,12 +108,22 @@ def test_two_gloo_processes_give_the_losses_and_weights_of_one(tmp_path, undistu
 @pytest.mark.parametrize("loss", ["grpo", "dapo"])
 def test_an_accumulated_step_is_a_step_of_the_whole_batch(tmp_path, loss):
     """2 micro-batches of one group are one batch of two: the loss is a mean over chains, or (dapo) over all tokens drawn."""
-    found = []
+    found, first = [], []
     for name, more in (("one", {}), ("two", {"per_device_train_batch_size": K, "gradient_accumulation_steps": 2})):
         save("llava", tmp_path / name / "model")
         train(tmp_path / name, num_train_epochs=1, loss_type=loss, **more)
         found.append(weights(tmp_path / name))
+        first.append(json.loads((tmp_path / name / "out/history.json").read_text())[0])
+    one, two = ([row[f"tokens/{what}"] for what in ("generated", "critic", "trained")] for row in first)
+    assert two == one and one[0] > 0 and one[2] > 0  # of a step, not of a micro-batch
     assert max((found[0][key] - found[1][key]).abs().max().item() for key in found[0]) < 1e-4
+
+
+def test_a_phase_whose_only_step_is_warm_up_says_that_it_learns_nothing(tmp_path, capsys):
+    save("llava", tmp_path / "model")
+    train(tmp_path, max_steps=1, warmup_steps=1)
+    assert "warning: the phase has one step, which is warm-up with learning rate 0" in capsys.readouterr().err
+    assert same(weights(tmp_path), load_file(tmp_path / "model/model.safetensors"))
 
 
 def test_an_adapter_goes_on_from_its_checkpoint_too(tmp_path):

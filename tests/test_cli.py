@@ -450,3 +450,19 @@ def test_a_signal_while_an_error_is_said_is_a_stop(monkeypatch, capsys, command)
     with pytest.raises(SystemExit) as end:
         ends[command]()
     assert end.value.code == 3 and "the same command resumes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("ls", "tasks"), ("ls",), ("tables", "--paper", "rec"), ("run", "--help")])
+def test_a_reader_that_has_gone_is_not_a_failed_gate(command):
+    """Exit code 3, nothing on stderr: rich's tables, click's help, and plain print each meet the closed pipe."""
+    script = f"import sys; from visrl.cli.evaluate import main; sys.exit(main({list(command)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 3
+
+
+def test_a_training_command_whose_reader_has_gone():
+    script = "from visrl.cli.train import main; main(['--list'])"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 3

@@ -71,6 +71,11 @@ def reader_gone() -> int:
     return EXIT_INCOMPLETE
 
 
+def closed(end: SystemExit) -> bool:
+    """Whether rich or click ended the program because stdout is closed: with exit code 1, which here says that a gate failed."""
+    return isinstance(end.__context__, BrokenPipeError)
+
+
 def stopped(saved: str, command: str) -> int:
     """Say what is saved and how to go on; the first process of several speaks."""
     if rank() == 0:

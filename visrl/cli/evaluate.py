@@ -17,7 +17,7 @@ import typer
 
 from visrl import __version__
 from visrl.cli import check as check_commands
-from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.ending import closed, command_line, reader_gone, stopped
 from visrl.cli.including import IncludeOption, include_files
 from visrl.cli.ls import ls, world
 from visrl.cli.numbers import sensible
@@ -226,6 +226,10 @@ def _end_of(args: list[str]) -> int:
         return _stopped(str(stop), args)
     except BrokenPipeError:
         return reader_gone()
+    except SystemExit as end:
+        if closed(end):
+            return reader_gone()
+        raise
     except OSError as error:  # the last net: a file that the system refuses is no fault of the program
         return say(refused(error))
 

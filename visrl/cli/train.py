@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visrl import __version__
-from visrl.cli.ending import command_line, reader_gone, stopped
+from visrl.cli.ending import closed, command_line, reader_gone, stopped
 from visrl.cli.start import wait_without_spinning
 from visrl.core.arguments import Parser
 from visrl.core.plugins import include
@@ -126,6 +126,10 @@ def _end_of(arguments: Sequence[str]) -> int:
         return _stopped(str(stop), arguments)
     except BrokenPipeError:
         return reader_gone()
+    except SystemExit as end:
+        if closed(end):
+            return reader_gone()
+        raise
     except OSError as error:  # the last net: a file that the system refuses is no fault of the program
         return say(refused(error))
 

@@ -28,6 +28,12 @@ _MARGIN, _GAP = 8, 10
 Kind = Literal["scene", "form", "chart"]
 
 
+def box_of(region: tuple[int, int, int, int]) -> Box:
+    """Whole pixels x1 y1 x2 y2 as a box in pixels."""
+    x1, y1, x2, y2 = map(float, region)
+    return Box(x1, y1, x2, y2)
+
+
 @dataclass(frozen=True, slots=True)
 class Thing:
     """One object: a shape in a scene, a field of a form (its icon is shape and colour), a bar of a chart.
@@ -49,8 +55,7 @@ class Thing:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def as_box(self) -> Box:
-        x1, y1, x2, y2 = map(float, self.box)
-        return Box(x1, y1, x2, y2)
+        return box_of(self.box)
 
 
 @dataclass(frozen=True, slots=True)

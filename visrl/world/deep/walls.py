@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from visrl.core.boxes import Box, Size
 from visrl.world.rng import Dice
-from visrl.world.scenes import COLOURS, SHAPES, Thing, a_hand, a_shade, a_sign
+from visrl.world.scenes import COLOURS, SHAPES, Thing, a_hand, a_shade, a_sign, box_of
 from visrl.world.splits import SPLITS
 
 WALLS: tuple[Size, ...] = ((768, 768), (768, 640), (640, 768))
@@ -66,8 +66,7 @@ class Poster:
         return MAKES[self.size]
 
     def as_box(self) -> Box:
-        x1, y1, x2, y2 = map(float, self.box)
-        return Box(x1, y1, x2, y2)
+        return box_of(self.box)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ import argparse
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 
 def main() -> None:
@@ -18,7 +20,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = ["visrl-eval", "--model", "tiny", "--tasks", "world", "--limit", str(args.limit), "-o", folder]
+        command = [Path(sys.executable).with_name("visrl-eval"), "--model", "tiny", "--tasks", "world", "--limit", str(args.limit), "-o", folder]
         began, first = time.monotonic(), None
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None

@@ -188,7 +188,11 @@ def test_the_last_look_of_each_pair_alone_whatever_their_number(capsys):
         ["look3", "answer"],
         ["answer"],
     ]
-    assert [look.box.xyxy for look in three.rejected.looks] == [WRONG, ELSEWHERE, WRONG]  # the pair on file is what it was
+    assert [look.box.xyxy for look in three.rejected.looks] == [
+        WRONG,
+        ELSEWHERE,
+        WRONG,
+    ]  # the pair on file is what it was
 
 
 def test_branches_hang_at_their_turns():

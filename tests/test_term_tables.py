@@ -42,7 +42,7 @@ def test_differences_are_paired_by_seed(made):
     shown = render(terms_table(ends(made)), "md")
     assert "| sft | 31.0 ± 0.6 | -6.0 ± 0.0 | 40.0 ± 0.0 | -5.0 ± 0.0 | 10.0 ± 0.0 | -5.0 ± 0.0 | 3 |" in shown
     assert "| full | 37.0 ± 0.6 | — | 45.0 ± 0.0 | — | 15.0 ± 0.0 | — | 3 |" in shown
-    assert "| last_look | 32.5 ± 0.5 | -4.0 ± 0.0 | 41.0 ± 0.0 | -4.0 ± 0.0 | 12.0 ± 0.0 | -3.0 ± 0.0 | 2 |" in shown
+    assert r"| last\_look | 32.5 ± 0.5 | -4.0 ± 0.0 | 41.0 ± 0.0 | -4.0 ± 0.0 | 12.0 ± 0.0 | -3.0 ± 0.0 | 2 |" in shown
 
 
 def test_the_page_shows_them_or_says_that_they_were_not_measured(made):

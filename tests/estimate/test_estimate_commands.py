@@ -9,6 +9,7 @@ import pytest
 import tiny_models as tiny
 import torch
 import yaml
+from PIL import Image
 
 from visrl.cli.train import run as train_command
 from visrl.errors import UsageError
@@ -16,10 +17,12 @@ from visrl.estimate.cli import estimate_recipe
 from visrl.estimate.generating import pairs_work
 from visrl.estimate.launch import commands, slurm
 from visrl.estimate.lengths import Lengths
-from visrl.estimate.memory import Memory, Step, block_bytes, cache_bytes, training_memory
+from visrl.estimate.memory import Memory, Step, block_bytes, cache_bytes, crossing_bytes, training_memory
 from visrl.estimate.policy_gradient import _with_drawing, group_batches
 from visrl.estimate.shape import Shape, describe_model
+from visrl.estimate.training import batches_of
 from visrl.estimate.work import GPUS, Work, gpu_of, operations, seconds
+from visrl.policies.registry import load_policy
 from visrl.train.common.models import add_lora
 from visrl.train.config.recipe import LoraSection
 
@@ -57,6 +60,32 @@ def test_formulae_by_hand():
     adapted = Shape(1050, 50, 50, 500, 400, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, inner=16, vocab=10)
     estimate = training_memory(adapted, step, **how, accumulates=True)
     assert (estimate.weights, estimate.optimiser) == (2 * 1000 + 4 * 50, 8 * 50), "adapters are float32"
+
+
+def test_layers_that_attend_to_pictures_across_by_hand():
+    """3 pictures of 5 states: 15 times the state 2*8, of a layer k and v repeated 2*2*8 and normalised k 4*4, and gradients 2*2*8."""
+    across = replace(SHAPE, crossing=2, states=5)
+    assert crossing_bytes(across, 3, 2, checkpointing=True) == 15 * (16 + (32 + 16) + 32)
+    assert crossing_bytes(across, 3, 2, checkpointing=False) == 15 * (16 + 2 * (32 + 16) + 32)
+    lora = replace(across, adapters=1)  # the inputs of k and v in float32: 2*4*8
+    assert crossing_bytes(lora, 3, 2, checkpointing=True) == 15 * (16 + (64 + 32 + 16) + 32)
+    assert crossing_bytes(SHAPE, 3, 2, checkpointing=True) == 0
+    rows = [(0, 10, 1, 0), (0, 20, 2, 0), (0, 20, 2, 0)]
+    assert [batches_of(rows, size).at_once for size in (1, 2, 3)] == [
+        2,
+        4,
+        4,
+    ]  # rows of two pictures go together: two at most
+
+
+def test_the_states_of_a_picture_are_read_from_the_config_and_are_what_the_tower_makes(tmp_path):
+    folder = tiny.save("mllama", tmp_path / "m")
+    shape = describe_model(str(folder)).shape
+    policy = load_policy(f"hf:{folder}", {"dtype": "float32"})
+    image = policy.family.encode_image(Image.new("RGB", (64, 48)))
+    (found,) = policy.family.encode(policy.model, [image])
+    assert shape.crossing == 1 and found["states"].shape[0] == shape.states
+    assert describe_model("base").shape.states == 0
 
 
 def test_what_is_spread_over_gpus():

@@ -134,6 +134,10 @@ def test_every_kind_of_lora_is_loaded_as_it_was_trained(kind, made):
         if weight.requires_grad:
             weight.data += 0.1 * torch.randn(weight.shape)
     trained.save_pretrained(made.lora)
+    if "bias" in flags and not any(name.endswith(".bias") for name in load_file(made.adapter)):  # PEFT 0.19 writes none
+        with pytest.raises(UsageError, match=r"no tensor in its file for .*v_proj\.bias"):
+            load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
+        return
     wanted = trained.merge_and_unload().state_dict()
     found = load_policy(f"hf:{made.base}", {"adapter": str(made.lora)}).model.state_dict()
     assert (

@@ -168,7 +168,8 @@ def _patches(pixels: Any, config: Any) -> int:
 @dataclass(frozen=True, slots=True)
 class Batches:
     """Mean over batches as training will make them. rows, tokens: of the largest, R x T as the model gets it, padding
-    included; kept: its projected places. per_row: tokens a row costs on average, padding included."""
+    included; kept: its projected places. per_row: tokens a row costs on average, padding included. at_once: picture tokens
+    of the rows that go forward together, at most: a model that has one token a picture (Mllama) takes rows by their number."""
 
     rows: int
     tokens: int
@@ -176,6 +177,7 @@ class Batches:
     per_row: float
     pictures: float
     patches: float
+    at_once: int = 0
 
 
 def blank_preference(sample: CoTSample) -> Preference:

@@ -101,6 +101,18 @@ def activation_bytes(shape: Shape, rows: int, tokens: int, size: int, *, checkpo
     return rows * tokens * (layers + last + _adapter_moment(shape, size)) + mask
 
 
+def crossing_bytes(shape: Shape, pictures: int, size: int, *, checkpointing: bool) -> float:
+    """What the layers that attend to pictures across keep for so many pictures of all rows: the states; of a layer keys and
+    values repeated to all heads, the normalised keys in float32, and with LoRA the inputs of its k and v in float32; then the
+    gradients of one layer's repeated keys and values. 0 for models without such layers.
+    """
+    states, d, a = pictures * shape.states, shape.hidden, shape.width
+    inputs = 2 * FLOAT * d if shape.adapters and size < FLOAT else 0
+    layer = inputs + 2 * size * a + FLOAT * shape.kv_heads * shape.head_dim
+    layers = min(1, shape.crossing) if checkpointing else shape.crossing
+    return float(states * (size * d + layers * layer + 2 * size * a))
+
+
 def logit_bytes(shape: Shape, rows: int, kept: int, size: int) -> float:
     """R rows of ``kept`` projected places: the logits (in float32 too where s < 4), and three copies that the loss makes."""
     copies = 4 + (1 if shape.soft_logits else 0) + (size / FLOAT if size < FLOAT else 0)
@@ -109,12 +121,15 @@ def logit_bytes(shape: Shape, rows: int, kept: int, size: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What goes through a model at once: ``rows`` x ``tokens``, ``kept`` places of a row projected; fused: by TRL's SFT loss."""
+    """What goes through a model at once: ``rows`` x ``tokens``, ``kept`` places of a row projected; fused: by TRL's SFT loss.
+    pictures: of all rows together, at most, where the text attends to them across.
+    """
 
     rows: int
     tokens: int
     kept: int
     fused: bool = False
+    pictures: int = 0
 
 
 def training_memory(shape: Shape, step: Step, *, size: int, checkpointing: bool, accumulates: bool) -> Memory:
@@ -126,6 +141,7 @@ def training_memory(shape: Shape, step: Step, *, size: int, checkpointing: bool,
     trained = FLOAT if shape.adapters else size  # PEFT keeps adapters in float32
     gradients: float = trained * shape.trained
     activations = activation_bytes(shape, rows, tokens, size, checkpointing=checkpointing)
+    activations += crossing_bytes(shape, step.pictures, size, checkpointing=checkpointing)
     logits = fused_loss_bytes(shape, rows * kept, size) if step.fused else logit_bytes(shape, rows, kept, size)
     if not accumulates:
         gradients = max(0, gradients - activations - logits)
@@ -178,7 +194,7 @@ def generation_memory(shape: Shape, turns: Turns, *, rows: int, requests: int, s
             activations=float(size * rows * _layer(shape, fresh, turns.longest)),
             logits=float(FLOAT * rows * shape.vocab),
             cache=cache,
-            features=float(size * requests * pictures * turns.pictures * shape.hidden),
+            features=float(size * requests * pictures * turns.pictures * max(shape.states, 1) * shape.hidden),
             host=float(FLOAT * requests * pictures * turns.values),
         )
         for fresh, cache, pictures in (

@@ -60,7 +60,7 @@ def group_batches(recipe: Any, found: Sequence[Lengths]) -> list[Batches]:
 def _of_questions(rows: Sequence[tuple[int, int, int, int]], groups: int, each: int) -> Batches:
     """Batches of ``groups`` questions that make ``each`` rows."""
     one = batches_of(rows, groups)
-    return replace(one, rows=one.rows * each, per_row=one.per_row * each)
+    return replace(one, rows=one.rows * each, per_row=one.per_row * each, at_once=one.at_once * each)
 
 
 def _critics(recipe: Any) -> int:

@@ -20,6 +20,7 @@ class Shape:
     language: parameters a token meets (decoder without embeddings, and the output head). vision: of the tower and projector.
     layers L, hidden d, heads h, kv_heads, head_dim, inner f, vocab V: of the language model. norms: of a layer (2, Gemma2 4).
     qk_norm: norms of queries and keys. soft_scores, soft_logits: capped by tanh (Gemma2), attention scores then kept.
+    crossing: layers that attend to the pictures' states in place of picture tokens (Mllama). states: of a picture, with padding.
     """
 
     total: int
@@ -38,6 +39,8 @@ class Shape:
     qk_norm: bool = False
     soft_scores: bool = False
     soft_logits: bool = False
+    crossing: int = 0
+    states: int = 0
 
     @property
     def width(self) -> int:
@@ -114,7 +117,18 @@ def shape_of(model: Any, lora: LoraSection | None) -> Shape:
         qk_norm=text.model_type.startswith(("qwen3", "gemma3")),
         soft_scores=capped,
         soft_logits=getattr(text, "final_logit_softcapping", None) is not None,
+        **_crossing(model.config),
     )
+
+
+def _crossing(config: Any) -> dict[str, int]:
+    """Of a model whose text attends to pictures across: each picture is tiles of so many patches and a class token."""
+    layers = getattr(config.get_text_config(), "cross_attention_layers", None)
+    if not layers:
+        return {}
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    return {"crossing": len(layers), "states": vision.max_num_tiles * (side * side + 1)}
 
 
 def adapter_size(model: Any, lora: LoraSection) -> int:

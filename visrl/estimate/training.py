@@ -19,7 +19,7 @@ def batches_of(rows: Sequence[tuple[int, int, int, int]], size: int) -> Batches:
     """Rows (tokens before, tokens after, pictures' tokens, patches) in batches of ``size``, in order, padded as collators do."""
     groups = [rows[i : i + size] for i in range(0, max(len(rows) - size + 1, 1), size)]
     padded = [(max(r[0] for r in g), max(r[1] for r in g)) for g in groups]
-    longest = max(sum(p) for p in padded)
+    longest, most = max(sum(p) for p in padded), max(r[2] for r in rows)
     return Batches(
         rows=min(size, len(rows)),
         tokens=longest,
@@ -27,6 +27,7 @@ def batches_of(rows: Sequence[tuple[int, int, int, int]], size: int) -> Batches:
         per_row=fmean(before + after for before, after in padded),
         pictures=fmean(r[2] for r in rows),
         patches=fmean(r[3] for r in rows),
+        at_once=most * min(size, sum(r[2] == most for r in rows)),
     )
 
 
@@ -48,7 +49,7 @@ def training_phase(
     parts = [
         training_memory(
             model.shape,
-            Step(b.rows, b.tokens, b.kept, fused=recipe.kind == "sft"),
+            Step(b.rows, b.tokens, b.kept, fused=recipe.kind == "sft", pictures=b.at_once),
             size=size,
             checkpointing=checkpointing,
             accumulates=accumulate > 1,
@@ -170,6 +171,7 @@ def _two_rows(batches: Batches, *, one: bool) -> Batches:
         batches.per_row,
         batches.pictures,
         batches.patches,
+        2 * batches.at_once,
     )
 
 

@@ -125,17 +125,18 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _require_whole(wrapped: Any, folder: str) -> None:
-    """Every tensor of the file has a place, every place of the adapter a tensor; asked of PEFT, which renames older keys."""
-    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+    """Every tensor of the file has a place, every place of the adapter a tensor; asked of PEFT, which renames older keys.
+
+    Of biases it is not asked: PEFT 0.19 writes none of ``bias: lora_only``, and does not miss them.
+    """
+    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
     weights = load_peft_weights(folder, device="cpu")
     _require_numbers(weights, folder)
     result = set_peft_model_state_dict(wrapped, weights)
     homeless = set(result.unexpected_keys)
     empty = {name for name in result.missing_keys if ".default" in name}
-    biases = set(
-        filter(_is_bias, get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    )  # the base's, where trained
+    biases = _trained_biases(wrapped)
     if len(list(filter(_is_bias, weights))) < len(biases):
         empty |= biases - set(weights)
     hint = "it was trained on another model, or by a library that names modules otherwise: rename its keys"
@@ -143,6 +144,16 @@ def _require_whole(wrapped: Any, folder: str) -> None:
         raise UsageError(f"the adapter {folder}: no place in this model for {few(homeless)}", hint)
     if empty:
         raise UsageError(f"the adapter {folder}: no tensor in its file for {few(empty)}", hint)
+
+
+def _trained_biases(wrapped: Any) -> set[str]:
+    """Names of the base's biases that the adapter says were trained: all, or those of its modules."""
+    kind = wrapped.peft_config["default"].bias
+    every = {name.replace(".base_layer.", ".") for name, _ in wrapped.named_parameters() if _is_bias(name)}
+    if kind == "lora_only":
+        modules = {name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")}
+        return {name for name in every if name.removesuffix(".bias") in modules}
+    return every if kind == "all" else set()
 
 
 def _is_bias(name: str) -> bool:

@@ -1,9 +1,9 @@
 """From a critic's margin, in nats, to a score in 0..1: s = σ(slope · margin + offset), fitted on questions nobody trains on.
 
-``answer``   a temperature: slope 1 / T, offset 0, so that given the *true* crop the standard answer is the likelier one as often as
-             the score says: T minimises the mean of log(1 + exp(-margin / T)) (Guo et al. 2017)
-``box``      slope and offset per kind of answer (rivals.py), so that a box of the policy is right (IoU above .5 with the true one)
-             as often as the score says: logistic regression (Platt 1999)
+``answer``   a temperature: slope 1 / T, offset 0, so that given the *true* crop the standard answer is the likelier one as often
+             as the score says: T minimises the mean of log(1 + exp(-margin / T)) (Guo et al. 2017)
+``box``      slope and offset per kind of answer (rivals.py), so that a box of the policy is right (IoU above .5 with the true
+             one) as often as the score says: logistic regression (Platt 1999)
 
 Per kind, because a margin does not mean the same in each: "no" is likely given any crop that does not show what is asked for, so
 that a high margin speaks *for* a crop where the answer is "yes" and says nothing, or speaks against it, where it is "no".

@@ -33,7 +33,8 @@ _CORE = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
 _OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[.):]\s+(\S.*?)(?=\s+\(?[A-Z][.):]\s|\s*$)", re.DOTALL)
 _OR = re.compile(r"(.*\S)\s+or\s+(\S.*?)\s*\?\s*", re.DOTALL | re.IGNORECASE)
 _BEFORE = re.compile(r"[,:;]\s+|\s[-–—]\s+|\s(?=(?:the|an?)\s)", re.IGNORECASE)
-_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
+_ARTICLE = re.compile(r"\A(?:the|an?)\s+", re.IGNORECASE)
+_MARKS = " ,;:'\"“”‘’"
 _HOW_MANY = re.compile(r"\bhow\s+many\b", re.IGNORECASE)
 
 
@@ -54,8 +55,8 @@ def rivals_of(sample: CoTSample, sampled: Sequence[str] = (), judge: str = "exac
         return Rivals(kind, (f"{before}{_cased('no' if kind == 'yes' else 'yes', core)}{behind}",))
     if others := _other_options(question, standard):
         return Rivals("option", others)
-    if other := _other_choice(sample.question, core):
-        return Rivals("choice", (f"{before}{_cased(other, core) if core.isupper() else other}{behind}",))
+    if other := _other_choice(sample.question, standard):
+        return Rivals("choice", (other,))
     if _HOW_MANY.search(sample.question) and (counts := _other_counts(core)):
         return Rivals("count", tuple(f"{before}{count}{behind}" for count in counts))
     return Rivals("open", _wrong(sample, sampled, judge))
@@ -71,7 +72,11 @@ def _parts(text: str) -> tuple[str, str, str]:
 def _cased(word: str, like: str) -> str:
     if like.isupper() and len(like) > 1:
         return word.upper()
-    return word.capitalize() if like[:1].isupper() else word
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+
+
+def _spelled(text: str, like: str) -> str:
+    return text.lower() if like.islower() else _cased(text, like)
 
 
 def _other_options(question: str, standard: str) -> tuple[str, ...]:
@@ -112,9 +117,16 @@ def _other_choice(question: str, standard: str) -> str | None:
     found = _OR.fullmatch(question.strip())
     if found is None or not standard:
         return None
-    two = [_ARTICLE.sub("", text, count=1).strip() for text in (_BEFORE.split(found[1])[-1], found[2])]
+    said = [_BEFORE.split(found[1].rstrip(_MARKS))[-1].strip(_MARKS), found[2].strip(_MARKS)]
+    if _ARTICLE.match(said[0]) and not _ARTICLE.match(said[1]):
+        return None  # "connected on the screen or connecting?": what the first one is cannot be told
+    two = [_ARTICLE.sub("", text) for text in said]
     ours = [_same(text, standard) for text in two]
-    return two[ours.index(False)] if any(ours) and not all(ours) else None
+    if not any(ours) or all(ours):
+        return None
+    own, other = two[ours.index(True)], two[ours.index(False)]
+    as_asked = own.strip(".") == standard.strip(".")
+    return (other if as_asked else _spelled(other, standard)) + ("." if standard.endswith(".") else "")
 
 
 def _other_counts(standard: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a margin critic's scores are fitted on: questions with true boxes that nobody trains on, looked at and answered by the policy.
+"""What a margin critic's scores are fitted on: questions with true boxes that nobody trains on, answered by the policy.
 
 Drawn as the pairs' own chains are, by the same plan and seed, so that scores mean what they say of the looks they are used on.
 Departure from d5, which needs no true box at all: those of these questions are read, those of the pairs' questions never.

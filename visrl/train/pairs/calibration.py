@@ -40,7 +40,7 @@ FITTED = ("lines", "temperature", "tokens")
 
 def begun(folder: Path) -> Request | None:
     """The request of the run in ``folder``; None where none was begun. Raises UsageError for a damaged run.json."""
-    return read_meta(folder / "run.json").request if (folder / "run.json").is_file() else None
+    return dict(read_meta(folder)["request"]) if (folder / "run.json").is_file() else None
 
 
 def calibrated(

@@ -32,6 +32,8 @@ from visrl.train.pairs.sampling import PairSampler
 from visrl.train.pairs.statistics import outcomes, table
 
 DOMAINS = ("general", "relation", "doc", "chart", "fine")
+LIKELIHOOD, MARGIN = "likelihood", "margin"
+FITTED: dict[Target, str] = {"answer": "margin, fitted to answer", "box": "margin, fitted to box"}
 BATCH = 64
 
 
@@ -101,13 +103,15 @@ def critics_of(args: argparse.Namespace, sampler: PairSampler, model: Policy) ->
     """The critics by what the table calls them; says on the way what was fitted."""
     margin = MarginCritic(model)
     samples = load_questions(recipe_of(args, DOMAINS, args.calibrate, "val").data)
-    found: dict[str, Critic] = {"likelihood": make_critic("likelihood", model, "exact"), "margin": margin}
-    targets: tuple[Target, ...] = ("answer", "box")
-    for target in targets:
+    every: dict[str, Critic] = {LIKELIHOOD: make_critic("likelihood", model, "exact"), MARGIN: margin}
+    found = {name: critic for name, critic in every.items() if name in args.critics}
+    for target, name in FITTED.items():
+        if name not in args.critics:
+            continue
         looks, _ = looks_read(replace(sampler, critic=margin), samples, target, BATCH)
         calibration = fit(looks, target)
         print(f"fitted on {args.calibrate} questions of val: {calibration.to_json()}\n", flush=True)
-        found[f"margin, fitted to {target}"] = MarginCritic(model, calibration=calibration)
+        found[name] = MarginCritic(model, calibration=calibration)
     return found
 
 
@@ -118,6 +122,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=300, help="questions of all domains named")
     parser.add_argument("--calibrate", type=int, default=300, help="questions of val, of all domains")
     parser.add_argument("--domains", nargs="*", default=list(DOMAINS))
+    parser.add_argument("--critics", nargs="*", default=[LIKELIHOOD, MARGIN, *FITTED.values()])
     parser.add_argument("--differences", nargs="*", type=float, default=[0.1, 0.2, 0.3])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

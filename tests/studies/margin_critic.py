@@ -4,22 +4,24 @@
 
 Per critic and least difference: pairs, in percent of them WP-LN, WN-LP and right winning boxes (WP, ± by picture), and how the box
 scores of all chains lie to .2 and .8. ``fine`` is also told apart by its standard answer. What margins are fitted on are --calibrate
-questions of ``val``, of all domains. Each crop and answer is read once, whatever the settings.
+questions of ``val``, of all domains; that is kept in --output. Each crop and answer is read once, whatever the settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from visrl.core.box_formats import BoxFormat
 from visrl.core.types import CoTSample
 from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
-from visrl.train.common.calibration import Target, fit
+from visrl.train.common.calibration import Calibration, Target, fit
 from visrl.train.common.critics import make_critic
 from visrl.train.common.judged import Critic
 from visrl.train.common.margin_critic import MarginCritic
@@ -68,7 +70,7 @@ def recipe_of(args: argparse.Namespace, domains: Sequence[str], limit: int, spli
     return PairsRecipe.model_validate(
         {
             "kind": "pairs",
-            "output": "runs/study-margin",
+            "output": args.output,
             "seed": args.seed,
             "policy": {"model": args.policy},
             "critic": {"model": args.critic, "kind": "likelihood"},
@@ -102,14 +104,18 @@ def _percent(value: float | None) -> str:
 def critics_of(args: argparse.Namespace, sampler: PairSampler, model: Policy) -> dict[str, Critic]:
     """The critics by what the table calls them; says on the way what was fitted."""
     margin = MarginCritic(model)
-    samples = load_questions(recipe_of(args, DOMAINS, args.calibrate, "val").data)
     every: dict[str, Critic] = {LIKELIHOOD: make_critic("likelihood", model, "exact"), MARGIN: margin}
     found = {name: critic for name, critic in every.items() if name in args.critics}
     for target, name in FITTED.items():
         if name not in args.critics:
             continue
-        looks, _ = looks_read(replace(sampler, critic=margin), samples, target, BATCH)
-        calibration = fit(looks, target)
+        kept = args.output / f"fitted-{target}-{args.calibrate}-{args.seed}.json"
+        if not kept.is_file():
+            samples = load_questions(recipe_of(args, DOMAINS, args.calibrate, "val").data)
+            looks, _ = looks_read(replace(sampler, critic=margin), samples, target, BATCH)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(fit(looks, target).to_json()))
+        calibration = Calibration.from_json(json.loads(kept.read_text()))
         print(f"fitted on {args.calibrate} questions of val: {calibration.to_json()}\n", flush=True)
         found[name] = MarginCritic(model, calibration=calibration)
     return found
@@ -124,6 +130,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="*", default=list(DOMAINS))
     parser.add_argument("--critics", nargs="*", default=[LIKELIHOOD, MARGIN, *FITTED.values()])
     parser.add_argument("--differences", nargs="*", type=float, default=[0.1, 0.2, 0.3])
+    parser.add_argument("--output", type=Path, default=Path("runs/study-margin"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     import torch

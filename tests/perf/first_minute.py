@@ -20,7 +20,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [Path(sys.executable).with_name("visrl-eval"), "--model", "tiny", "--tasks", "world", "--limit", str(args.limit), "-o", folder]
+        command = [
+            Path(sys.executable).with_name("visrl-eval"),
+            "--model",
+            "tiny",
+            "--tasks",
+            "world",
+            "--limit",
+            str(args.limit),
+            "-o",
+            folder,
+        ]
         began, first = time.monotonic(), None
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None

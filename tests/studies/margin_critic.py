@@ -4,7 +4,8 @@
 
 Per critic and least difference: pairs, in percent of them WP-LN, WN-LP and right winning boxes (WP, ± by picture), and how the box
 scores of all chains lie to .2 and .8. ``fine`` is also told apart by its standard answer. What margins are fitted on are --calibrate
-questions of ``val``, of all domains; that is kept in --output. Each crop and answer is read once, whatever the settings.
+questions of ``val``, of the domains of --calibrate-on; that is kept in --output. Each crop and answer is read once, whatever the
+settings. --open likelihood: open questions are scored as the likelihood critic scores them.
 """
 
 from __future__ import annotations
@@ -103,21 +104,22 @@ def _percent(value: float | None) -> str:
 
 def critics_of(args: argparse.Namespace, sampler: PairSampler, model: Policy) -> dict[str, Critic]:
     """The critics by what the table calls them; says on the way what was fitted."""
-    margin = MarginCritic(model)
+    margin = MarginCritic(model, open_answers=args.open)
     every: dict[str, Critic] = {LIKELIHOOD: make_critic("likelihood", model, "exact"), MARGIN: margin}
     found = {name: critic for name, critic in every.items() if name in args.critics}
     for target, name in FITTED.items():
         if name not in args.critics:
             continue
-        kept = args.output / f"fitted-{target}-{args.calibrate}-{args.seed}.json"
+        on = "-".join([*args.calibrate_on, args.open])
+        kept = args.output / f"fitted-{target}-{on}-{args.calibrate}-{args.seed}.json"
         if not kept.is_file():
-            samples = load_questions(recipe_of(args, DOMAINS, args.calibrate, "val").data)
+            samples = load_questions(recipe_of(args, args.calibrate_on, args.calibrate, "val").data)
             looks, _ = looks_read(replace(sampler, critic=margin), samples, target, BATCH)
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(fit(looks, target).to_json()))
         calibration = Calibration.from_json(json.loads(kept.read_text()))
         print(f"fitted on {args.calibrate} questions of val: {calibration.to_json()}\n", flush=True)
-        found[name] = MarginCritic(model, calibration=calibration)
+        found[name] = replace(margin, calibration=calibration)
     return found
 
 
@@ -126,7 +128,9 @@ def main() -> None:
     parser.add_argument("--policy", default="sft")
     parser.add_argument("--critic", default="base")
     parser.add_argument("--limit", type=int, default=300, help="questions of all domains named")
-    parser.add_argument("--calibrate", type=int, default=300, help="questions of val, of all domains")
+    parser.add_argument("--calibrate", type=int, default=300, help="questions of val")
+    parser.add_argument("--calibrate-on", nargs="*", default=list(DOMAINS))
+    parser.add_argument("--open", choices=["policy", "likelihood"], default="policy")
     parser.add_argument("--domains", nargs="*", default=list(DOMAINS))
     parser.add_argument("--critics", nargs="*", default=[LIKELIHOOD, MARGIN, *FITTED.values()])
     parser.add_argument("--differences", nargs="*", type=float, default=[0.1, 0.2, 0.3])

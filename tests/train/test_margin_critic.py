@@ -122,6 +122,18 @@ def test_an_open_question_is_held_against_what_the_policy_said_or_else_against_a
     assert certain.score.value == 1.0
 
 
+def test_open_answers_may_be_left_to_the_likelihood():
+    section = CriticSection(kind="margin", model="base", temperature=0.5, open_answers="likelihood")
+    reader = Reader(Nice=0.2, Rice=0.6, yes=0.6, no=0.3)
+    margin, likelihood = uncalibrated(section, reader), make_critic("likelihood", reader, "exact")
+    word = about(asked("What word?", "Nice"), ("Rice", "Nice"))
+    judged, closed = margin.boxes([word, about(asked("Is it red?", "yes"))])
+    # the temperature is of what is held against others: yes has 2 to 1, squared 4 to 1; Nice has its own .2
+    assert judged.score == likelihood.boxes([word])[0].score and judged.score.value == 0.2
+    assert closed.score.value == pytest.approx(4 / 5, abs=1e-6)
+    assert ("q", "p#c", "Rice") not in reader.read and margin.describe()["open_answers"] == "likelihood"
+
+
 def test_one_answer_that_could_not_be_read_is_no_score():
     (judged,) = MarginCritic(Reader(yes=0.6)).boxes([about(asked("Is it red?", "yes"))])
     assert judged.score is None and judged.error == "503"

@@ -16,7 +16,7 @@ from visrl.policies.protocol import LogLikelihood, Tokens
 from visrl.train.common.critics import uncalibrated
 from visrl.train.config.recipe import DataSection
 from visrl.train.loop.cost import tokens_of
-from visrl.train.pairs import calibration, run
+from visrl.train.pairs import calibration, on_ray, run
 from visrl.train.pairs.calibration import calibrated, looks_read
 from visrl.train.pairs.run import describe, make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler
@@ -185,6 +185,17 @@ def test_looks_without_a_true_box_teach_nothing(monkeypatch):
     assert {look.kind for look in looks} == {"yes", "no"} and 0 < sum(look.right for look in looks) < len(looks)
 
 
+def test_open_questions_left_to_the_likelihood_are_not_fitted_on():
+    known = [yes_or_no(sample) for sample in VAL]
+    mixed = [*known[:10], *[replace(sample, answers=("A",)) for sample in known[10:20]]]
+    fitted = {"kind": "margin", "model": "fake", "open_answers": "likelihood"}
+    policy = Guesser("sft", mixed)
+    asked = recipe("unused", critic=fitted)
+    sampler = PairSampler(policy, uncalibrated(asked.critic, Reader("org", mixed)), plan_of(asked, policy))
+    looks, _ = looks_read(sampler, mixed, "answer", 8)
+    assert [look.kind for look in looks] == ["no", "yes"] * 5  # the true crops of v1000 … v1009: odd numbers say yes
+
+
 def test_the_recipe_s_own_loading_fits_and_a_worker_takes_what_another_fitted(tmp_path, monkeypatch):
     known = [yes_or_no(sample) for sample in VAL]
     models = {"policy": Guesser("sft", known), "critic": Reader("org", known)}
@@ -197,3 +208,18 @@ def test_the_recipe_s_own_loading_fits_and_a_worker_takes_what_another_fitted(tm
     again = run.load_sampler(asked, request)
     assert models["critic"].calls == calls > 0, "taken, not fitted again"
     assert again.critic.calibration == sampler.critic.calibration and describe(again, (), asked) == request
+
+
+def test_a_critic_of_a_pool_judges_by_what_the_first_worker_fitted(tmp_path, monkeypatch):
+    known = [yes_or_no(sample) for sample in VAL]
+    models = {"policy": Guesser("sft", known), "critic": Reader("org", known)}
+    for module in (run, on_ray):
+        monkeypatch.setattr(module, "load_policy", lambda model, args: models[model])
+    monkeypatch.setattr(on_ray, "load_questions", lambda section: [])
+    critic = {"kind": "margin", "model": "critic", "calibration": {"target": "box", "data": {"path": "val.jsonl"}}}
+    asked = recipe(tmp_path, policy={"model": "policy"}, critic=critic)
+    request, plan = on_ray._described(asked, None)
+    calls = models["critic"].calls
+    sampler = on_ray._judging(asked, plan, json.loads(json.dumps(request)))
+    assert sampler.critic.calibration.to_json()["lines"] == request["critic"]["calibration"]["lines"]
+    assert models["critic"].calls == calls

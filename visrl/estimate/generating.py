@@ -109,7 +109,7 @@ def answers_read(critic: Any, questions: Sequence[CoTSample], chains: int) -> fl
 
     if critic is None or critic.kind != "margin":
         return 1.0
-    most = min(MOST, chains)
+    most = 0 if critic.open_answers == "likelihood" else min(MOST, chains)
     found = [rivals_of(sample) for sample in questions if sample.answers]
     return 1.0 + fmean([most if rivals.kind == "open" else len(rivals.texts) for rivals in found] or [most])
 

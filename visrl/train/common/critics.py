@@ -37,7 +37,7 @@ from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
 from visrl.train.common.calibration import Calibration, Target
 from visrl.train.common.judged import DECIMALS, Critic, Judged, Question, agreement, without_repeats
-from visrl.train.common.margin_critic import MarginCritic
+from visrl.train.common.margin_critic import MarginCritic, OpenAnswers
 from visrl.train.config.section import Section
 from visrl.train.data.questions import QuestionSection
 
@@ -101,6 +101,11 @@ class CriticSection(Section):
         default="exact", description="of likelihood, margin and oracle: which offline rule compares answers"
     )
     temperature: float | None = Field(default=None, gt=0, le=100, description="of margin: divides it; none: 1")
+    open_answers: OpenAnswers | None = Field(
+        default=None,
+        description="of margin, where a question names no answers: held against the policy's own wrong ones (`policy`, where left"
+        " out), or scored as `likelihood` scores them",
+    )
     calibration: CalibrationSection | None = Field(
         default=None, description="of margin, in pairs: fits what turns it to scores"
     )
@@ -114,10 +119,11 @@ class CriticSection(Section):
 
     @model_validator(mode="after")
     def _of_margin(self) -> CriticSection:
-        given = [name for name in ("temperature", "calibration") if name in self.model_dump(exclude_none=True)]
+        values = {"temperature": self.temperature, "calibration": self.calibration, "open_answers": self.open_answers}
+        given = [name for name, value in values.items() if value is not None]
         if given and self.kind != "margin":
             raise ValueError(f"{given[0]} is of critic.kind margin, and this is {self.kind}")
-        if len(given) > 1:
+        if {"temperature", "calibration"} <= set(given):
             raise ValueError("temperature and calibration: one of them; a calibration fits the temperature")
         return self
 
@@ -309,11 +315,12 @@ def load_critic(section: CriticSection) -> Critic:
 
 
 def uncalibrated(section: CriticSection, policy: Policy | None) -> Critic:
-    """The critic of a recipe, with its ``temperature`` where it names one. Raises UsageError as :func:`make_critic` does."""
+    """The critic of a recipe, with what it sets of a margin; not yet fitted. Raises UsageError as :func:`make_critic` does."""
     critic = make_critic(section.kind, policy, section.judge)
-    if section.temperature is not None and isinstance(critic, MarginCritic):
-        return replace(critic, calibration=Calibration.of_temperature(section.temperature))
-    return critic
+    if not isinstance(critic, MarginCritic):
+        return critic
+    calibration = Calibration() if section.temperature is None else Calibration.of_temperature(section.temperature)
+    return replace(critic, calibration=calibration, open_answers=section.open_answers or "policy")
 
 
 def make_critic(kind: str, policy: Policy | None, judge: str) -> Critic:

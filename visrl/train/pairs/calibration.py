@@ -80,7 +80,8 @@ def looks_read(
     sampler: PairSampler, samples: Sequence[CoTSample], target: Target, batch_size: int
 ) -> tuple[list[Look], Tokens | None]:
     """Every different look of the policy at these questions (for ``answer``: the true crop), with the critic's margin; and what
-    policy and critic computed for them, None where that is not counted. Questions without a true box give none.
+    policy and critic computed for them, None where that is not counted. Questions without a true box give none, nor do those
+    whose scores are likelihoods anyway.
     """
     critic = sampler.critic
     assert isinstance(critic, MarginCritic), "nothing else has margins"
@@ -97,7 +98,8 @@ def looks_read(
             if margin.error:
                 message = f"critic.calibration: {question.sample.id}: {margin.error}"
                 raise Incomplete(message, "the same command tries again")
-            found.append(Look(margin.kind, margin.value, _right(question)))
+            if not critic.is_likelihood(margin.kind):
+                found.append(Look(margin.kind, margin.value, _right(question)))
             spent.append(margin.tokens)
     return found, total(spent)
 

@@ -173,6 +173,28 @@ def test_the_weights_of_a_recipe_go_on_for_further_looks_and_pairs_without_a_ter
         _usable(recipe(context="own_crop"), [three], 2)
 
 
+def test_the_last_look_of_each_pair_alone_whatever_their_number(capsys):
+    """Of 1, 2 and 3 looks the 1st, 2nd and 3rd; a pair with nothing rejected there has its answer alone, and no part in stage 1."""
+    two = pair(1, (FIRST, SECOND), (WRONG, None))
+    three = pair(2, (FIRST, SECOND, SECOND), (WRONG, ELSEWHERE, WRONG), "zoom")
+    one = pair(0, (FIRST,), (WRONG,))
+    kept, terms = _usable(recipe(look_weights="last"), [one, three, two], 1)
+    assert [(t.name, t.weight) for t in terms] == [("look1", 1.0), ("look2", 1.0), ("look3", 1.0)]
+    assert [[t.name for t in terms if has_term(p, t.name)] for p in kept] == [["look1"], ["look3"]]
+    assert "left out: 1 pairs" in capsys.readouterr().err
+    kept, terms = _usable(recipe(look_weights="last"), [one, three, two], 2)
+    assert [[t.name for t in terms if has_term(p, t.name)] for p in kept] == [
+        ["look1", "answer"],
+        ["look3", "answer"],
+        ["answer"],
+    ]
+    assert [look.box.xyxy for look in three.rejected.looks] == [
+        WRONG,
+        ELSEWHERE,
+        WRONG,
+    ]  # the pair on file is what it was
+
+
 def test_branches_hang_at_their_turns():
     """A chain of 5 tokens behind one of padding, C = 3: branches of 2 columns, at columns 2 and 4 of 0 .. 5."""
     layout, anchors = Layout(6, 3, 2), torch.tensor([[2, 4]])

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a gate fai
 from __future__ import annotations
 
 import difflib
+import gc
 import logging
 import os
 import shlex
@@ -29,7 +30,7 @@ from visrl.cli.results.leaderboard import leaderboard
 from visrl.cli.results.show import JsonOption, looks_of
 from visrl.cli.results.tables import tables
 from visrl.cli.running import Asked, batch_size_of, check_first, finish, run_all
-from visrl.cli.start import wait_without_spinning
+from visrl.cli.start import held_to_the_end, wait_without_spinning
 from visrl.core.arguments import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_USAGE, Interrupted, UsageError, printable, refused
 from visrl.runs.distributed import say, shutdown
@@ -162,7 +163,8 @@ def run(
     looks = looks_of(max_looks, upstream)
     arguments = parse_model_args(model_args)
     check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
-    policy, engine = policy_and_engine(model, arguments, ray)
+    with held_to_the_end():
+        policy, engine = policy_and_engine(model, arguments, ray)
     options = Options(
         data=data, protocol=protocol, focus=focus, crop=crop, limit=limit, batch_size=batch_size_of(batch_size, policy),
         judge=judge, seed=seed, output=output, max_tokens=max_tokens, quiet=quiet, name=name,
@@ -200,6 +202,8 @@ def main(argv: list[str] | None = None) -> int:
             return _end_of(args)
         except (KeyboardInterrupt, typer.Abort):  # also before the command began, or while it said its error
             return _stopped("finished samples are kept", args)
+        finally:
+            gc.unfreeze()
 
 
 def _end_of(args: list[str]) -> int:

@@ -36,6 +36,8 @@ _BROKEN = frozenset(
     }
 )
 _STATUS = re.compile(r"\s{0,20}(Error code: \d{3}) - ")  # openai's client; a screen may read "Error code: 43"
+_REASONS = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "finish")
+_SAYING = frozenset({"error", "reasoning_content", "refusal", *_REASONS})  # most rows say nothing of how they ended
 CLIENT_ERRORS = (
     "Failed to obtain answer via API",  # VLMEvalKit: FAIL_MSG, and the fail_msg of its clients
     "[LMMS_EVAL_REQUEST_FAILED after",  # lmms-eval 0.7.3: its clients of OpenAI and Gemini
@@ -93,6 +95,8 @@ def why_unscored(text: str | None, finish_reason: Any = None, refusal: Any = Non
 
 def ending_of(row: Mapping[str, Any], text: str | None) -> str | None:
     """The same of a recorded row, which may say how it ended: ``finish_reason``, ``stop_reason``, ``refusal`` or ``error``."""
+    if _SAYING.isdisjoint(row):
+        return why_unscored(text)
     error = row.get("error")
     if isinstance(error, dict) and error:
         error = error.get("message") or "error"
@@ -100,5 +104,4 @@ def ending_of(row: Mapping[str, Any], text: str | None) -> str | None:
         return str(error).strip()[:200]
     if not (text or "").strip() and str(row.get("reasoning_content") or "").strip():
         return "only a thought came back"
-    reasons = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "finish")
-    return why_unscored(text, next((row[name] for name in reasons if row.get(name)), None), row.get("refusal"))
+    return why_unscored(text, next((row[name] for name in _REASONS if row.get(name)), None), row.get("refusal"))

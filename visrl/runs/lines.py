@@ -127,7 +127,12 @@ _EPISODE = msgspec.json.Decoder(_EpisodeLine)
 
 def episode_from_line(line: bytes) -> Episode:
     """The episode of a line of episodes.jsonl. Raises ValueError on another shape, naming the field."""
-    return _episode(decode_as(line, _EPISODE))
+    return _episode(_checked(line))
+
+
+def _checked(line: bytes) -> _EpisodeLine:
+    """A line whose every field is of its type and finite: an episode can be made of it."""
+    return decode_as(line, _EPISODE)
 
 
 def episode_from_json(value: Any) -> Episode:
@@ -229,8 +234,8 @@ def recorded(path: Path) -> Iterator[Mapping[str, Recorded]]:
     """task -> its episodes, while the file is open. Reads every line once; raises UsageError as :func:`read_lines`."""
     with ExitStack() as files:
         found: dict[str, Recorded] = {}
-        for place, episode in _placed(path, episode_from_line):
-            if episode.task not in found:
-                found[episode.task] = Recorded(files.enter_context(path.open("rb")))
-            found[episode.task].places[episode.sample_id] = place
+        for place, line in _placed(path, _checked):
+            if line.task not in found:
+                found[line.task] = Recorded(files.enter_context(path.open("rb")))
+            found[line.task].places[line.sample_id] = place
         yield found

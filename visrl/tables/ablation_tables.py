@@ -33,7 +33,7 @@ def summary(found: Mapping[str, Numbers]) -> list[dict[str, Any]]:
     return lines
 
 
-def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
+def table_of(lines: Sequence[Mapping[str, Any]], title: str = "Ablations on the small world") -> Table:
     """A row per variant, two columns per metric."""
     metrics = list(dict.fromkeys(line["metric"] for line in lines))
     by_variant: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -50,7 +50,7 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
         rows.append(Row(variant, (*cells, Cell((str(seeds),)))))
     columns = [(t, t) for m in metrics for t in (m, f"{m}: difference to {FULL}")] + [("seeds", "seeds")]
     note = "Percent, mean ± standard error over seeds; differences are paired by seed."
-    return Table("Ablations on the small world", "variant", tuple(columns), tuple(rows), (note,))
+    return Table(title, "variant", tuple(columns), tuple(rows), (note,))
 
 
 def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:

@@ -34,12 +34,15 @@ from visrl.tables.phase_tables import (
     series,
     short,
 )
+from visrl.tables.term_tables import ends, terms_table
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
 METHODS_FIGURE = "figures/methods.svg"
 METHODS = "methods"
 """Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
+TERMS = "terms"
+"""Below results: what recipes/world-deep-terms.yaml leaves."""
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
     " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
@@ -74,6 +77,12 @@ GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same w
 losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
 [performance.md](performance.md)), but not its accuracy.
 """
+_TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
+labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
+step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Boxes 1 and
+2: those of the first look, and of the second where the sign needs one. n = 1,000 walls of `test`.
+"""
+_NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
 _LIMITS = """## Limits
 
 The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results
@@ -87,8 +96,14 @@ page is generated from their `records/` folders, copied below `results/records/`
 """
 
 
-def text(results: Sequence[TaskResult], methods: Mapping[str, Mapping[int, Progress]] | None = None) -> str:
-    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py)."""
+def text(
+    results: Sequence[TaskResult],
+    methods: Mapping[str, Mapping[int, Progress]] | None = None,
+    terms: Sequence[TaskResult] = (),
+) -> str:
+    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py); terms: records of
+    recipes/world-deep-terms.yaml.
+    """
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
     if not found:
@@ -96,13 +111,18 @@ def text(results: Sequence[TaskResult], methods: Mapping[str, Mapping[int, Progr
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    return "\n".join([*parts, "## Step-level DPO against GRPO", "", *_methods(methods or {}), _LIMITS])
+    parts += ["## Step-level DPO against GRPO", "", *_methods(methods or {})]
+    return "\n".join([*parts, "## A term per look", "", *_terms(terms), _LIMITS])
 
 
 def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
     if not found:
         return [_NO_METHODS]
     return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
+
+
+def _terms(results: Sequence[TaskResult]) -> list[str]:
+    return [_TERMS, render(terms_table(ends(results)), "md")] if results else [_NO_TERMS]
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -210,27 +230,28 @@ def write(results: Path, docs: Path) -> Path:
     """Write the page and its figure from ``results/records``. Returns the page. Raises UsageError where that folder is not."""
     if not (results / "records").is_dir():
         raise UsageError(f"{results / 'records'}: no such folder", "run this in visrl's repository, or name --results")
-    found = _read(results)
+    found = _records(results)
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
     if methods := _read_methods(results):
         draw_costs(methods, docs / METHODS_FIGURE)
-    write_atomically(docs / "science.md", text(found, methods))
+    write_atomically(docs / "science.md", text(found, methods, _records(results / TERMS)))
     return docs / "science.md"
 
 
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(_read(results), _read_methods(results))
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(
+        _records(results), _read_methods(results), _records(results / TERMS)
+    )
 
 
-def _read(results: Path) -> list[TaskResult]:
-    return read_records(results / "records") if (results / "records").is_dir() else []
+def _records(folder: Path) -> list[TaskResult]:
+    return read_records(folder / "records") if (folder / "records").is_dir() else []
 
 
 def _read_methods(results: Path) -> dict[str, dict[int, Progress]]:
     folder = results / METHODS
-    records = read_records(folder / "records") if (folder / "records").is_dir() else []
-    return paths(records, read_costs(folder / "costs.csv"))
+    return paths(_records(folder), read_costs(folder / "costs.csv"))

@@ -9,27 +9,26 @@ POPE belongs to no other.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from visrl.core.types import CoTSample
 from visrl.policies.recorded.prediction_files import QUESTION_AND_BOX, Key, Prediction, picture_key, question_key
 
 
-def sample_keys(sample: CoTSample) -> list[Key]:
-    """The keys a row may have for this document, the surest first."""
+def sample_keys(sample: CoTSample) -> Iterator[Key]:
+    """The keys a row may have for this document, the surest first, each made when it is asked for: mostly the first fits."""
+    yield "id", sample.id
     shown = picture_key(sample.meta.get("picture", sample.cluster))
     asked = question_key(sample.meta.get("raw_question", sample.question))
-    keys: list[Key] = [("id", sample.id)]
     if sample.group:
-        keys.append(("group+picture+question", sample.group.lower(), shown, asked))
-    keys.append(("picture+question", shown, asked))
+        yield "group+picture+question", sample.group.lower(), shown, asked
+    yield "picture+question", shown, asked
     if "question_id" in sample.meta:
-        keys.append(("question_id+question", str(sample.meta["question_id"]), asked))
+        yield "question_id+question", str(sample.meta["question_id"]), asked
     if "index" in sample.meta:
-        keys.append(("index", str(sample.meta["index"])))
+        yield "index", str(sample.meta["index"])
     if sample.kind == "rec" and sample.box is not None:
-        keys.append((QUESTION_AND_BOX, asked))
-    return keys
+        yield QUESTION_AND_BOX, asked
 
 
 def match(rows: Sequence[Prediction], samples: Iterable[CoTSample], task: str) -> list[tuple[int, CoTSample]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from visrl.core.boxes import Box
@@ -97,3 +97,12 @@ class Preference:
     protocol: ProtocolName
     chosen: Candidate
     rejected: Candidate
+
+
+def last_look_alone(pair: Preference) -> Preference:
+    """The pair without what it rejects before the chosen chain's last look."""
+    if pair.rejected.looks is None:
+        return pair
+    last = len(pair.chosen.all_looks) - 1
+    looks = (look if k == last else replace(look, box=None, text=None) for k, look in enumerate(pair.rejected.looks))
+    return replace(pair, rejected=replace(pair.rejected, looks=tuple(looks)))

@@ -40,7 +40,7 @@ from visrl.train.config.recipe import (
     check_trainer_section,
 )
 from visrl.train.config.section import Section
-from visrl.train.data.candidates import Preference
+from visrl.train.data.candidates import Preference, last_look_alone
 from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
 from visrl.train.dpo.collator import PairCollator, has_term
@@ -70,10 +70,12 @@ class StepSection(Section):
     beta_answer: float = Field(default=0.1, gt=0)
     lambda_box: float = Field(default=0.5, ge=0)
     lambda_answer: float = Field(default=0.5, ge=0)
-    look_weights: tuple[NotNegative, ...] | None = Field(
+    look_weights: Annotated[tuple[NotNegative, ...], Field(min_length=1)] | Literal["last"] | None = Field(
         default=None,
-        min_length=1,
-        description="of several looks: what multiplies the weight of each look's term, in order, the last one goes on; 1 each",
+        description=(
+            "of several looks: what multiplies the weight of each look's term, in order, the last one goes on; 1 each;"
+            " `last`: each pair's last look alone has a term"
+        ),
     )
     context: Literal["win_crop", "own_crop"] = Field(
         default="win_crop", description="which crop the rejected answer follows"
@@ -89,7 +91,7 @@ class StepSection(Section):
 
     def terms(self, stage: int, looks: int = 1) -> tuple[Term, ...]:
         """The terms of a stage with this recipe's lambdas and betas. looks: the most that a pair has."""
-        asked = self.look_weights or (1.0,)
+        asked = self.look_weights if isinstance(self.look_weights, tuple) else (1.0,)
         weights = [asked[min(k, len(asked) - 1)] for k in range(looks)]
         return stage_terms(
             stage,
@@ -204,6 +206,8 @@ def _usable(recipe: DPORecipe, pairs: Sequence[Preference], stage: int) -> tuple
     """The pairs that a stage has a term for, and its terms. Raises UsageError for pairs that cannot be trained, and for none."""
     terms = recipe.step.terms(stage, max(len(pair.chosen.all_looks) for pair in pairs))
     _check(recipe, pairs, terms)
+    if recipe.step.look_weights == "last":
+        pairs = [last_look_alone(pair) for pair in pairs]
     kept = [pair for pair in pairs if any(has_term(pair, term.name) for term in terms)]
     if not kept:
         raise UsageError("no pair has a look of weight above 0", "another step.look_weights")

@@ -1,0 +1,52 @@
+"""A term per look against the last look's alone, from records made by hand."""
+
+import pytest
+from test_phase_tables import record
+
+from visrl.tables.formats import render
+from visrl.tables.reproduction_page import text
+from visrl.tables.term_tables import ends, terms_table
+
+
+def phase(name, run, seed, answers, first, second):
+    metrics = {"answer": answers, "box_acc/look=1": first, "box_acc/look=2": second, "looks": 1.7}
+    return [
+        record(name, value, seed=seed, run=run, metric=metric, task="world_deep") for metric, value in metrics.items()
+    ]
+
+
+@pytest.fixture
+def made():
+    """Three seeds, .01 apart; both variants copy the warm-up. last_look of seed 2 has not come further than its warm-up."""
+    found = []
+    for seed, more in ((0, 0.0), (1, 0.01), (2, 0.02)):
+        for run in ("last_look", "full"):
+            found += phase("sft", run, seed, 0.30 + more, 0.40, 0.10)
+        found += phase("iter1/rl1", "full", seed, 0.90, 0.90, 0.90)
+        found += phase("iter1/rl2", "full", seed, 0.36 + more, 0.45, 0.15)
+        if seed < 2:
+            found += phase("iter1/rl2", "last_look", seed, 0.32 + more, 0.41, 0.12)
+    return found
+
+
+def test_rows_are_the_warm_up_and_each_variants_last_phase(made):
+    found = ends(made)
+    assert list(found) == ["sft", "full", "last_look"]
+    assert found["sft"]["answers"] == pytest.approx({"0": 30.0, "1": 31.0, "2": 32.0})
+    assert found["full"]["answers"] == pytest.approx({"0": 36.0, "1": 37.0, "2": 38.0})  # not stage 1's 90
+    assert found["last_look"]["box 1"] == pytest.approx({"0": 41.0, "1": 41.0})
+
+
+def test_differences_are_paired_by_seed(made):
+    """Answers: 31, 37 ± .58 (s = 1 over sqrt 3), and -6 in every seed; last_look -4 in both of its seeds, 32.5 ± .5."""
+    shown = render(terms_table(ends(made)), "md")
+    assert "| sft | 31.0 ± 0.6 | -6.0 ± 0.0 | 40.0 ± 0.0 | -5.0 ± 0.0 | 10.0 ± 0.0 | -5.0 ± 0.0 | 3 |" in shown
+    assert "| full | 37.0 ± 0.6 | — | 45.0 ± 0.0 | — | 15.0 ± 0.0 | — | 3 |" in shown
+    assert r"| last\_look | 32.5 ± 0.5 | -4.0 ± 0.0 | 41.0 ± 0.0 | -4.0 ± 0.0 | 12.0 ± 0.0 | -3.0 ± 0.0 | 2 |" in shown
+
+
+def test_the_page_shows_them_or_says_that_they_were_not_measured(made):
+    base = [record("sft", 0.4)]
+    section = text(base, terms=made).partition("## A term per look")[2]
+    assert "| full | 37.0 ± 0.6 |" in section
+    assert "Not measured" in text(base).partition("## A term per look")[2]

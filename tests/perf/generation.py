@@ -193,7 +193,7 @@ def profile(folder: str, n: int, new: int) -> None:
         return run
 
     policy._read, policy._look = timed("read prompts", policy._read), timed("look", policy._look)
-    visrl.policies.hf.policy.branch = timed("generate", visrl.policies.hf.policy.branch)
+    visrl.policies.hf.policy.decode = timed("generate", visrl.policies.hf.policy.decode)
     for _ in range(2):
         spent.update(dict.fromkeys(spent, 0.0))
         began = time.process_time()

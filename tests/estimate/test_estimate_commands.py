@@ -111,6 +111,9 @@ def test_pairs_by_hand():
     plain = pairs_work([one], 10, 5, attempts=3, extra=0, worded=False)
     assert plain.prefill == 10 * (100 + 6 * 60 + 6 * 70) and plain.decode == 10 * (6 * 10 + 6 * 2)
     worded = pairs_work([one], 10, 5, attempts=3, extra=0, worded=True)
+    # a margin of a yes-or-no question reads both answers: each of the 6 crop prompts once more
+    margin = pairs_work([one], 10, 5, attempts=3, extra=0, worded=False, read=2.0)
+    assert margin.prefill - plain.prefill == 10 * 6 * one.crop and margin.decode == plain.decode
     assert worded.prefill - plain.prefill == 10 * (200 + 5 * 32) and worded.decode - plain.decode == 10 * 12 * 8
 
 
@@ -176,6 +179,26 @@ def test_pairs_and_sft_have_estimates(tmp_path, capsys):
     estimate_recipe([recipe(tmp_path, kind="sft", data={"path": "none.jsonl"}), "--samples", "10", "--json"])
     (phase,) = json.loads(capsys.readouterr().out)["phases"]
     assert phase["samples"] == 20, "two conversations a chain"
+
+
+def test_a_calibrated_margin_answers_more_questions_and_reads_more_answers(tmp_path, capsys):
+    def prefill(critic):
+        pairs = {
+            "kind": "pairs", "output": "o", "policy": {"model": "base", "args": {"dtype": "float32"}},
+            "critic": {"model": "base", **critic}, "data": {"format": "world", "limit": 6, "tasks": ["fine"]},
+            "sampling": {"max_tokens": 8},
+        }  # fmt: skip
+        (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(pairs))
+        estimate_recipe([str(tmp_path / "pairs.yaml"), "--json"])
+        (phase,) = json.loads(capsys.readouterr().out)["phases"]
+        return phase["work"]["prefill"], phase["samples"], phase["notes"]
+
+    val = {"format": "world", "split": "val", "limit": 3, "tasks": ["fine"]}
+    (one, n, _), (two, _, _) = prefill({"kind": "likelihood"}), prefill({"kind": "margin"})
+    fitted, still, notes = prefill({"kind": "margin", "calibration": {"data": val}})
+    # three further questions beside six, drawn and read like them: nine sixths
+    assert fitted == pytest.approx(1.5 * two) and two > one and n == still == 6
+    assert "3 further questions that the critic is calibrated on" in notes
 
 
 def test_an_evaluation_is_estimated_by_its_command(capsys):

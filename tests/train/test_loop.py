@@ -282,3 +282,16 @@ def test_the_shipped_ablations_change_one_thing_each(tmp_path):
         }
         assert changed == allowed.get(name, changed) and len(changed) == len(allowed.get(name, [0])), name
         assert full.pairs.set.items() <= variant.pairs.set.items()  # what world.yaml sets stays
+
+
+def test_the_margin_study_changes_its_critic_alone_in_every_iteration(tmp_path):
+    found = load_recipe(SHIPPED / "world-margin.yaml", [f"output={tmp_path}", "seeds=1"]).recipe
+    full, margin = (job.recipe for job in jobs(found))
+    names = [phase for phase in phases(full) if phase.what == "pairs"]
+    assert len(names) == 4 and margin.iterations == full.iterations == 4
+    for phase in names:
+        before, after = (phase_recipe(loop_, phase, loop.start(loop_))[0].recipe for loop_ in (full, margin))
+        assert (before.critic.kind, after.critic.kind) == ("likelihood", "margin")
+        assert after.critic.calibration.data.split == "val" and after.critic.calibration.target == "box"
+        assert (before.select.min_difference, after.select.min_difference) == (None, 0.2)
+        assert before.data == after.data and before.policy == after.policy and before.critic.args == after.critic.args

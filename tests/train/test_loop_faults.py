@@ -75,6 +75,19 @@ def test_with_an_adapter_the_two_critics_are_two(world):
     assert configs["base"]["critic"] != configs["sft"]["critic"]
 
 
+def test_what_a_critic_is_calibrated_on_is_known_by_its_bytes(world):
+    folder, _ = world
+    (folder / "val.jsonl").write_text("one")
+    fitted = f"pairs.set={{critic.kind: margin, critic.calibration: {{data: {{path: {folder}/val.jsonl}}}}}}"
+    found = recipe(folder, fitted)
+    state = loop.start(found)
+    resolved, overrides = phase_recipe(found, phase_of(found, "pairs"), state)
+    before = config_of(resolved.recipe, overrides, state, critic_of(found, state))
+    assert before["calibration"] == data_hash(folder / "val.jsonl")
+    (folder / "val.jsonl").write_text("another")
+    assert config_of(resolved.recipe, overrides, state, critic_of(found, state)) != before
+
+
 def test_a_nested_setting_changes_one_value_and_not_a_section(world):
     folder, _ = world
     rl = wired(load_recipe(SHIPPED / "world.yaml", ["rl.set.trainer.learning_rate=1e-4"]).recipe, "rl")

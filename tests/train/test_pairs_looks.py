@@ -1,19 +1,22 @@
 """Pairs over several looks: what is drawn, scored and preferred at each look, and that nothing hangs on batches or the disk."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from several_made import DeepCritic, DeepPolicy, questions
+from several_made import DeepCritic, DeepPolicy, crops, questions
 from test_pairs import recipe
 
 from visrl.core.boxes import Box, iou
 from visrl.core.types import Score
 from visrl.errors import UsageError
+from visrl.policies.protocol import LogLikelihood
 from visrl.train.common.critics import ScoreCritic, make_critic
+from visrl.train.common.margin_critic import MarginCritic
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Candidate, CandidateLook
 from visrl.train.data.load import load_preferences
@@ -111,9 +114,31 @@ def test_paper_mode_prefers_per_look_too_and_uses_nothing_twice():
     assert chosen_and_looks(chains, rule) == [(0, (2, 1))]
 
 
+def test_a_difference_is_between_looks_drawn_at_one_place():
+    apart, own = Rule(min_difference=0.2), Rule(min_difference=0.2, inner="own")
+    chains = tree(("a/x", 1.0, 0.5, 0.6), ("a/y", 0.0, 0.5, 0.3), ("b/z", 0.0, 0.35, 0.25))
+    # look 1: a is as good as x, .6, and b as its own .35: .25 apart; look 2: x .6, y .3. Their own: .5 and .35 are .15 apart
+    assert chosen_and_looks(chains, CODE) == []
+    assert chosen_and_looks(chains, apart) == [(0, (2, 1))]
+    assert chosen_and_looks(chains, own) == [(0, (None, 1))]
+    # of the right chains the one whose last crop scores best, against the worst of its siblings
+    chains = tree(("a/x", 1.0, 0.5, 0.6), ("a/v", 1.0, 0.5, 0.7), ("a/y", 0.0, 0.5, 0.45), ("a/w", 0.0, 0.5, 0.3))
+    assert chosen_and_looks(chains, apart) == [(1, (None, 3))]
+    # what a missing score leaves unknown is not rejected
+    chains = tree(("a/x", 1.0, 0.5, 0.6), ("b/z", 0.0, 0.3, 0.2), ("c/u", 0.0, 0.1))
+    chains[2].score_look(1, Score(None, "failed"))
+    assert chosen_and_looks(chains, apart) == [(0, (1, None))]
+
+
 values = st.sampled_from([None, 0.0, 0.2, 0.5, 0.8, 1.0])
 flat = st.lists(st.tuples(values, values), max_size=6)
-rules = st.builds(Rule, st.just("code") | st.just("paper"), box_critic=st.booleans(), pairs=st.sampled_from([1, 3]))
+rules = st.builds(
+    Rule,
+    st.just("code") | st.just("paper"),
+    box_critic=st.booleans(),
+    pairs=st.sampled_from([1, 3]),
+    min_difference=st.sampled_from([None, 0.3]),
+)
 
 
 def scored(value):
@@ -146,7 +171,11 @@ def test_a_tree_of_one_level_is_one_look(scores, rule):
     ),
     st.dictionaries(st.sampled_from(["a", "b", "c", "a/x", "a/y", "a/z", "b/x", "b/y", "c/x"]), values),
     st.builds(
-        Rule, st.just("code") | st.just("paper"), pairs=st.sampled_from([1, 3]), inner=st.sampled_from(["best", "own"])
+        Rule,
+        st.just("code") | st.just("paper"),
+        pairs=st.sampled_from([1, 3]),
+        inner=st.sampled_from(["best", "own"]),
+        min_difference=st.sampled_from([None, 0.3]),
     ),
 )
 def test_asking_lazily_gives_the_pairs_of_asking_everything(leaves, boxes, rule):
@@ -332,3 +361,30 @@ def test_one_look_of_a_protocol_of_several_is_a_pair_too(tmp_path):
     assert rows == [] or {len(row.chosen.looks) for row in rows} == {1}
     assert manifest["funnel"]["questions"]["parsed"] > 50
     assert Path(tmp_path / "manifest.json").is_file() and replace(questions(1)[0]).boxes
+
+
+class DeepReader(DeepCritic):
+    """Gives the right answer .6 where the crop is the sign, and each wrong one .1; elsewhere all of them .2."""
+
+    scores_texts = True
+
+    def loglikelihood(self, requests, completions):
+        return [self._read(request, text) for request, text in zip(requests, completions, strict=True)]
+
+    def _read(self, request, text):
+        sample = self.known[request.key]
+        readable = iou(crops(request)[-1], sample.box) > 0.35
+        return LogLikelihood(math.log((0.6 if text == sample.answers[0] else 0.1) if readable else 0.2))
+
+
+def test_a_margin_scores_every_look_and_a_difference_makes_pairs_of_them(tmp_path):
+    reader = DeepReader("org", questions(N))
+    manifest = make(tmp_path / "lazy", critic=MarginCritic(reader), select={"min_difference": 0.3})
+    make(tmp_path / "full", critic=MarginCritic(reader), select={"min_difference": 0.3}, exhaustive=True)
+    assert (tmp_path / "lazy/pairs.jsonl").read_bytes() == (tmp_path / "full/pairs.jsonl").read_bytes()
+    funnel = manifest["funnel"]
+    # a sign that is read scores .6 / .7 = .857, any other crop .2 / .4 = .5: no look falls to .2, so no threshold gives a pair
+    assert funnel["pairs"] == funnel["pairs_by_difference"] > 5
+    chosen = [row.chosen for row in read_rows(tmp_path / "lazy/pairs.jsonl", PairRow)]
+    last = {chain.scores[f"look{len(chain.looks)}"] for chain in chosen}
+    assert last == {0.857143}  # six digits are kept

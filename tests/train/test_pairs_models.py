@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from train_made import picture
 
 from visrl.core.box_formats import FORMATS
 from visrl.core.boxes import Box
+from visrl.core.prompts import PROTOCOLS, answer_turns
 from visrl.core.types import CoTSample, Turn
 from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.train.common.critics import LikelihoodCritic, ScoreCritic
+from visrl.train.common.critics import LikelihoodCritic, Question, ScoreCritic
+from visrl.train.common.margin_critic import MarginCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler
 
@@ -65,6 +68,21 @@ def test_a_likelihood_is_the_sum_over_the_reply_and_its_end(name, loaded):
         expected = sum(float(logs[first + k - 1, token]) for k, token in enumerate(reply))  # place t predicts t + 1
         assert one.value == pytest.approx(expected, abs=1e-8)
         assert one.tokens.prompt == first + len(reply)
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma2"])
+def test_a_margin_is_the_difference_of_two_likelihoods(name, loaded):
+    policy = HFPolicy(name, loaded(name), rows=3)
+    samples = [replace(sample, answers=(("yes", "no")[i % 2],)) for i, sample in enumerate(questions(4))]
+    about = [Question(sample, sample.picture, sample.picture) for sample in samples]
+    for sample, margin in zip(samples, MarginCritic(policy).margins(about), strict=True):
+        turns = answer_turns(PROTOCOLS["direct"], sample, sample.picture, None, "")
+        asked_for = Request(sample.id, "answer", turns, sample.size)
+        ours, other = policy.loglikelihood(
+            [asked_for] * 2, [sample.answers[0], {"yes": "no", "no": "yes"}[sample.answers[0]]]
+        )
+        assert margin.value == pytest.approx(ours.value - other.value, abs=1e-8)
+        assert margin.tokens.prompt == ours.tokens.prompt + other.tokens.prompt
 
 
 class AnyText:

@@ -73,7 +73,13 @@ def test_boxes_are_asked_about_one_by_one_and_only_where_it_matters():
 
 
 values = st.sampled_from([None, 0.0, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0])
-rules = st.builds(Rule, st.just("code") | st.just("paper"), box_critic=st.booleans(), pairs=st.sampled_from([1, 3]))
+rules = st.builds(
+    Rule,
+    st.just("code") | st.just("paper"),
+    box_critic=st.booleans(),
+    pairs=st.sampled_from([1, 3]),
+    min_difference=st.sampled_from([None, 0.1, 0.3]),
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -132,3 +138,49 @@ def test_each_threshold_is_its_own():
 
 def test_equal_answers_make_no_pair_even_where_both_thresholds_allow_it():
     assert pairs(Rule(win_answer=0.5, lose_answer=0.5), (0.5, 1), (0.5, 0)) == ()
+
+
+APART = Rule(min_difference=0.2)
+
+
+def test_where_no_threshold_is_reached_the_best_and_the_worst_box_are_a_pair():
+    #         best answers: boxes .5, .6; worst answers: boxes .45, .4. No box >= .8 or <= .2; .6 - .4 = .2 is enough
+    scores = [(1, 0.5), (1, 0.6), (0, 0.45), (0, 0.4)]
+    assert pairs(CODE, *scores) == ()
+    assert pairs(APART, *scores) == ((1, 3),)
+    assert pairs(Rule("paper", min_difference=0.2), *scores) == ((1, 3),)
+    assert pairs(Rule(min_difference=0.21), *scores) == ()
+    assert pairs(APART, (1, 0.9), (0, 0.7)) == ((0, 1),)  # .9 - .7 is .2, whatever its last bit
+
+
+def test_of_equal_differences_the_first_chains_are_the_pair():
+    assert pairs(APART, (1, 0.6), (1, 0.6), (0, 0.3), (0, 0.3)) == ((0, 2),)
+
+
+def test_answers_have_to_be_as_far_apart():
+    assert pairs(APART, (0.7, 0.6), (0.5, 0.3)) == ((0, 1),)
+    assert pairs(APART, (0.7, 0.6), (0.51, 0.3)) == ()
+    assert pairs(APART, (0.7, 0.6), (0.5, 0.41)) == ()
+    assert pairs(APART, (0.7, 0.6)) == pairs(APART) == ()
+    # the second chain's box is worse, but its answer is not the worst: .6 - .5 = .1
+    assert pairs(APART, (0.7, 0.6), (0.5, 0.0), (0.4, 0.5)) == ()
+
+
+def test_a_pair_of_the_thresholds_stays_what_it_is():
+    scores = [(1, 0.8), (1, 1.0), (0, 0.2), (0, 0.0)]
+    assert pairs(APART, *scores) == pairs(CODE, *scores) == ((0, 2),)
+
+
+def test_a_difference_of_answers_alone_without_the_box_critic():
+    assert pairs(Rule(min_difference=0.2, box_critic=False), (0.7, "?"), (0.6, "?"), (0.3, "?")) == ((0, 2),)
+
+
+def test_a_missing_score_is_no_difference():
+    assert pairs(APART, (1, None), (1, 0.5), (0, None), (0, 0.3)) == ((1, 3),)
+    assert pairs(APART, (1, None), (0, 0.3)) == ()
+
+
+def test_boxes_are_asked_about_for_a_difference_only_once_no_threshold_can_give_a_pair():
+    assert decide(chains((1, 0.7), (1, 0.6), (0, "?")), CODE) == Decision()
+    assert decide(chains((1, 0.7), (1, 0.6), (0, "?")), APART) == Decision(wanted=2)
+    assert decide(chains((1, "?"), (0.9, "?")), APART) == Decision()  # answers .1 apart: nothing to ask

@@ -72,18 +72,20 @@ def generating(found: Sequence[Lengths], n: int, rows: int) -> Work:
     )
 
 
-def pairs_work(found: Sequence[Lengths], n: int, rows: int, *, attempts: int, extra: int, worded: bool) -> Work:
+def pairs_work(
+    found: Sequence[Lengths], n: int, rows: int, *, attempts: int, extra: int, worded: bool, read: float = 1.0
+) -> Work:
     """Sampling 2k boxes and extra samples of one prompt, an answer each, and the critics: at most, were no two chains alike.
 
-    A likelihood critic judges answers without a model, and a box by its prompt alone; one that judges in words says about
-    8 tokens.
+    A likelihood critic judges answers without a model, and a box by its prompt alone, ``read`` times where it is held against
+    other answers; one that judges in words says about 8 tokens.
     """
     chains = 2 * attempts
     judged = [
         x.judge + (chains - 1) * 32 if worded else 0 for x in found
     ]  # what changes stands last: 32 tokens with the cue
     prefill = fmean(
-        x.box + chains * (x.answer - x.shared) + j + chains * x.crop for x, j in zip(found, judged, strict=True)
+        x.box + chains * (x.answer - x.shared) + j + chains * read * x.crop for x, j in zip(found, judged, strict=True)
     )
     said = 2 * chains * ANSWER if worded else 0
     decode = fmean((chains + extra) * x.box_said + chains * x.answer_said + said for x in found)
@@ -97,6 +99,34 @@ def pairs_work(found: Sequence[Lengths], n: int, rows: int, *, attempts: int, ex
         patches=n * fmean(x.patches * (1 + chains) / 2 for x in found),
         context=fmean(max(x.box, x.answer) for x in found) / 2,
     )
+
+
+def answers_read(critic: Any, questions: Sequence[CoTSample], chains: int) -> float:
+    """Answers of a question that its critic, or None, reads after each crop: for a margin the standard answer and its rivals, of
+    an open question those of all chains, were no two of them alike.
+    """
+    from visrl.train.common.rivals import MOST, rivals_of
+
+    if critic is None or critic.kind != "margin":
+        return 1.0
+    most = 0 if critic.open_answers == "likelihood" else min(MOST, chains)
+    found = [rivals_of(sample) for sample in questions if sample.answers]
+    return 1.0 + fmean([most if rivals.kind == "open" else len(rivals.texts) for rivals in found] or [most])
+
+
+def _calibration_questions(critic: Any, notes: list[str]) -> int:
+    """How many further questions the policy answers so that the critic can be fitted; said in ``notes``."""
+    from visrl.train.data.questions import load_questions
+
+    if critic.calibration is None:
+        return 0
+    try:
+        more = len(load_questions(critic.calibration.data))
+    except UsageError as error:
+        more = critic.calibration.data.limit or 0
+        notes.append(f"questions of critic.calibration: {error.message}")
+    notes.append(f"{more:,} further questions that the critic is calibrated on")
+    return more
 
 
 def task_samples(task: str, data: Path | None) -> tuple[list[CoTSample], int, list[str]]:
@@ -136,9 +166,11 @@ def pairs_phases(recipe: Any, request: EstimateRequest) -> list[Phase]:
     how: dict[str, Any] = {"answer": min(request.answer, limit), "max_tokens": limit, "critics": True}
     protocol: Any = recipe.protocol or model.family.default_protocol
     found = [lengths_of(encoder, q, protocol, recipe.crop, **how) for q in spread(questions, LOOKED_AT)]
+    more = _calibration_questions(recipe.critic, notes)
     work = pairs_work(
-        found, n, rows, attempts=recipe.sampling.attempts,
+        found, n + more, rows, attempts=recipe.sampling.attempts,
         extra=recipe.sampling.extra_samples if recipe.diversity == "resample" else 0, worded=recipe.critic.kind == "score",
+        read=answers_read(recipe.critic, spread(questions, LOOKED_AT), 2 * recipe.sampling.attempts),
     )  # fmt: skip
     size = BYTES.get(args.get("dtype", "bfloat16"), 2)
     boxes = 2 * recipe.sampling.attempts

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from visrl.errors import UsageError
+from visrl.estimate.generating import answers_read
 from visrl.estimate.lengths import Batches, Lengths, lengths_of, spread, typical
 from visrl.estimate.memory import Memory
 from visrl.estimate.phase import LOOKED_AT, ROWS, EstimateRequest, Phase, encoder_of
@@ -33,7 +34,13 @@ def grpo_phases(recipe: Any, model: Described, request: EstimateRequest) -> list
     ]
     learnt = group_batches(recipe, found)
     phase = training_phase("grpo", model, learnt, n, request, recipe=recipe, reference=False)
-    work = _with_drawing(recipe, found, phase.work, n * float(recipe.trainer["num_train_epochs"]))
+    read = answers_read(recipe.critic, questions, int(recipe.trainer["num_generations"]))
+    work = _with_drawing(
+        recipe,
+        [replace(x, crop=round(read * x.crop)) for x in found],
+        phase.work,
+        n * float(recipe.trainer["num_train_epochs"]),
+    )
     size = BYTES[recipe.model.dtype]
     checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
     time = seconds(model.shape, work, request.gpu, gpus=request.gpus, size=size, checkpointing=checkpointing)

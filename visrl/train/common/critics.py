@@ -3,6 +3,8 @@
 ``score``       M_org is asked, at temperature 0, for ``{"score": x}``: s^b from the crop alone, s^r from the whole picture
 ``likelihood``  for models too small to judge in words: s^b is the probability that the critic, shown the crop alone, gives
                 the standard answer (and ends there); s^r is whether the answer says the same as the standard answer
+``margin``      for answers that are likely given any crop, as yes and no are: s^b is by how much the standard answer is likelier
+                than the other answers the question admits, calibrated where the recipe says so (margin_critic.py); s^r likewise
 ``oracle``      s^b is the IoU with the true box; for analysis only
 
 A reply is read strictly, then leniently; what cannot be read is a missing score, counted, never 0. A request that *failed*
@@ -18,22 +20,28 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visrl.core.box_formats import unfenced
-from visrl.core.boxes import Box, iou
+from visrl.core.boxes import iou
 from visrl.core.plugins import Registry
 from visrl.core.prompts import PROTOCOLS, answer_turns
-from visrl.core.types import CoTSample, Picture, Score, Turn
+from visrl.core.types import Picture, Score, Turn
 from visrl.errors import UsageError
-from visrl.evals.judge import JudgeItem, make_judge
+from visrl.evals.judge import make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
+from visrl.train.common.calibration import Calibration, Target
+from visrl.train.common.judged import DECIMALS, Critic, Judged, Question, agreement, without_repeats
+from visrl.train.common.margin_critic import MarginCritic, OpenAnswers
 from visrl.train.config.section import Section
+from visrl.train.data.questions import QuestionSection
+
+__all__ = ["CRITICS", "Critic", "CriticSection", "Judged", "Question", "load_critic", "make_critic", "without_repeats"]
 
 PROMPTS_VERSION = "critics/v1"  # a byte changed below needs a new version
 P_ANSWER_CRITIC = (
@@ -49,8 +57,6 @@ P_BOX_CRITIC = (
     "\nquestion: {question}\nstandard answer: {standard}"
 )
 CRITIC_MAX_TOKENS = 64  # {"score": 0.8} in a fence, and a few words from those who do not obey
-DECIMALS = 6
-"""Of a likelihood's score: what another batch rounds differently in the last bits is the same score."""
 
 
 def _as_texts(args: Any) -> Any:
@@ -73,14 +79,36 @@ def take_away_unfit(model: str, args: dict[str, str]) -> None:
         del args[name]
 
 
+class CalibrationSection(Section):
+    """What a margin critic's scores are fitted on: questions with true boxes that no phase trains on (calibration.py)."""
+
+    target: Target = Field(
+        default="answer",
+        description="answer: a temperature, by how often the standard answer is the likelier one given the true crop; box: per"
+        " kind of answer, by how often a box of the policy is right",
+    )
+    data: QuestionSection = Field(description="as the questions of pairs; of the small world, split: val")
+
+
 class CriticSection(Section):
     """M_org. Name another model here to have it criticise instead: M_SFT, or a larger one (poster, table 4)."""
 
-    kind: str = Field(default="score", description="score, likelihood, oracle, or a third party's")
+    kind: str = Field(default="score", description="score, likelihood, margin, oracle, or a third party's")
     model: str | None = Field(default=None, description="none for the oracle")
     args: ModelArgs = Field(default_factory=dict)
     name: str | None = Field(default=None, description="what records call it; default: as it is named here")
-    judge: str = Field(default="exact", description="of likelihood and oracle: which offline rule compares answers")
+    judge: str = Field(
+        default="exact", description="of likelihood, margin and oracle: which offline rule compares answers"
+    )
+    temperature: float | None = Field(default=None, gt=0, le=100, description="of margin: divides it; none: 1")
+    open_answers: OpenAnswers | None = Field(
+        default=None,
+        description="of margin, where a question names no answers: held against the policy's own wrong ones (`policy`, where left"
+        " out), or scored as `likelihood` scores them",
+    )
+    calibration: CalibrationSection | None = Field(
+        default=None, description="of margin, in pairs: fits what turns it to scores"
+    )
 
     @field_validator("kind")
     @classmethod
@@ -90,53 +118,22 @@ class CriticSection(Section):
         return kind
 
     @model_validator(mode="after")
+    def _of_margin(self) -> CriticSection:
+        values = {"temperature": self.temperature, "calibration": self.calibration, "open_answers": self.open_answers}
+        given = [name for name, value in values.items() if value is not None]
+        if given and self.kind != "margin":
+            raise ValueError(f"{given[0]} is of critic.kind margin, and this is {self.kind}")
+        if {"temperature", "calibration"} <= set(given):
+            raise ValueError("temperature and calibration: one of them; a calibration fits the temperature")
+        return self
+
+    @model_validator(mode="after")
     def _fitting(self) -> CriticSection:
         if self.model is not None:
             take_away_unfit(self.model, self.args)
             if self.model.startswith(("endpoint:", "openai:")):
                 self.args.setdefault("box_format", "paper")  # a critic says no boxes
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a critic is asked. key: the sample's id. One of ``crop`` (with its ``box``, pixels) and ``answer`` is given."""
-
-    sample: CoTSample
-    picture: Picture
-    crop: Picture | None = None
-    box: Box | None = None
-    answer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A score (its value None: the reply could not be read), or ``error``: the request failed and may succeed again."""
-
-    score: Score | None = None
-    error: str = ""
-    tokens: Tokens | None = None
-
-
-class Critic(Protocol):
-    """name: as manifests print it. needs_pictures: False where it reads no pixels."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def needs_pictures(self) -> bool: ...
-
-    def boxes(self, questions: Sequence[Question]) -> list[Judged]:
-        """s^b of each question's crop, in order."""
-        ...
-
-    def answers(self, questions: Sequence[Question]) -> list[Judged]:
-        """s^r of each question's answer, in order."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """For the manifest: kind, prompts' version, the model; JSON values."""
-        ...
 
 
 # --- reading a score
@@ -309,18 +306,21 @@ def _true_iou(question: Question) -> Score:
     return Score(iou(question.box, question.sample.box))
 
 
-def agreement(questions: Sequence[Question], judge: str) -> list[Judged]:
-    """s^r by an offline judge of the evaluation: reward is metric."""
-    items = [JudgeItem(q.sample.id, q.sample.question, q.sample.answers, q.answer) for q in questions]
-    return [Judged(score, tokens=Tokens()) for score in make_judge(judge).judge_many(items)]
-
-
 def load_critic(section: CriticSection) -> Critic:
     """The critic of a recipe with the model it names, loaded. Raises UsageError."""
     policy = load_policy(section.model, section.args) if section.model and section.kind != "oracle" else None
     if policy is not None and section.name is not None:
         policy.rename(section.name)
-    return make_critic(section.kind, policy, section.judge)
+    return uncalibrated(section, policy)
+
+
+def uncalibrated(section: CriticSection, policy: Policy | None) -> Critic:
+    """The critic of a recipe, with what it sets of a margin; not yet fitted. Raises UsageError as :func:`make_critic` does."""
+    critic = make_critic(section.kind, policy, section.judge)
+    if not isinstance(critic, MarginCritic):
+        return critic
+    calibration = Calibration() if section.temperature is None else Calibration.of_temperature(section.temperature)
+    return replace(critic, calibration=calibration, open_answers=section.open_answers or "policy")
 
 
 def make_critic(kind: str, policy: Policy | None, judge: str) -> Critic:
@@ -347,14 +347,14 @@ def _score(policy: Policy | None, judge: str) -> Critic:
     return ScoreCritic(_needed("score", policy))
 
 
-def _likelihood(policy: Policy | None, judge: str) -> Critic:
-    policy = _needed("likelihood", policy)
+def _scorer(kind: str, policy: Policy | None) -> Policy:
+    policy = _needed(kind, policy)
     if not policy.scores_texts:
         raise UsageError(
             f"{policy.name} does not report log-probabilities of texts",
             "use critic.kind: score, which prompts for a score",
         )
-    return LikelihoodCritic(policy, judge)
+    return policy
 
 
 MakeCritic = Callable[[Policy | None, str], Critic]
@@ -368,22 +368,12 @@ def _third_party(name: str, found: Any) -> MakeCritic:
 
 CRITICS: Registry[MakeCritic] = Registry(
     "critic",
-    {"score": _score, "likelihood": _likelihood, "oracle": lambda policy, judge: OracleCritic(judge)},
+    {
+        "score": _score,
+        "likelihood": lambda policy, judge: LikelihoodCritic(_scorer("likelihood", policy), judge),
+        "margin": lambda policy, judge: MarginCritic(_scorer("margin", policy), judge),
+        "oracle": lambda policy, judge: OracleCritic(judge),
+    },
     _third_party,
 )
 """Given the model that the recipe names, or None, and the offline judge's name, each returns a :class:`Critic`."""
-
-
-def without_repeats(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
-    """The different ones of several questions, and which of them each is. Equal crops, or equal answers, of one sample."""
-    found: dict[tuple[str, str, str], int] = {}
-    for q in questions:
-        found.setdefault(_identity(q), len(found))
-    firsts: dict[int, Question] = {}
-    for q in questions:
-        firsts.setdefault(found[_identity(q)], q)
-    return [firsts[i] for i in range(len(found))], [found[_identity(q)] for q in questions]
-
-
-def _identity(question: Question) -> tuple[str, str, str]:
-    return question.sample.id, "" if question.crop is None else question.crop.ref, question.answer

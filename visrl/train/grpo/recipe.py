@@ -87,6 +87,12 @@ class GRPORecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _calibrated_before(self) -> GRPORecipe:
+        if self.critic is not None and self.critic.calibration is not None:
+            raise ValueError("critic.calibration is fitted in pairs; name a critic.temperature here")
+        return self
+
+    @model_validator(mode="after")
     def _rewarded(self) -> GRPORecipe:
         try:
             check_rewards({**self.grpo.box, **self.grpo.answer}, self.critic is not None, self.grpo.judge)

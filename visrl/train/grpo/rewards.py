@@ -23,7 +23,8 @@ from visrl.core.plugins import Registry
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.rollout.retry import total
-from visrl.train.common.critics import Critic, Judged, Question, check_offline, without_repeats
+from visrl.train.common.critics import check_offline
+from visrl.train.common.judged import Critic, Judged, Question, without_repeats
 from visrl.train.grpo.rollouts import Chain, Group
 
 Values = list[list[float | None]]
@@ -129,7 +130,8 @@ def _box_critic(groups: Sequence[Group], tools: RewardTools) -> Values:
             return None
         if chain.candidate.box is None:
             return 0.0
-        return Question(group.sample, group.item.picture, chain.crop, chain.candidate.box)
+        said = tuple(c.candidate.answer for c in group.chains)
+        return Question(group.sample, group.item.picture, chain.crop, chain.candidate.box, sampled=said)
 
     return _judged(groups, question, tools.critic.boxes)
 

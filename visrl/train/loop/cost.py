@@ -31,9 +31,10 @@ def tokens_of(folder: Path) -> dict[str, int]:
     nor do some policies.
     """
     if (folder / "manifest.json").is_file():
-        counted = read_as(folder / "manifest.json", _OBJECT, HINT).get("tokens", {})
-        whole = counted.get("all")
-        return {} if whole is None else {"drawn": whole["computed"]}
+        manifest = read_as(folder / "manifest.json", _OBJECT, HINT)
+        whole = manifest.get("tokens", {}).get("all")
+        fitting = manifest.get("request", {}).get("critic", {}).get("calibration", {}).get("tokens", 0)
+        return {} if whole is None or fitting is None else {"drawn": whole["computed"] + fitting}
     found: dict[str, int] = {}
     for history in sorted(folder.glob("**/history.json")):
         counted = _of_history(read_as(history, _ROWS, HINT))

@@ -68,6 +68,9 @@ def config_of(found: Recipe, overrides: Overrides, state: State, critic: Weights
         _take(asked, "data.pictures")
     elif path := (asked.get("data") or {}).get("path"):
         inputs["data"] = data_hash(Path(path))
+    fitted_on = ((asked.get("critic") or {}).get("calibration") or {}).get("data") or {}
+    if path := fitted_on.get("path"):
+        inputs["calibration"] = data_hash(Path(path))
     names = [tree.get("protocol") for tree in (asked, asked.get("data") or {}, asked.get("grpo") or {})]
     if file := next((name for name in names if name and identity(name) != name), None):
         inputs["protocol"] = identity(file)  # with the hash of what the file says

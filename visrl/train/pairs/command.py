@@ -73,7 +73,7 @@ _HELPS = {
     "distinct": "a higher sampling.temperature, more sampling.attempts",
     "scored": "a larger critic, or critic.kind=likelihood",
     "above_and_below_by_answer": "more questions, more sampling.attempts, select.win_answer lower and select.lose_answer higher",
-    "paired": "more questions, select.win_box lower and select.lose_box higher, or select.box_critic=false",
+    "paired": "more questions, select.win_box lower, select.lose_box higher, select.min_difference, or select.box_critic=false",
 }
 
 
@@ -115,11 +115,13 @@ def check(recipe: PairsRecipe) -> None:
 
 
 def check_critic(recipe: PairsRecipe) -> None:
-    """Raises UsageError for a critic that is not there, and for Ray that is not installed."""
+    """Raises UsageError for a critic, or questions of its calibration, that are not there, and for Ray that is not installed."""
     if recipe.ray is not None and importlib.util.find_spec("ray") is None:
         raise UsageError("`ray:` was set, and Ray is not installed", "pip install 'visrl[ray]'")
     if recipe.critic.model is not None:
         check_policy(recipe.critic.model, recipe.critic.args)
+    if recipe.critic.calibration is not None:
+        check_questions(recipe.critic.calibration.data)
 
 
 KIND = Kind(PairsRecipe, run, check, renamed={"sampling.spares": "sampling.extra_samples"})

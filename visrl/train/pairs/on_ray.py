@@ -5,7 +5,8 @@ process selects and writes. One pool does both where the critic has no model of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from visrl.core.types import CoTSample
@@ -14,8 +15,11 @@ from visrl.evaluation.on_ray import uses_gpu
 from visrl.policies.registry import load_policy
 from visrl.runs.distributed import init
 from visrl.runs.ray_pool import Pool, Stage, connect
-from visrl.train.common.critics import make_critic
+from visrl.train.common.calibration import Calibration
+from visrl.train.common.critics import make_critic, uncalibrated
+from visrl.train.common.margin_critic import MarginCritic
 from visrl.train.data.questions import load_questions
+from visrl.train.pairs.calibration import begun
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import Line, describe, load_sampler, make_pairs_by
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
@@ -29,11 +33,12 @@ def generate_on_ray(recipe: PairsRecipe) -> dict[str, Any]:
             "start one process: Ray starts the workers itself",
         )
     pool = _pool(recipe)
-    request, plan = pool.ask(lambda: _described(recipe))
+    before = begun(recipe.output)
+    request, plan = pool.ask(lambda: _described(recipe, before))
 
     def engine(parts: Sequence[Sequence[CoTSample]]) -> Iterator[list[Line]]:
         items = [json.dumps([sample.id for sample in part]) for part in parts]
-        return (json.loads(made) for made in pool.pipe(_stages(recipe, plan), items))
+        return (json.loads(made) for made in pool.pipe(_stages(recipe, plan, request), items))
 
     return make_pairs_by(engine, request, plan, load_questions(recipe.data), recipe)
 
@@ -55,19 +60,19 @@ def _critic_apart(recipe: PairsRecipe) -> bool:
     return critic.model is not None and (critic.model, critic.args) != (policy.model, policy.args)
 
 
-def _described(recipe: PairsRecipe) -> tuple[dict[str, Any], SamplingPlan]:
-    """What is asked, said by a worker, which has the models."""
-    sampler = load_sampler(recipe)
+def _described(recipe: PairsRecipe, before: Mapping[str, Any] | None) -> tuple[dict[str, Any], SamplingPlan]:
+    """What is asked, said by a worker, which has the models and fits the critic once for all."""
+    sampler = load_sampler(recipe, before)
     return describe(sampler, load_questions(recipe.data), recipe), sampler.plan
 
 
-def _stages(recipe: PairsRecipe, plan: SamplingPlan) -> list[Stage]:
+def _stages(recipe: PairsRecipe, plan: SamplingPlan, request: Mapping[str, Any]) -> list[Stage]:
     """Ids of a batch -> its lines, in one stage or by way of unscored lines in two."""
     if not _critic_apart(recipe):
-        return [lambda: _by_id(recipe, lambda: load_sampler(recipe), _all_of_it)]
+        return [lambda: _by_id(recipe, lambda: load_sampler(recipe, request), _all_of_it)]
     return [
         lambda: _by_id(recipe, lambda: _drawing(recipe, plan), _draw),
-        lambda: _by_id(recipe, lambda: _judging(recipe, plan), _judge),
+        lambda: _by_id(recipe, lambda: _judging(recipe, plan, request), _judge),
     ]
 
 
@@ -101,8 +106,13 @@ def _drawing(recipe: PairsRecipe, plan: SamplingPlan) -> PairSampler:
     return PairSampler(policy, make_critic("oracle", None, recipe.critic.judge), plan)
 
 
-def _judging(recipe: PairsRecipe, plan: SamplingPlan) -> PairSampler:
-    """A critic whose chains were drawn elsewhere: as policy it is only asked whether it needs pictures."""
-    critic = recipe.critic
-    model = load_policy(str(critic.model), critic.args)
-    return PairSampler(model, make_critic(critic.kind, model, critic.judge), plan)
+def _judging(recipe: PairsRecipe, plan: SamplingPlan, request: Mapping[str, Any]) -> PairSampler:
+    """A critic whose chains were drawn elsewhere: as policy it is only asked whether it needs pictures. request: what it was
+    fitted to, by the worker that was asked first.
+    """
+    section = recipe.critic
+    model = load_policy(str(section.model), section.args)
+    critic = uncalibrated(section, model)
+    if section.calibration is not None and isinstance(critic, MarginCritic):
+        critic = replace(critic, calibration=Calibration.from_json(request["critic"]["calibration"]))
+    return PairSampler(model, critic, plan)

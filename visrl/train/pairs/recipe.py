@@ -65,6 +65,14 @@ class SelectionSection(Section):
         " left out), or as its `own` crop alone",
     )
 
+    min_difference: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="where the thresholds give no pair: the best against the worst, if both their scores are so far apart; not"
+        " done where left out",
+    )
+
     @model_validator(mode="after")
     def _apart(self) -> SelectionSection:
         for what, win, lose in (("answer", self.win_answer, self.lose_answer), ("box", self.win_box, self.lose_box)):

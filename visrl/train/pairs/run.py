@@ -27,9 +27,10 @@ from visrl.runs.job import Job, missing_batches
 from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
-from visrl.train.common.critics import make_critic
+from visrl.train.common.critics import uncalibrated
 from visrl.train.config.protocols import check_crop, crop_under, most_looks, protocol_id, several
 from visrl.train.data.rows import write_rows
+from visrl.train.pairs.calibration import begun, calibrated
 from visrl.train.pairs.chain_lines import checked
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.sampling import PairSampler, QuestionState, SamplingPlan, from_json, to_json
@@ -63,15 +64,26 @@ class PairCounts(Counts):
         return f"{self.paired} paired{share} · {self.failed} failed"
 
 
-def load_sampler(recipe: PairsRecipe) -> PairSampler:
-    """The recipe's models and plan."""
+def load_sampler(recipe: PairsRecipe, before: Mapping[str, Any] | None = None) -> PairSampler:
+    """The recipe's models and plan; its critic calibrated, where the recipe says so. before: the request of the run that goes on,
+    where another process has read it. Raises UsageError, and Incomplete where a question of the calibration failed.
+    """
+    sampler = _uncalibrated(recipe)
+    section = recipe.critic.calibration
+    if section is None:
+        return sampler
+    before = before if before is not None else begun(recipe.output)
+    return calibrated(sampler, section, recipe.batch_size, describe(sampler, (), recipe), before)
+
+
+def _uncalibrated(recipe: PairsRecipe) -> PairSampler:
     named, judge = recipe.policy, recipe.critic
     policy = load_policy(named.model, named.args)
     same = (judge.model, judge.args) == (named.model, named.args)
     other = policy if same else _called(_critic(recipe, policy), judge.name) if judge.model else None
     policy = _called(policy, named.name)
     models = (policy, *([other] if other is not None and other is not policy else []))
-    return PairSampler(policy, make_critic(judge.kind, other, judge.judge), plan_of(recipe, policy), models)
+    return PairSampler(policy, uncalibrated(judge, other), plan_of(recipe, policy), models)
 
 
 def _critic(recipe: PairsRecipe, policy: Policy) -> Policy:
@@ -296,16 +308,21 @@ def record_context(request: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a TaskResult that are the run's."""
     policy, critic, select = request["policy"], request["critic"], request["select"]
     how = f"critic {critic['kind']}:{critic.get('model', '')}" if select["box_critic"] else "no box critic"
+    by = f" · difference {select['min_difference']:g}" if "min_difference" in select else ""
     return {
         "protocol": request["protocol"],
         "crop": request["crop"],
-        "model": f"{policy['model']} · {how} · diversity {request['diversity']} · {select['mode']}",
+        "model": f"{policy['model']} · {how} · diversity {request['diversity']} · {select['mode']}{by}",
         "model_info": policy["model_info"],
         "box_format": policy["box_format"],
         "sampling": request["sampling"],
         "seed": request["seed"],
         "limit": request["data"]["limit"],
-        "data": {"questions": request["data"]["sha256"], "n": request["data"]["n"]},
+        "data": {
+            "questions": request["data"]["sha256"],
+            "n": request["data"]["n"],
+            **({"calibration": critic["calibration"]} if "calibration" in critic else {}),
+        },
         "versions": versions(),
         "small_world": request["data"]["format"] == "world",
     }

@@ -23,7 +23,7 @@ from visrl.core.types import CoTSample, Picture, Score, Unparsed
 from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
 from visrl.train.common.conversations import Opened, crop_of, opened
-from visrl.train.common.critics import Critic, Judged, Question, without_repeats
+from visrl.train.common.judged import Critic, Judged, Question, without_repeats
 from visrl.train.config.protocols import protocol_of
 from visrl.train.data.candidates import Candidate, CandidateLook
 from visrl.train.pairs.diversity import Attempt, BoxProposal, Controller, control, control_again
@@ -243,7 +243,7 @@ class PairSampler:
             self._score_looks([(state, c, k) for state, c, k in every if c.look_score(k) is None])
 
     def _score_looks(self, asked: Sequence[tuple[QuestionState, Candidate, int]]) -> None:
-        questions = [self._about_box(state, c, look) for state, c, look in asked]
+        questions = [self.about_box(state, c, look) for state, c, look in asked]
 
         def note(number: int, score: Score | None) -> None:
             _, candidate, look = asked[number]
@@ -265,11 +265,15 @@ class PairSampler:
     def _crop(self, state: QuestionState, candidate: Candidate, look: int) -> Picture:
         return crop_of(_item(state), candidate.all_looks[look], self.plan.crop)
 
-    def _about_box(self, state: QuestionState, candidate: Candidate, look: int) -> Question:
+    def about_box(self, state: QuestionState, candidate: Candidate, look: int) -> Question:
+        """What a critic is asked of look number ``look``, from 0, of a chain that was drawn here, or judged."""
         sample, item = state.sample, _item(state)
         if sample.boxes and candidate.looks is not None:  # of the oracle: each look has a true box of its own
             sample = replace(sample, box=true_box(sample, look))
-        return Question(sample, item.picture, self._crop(state, candidate, look), candidate.all_looks[look].box)
+        said = tuple(c.answer for c in state.candidates)
+        return Question(
+            sample, item.picture, self._crop(state, candidate, look), candidate.all_looks[look].box, sampled=said
+        )
 
     def _judge(
         self,

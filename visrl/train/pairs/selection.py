@@ -5,6 +5,9 @@
 ``paper``  P_win: both scores >= T_max; P_lose: both scores < T_min (poster, Data Generation). The poster does not say how the
            sets are matched: here the best chosen with the worst rejected, by the sum of both scores, and so on
 
+Where neither gives a pair and ``min_difference`` is set: the chain with the best box score of those with the best answer, against
+the chain with the worst box score of those with the worst answer, where both scores differ by at least so much. One pair.
+
 "First" is in the order of (attempt, role), never of arrival. A chain with a missing score is in no set. Without the box
 critic (an ablation) only the answers' scores are asked.
 
@@ -38,8 +41,8 @@ Inner = Literal["best", "own"]
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How pairs are chosen. The thresholds are the official ones (docs/method.md d). pairs: at most so many of a question,
-    ``paper`` only. inner: how a look
-    before the last is scored."""
+    ``paper`` only. inner: how a look before the last is scored. min_difference: of both scores, where no threshold is
+    reached; None: there is no pair then."""
 
     mode: Mode = "code"
     win_box: float = 0.8
@@ -49,6 +52,7 @@ class Rule:
     box_critic: bool = True
     pairs: int = 1
     inner: Inner = "best"
+    min_difference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ def decide(chains: Sequence[Candidate], rule: Rule) -> Decision:
     """The pairs of one question, or which box score is wanted next."""
     try:
         found = _code(chains, rule) if rule.mode == "code" else _paper(chains, rule)
+        if not found and rule.min_difference is not None:
+            found = _by_difference(chains, rule, rule.min_difference)
     except _Wanted as wanted:
         return Decision(wanted=wanted.place, look=wanted.look)
     return Decision(tuple((a, b) for a, b, _ in found), looks=tuple(looks for *_, looks in found))
@@ -227,3 +233,50 @@ def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
         used |= {(i, look) for look, i in enumerate(looks) if i is not None}
         found += _pair(chains, place, looks, answers)
     return tuple(found[: rule.pairs])
+
+
+def _by_difference(chains: Sequence[Candidate], rule: Rule, least: float) -> Found:
+    answers = _answers(chains, rule)
+    best = max(answers.values(), default=0.0)
+    if not answers or not _apart(best, min(answers.values()), least):
+        return ()
+    passing = [(i, _lowest(chains, i, rule)) for i, answer in answers.items() if answer == best]
+    chosen, _ = max(((i, s) for i, s in passing if s is not None), key=lambda item: item[1], default=(None, 0.0))
+    if chosen is None:
+        return ()
+    looks: list[int | None] = []
+    for look in range(chains[chosen].depth):
+        nodes = [node for node in _others(chains, chosen, look, rule) if _apart(best, node.answer, least)]
+        worst = min((node.answer for node in nodes), default=0.0)
+        failing = [(node, _highest(chains, node, rule)) for node in nodes if node.answer == worst]
+        ours = _highest(chains, _Node(look, (chosen,), best), rule)
+        known = [
+            (node, s) for node, s in failing if s is not None and ours is not None and _apart(ours, s, least, rule)
+        ]
+        node = min(known, key=lambda item: item[1], default=None)
+        looks.append(None if node is None else node[0].first)
+    return _pair(chains, chosen, looks, answers)
+
+
+def _apart(high: float, low: float, least: float, rule: Rule | None = None) -> bool:
+    """Whether scores differ by enough, to six digits: .9 and .7 differ by .2. rule: box scores, of which none may be asked."""
+    return (rule is not None and not rule.box_critic) or round(high - low, 6) >= least
+
+
+def _lowest(chains: Sequence[Candidate], place: int, rule: Rule) -> float | None:
+    """A chain's box score: of its last look, which those before it are as good as under ``best``; of its worst under ``own``."""
+    if not rule.box_critic:
+        return 0.0
+    last = chains[place].depth - 1
+    scores = [_box(chains, place, look) for look in range(last, (last if rule.inner == "best" else 0) - 1, -1)]
+    known = [score for score in scores if score is not None]
+    return min(known) if known and len(known) == len(scores) else None
+
+
+def _highest(chains: Sequence[Candidate], node: _Node, rule: Rule) -> float | None:
+    """A look's box score: the best of what decides it. None where one of them was asked for in vain."""
+    if not rule.box_critic:
+        return 0.0
+    scores = [_box(chains, place, look) for place, look in _below(chains, node, rule)]
+    known = [score for score in scores if score is not None]
+    return max(known) if len(known) == len(scores) else None

@@ -100,8 +100,17 @@ def funnel(states: Sequence[QuestionState], rule: Rule) -> dict[str, Any]:
         "answer_scores": _scores([c.answer_score for c in chains], rule.win_answer, rule.lose_answer, rule),
         "box_scores": _scores(_look_scores(done), rule.win_box, rule.lose_box, rule),
         "pairs": sum(len(pairs_of(state, rule)) for state in done),
+        **_by_difference(done, rule),
         "failed": commonest(Counter(state.error or "" for state in states if state.error is not None)),
     }
+
+
+def _by_difference(states: Sequence[QuestionState], rule: Rule) -> dict[str, int]:
+    """How many of the pairs no threshold would have given; nothing where none are looked for."""
+    if rule.min_difference is None:
+        return {}
+    thresholds = replace(rule, min_difference=None)
+    return {"pairs_by_difference": sum(len(pairs_of(s, rule)) for s in states if not pairs_of(s, thresholds))}
 
 
 def _looks(state: QuestionState) -> list[CandidateLook]:
@@ -124,6 +133,8 @@ def _value(score: Score | None) -> float | None:
 
 def _both_sides(state: QuestionState, rule: Rule) -> bool:
     values = [v for c in state.candidates if (v := _value(c.answer_score)) is not None]
+    if values and rule.min_difference is not None and round(max(values) - min(values), 6) >= rule.min_difference:
+        return True
     return any(v >= rule.win_answer for v in values) and any(_below(v, rule.lose_answer, rule) for v in values)
 
 

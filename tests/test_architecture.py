@@ -30,7 +30,7 @@ LEVELS = [
     {"cli", "api"},
 ]
 """Rooms, bottom to top: each may import those of lower levels, and none of its own level but itself."""
-TRAIN_LEVELS = [{"config"}, {"data"}, {"common"}, {"sft", "dpo", "grpo", "pairs", "small_model"}, {"loop"}]
+TRAIN_LEVELS = [{"config"}, {"data"}, {"common"}, {"critics"}, {"sft", "dpo", "grpo", "pairs", "small_model"}, {"loop"}]
 """Likewise inside visrl.train."""
 TORCH = ("visrl.policies", "visrl.train", "visrl.world", "visrl.runs.distributed", "visrl.lmms", "visrl.estimate")
 ANSWER_KEY = ("visrl.evals.paper", "visrl.evals.gates")

@@ -12,7 +12,7 @@ from visrl.core import plugins
 from visrl.core.plugins import include, registry_of
 from visrl.errors import UsageError
 from visrl.policies.families import family_class, known_families
-from visrl.train.common.critics import CriticSection, make_critic
+from visrl.train.critics.critics import CriticSection, make_critic
 from visrl.train.grpo.rewards import reward_named
 
 CODE = """

@@ -140,7 +140,7 @@ def _fake_pairs() -> int:
 
     from visrl.errors import UsageError
     from visrl.runs.distributed import say
-    from visrl.train.common.critics import make_critic
+    from visrl.train.critics.critics import make_critic
     from visrl.train.pairs.run import make_pairs, plan_of
     from visrl.train.pairs.sampling import PairSampler
 

@@ -66,17 +66,17 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "assert isinstance(first, BoxProposal) or isinstance(second, BoxProposal)",
     ): "for the type checker: what is Unparsed was returned above",
     (
-        "visrl/train/common/critics.py",
+        "visrl/train/critics/critics.py",
         "for q, f in zip(questions, first, strict=True)",
         "for q, f in zip(questions, first, strict=False)",
     ): "``first`` is made from ``questions``, so they are of one length",
     (
-        "visrl/train/common/critics.py",
+        "visrl/train/critics/critics.py",
         "ahead = iter(self._judged([r for r, f in zip(asked, first, strict=True) if f]))",
         "ahead = iter(self._judged([r for r, f in zip(asked, first, strict=False) if f]))",
     ): "both are made from ``questions``, so they are of one length",
     (
-        "visrl/train/common/critics.py",
+        "visrl/train/critics/critics.py",
         "behind = iter(self._judged([r for r, f in zip(asked, first, strict=True) if not f]))",
         "behind = iter(self._judged([r for r, f in zip(asked, first, strict=False) if not f]))",
     ): "both are made from ``questions``, so they are of one length",

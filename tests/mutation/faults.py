@@ -68,7 +68,7 @@ FAULTS = [
     Fault("β halved", "visrl/train/dpo/losses.py", "F.logsigmoid(beta * (chosen - ref_chosen) - beta *", "F.logsigmoid(0.5 * beta * (chosen - ref_chosen) - 0.5 * beta *", T + "train/test_train_losses.py"),
     Fault("a critic's threshold < for <=", "visrl/train/pairs/selection.py", "(score == lose and not strict)", "(score == lose and strict)", T + "train/test_selection.py"),
     Fault("the diversity controller off", "visrl/train/pairs/diversity.py", 'if controller == "none" or iou(first.box, second.box) <= MAX_IOU:', "if True:", T + "train/test_diversity.py"),
-    Fault("a critic's silence is a zero", "visrl/train/common/critics.py", "return Score(None, f\"no score in", "return Score(0.0, f\"no score in", T + "train/test_critics.py"),
+    Fault("a critic's silence is a zero", "visrl/train/critics/critics.py", "return Score(None, f\"no score in", "return Score(0.0, f\"no score in", T + "train/test_critics.py"),
     Fault("a silent losing answer refused", "visrl/train/dpo/stages.py", '(pair.sample.kind == "rec" and not pair.rejected.answer)', "not pair.rejected.answer", T + "train/test_train_phases.py::test_a_losing_chain_may_have_answered_nothing"),
     Fault("stage 2, resumed, starts from the recipe's model", "visrl/train/dpo/stages.py", "    if before is None:\n        return recipe.model", "    if True:\n        return recipe.model", T + "train/test_train_phases.py::test_stage_two_loaded_from_disk_starts_where_stage_one_ended"),
     Fault("a reference of other weights is read again", "visrl/train/dpo/reference_logprobs.py", '(weights is not None and about.get("weights") != weights)', "False", T + "train/test_train_phases.py::test_a_stored_reference_of_other_weights_is_not_read_again"),

@@ -30,7 +30,7 @@ from run import PACKAGE, ROOT, _in_child, lay_out, preload
 FILES = (
     "evals/*.py", "evals/scorers/*.py", "visrl/core/boxes.py", "visrl/core/box_formats.py", "visrl/core/crops.py",
     "visrl/core/final_answer.py", "visrl/rollout/*.py", "visrl/train/dpo/losses.py", "visrl/train/common/logprobs.py",
-    "visrl/train/pairs/selection.py", "visrl/train/pairs/diversity.py", "visrl/train/common/critics.py",
+    "visrl/train/pairs/selection.py", "visrl/train/pairs/diversity.py", "visrl/train/critics/critics.py",
 )  # fmt: skip
 LIMIT = 60  # seconds of processor time the tests may take, and four times that by the clock
 MEMORY = 24 << 30  # bytes of address space: a loop without end must not take the machine
@@ -73,7 +73,7 @@ NEAR = {
     "visrl/train/common/logprobs.py": "train/test_train_exact train/test_train_losses",
     "visrl/train/pairs/selection.py": "train/test_selection train/test_diversity",
     "visrl/train/pairs/diversity.py": "train/test_diversity train/test_selection",
-    "visrl/train/common/critics.py": "train/test_critics",
+    "visrl/train/critics/critics.py": "train/test_critics",
 }
 """The tests that are near a file, quick ones first; what stands under visrl/rollout/ has tests/test_rollout.py."""
 

@@ -29,7 +29,7 @@ from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import load_policy
 from visrl.rollout.retry import total
 from visrl.train.common.conversations import answer_prompt, box_prompt, crop_of, opened
-from visrl.train.common.critics import Critic, Question, ScoreCritic, make_critic, without_repeats
+from visrl.train.critics.critics import Critic, Question, ScoreCritic, make_critic, without_repeats
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import finished, make_pairs, plan_of

@@ -24,7 +24,7 @@ from visrl.evals.scorers.scoring import score_group
 from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.registry import load_policy
 from visrl.rollout.config import RolloutConfig
-from visrl.train.common.critics import make_critic
+from visrl.train.critics.critics import make_critic
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.small_model.model_card import VISCOT, run

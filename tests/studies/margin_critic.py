@@ -22,10 +22,10 @@ from visrl.core.box_formats import BoxFormat
 from visrl.core.types import CoTSample
 from visrl.policies.protocol import LogLikelihood, Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
-from visrl.train.common.calibration import Calibration, Target, fit
-from visrl.train.common.critics import make_critic
-from visrl.train.common.judged import Critic
-from visrl.train.common.margin_critic import MarginCritic
+from visrl.train.critics.calibration import Calibration, Target, fit
+from visrl.train.critics.critics import make_critic
+from visrl.train.critics.judged import Critic
+from visrl.train.critics.margin_critic import MarginCritic
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.calibration import looks_read
 from visrl.train.pairs.question_state import QuestionState

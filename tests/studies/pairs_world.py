@@ -25,7 +25,7 @@ from visrl.core.crops import compat_visrl
 from visrl.core.types import CoTSample
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 from visrl.policies.registry import load_policy
-from visrl.train.common.critics import Critic, make_critic
+from visrl.train.critics.critics import Critic, make_critic
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.recipe import PairsRecipe
 from visrl.train.pairs.run import finished, make_pairs, plan_of

@@ -9,7 +9,7 @@ from visrl.core.boxes import Box, iou
 from visrl.core.types import Picture
 from visrl.errors import UsageError
 from visrl.policies.protocol import LogLikelihood, Output
-from visrl.train.common.critics import (
+from visrl.train.critics.critics import (
     P_ANSWER_CRITIC,
     P_BOX_CRITIC,
     LikelihoodCritic,

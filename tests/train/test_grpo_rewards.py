@@ -10,7 +10,7 @@ from train_made import tiny
 from visrl.core.boxes import Box
 from visrl.core.types import Score
 from visrl.errors import UsageError
-from visrl.train.common.critics import Judged
+from visrl.train.critics.critics import Judged
 from visrl.train.grpo.advantages import advantages, weighted, without_spread
 from visrl.train.grpo.rewards import RewardTools, check_rewards, reward_named
 from visrl.train.grpo.trainer import RewardPlan

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from visrl.policies.protocol import Tokens
-from visrl.train.common.critics import Judged
+from visrl.train.critics.critics import Judged
 from visrl.train.grpo.rewards import CountedCritic
 from visrl.train.loop.cost import tokens_of
 

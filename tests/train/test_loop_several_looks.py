@@ -13,8 +13,8 @@ from tiny_models import save
 
 from visrl.core.records import read_records
 from visrl.errors import UsageError
-from visrl.train.common.critics import ScoreCritic
 from visrl.train.config.recipe import load_recipe
+from visrl.train.critics.critics import ScoreCritic
 from visrl.train.data.rows import PairRow, chain_row, read_rows, write_rows
 from visrl.train.loop import run as loop
 from visrl.train.pairs.run import make_pairs, plan_of

@@ -8,10 +8,10 @@ from pairs_made import FakePolicy, question
 from visrl.core.types import CoTSample, Picture
 from visrl.errors import UsageError
 from visrl.policies.protocol import LogLikelihood, Tokens
-from visrl.train.common.calibration import ANY, Calibration, Line, Look, fit
-from visrl.train.common.critics import CriticSection, Question, make_critic, uncalibrated
-from visrl.train.common.margin_critic import NO_RIVAL, MarginCritic
-from visrl.train.common.rivals import MOST, rivals_of
+from visrl.train.critics.calibration import ANY, Calibration, Line, Look, fit
+from visrl.train.critics.critics import CriticSection, Question, make_critic, uncalibrated
+from visrl.train.critics.margin_critic import NO_RIVAL, MarginCritic
+from visrl.train.critics.rivals import MOST, rivals_of
 
 LETTERS = "\nAnswer with the option's letter from the given choices directly."
 LISTED = "What is it?\nA. dog\nB. cat\nC. a big cow"

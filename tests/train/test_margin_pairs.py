@@ -13,8 +13,8 @@ from visrl.core.boxes import iou
 from visrl.core.records import read_records
 from visrl.errors import Incomplete, UsageError
 from visrl.policies.protocol import LogLikelihood, Tokens
-from visrl.train.common.critics import uncalibrated
 from visrl.train.config.recipe import DataSection
+from visrl.train.critics.critics import uncalibrated
 from visrl.train.loop.cost import tokens_of
 from visrl.train.pairs import calibration, on_ray, run
 from visrl.train.pairs.calibration import calibrated, looks_read

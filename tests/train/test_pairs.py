@@ -13,8 +13,8 @@ from pairs_made import FakeCritic, FakePolicy, questions, recipe
 from visrl.core.boxes import Box
 from visrl.core.records import read_records
 from visrl.errors import UsageError
-from visrl.train.common.critics import ScoreCritic
 from visrl.train.config.recipe import DataSection, load_recipe
+from visrl.train.critics.critics import ScoreCritic
 from visrl.train.data.load import load_preferences
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.data.rows import PairRow, read_rows

@@ -15,9 +15,9 @@ from visrl.core.boxes import Box, iou
 from visrl.core.types import Score
 from visrl.errors import UsageError
 from visrl.policies.protocol import LogLikelihood
-from visrl.train.common.critics import ScoreCritic, make_critic
-from visrl.train.common.margin_critic import MarginCritic
 from visrl.train.config.recipe import DataSection
+from visrl.train.critics.critics import ScoreCritic, make_critic
+from visrl.train.critics.margin_critic import MarginCritic
 from visrl.train.data.candidates import Candidate, CandidateLook
 from visrl.train.data.load import load_preferences
 from visrl.train.data.rows import PairRow, read_rows

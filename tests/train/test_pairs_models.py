@@ -22,8 +22,8 @@ from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Request
 from visrl.policies.servers.endpoint import EndpointPolicy, Server
-from visrl.train.common.critics import LikelihoodCritic, Question, ScoreCritic
-from visrl.train.common.margin_critic import MarginCritic
+from visrl.train.critics.critics import LikelihoodCritic, Question, ScoreCritic
+from visrl.train.critics.margin_critic import MarginCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler
 

@@ -6,7 +6,7 @@ from processes_made import files, together
 
 from visrl.policies.protocol import Output
 from visrl.rollout.retry import RETRIES
-from visrl.train.common.critics import ScoreCritic
+from visrl.train.critics.critics import ScoreCritic
 from visrl.train.pairs.run import make_pairs, plan_of
 from visrl.train.pairs.sampling import PairSampler
 

@@ -40,7 +40,7 @@ _TABLES = {
     "family": "visrl.policies.families:FAMILIES",
     "task": "visrl.evals.benchmarks:TASKS",
     "protocol": "visrl.core.prompts:PROTOCOLS",
-    "critic": "visrl.train.common.critics:CRITICS",
+    "critic": "visrl.train.critics.critics:CRITICS",
     "judge": "visrl.evals.judge:JUDGES",
     "reward": "visrl.train.grpo.rewards:REWARDS",
 }

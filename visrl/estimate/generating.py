@@ -105,7 +105,7 @@ def answers_read(critic: Any, questions: Sequence[CoTSample], chains: int) -> fl
     """Answers of a question that its critic, or None, reads after each crop: for a margin the standard answer and its rivals, of
     an open question those of all chains, were no two of them alike.
     """
-    from visrl.train.common.rivals import MOST, rivals_of
+    from visrl.train.critics.rivals import MOST, rivals_of
 
     if critic is None or critic.kind != "margin":
         return 1.0

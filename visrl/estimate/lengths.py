@@ -123,7 +123,7 @@ def lengths_of(
 def _with_critics(base: Lengths, encoder: ConversationEncoder, item: Any, chain: Candidate, crop: CropName) -> Lengths:
     from visrl.core.types import Turn
     from visrl.train.common.conversations import crop_of
-    from visrl.train.common.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
+    from visrl.train.critics.critics import P_ANSWER_CRITIC, P_BOX_CRITIC
 
     words = {"question": item.sample.question, "standard": (item.sample.answers or ("yes",))[0], "answer": "yes"}
     judge = encoder.chat((Turn("user", (item.picture, P_ANSWER_CRITIC.format(**words))),), sample=item.sample.id)

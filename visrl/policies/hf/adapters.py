@@ -148,10 +148,12 @@ def _require_whole(wrapped: Any, folder: str) -> None:
 
 def _trained_biases(wrapped: Any) -> set[str]:
     """Names of the base's biases that the adapter says were trained: all, or those of its modules."""
+    from peft.tuners.lora import LoraLayer
+
     kind = wrapped.peft_config["default"].bias
     every = {name.replace(".base_layer.", ".") for name, _ in wrapped.named_parameters() if _is_bias(name)}
     if kind == "lora_only":
-        modules = {name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")}
+        modules = {name for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
         return {name for name in every if name.removesuffix(".bias") in modules}
     return every if kind == "all" else set()
 

@@ -18,7 +18,6 @@ from visrl.errors import EXIT_DONE, UsageError
 from visrl.policies.before import check_policy
 from visrl.policies.protocol import Sampling
 from visrl.runs.distributed import rank
-from visrl.train.common.critics import load_critic
 from visrl.train.common.models import (
     TrainableModel,
     check_model,
@@ -30,6 +29,7 @@ from visrl.train.common.models import (
 from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
 from visrl.train.common.trainer_args import trainer_config
 from visrl.train.config.recipe import Kind
+from visrl.train.critics.critics import load_critic
 from visrl.train.data.fingerprint import questions_hash
 from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.grpo.batches import GroupEncoder

@@ -8,11 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from visrl.core.crops import CropName
 from visrl.errors import UsageError
-from visrl.train.common.critics import CriticSection
 from visrl.train.common.trainer_args import OWN
 from visrl.train.config.protocols import ProtocolChoice, several
 from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, check_trainer_section
 from visrl.train.config.section import Section
+from visrl.train.critics.critics import CriticSection
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
 from visrl.train.grpo.rewards import check_rewards

@@ -1,7 +1,7 @@
 """Rewards by name: the functions that evaluation scores with, of the critics, or a third party's.
 
 ``iou``, ``acc@0.5``   of the box with the true one (evals/scorers/rec.py: strictly above 0.5); questions without a box: none
-``box_critic``         s^b: whether the crop holds what the question asks for (visrl/train/common/critics.py); no true box
+``box_critic``         s^b: whether the crop holds what the question asks for (visrl/train/critics/critics.py); no true box
 ``answer_critic``      s^r, likewise of the answer
 ``answer``             whether the answer agrees with the standard answers, by an offline judge of the evaluation
 ``format``             1 where the box could be read and an answer was given, else 0
@@ -23,8 +23,8 @@ from visrl.core.plugins import Registry
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.rollout.retry import total
-from visrl.train.common.critics import check_offline
-from visrl.train.common.judged import Critic, Judged, Question, without_repeats
+from visrl.train.critics.critics import check_offline
+from visrl.train.critics.judged import Critic, Judged, Question, without_repeats
 from visrl.train.grpo.rollouts import Chain, Group
 
 Values = list[list[float | None]]

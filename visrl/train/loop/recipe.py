@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from visrl.core.crops import CropName
 from visrl.errors import UsageError
-from visrl.train.common.critics import ModelArgs
 from visrl.train.config.protocols import ProtocolChoice
 from visrl.train.config.recipe import Recipe, Stages, flat
 from visrl.train.config.section import Section
+from visrl.train.critics.critics import ModelArgs
 from visrl.world import CHECKPOINTS
 
 

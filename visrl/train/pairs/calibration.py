@@ -19,11 +19,11 @@ from visrl.errors import Incomplete
 from visrl.policies.protocol import Tokens
 from visrl.rollout.retry import total
 from visrl.runs.meta import read_meta
-from visrl.train.common.calibration import Calibration, Look, Target, fit
 from visrl.train.common.conversations import crop_of
-from visrl.train.common.critics import CalibrationSection
-from visrl.train.common.judged import Question
-from visrl.train.common.margin_critic import MarginCritic
+from visrl.train.critics.calibration import Calibration, Look, Target, fit
+from visrl.train.critics.critics import CalibrationSection
+from visrl.train.critics.judged import Question
+from visrl.train.critics.margin_critic import MarginCritic
 from visrl.train.data.candidates import CandidateLook
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.question_state import QuestionState

@@ -15,9 +15,9 @@ from visrl.evaluation.on_ray import uses_gpu
 from visrl.policies.registry import load_policy
 from visrl.runs.distributed import init
 from visrl.runs.ray_pool import Pool, Stage, connect
-from visrl.train.common.calibration import Calibration
-from visrl.train.common.critics import make_critic, uncalibrated
-from visrl.train.common.margin_critic import MarginCritic
+from visrl.train.critics.calibration import Calibration
+from visrl.train.critics.critics import make_critic, uncalibrated
+from visrl.train.critics.margin_critic import MarginCritic
 from visrl.train.data.questions import load_questions
 from visrl.train.pairs.calibration import begun
 from visrl.train.pairs.recipe import PairsRecipe

@@ -8,10 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from visrl.core.arguments import MOST_PROCESSES
 from visrl.core.crops import CropName
-from visrl.train.common.critics import CriticSection, ModelArgs, take_away_unfit
 from visrl.train.config.protocols import ProtocolChoice, protocol_of, several
 from visrl.train.config.recipe import Recipe
 from visrl.train.config.section import Section
+from visrl.train.critics.critics import CriticSection, ModelArgs, take_away_unfit
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
 from visrl.train.pairs.selection import Inner, Mode, Rule

@@ -27,8 +27,8 @@ from visrl.runs.job import Job, missing_batches
 from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
-from visrl.train.common.critics import uncalibrated
 from visrl.train.config.protocols import check_crop, crop_under, most_looks, protocol_id, several
+from visrl.train.critics.critics import uncalibrated
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.calibration import begun, calibrated
 from visrl.train.pairs.chain_lines import checked

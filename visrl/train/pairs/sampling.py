@@ -23,8 +23,8 @@ from visrl.core.types import CoTSample, Picture, Score, Unparsed
 from visrl.errors import UsageError
 from visrl.policies.protocol import Output, Policy, Request, Sampling, Tokens
 from visrl.train.common.conversations import Opened, crop_of, opened
-from visrl.train.common.judged import Critic, Judged, Question, without_repeats
 from visrl.train.config.protocols import protocol_of
+from visrl.train.critics.judged import Critic, Judged, Question, without_repeats
 from visrl.train.data.candidates import Candidate, CandidateLook
 from visrl.train.pairs.diversity import Attempt, BoxProposal, Controller, control, control_again
 from visrl.train.pairs.look_turns import Answered, LookTurns, path_of

@@ -18,9 +18,9 @@ from visrl.core.prompts import PROTOCOLS, answer_turns
 from visrl.core.types import Score
 from visrl.policies.protocol import LogLikelihood, Policy, Request, Tokens
 from visrl.rollout.retry import total
-from visrl.train.common.calibration import Calibration
-from visrl.train.common.judged import DECIMALS, Judged, Question, agreement
-from visrl.train.common.rivals import AnswerKind, Rivals, rivals_of
+from visrl.train.critics.calibration import Calibration
+from visrl.train.critics.judged import DECIMALS, Judged, Question, agreement
+from visrl.train.critics.rivals import AnswerKind, Rivals, rivals_of
 
 OpenAnswers = Literal["policy", "likelihood"]
 NO_RIVAL = "no other answer"

@@ -35,10 +35,10 @@ from visrl.evals.judge import make_judge
 from visrl.policies.protocol import Policy, Request, Sampling, Tokens
 from visrl.policies.registry import fitting, load_policy
 from visrl.rollout.retry import ask
-from visrl.train.common.calibration import Calibration, Target
-from visrl.train.common.judged import DECIMALS, Critic, Judged, Question, agreement, without_repeats
-from visrl.train.common.margin_critic import MarginCritic, OpenAnswers
 from visrl.train.config.section import Section
+from visrl.train.critics.calibration import Calibration, Target
+from visrl.train.critics.judged import DECIMALS, Critic, Judged, Question, agreement, without_repeats
+from visrl.train.critics.margin_critic import MarginCritic, OpenAnswers
 from visrl.train.data.questions import QuestionSection
 
 __all__ = ["CRITICS", "Critic", "CriticSection", "Judged", "Question", "load_critic", "make_critic", "without_repeats"]

@@ -15,6 +15,8 @@ import time
 import types
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
 import tiny_models as tiny
 import torch
 import transformers as hf

@@ -13,7 +13,7 @@ steps      a forward pass per further new token, all samples in one batch.
 Its caches are allocated beforehand, its one mask (a second prompt behind a cache) is built beforehand, nothing is padded, nobody looks at logits.
 Not in it: rendering, tokenizing, opening and hashing pictures, masks, copies of caches, choosing tokens, texts. "Products alone" counts within these
 passes only F.linear and scaled_dot_product_attention: no norm, no rotation, no activation, no Python. All is measured in turn with both ways
-of answering, the least of ``repeat`` rounds each: other work on the machine only adds.
+of answering, ``repeat`` rounds; times and ratios are medians over the rounds, each ratio of one round's own times: the machine's pace changes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,11 +160,11 @@ def parts(policy: HFPolicy, pictures: list, prompts: list[Pass], steps: list[Pas
     return found
 
 
-def least(rounds: list[dict[Key, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    """By part: the least seconds of all rounds and ways, summed over its passes; of all in it, and of the products."""
+def summed(found: dict[Key, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """By part: the seconds of one round summed over its passes, each in the way that took less; of all in it, and of the products."""
     out: dict[str, tuple[float, float]] = {}
-    for part, number in sorted({key[:2] for key in rounds[0]}):
-        tried = [found for one in rounds for key, found in one.items() if key[:2] == (part, number)]
+    for part, number in sorted({key[:2] for key in found}):
+        tried = [times for key, times in found.items() if key[:2] == (part, number)]
         whole, products = out.get(part, (0.0, 0.0))
         out[part] = whole + min(t for t, _ in tried), products + min(t for _, t in tried)
     return out
@@ -185,22 +185,28 @@ def compare(folder: str, n: int, new: int, repeat: int, per_picture: int) -> Non
         ours.append(cpu(lambda: both_turns(fresh_caches(policy), asked, new)))
         theirs.append(cpu(lambda: per_sample(policy, asked, new)))
     del rounds[0], ours[0], theirs[0]
-    found = least(rounds)
-    limit, products = (sum(times) for times in zip(*found.values(), strict=True))
-    reached, usual = min(ours), min(theirs)
-    ms = ", ".join(
-        f"{name} {whole / n * 1e3:.0f} (products {inside / n * 1e3:.0f})" for name, (whole, inside) in found.items()
+    found = [summed(one) for one in rounds]
+    limits, products = ([sum(times[i] for times in one.values()) for one in found] for i in (0, 1))
+
+    def ms(seconds: Iterable[float]) -> str:
+        return f"{statistics.median(seconds) / n * 1e3:.0f}"
+
+    def ratio(above: list[float], below: list[float], digits: int = 2) -> str:
+        each = [a / b for a, b in zip(above, below, strict=True)]
+        return f"{statistics.median(each):.{digits}f} ({min(each):.{digits}f} to {max(each):.{digits}f})"
+
+    of_parts = ", ".join(
+        f"{name} {ms(one[name][0] for one in found)} (products {ms(one[name][1] for one in found)})"
+        for name in found[0]
     )
     print(
         f"{n} samples, {per_picture} per picture; passes (rows, tokens, behind): {[(p.rows, p.tokens, p.behind) for p in prompts]}"
     )
+    print(f"  CPU ms per sample: limit {ms(limits)} = {of_parts}, products alone {ms(products)}")
+    print(f"  generate {ms(theirs)}, in process {ms(ours)}")
+    print(f"  against generate: reached {ratio(theirs, ours)}, limit {ratio(theirs, limits)}")
     print(
-        f"  CPU ms per sample, least of {repeat}: limit {limit / n * 1e3:.0f} = {ms}, products alone {products / n * 1e3:.0f}"
-    )
-    print(f"  generate {usual / n * 1e3:.0f}, in process {reached / n * 1e3:.0f}")
-    print(
-        f"  against generate: reached {usual / reached:.2f}x, limit {usual / limit:.2f}x, reached / limit {limit / reached:.3f};"
-        f" products alone {usual / products:.2f}x, {products / reached:.3f}",
+        f"  limit / in process {ratio(limits, ours, 3)}; products alone / in process {ratio(products, ours, 3)}",
         flush=True,
     )
 

@@ -104,6 +104,23 @@ def test_batches_caches_and_branches_change_nothing(name, policies):
     assert texts(few.generate(second, GREEDY)) == cached
 
 
+@pytest.mark.parametrize("window", [24, 40])
+def test_texts_behind_a_window_shorter_than_the_conversation_equal_generate(window, policies, monkeypatch):
+    """PaliGemma 2, of whose two layers one attends to a window: pictures of 16 tokens and questions, so more than 24 tokens."""
+    policy = policies("paligemma2", "paper")
+    monkeypatch.setattr(policy.model.config.get_text_config(), "sliding_window", window)
+    boxes = policy.generate(box_requests(), GREEDY)
+    wanted = [(by_generate(policy, r),) for r in box_requests()]
+    assert texts(boxes) == wanted
+    second = answer_requests(boxes)
+    assert texts(policy.generate(second, GREEDY)) == [(by_generate(policy, r),) for r in second]
+    fanned = policy.generate(box_requests(), Sampling(n=3, max_tokens=GREEDY.max_tokens, stop=GREEDY.stop))
+    assert texts(fanned) == [text * 3 for text in wanted]
+    drawn = Sampling(n=3, max_tokens=10, temperature=1.0)
+    apart = [texts(policy.generate([r], drawn))[0] for r in box_requests()]
+    assert texts(policy.generate(box_requests(), drawn)) == apart and len(set(apart[0])) > 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_do_not_depend_on_padding_or_on_the_cache(name, policies):
     """Stronger than equal text: the numbers behind the last prompt token, to 1e-9 in float64."""

@@ -12,10 +12,11 @@ from tiny_models import save
 from train_made import FAMILIES, preference, tiny
 from trl import DPOConfig
 
+from visrl.policies.hf.decoding import sliding_window
 from visrl.train.common import logprobs
 from visrl.train.common.branch_attention import use_branch_attention
 from visrl.train.common.logprobs import BranchScorer
-from visrl.train.common.models import load_trainable, sliding_window
+from visrl.train.common.models import load_trainable
 from visrl.train.config.recipe import ModelSection
 from visrl.train.dpo.collator import PairCollator
 from visrl.train.dpo.losses import stage_terms

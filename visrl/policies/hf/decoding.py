@@ -202,6 +202,14 @@ def _next(positions: Sequence[Tensor], device: Any) -> Tensor:
     return torch.tensor([int(p.max()) + 1 for p in positions], device=device)
 
 
+def sliding_window(model: Any) -> int | None:
+    """The attention window of the language model in tokens, if it has one in use."""
+    config = model.config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
 def decode(
     model: Any,
     family: Family,
@@ -216,21 +224,57 @@ def decode(
     Afterwards the prefix holds, for n = 1, the tokens that were generated too; for n > 1 the prompts alone.
     """
     rows = [[Branch(random.Random(f"{sampling.seed}:{key}:{i}")) for i in range(sampling.n)] for key in keys]
-    read = prefix.cache.get_seq_length()
-    mask = _branch_mask(prefix.visible, sampling.n, sampling.max_tokens, model.dtype)
-    logits = prefix.logits[:, None].expand(-1, sampling.n, -1)
+    if sampling.n > 1 and beyond_window(model, prefix.visible.shape[1] + sampling.n * sampling.max_tokens):
+        each = [row for row in range(len(rows)) for _ in range(sampling.n)]  # a branch is a row of its own
+        alone = [[branch] for row in rows for branch in row]
+        _decode(model, family, [chats[row] for row in each], _rows_of(prefix, each), sampling, alone, ended)
+    else:
+        _decode(model, family, chats, prefix, sampling, rows, ended)
+    return rows
+
+
+def beyond_window(model: Any, slots: int) -> bool:
+    """Whether a layer's window is shorter: it then needs a mask of its own, which transformers makes of a mask [B, S]."""
+    window = sliding_window(model)
+    return window is not None and slots > window
+
+
+def _rows_of(prefix: Prefix, rows: Sequence[int]) -> Prefix:
+    """A copy that holds these rows, in this order; a row may occur more than once."""
+    where = torch.tensor(list(rows), device=prefix.visible.device)
+    cache = _select(prefix.cache, rows, prefix.visible.shape[1])
+    position = prefix.next_position[where.to(prefix.next_position.device)]
+    logits = prefix.logits[where.to(prefix.logits.device)]
+    marks = [prefix.signatures[row] for row in rows]
+    return Prefix(
+        cache, prefix.visible[where], position, logits, prefix.axes, marks, [prefix.slots[row] for row in rows]
+    )
+
+
+def _decode(
+    model: Any,
+    family: Family,
+    chats: Sequence[Chat],
+    prefix: Prefix,
+    sampling: Sampling,
+    rows: list[list[Branch]],
+    ended: Callable[[list[int]], bool],
+) -> None:
+    """Write the branches of ``rows``."""
+    read, n = prefix.cache.get_seq_length(), len(rows[0])
+    mask = _masks(model, prefix.visible, n, sampling.max_tokens)
+    logits = prefix.logits[:, None].expand(-1, n, -1)
     broken = _broken(logits)
     for step in range(sampling.max_tokens):
         _append(rows, sample_next_token(_sayable(logits, sampling, family), sampling, rows), family, ended)
         if step + 1 == sampling.max_tokens or all(b.done for row in rows for b in row):
             break
-        logits = _step(model, family, chats, prefix, rows, mask[..., : read + sampling.n * (step + 1)], step)
+        logits = _step(model, family, chats, prefix, rows, mask[..., : read + n * (step + 1)], step)
         broken = broken | _broken(logits)
     for row, marks in zip(rows, broken.tolist(), strict=True):
         for one, mark in zip(row, marks, strict=True):
             one.broken = mark
     _close(prefix, rows, read)
-    return rows
 
 
 def _broken(logits: Tensor) -> Tensor:
@@ -275,6 +319,13 @@ def _step(
         **{key: value.to(model.device) for key, value in family.step_kwargs(chats, n).items()},
     )
     return output.logits  # type: ignore[no-any-return]
+
+
+def _masks(model: Any, visible: Tensor, n: int, steps: int) -> Tensor:
+    """The last step's mask, which begins with that of every other: a branch's own view, or beyond a window [B, S + steps]."""
+    if beyond_window(model, visible.shape[1] + n * steps):
+        return torch.cat([visible, visible.new_ones(len(visible), steps)], dim=1).long()
+    return _branch_mask(visible, n, steps, model.dtype)
 
 
 def _branch_mask(visible: Tensor, n: int, steps: int, dtype: torch.dtype) -> Tensor:

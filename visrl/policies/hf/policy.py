@@ -24,6 +24,7 @@ from visrl.policies.hf.decoding import (
     Branch,
     OutputText,
     Prefix,
+    beyond_window,
     decode,
     prefill,
     resume,
@@ -154,20 +155,24 @@ class HFPolicy(Policy):
         left = jobs
         while earlier:
             prefix, keys = earlier.pop(0)
-            helped = self._helped(left, prefix, keys) if self.family.keeps_prefix else []
+            helped = self._helped(left, prefix, keys, sampling) if self.family.keeps_prefix else []
             chosen = {job.index for job in helped}
             left = [job for job in left if job.index not in chosen]
             done += self._in_batches(helped, prefix, sampling)
         return done + self._in_batches(left, None, sampling)
 
-    def _helped(self, jobs: list[_Job], prefix: Prefix, keys: tuple[str, ...]) -> list[_Job]:
+    def _helped(self, jobs: list[_Job], prefix: Prefix, keys: tuple[str, ...], sampling: Sampling) -> list[_Job]:
         rows = {key: row for row, key in enumerate(keys)}
         found = [
             _Job(job.index, job.request, job.chat, row, shared_length(job.chat, prefix.signatures[row]))
             for job in jobs
             if (row := rows.get(job.request.key, -1)) >= 0
         ]
-        return [job for job in found if job.shared >= WORTH_RESUMING]
+        return [job for job in found if job.shared >= WORTH_RESUMING and not self._beyond(job.chat, sampling)]
+
+    def _beyond(self, chat: Chat, sampling: Sampling) -> bool:
+        """Whether a cache with hidden slots would not do: a window counts slots, and they must be tokens."""
+        return beyond_window(self.model, 2 * len(chat.ids) + sampling.max_tokens)
 
     def _in_batches(self, jobs: list[_Job], prefix: Prefix | None, sampling: Sampling) -> list[tuple[_Job, Output]]:
         """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on.
@@ -208,7 +213,7 @@ class HFPolicy(Policy):
     def _batch(self, jobs: Sequence[_Job], prefix: Prefix | None, sampling: Sampling) -> list[Output]:
         chats = [job.chat for job in jobs]
         self._look(chats, [job.shared for job in jobs])
-        read = self._read(chats, prefix, [job.row for job in jobs], [job.shared for job in jobs])
+        read = self._read(jobs, prefix, sampling)
         keys = [f"{job.request.key}:{job.request.step}{job.request.stream}" for job in jobs]
         ended = self._text.ender(sampling)
         texts = decode(self.model, self.family, chats, read, sampling, keys, ended)
@@ -216,13 +221,16 @@ class HFPolicy(Policy):
             self._kept.append((read, tuple(job.request.key for job in jobs)))
         return [self._output(job, row, sampling) for job, row in zip(jobs, texts, strict=True)]
 
-    def _read(self, chats: Sequence[Chat], prefix: Prefix | None, rows: Sequence[int], shared: Sequence[int]) -> Prefix:
+    def _read(self, jobs: Sequence[_Job], prefix: Prefix | None, sampling: Sampling) -> Prefix:
         """Read prompts behind an earlier cache, or from the start; then what several begin with is read once for all."""
+        chats = [job.chat for job in jobs]
         if prefix is not None:
+            rows, shared = [job.row for job in jobs], [job.shared for job in jobs]
             return resume(self.model, self.family, chats, self._features, prefix, rows, shared)
         first, rows = shared_prefixes(chats)
         known = [len(first[row].ids) for row in rows]
-        if len(first) == len(chats) or not self.family.keeps_prefix or min(known) < WORTH_RESUMING:
+        apart = not self.family.keeps_prefix or any(self._beyond(chat, sampling) for chat in chats)
+        if len(first) == len(chats) or apart or min(known) < WORTH_RESUMING:
             return prefill(self.model, self.family, chats, self._features)
         begun = prefill(self.model, self.family, first, self._features)
         return resume(self.model, self.family, chats, self._features, begun, rows, known)

@@ -167,14 +167,6 @@ def require_something_to_train(model: nn.Module) -> None:
         )
 
 
-def sliding_window(model: Any) -> int | None:
-    """The attention window of the language model, if it has one in use."""
-    config = model.config.get_text_config()
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return getattr(config, "sliding_window", None)
-
-
 def why_not_shared(model: Any) -> str | None:
     """Why chosen and rejected cannot stand in one row of this model, or None where they can."""
     chosen = model.config._attn_implementation

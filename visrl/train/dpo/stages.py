@@ -17,6 +17,7 @@ from trl import DPOConfig
 
 from visrl.core.crops import CropName
 from visrl.errors import EXIT_DONE, UsageError
+from visrl.policies.hf.decoding import sliding_window
 from visrl.runs.distributed import rank
 from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import (
@@ -24,7 +25,6 @@ from visrl.train.common.models import (
     check_model,
     load_trainable,
     own_forward,
-    sliding_window,
     why_not_shared,
 )
 from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train

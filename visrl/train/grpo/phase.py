@@ -16,6 +16,7 @@ from visrl.core.prompts import PROTOCOLS
 from visrl.core.types import CoTSample
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.policies.before import check_policy
+from visrl.policies.hf.decoding import sliding_window
 from visrl.policies.protocol import Sampling
 from visrl.runs.distributed import rank
 from visrl.train.common.models import (
@@ -23,7 +24,6 @@ from visrl.train.common.models import (
     check_model,
     load_trainable,
     own_forward,
-    sliding_window,
     why_not_shared,
 )
 from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train

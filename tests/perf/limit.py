@@ -35,7 +35,8 @@ from generation import answer_request, box_request, fresh, fresh_caches, samples
 from transformers.cache_utils import Cache
 
 from visrl.core.types import CoTSample
-from visrl.policies.hf.decoding import PreallocatedLayer, shared_length
+from visrl.policies.hf.caches import PreallocatedLayer
+from visrl.policies.hf.decoding import shared_length
 from visrl.policies.hf.policy import HFPolicy
 from visrl.policies.protocol import Output, Sampling
 

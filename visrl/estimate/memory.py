@@ -160,7 +160,7 @@ def cache_bytes(shape: Shape, rows: int, slots: int, size: int) -> float:
 
 
 def room(slots: int) -> int:
-    """Slots that generation.PreallocatedLayer sets aside for ``slots``: an eighth more, at least 32."""
+    """Slots that caches.PreallocatedLayer sets aside for ``slots``: an eighth more, at least 32."""
     return slots + max(32, slots // 8)
 
 

@@ -172,7 +172,15 @@ SCENES = {
 }
 
 # --- what is compared: every file, but for what time and place may change in it
-TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "step_time", "total_flos")
+TIMES = (
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "seconds",
+    "cpu_seconds",
+    "step_time",
+    "total_flos",
+)
 LEFT_OUT = ("optimizer.pt", "rng_state.pth", "training_args.bin", ".lock")
 
 

@@ -159,6 +159,24 @@ def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
         claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "other rows")
 
 
+def test_a_finished_phase_whose_claim_a_killed_loop_took_away_gets_it_again(tmp_path):
+    """Taken away before a loop goes on (it names places), and not asked for again where the phase had ended: its file was gone."""
+    from visrl.train.common.phase_folder import check_or_renew, claim
+
+    asked = {"seed": 1}
+    check_or_renew(tmp_path, asked, "rows")  # nothing ended here: nothing is written
+    assert not list(tmp_path.iterdir())
+    claim(tmp_path, asked, "rows")
+    said = (tmp_path / "settings.json").read_bytes()
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final/phase.json").write_text("{}")
+    (tmp_path / "settings.json").unlink()
+    check_or_renew(tmp_path, asked, "rows")
+    assert (tmp_path / "settings.json").read_bytes() == said
+    with pytest.raises(UsageError, match="was made with seed = 1, not 2"):
+        check_or_renew(tmp_path, {"seed": 2}, "rows")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora_trains_the_language_model_and_nothing_else(name):
     model, processor = build(name)

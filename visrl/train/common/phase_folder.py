@@ -159,6 +159,11 @@ def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
         write_atomically(path, dump_json(_claimed(settings, data)))
 
 
+def check_or_renew(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+    """:func:`check_claim`; a finished phase whose claim a loop took away, before it was killed, gets it again."""
+    (claim if finished(folder) else check_claim)(folder, settings, data)
+
+
 def _claimed(settings: Mapping[str, Any], data: str) -> dict[str, Any]:
     files = included()
     return {**settings, DATA: data, **({"include": files} if files else {})}

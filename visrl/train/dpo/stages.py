@@ -27,7 +27,7 @@ from visrl.train.common.models import (
     own_forward,
     why_not_shared,
 )
-from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
+from visrl.train.common.phase_folder import check_or_renew, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.config.protocols import check_crop, several
 from visrl.train.config.recipe import (
@@ -138,7 +138,7 @@ def _stages(recipe: DPORecipe, pairs: list[Preference]) -> None:
     trainable: TrainableModel | None = None
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
-        check_claim(folder, settings(recipe, stage), data)
+        check_or_renew(folder, settings(recipe, stage), data)
         if not finished(folder):
             trainable = trainable or load_trainable(
                 _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed

@@ -26,7 +26,7 @@ from visrl.train.common.models import (
     own_forward,
     why_not_shared,
 )
-from visrl.train.common.phase_folder import check_claim, claim, finished, say_where, train
+from visrl.train.common.phase_folder import check_or_renew, claim, finished, say_where, train
 from visrl.train.common.trainer_args import trainer_config
 from visrl.train.config.recipe import Kind
 from visrl.train.critics.critics import load_critic
@@ -43,7 +43,7 @@ def run(recipe: GRPORecipe) -> int:
     """Train what is not finished. Raises UsageError."""
     questions = load_questions(recipe.data)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
-    check_claim(recipe.output, asked, data)
+    check_or_renew(recipe.output, asked, data)
     if not finished(recipe.output):
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
         rewards = reward_plan(recipe)

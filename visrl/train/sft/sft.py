@@ -22,7 +22,7 @@ from visrl.runs.distributed import rank
 from visrl.train.common.conversations import count, taken
 from visrl.train.common.exclusive import exclusive
 from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
-from visrl.train.common.phase_folder import PhaseTrainer, check_claim, claim, finished, say_where, train
+from visrl.train.common.phase_folder import PhaseTrainer, check_or_renew, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
 from visrl.train.config.protocols import check_crop
@@ -174,7 +174,7 @@ def check_crops(recipe: SFTRecipe, chains: Sequence[Demonstration]) -> None:
 def _run(recipe: SFTRecipe, chains: list[Demonstration]) -> None:
     check_crops(recipe, chains)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
-    check_claim(recipe.output, asked, data)
+    check_or_renew(recipe.output, asked, data)
     if not finished(recipe.output):
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
         claim(recipe.output, asked, data)

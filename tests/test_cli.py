@@ -466,3 +466,17 @@ def test_a_training_command_whose_reader_has_gone():
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 3
+
+
+def test_what_a_command_holds_to_its_end_is_let_go_then():
+    """The collector rests while it is made, also where that fails, and is on again afterwards; a command's end unfreezes."""
+    import gc
+
+    from visrl.cli.start import held_to_the_end
+
+    with pytest.raises(ValueError), held_to_the_end():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    assert main(["ls", "tasks"]) == 0
+    assert gc.get_freeze_count() == 0

@@ -177,6 +177,20 @@ def test_a_finished_phase_whose_claim_a_killed_loop_took_away_gets_it_again(tmp_
         check_or_renew(tmp_path, {"seed": 2}, "rows")
 
 
+def test_training_that_goes_on_over_a_finished_stage_writes_its_settings_again(tmp_path):
+    from visrl.train.dpo import stages
+
+    save("llava", tmp_path / "model")
+    asked = recipe(tmp_path)
+    stages._stages(asked, PAIRS)
+    files = [tmp_path / f"out/stage{stage}/settings.json" for stage in asked.step.stages]
+    said = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    stages._stages(asked, PAIRS)
+    assert [file.read_bytes() for file in files] == said
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora_trains_the_language_model_and_nothing_else(name):
     model, processor = build(name)

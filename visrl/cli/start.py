@@ -21,8 +21,8 @@ def wait_without_spinning() -> None:
 def held_to_the_end() -> Iterator[None]:
     """What is made within stays as long as the command: the garbage collector neither runs meanwhile nor looks at it later.
 
-    A seventh of the time of scoring 57,457 recorded outputs was spent on looking at them. The command's end lets them go
-    (``gc.unfreeze``).
+    A collector that looks at all recorded outputs again and again takes a share of a command's time (docs/performance.md). The
+    command's end lets them go (``gc.unfreeze``).
     """
     on = gc.isenabled()
     gc.disable()

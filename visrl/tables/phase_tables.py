@@ -36,7 +36,12 @@ class Point:
 
 def of_loops(results: Sequence[TaskResult]) -> list[TaskResult]:
     """The results that are a phase's end."""
-    return [r for r in results if isinstance(r.model_info.get("phase"), dict) and r.metric in METRICS]
+    return [r for r in results if is_phase(r) and r.metric in METRICS]
+
+
+def is_phase(result: TaskResult) -> bool:
+    """Whether a record is of a loop's phase, and says of which."""
+    return isinstance(result.model_info.get("phase"), dict)
 
 
 def phase_of(result: TaskResult) -> dict[str, Any]:

@@ -79,8 +79,9 @@ losses and gradients and the speed of a step have been tested ([training-grpo.md
 """
 _TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
 labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
-step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Boxes 1 and
-2: those of the first look, and of the second where the sign needs one. n = 1,000 walls of `test`.
+step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
+also of the signs that take one look, and two; boxes 1 and 2: those of the first look, and of the second where the sign takes
+one. n = 1,000 walls of `test`.
 """
 _NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
 _LIMITS = """## Limits

@@ -1,7 +1,7 @@
 """Step-level DPO with a term per look against terms for the last look alone: recipes/world-deep-terms.yaml's records as a table.
 
-Answers, and boxes look by look (IoU > 0.5 with the true box of that look, of the samples that need it), at the end of the
-warm-up and of each variant's reinforcement.
+Answers, also of the signs that take one look and two, and boxes look by look (IoU > 0.5 with the true box of that look, of the
+samples that need it), at the end of the warm-up and of each variant's reinforcement.
 """
 
 from __future__ import annotations
@@ -11,14 +11,21 @@ from collections.abc import Mapping, Sequence
 from visrl.core.records import TaskResult
 from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
 from visrl.tables.formats import Table
-from visrl.tables.phase_tables import order, phase_of
+from visrl.tables.phase_tables import is_phase, order, phase_of
 
-METRICS = {"answer": "answers", "box_acc/look=1": "box 1", "box_acc/look=2": "box 2"}
+METRICS = {
+    "answer": "answers",
+    "answer/takes=1": "of one look",
+    "answer/takes=2": "of two",
+    "box_acc/look=1": "box 1",
+    "box_acc/look=2": "box 2",
+}
 WARM_UP = "sft"
 
 
 def ends(results: Sequence[TaskResult]) -> dict[str, Numbers]:
     """The warm-up (that of ``full``), then variant by variant -> metric -> seed -> percent, at the last phase of each."""
+    results = [result for result in results if is_phase(result)]
     last: dict[tuple[str, str], str] = {}
     for result in results:
         about = phase_of(result)

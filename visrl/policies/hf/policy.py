@@ -168,11 +168,12 @@ class HFPolicy(Policy):
             for job in jobs
             if (row := rows.get(job.request.key, -1)) >= 0
         ]
-        return [job for job in found if job.shared >= WORTH_RESUMING and not self._beyond(job.chat, sampling)]
+        held = prefix.visible.shape[1]
+        return [j for j in found if j.shared >= WORTH_RESUMING and not self._beyond(held + len(j.chat.ids), sampling)]
 
-    def _beyond(self, chat: Chat, sampling: Sampling) -> bool:
+    def _beyond(self, slots: int, sampling: Sampling) -> bool:
         """Whether a cache with hidden slots would not do: a window counts slots, and they must be tokens."""
-        return beyond_window(self.model, 2 * len(chat.ids) + sampling.max_tokens)
+        return beyond_window(self.model, slots + sampling.n * sampling.max_tokens)
 
     def _in_batches(self, jobs: list[_Job], prefix: Prefix | None, sampling: Sampling) -> list[tuple[_Job, Output]]:
         """Longest first, so that memory runs out at once or not at all; on running out, half as many rows from then on.
@@ -229,7 +230,7 @@ class HFPolicy(Policy):
             return resume(self.model, self.family, chats, self._features, prefix, rows, shared)
         first, rows = shared_prefixes(chats)
         known = [len(first[row].ids) for row in rows]
-        apart = not self.family.keeps_prefix or any(self._beyond(chat, sampling) for chat in chats)
+        apart = not self.family.keeps_prefix or self._beyond(2 * max(len(chat.ids) for chat in chats), sampling)
         if len(first) == len(chats) or apart or min(known) < WORTH_RESUMING:
             return prefill(self.model, self.family, chats, self._features)
         begun = prefill(self.model, self.family, first, self._features)

@@ -73,8 +73,9 @@ def ours(n: int, folder: str, *, shared: bool = True) -> tuple[Any, Any, Any]:
     from visrl.train.common.models import trainable as prepared
     from visrl.train.config.recipe import ModelSection
     from visrl.train.grpo.batches import GroupEncoder
+    from visrl.train.grpo.credit import RewardPlan
     from visrl.train.grpo.rollouts import RolloutPlan
-    from visrl.train.grpo.trainer import GroupTrainer, RewardPlan
+    from visrl.train.grpo.trainer import GroupTrainer
 
     model, processor = build()
     t = prepared(model, processor, ModelSection(path="", dtype="float32"), None, seed=0)

@@ -21,8 +21,9 @@ from visrl.core.prompts import PROTOCOLS
 from visrl.policies.protocol import Sampling
 from visrl.train.config.recipe import LoraSection
 from visrl.train.grpo.batches import GroupEncoder
+from visrl.train.grpo.credit import RewardPlan
 from visrl.train.grpo.rollouts import RolloutPlan
-from visrl.train.grpo.trainer import GroupTrainer, RewardPlan
+from visrl.train.grpo.trainer import GroupTrainer
 
 K, BETA, EPSILON = 4, 0.05, 0.002
 # a step that mixes both signs and magnitudes; box tokens have their own, answer tokens theirs
@@ -186,7 +187,7 @@ def test_log_probabilities_are_those_of_the_temperature_that_chains_are_drawn_at
 def test_chains_of_one_turn_have_the_other_s_tokens_nowhere(protocol, kind, turns, tmp_path):
     trainable = tiny("llava", torch.float64)
     encoder = GroupEncoder(trainable.encoder)
-    assert list(encoder.turns([group(0, trainable, protocol, kind)])) == turns
+    assert list(encoder.turns([group(0, trainable, protocol, kind)], ("box", "answer"))) == turns
 
 
 def test_a_question_without_a_box_turn_stands_beside_one_with_it(tmp_path):

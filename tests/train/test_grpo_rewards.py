@@ -12,8 +12,8 @@ from visrl.core.types import Score
 from visrl.errors import UsageError
 from visrl.train.critics.critics import Judged
 from visrl.train.grpo.advantages import advantages, weighted, without_spread
+from visrl.train.grpo.credit import RewardPlan
 from visrl.train.grpo.rewards import RewardTools, check_rewards, reward_named
-from visrl.train.grpo.trainer import RewardPlan
 
 NAN = math.nan
 
@@ -136,11 +136,11 @@ def test_a_reward_that_does_not_apply_is_left_out_and_one_that_failed_leaves_its
 
 
 def test_credit_of_a_step_or_of_the_whole_chain():
+    found = {"iou": torch.tensor([[0.5]]), "format": torch.tensor([[1.0]]), "answer": torch.tensor([[0.0]])}
+    values = {"box": found, "answer": found}
     plan = RewardPlan({"iou": 1.0, "format": 0.1}, {"answer": 1.0, "format": 0.2})
-    assert plan.weights("box") == {"iou": 1.0, "format": 0.1} and plan.weights("answer") == {
-        "answer": 1.0,
-        "format": 0.2,
-    }
+    assert plan.total("box", values).item() == pytest.approx(0.6)  # .5 + .1
+    assert plan.total("answer", values).item() == pytest.approx(0.2)  # 0 + .2
     chain = RewardPlan({"iou": 1.0, "format": 0.1}, {"answer": 1.0, "format": 0.2}, credit="chain")
-    assert chain.weights("box") == chain.weights("answer")
-    assert dict(chain.weights("box")) == {"iou": 1.0, "format": pytest.approx(0.3), "answer": 1.0}
+    # .5 + (.1 + .2) x 1 + 0, for both
+    assert chain.total("box", values).item() == chain.total("answer", values).item() == pytest.approx(0.8)

@@ -85,7 +85,7 @@ def test_what_is_drawn_is_as_probable_to_the_learner_as_it_was_to_the_policy(nam
     trainer.plan = RolloutPlan(PROTOCOLS["visrl_train"], Sampling(4, 0.0, max_tokens=6))
     groups = trainer._rollouts([sample(0)])
     assert all(len(chain.replies["box"].ids) <= 6 for chain in groups[0].chains)
-    turns = trainer.encoding.turns(groups)
+    turns = trainer.encoding.turns(groups, trainer.plan.turns)
     for turn in turns.values():
         scorer = trainer._scorer(trainer.model.eval(), turn)
         with torch.no_grad():

@@ -78,12 +78,12 @@ def rollout_config(
             f"--focus {box_source}: protocol {chosen.name} has a single look", "one focus, or --protocol zoom"
         )
     sampling = sampling or Sampling(seed=seed)
-    _require_room(chosen, sampling.max_tokens)
+    require_room(chosen, sampling.max_tokens)
     own = policy.default_crop if chosen.several is None else chosen.several.shown.crop
     return RolloutConfig(chosen, foci[0], cast("CropName", crop or own), sampling, seed, foci[1:])
 
 
-def _require_room(protocol: Protocol, tokens: int) -> None:
+def require_room(protocol: Protocol, tokens: int) -> None:
     """Raises UsageError where the limit of new tokens leaves no look besides the answer. tokens: of a turn."""
     limits = protocol.several.limits if protocol.several is not None else None
     if limits is not None and limits.looks and 0 < limits.new_tokens < 2 * tokens:

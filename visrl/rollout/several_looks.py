@@ -82,7 +82,7 @@ def _round(policy: Policy, dialogues: Sequence[Dialogue], config: RolloutConfig)
             continue
         step = _step(dialogue, output)
         dialogue.spent += sampling.max_tokens if output.output_tokens is None else output.output_tokens
-        _take(policy, dialogue, step, config)
+        take(policy, dialogue, step, config)
 
 
 def _request(dialogue: Dialogue) -> Request:
@@ -109,8 +109,8 @@ def _step(dialogue: Dialogue, output: Output) -> Step:
     return Step(output.prompt or dialogue.heard(), output.texts[0], *tokens, output.finish_reason, output.seen_sizes)
 
 
-def _take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig) -> None:
-    """One turn of the model: an answer, a look, or a call that cannot be carried out."""
+def take(policy: Policy, dialogue: Dialogue, step: Step, config: RolloutConfig) -> None:
+    """Go on with one turn of the model: an answer, a look, or a call that cannot be carried out."""
     call = read_turn(policy.box_format, step.output, dialogue.rules)
     tokens = config.sampling.max_tokens
     limit = dialogue.limit

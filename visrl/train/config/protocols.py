@@ -60,6 +60,15 @@ def most_looks(name: str) -> int:
     return int(protocol.looks) if protocol.several is None else protocol.several.limits.looks
 
 
+def check_pictures(name: str, takes: int | None, who: str) -> None:
+    """Raises UsageError where the protocol may show more pictures than ``who`` takes in one conversation; None: any number."""
+    if takes is not None and several(name) and takes <= (most := most_looks(name)):
+        raise UsageError(
+            f"{who} takes {takes} pictures, and {name} may look {most} times",
+            f"protocol {name.partition(':')[0]}:{takes - 1}, or a server with a larger limit_mm_per_prompt",
+        )
+
+
 def crop_under(name: str, crop: CropName) -> CropName:
     """What is cut out: a recipe's ``crop``; a protocol of several looks says itself what comes back."""
     rules = protocol_of(name).several

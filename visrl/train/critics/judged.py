@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample, Picture, Score
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.policies.protocol import Tokens
 
+Inner = Literal["best", "own"]
+"""How a look before the last is scored: by the best of the look and of all that followed, or by its own crop."""
 DECIMALS = 6
 """Of a likelihood's score: what another batch rounds differently in the last bits is the same score."""
 

@@ -1,6 +1,6 @@
 """Groups -> batches. One row per different prompt, its completions as branches (visrl/train/common/prefix_sharing.py).
 
-The box turn of a group is one row of k branches. Answer turns that were shown the same crop after the same words are one row,
+The first turn of a group is one row of k branches. Later turns that were shown the same crops after the same words are one row,
 too; the others have rows of their own, padded with empty branches to the widest. A reply is the very tokens that were sampled.
 
 What TRL sees of a batch of N chains is compact: the tokens of a chain's turns side by side, [N, W], turn after turn, each turn
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from visrl.policies.families.base import Chat, EncodedImage
-from visrl.policies.protocol import StepName
 from visrl.train.common.encoding import ConversationEncoder, check_length, stack
 from visrl.train.common.logprobs import trl_order
 from visrl.train.common.vision_cache import FeatureStore
-from visrl.train.grpo.rollouts import STEPS, Group
+from visrl.train.grpo.rollouts import Group, TurnName
 
 Placed = tuple[int, Chat, Tensor]
 """A reply: its chain's place among N, the prompt, and the sampled tokens [C]."""
@@ -39,28 +38,39 @@ class GroupEncoder:
     max_tokens: int | None = None
     store: FeatureStore | None = None
 
-    def turns(self, groups: Sequence[Group]) -> dict[StepName, dict[str, Any]]:
-        """For each turn that any chain took its batch (encoding.stack), with where a chain's reply stands in it: ``where`` [N],
-        in TRL's order, and ``taken`` [N, C], the mask of its tokens.
+    def turns(self, groups: Sequence[Group], names: Sequence[TurnName]) -> dict[TurnName, dict[str, Any]]:
+        """For each of these turns that any chain took its batch (encoding.stack), with where a chain's reply stands in it:
+        ``where`` [N], in TRL's order, and ``taken`` [N, C], the mask of its tokens. A turn that needs several batches has them as
+        ``look2/2``, ``look2/3``, …: after so many pictures.
         """
         seen: list[dict[str, EncodedImage]] = [{} for _ in groups]
-        found: dict[StepName, dict[str, Any]] = {}
+        found: dict[TurnName, dict[str, Any]] = {}
         total = sum(len(group.chains) for group in groups)
-        for step in STEPS:
-            replies = list(self._replies(groups, step, seen))
-            if replies:
-                found[step] = self._batch(replies, total)
+        for name in names:
+            parts = self._apart(list(self._replies(groups, name, seen)))
+            for pictures, replies in sorted(parts.items()):
+                found[name if len(parts) == 1 else f"{name}/{pictures}"] = self._batch(replies, total)
         return found
 
+    def _apart(self, replies: Sequence[Placed]) -> dict[int, list[Placed]]:
+        """Those that may stand in one batch. Where all pictures stand first, by their number: Mllama's text before them attends
+        to every picture state of a batch, padding included.
+        """
+        parts: dict[int, list[Placed]] = {}
+        for reply in replies:
+            pictures = len(reply[1].pictures) if self.encoder.family.layout.place == "first" else 0
+            parts.setdefault(pictures, []).append(reply)
+        return parts
+
     def _replies(
-        self, groups: Sequence[Group], step: StepName, seen: Sequence[dict[str, EncodedImage]]
+        self, groups: Sequence[Group], name: TurnName, seen: Sequence[dict[str, EncodedImage]]
     ) -> list[Placed]:
         out: list[Placed] = []
         place = 0
         for group, pictures in zip(groups, seen, strict=True):
             chats: dict[int, Chat] = {}
             for chain in group.chains:
-                if reply := chain.replies.get(step):
+                if reply := chain.replies.get(name):
                     key = id(reply.turns)
                     if key not in chats:
                         chats[key] = self.encoder.chat(reply.turns, sample=group.sample.id, seen=pictures)
@@ -102,13 +112,15 @@ def of_chains(values: Tensor, turn: Mapping[str, Any]) -> Tensor:
 
 
 def compact_inputs(
-    turns: Mapping[StepName, Mapping[str, Any]], advantages: Mapping[StepName, Tensor]
+    turns: Mapping[TurnName, Mapping[str, Any]], advantages: Mapping[TurnName, Tensor]
 ) -> dict[str, Tensor]:
     """What TRL reads: one dummy prompt token, completions, mask and advantages [N, W]. advantages: of each turn [N]."""
     parts = list(turns.values())
     ids = torch.cat([of_chains(trl_order(turn["completions"]).double(), turn) for turn in parts], dim=1).long()
     mask = torch.cat([turn["taken"] for turn in parts], dim=1)
-    spread = [advantages[step][:, None].expand(-1, turn["taken"].shape[1]) for step, turn in turns.items()]
+    spread = [
+        advantages[key.partition("/")[0]][:, None].expand(-1, turn["taken"].shape[1]) for key, turn in turns.items()
+    ]
     return {
         "prompt_ids": torch.zeros(len(ids), 1, dtype=torch.long),
         "prompt_mask": torch.ones(len(ids), 1, dtype=torch.long),
@@ -118,6 +130,6 @@ def compact_inputs(
     }
 
 
-def trained_tokens(turns: Mapping[StepName, Mapping[str, Any]]) -> int:
+def trained_tokens(turns: Mapping[TurnName, Mapping[str, Any]]) -> int:
     """Tokens that a forward pass of the batch runs over, without padding."""
     return int(sum(turn["prompt_mask"].sum() + turn["taken"].sum() for turn in turns.values()))

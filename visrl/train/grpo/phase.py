@@ -12,12 +12,12 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from visrl.core.prompts import PROTOCOLS
 from visrl.core.types import CoTSample
 from visrl.errors import EXIT_DONE, UsageError
 from visrl.policies.before import check_policy
 from visrl.policies.hf.decoding import sliding_window
 from visrl.policies.protocol import Sampling
+from visrl.rollout.config import require_room
 from visrl.runs.distributed import rank
 from visrl.train.common.models import (
     TrainableModel,
@@ -28,15 +28,17 @@ from visrl.train.common.models import (
 )
 from visrl.train.common.phase_folder import check_or_renew, claim, finished, say_where, train
 from visrl.train.common.trainer_args import trainer_config
+from visrl.train.config.protocols import check_crop, check_pictures, crop_under, protocol_of
 from visrl.train.config.recipe import Kind
 from visrl.train.critics.critics import load_critic
 from visrl.train.data.fingerprint import questions_hash
 from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.grpo.batches import GroupEncoder
+from visrl.train.grpo.credit import RewardPlan
 from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
 from visrl.train.grpo.rewards import RewardTools
 from visrl.train.grpo.rollouts import RolloutPlan
-from visrl.train.grpo.trainer import GroupTrainer, RewardPlan
+from visrl.train.grpo.trainer import GroupTrainer
 
 
 def run(recipe: GRPORecipe) -> int:
@@ -51,7 +53,7 @@ def run(recipe: GRPORecipe) -> int:
         run_phase(recipe, trainable, questions, rewards)
         if rank() == 0:
             protocol = recipe.grpo.protocol or trainable.family.default_protocol
-            say_where(recipe.output / "final", recipe.model, {protocol}, recipe.grpo.crop)
+            say_where(recipe.output / "final", recipe.model, {protocol}, crop_under(protocol, recipe.grpo.crop))
     return EXIT_DONE
 
 
@@ -71,7 +73,7 @@ def reward_plan(recipe: GRPORecipe) -> RewardPlan:
     critic = load_critic(recipe.critic) if asked and recipe.critic is not None else None
     most = GRPOConfig(output_dir=str(recipe.output), use_cpu=True, bf16=False, **_lengths(recipe)).max_completion_length
     tools = RewardTools(critic, section.judge, most)
-    return RewardPlan(section.box, section.answer, section.credit, section.baseline, tools)
+    return RewardPlan(section.box, section.answer, section.credit, section.baseline, tools, section.inner)
 
 
 def _lengths(recipe: GRPORecipe) -> dict[str, Any]:
@@ -102,8 +104,14 @@ def run_phase(
 
 
 def rollout_plan(section: GRPOSection, trainable: TrainableModel, args: GRPOConfig, seed: int) -> RolloutPlan:
-    """How the recipe draws chains. Raises UsageError where a protocol without a look is to be rewarded for boxes."""
-    protocol = PROTOCOLS[section.protocol or trainable.family.default_protocol]
+    """How the recipe draws chains. Raises UsageError where a protocol without a look is to be rewarded for boxes, for a crop that
+    it does not show, and where the family's pictures or its limit of tokens leave out looks.
+    """
+    name = section.protocol or trainable.family.default_protocol
+    check_crop(name, section.crop, "crop" in section.model_fields_set)
+    check_pictures(name, trainable.family.max_pictures, trainable.family.name)
+    protocol = protocol_of(name)
+    require_room(protocol, args.max_completion_length)
     if not protocol.looks and section.credit == "step" and not section.answer:
         raise UsageError(f"protocol {protocol.name} asks for no box, and only boxes are rewarded", "name grpo.answer")
     sampling = Sampling(

@@ -9,10 +9,11 @@ from pydantic import Field, field_validator, model_validator
 from visrl.core.crops import CropName
 from visrl.errors import UsageError
 from visrl.train.common.trainer_args import OWN
-from visrl.train.config.protocols import ProtocolChoice, several
+from visrl.train.config.protocols import ProtocolChoice
 from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, check_trainer_section
 from visrl.train.config.section import Section
 from visrl.train.critics.critics import CriticSection
+from visrl.train.critics.judged import Inner
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
 from visrl.train.grpo.rewards import check_rewards
@@ -52,6 +53,9 @@ class GRPOSection(Section):
     judge: str = Field(default="exact", description="of the reward `answer`: an offline rule")
     protocol: ProtocolChoice | None = Field(default=None, description="default: the family's own")
     crop: CropName = "tight"
+    inner: Inner = Field(
+        default="best", description="box_critic of a look, of several: the best of it and of what followed, or its own"
+    )
     prefix_sharing: bool = Field(default=True, description="one row per group; exact, and several times as fast")
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
     max_tokens: int | None = Field(default=None, ge=1, description="stop at a longer sequence, naming it")
@@ -77,14 +81,6 @@ class GRPORecipe(Recipe):
         if (loss := section.get("loss_type", LOSSES[0])) not in LOSSES:
             raise ValueError(f"loss_type: unknown {loss!r}; one of {', '.join(LOSSES)}")
         return DEFAULTS | check_trainer_section(section, GRPOConfig, RESERVED)
-
-    @model_validator(mode="after")
-    def _one_look(self) -> GRPORecipe:
-        if self.grpo.protocol is not None and several(self.grpo.protocol):
-            raise ValueError(
-                f"grpo.protocol: {self.grpo.protocol} looks several times, and groups are drawn of one look"
-            )
-        return self
 
     @model_validator(mode="after")
     def _calibrated_before(self) -> GRPORecipe:

@@ -8,8 +8,8 @@
 ``length``             1 - tokens sampled / tokens allowed: what is said shortly is worth more
 
 A box that could not be read is wrong, 0, and no critic is asked about it. What cannot be scored is None, never 0: the chain
-then has no advantage. Third parties' rewards are entry points of the group ``visrl.rewards``: a callable with the signature
-of :data:`Reward`.
+then has no advantage. Under a protocol of several looks box rewards see groups of looks, one look number at a time (credit.py).
+Third parties' rewards are entry points of the group ``visrl.rewards``: a callable with the signature of :data:`Reward`.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def _box_critic(groups: Sequence[Group], tools: RewardTools) -> Values:
     assert tools.critic is not None, "check_rewards() refuses this"
 
     def question(group: Group, chain: Chain) -> Question | float | None:
+        if chain.candidate.box is None:
+            return 0.0 if chain.unparsed else None
         if chain.crop is None:
             return None
-        if chain.candidate.box is None:
-            return 0.0
         said = tuple(c.candidate.answer for c in group.chains)
         return Question(group.sample, group.item.picture, chain.crop, chain.candidate.box, sampled=said)
 

@@ -2,8 +2,8 @@
 
 The trainer keeps TRL's losses (``trainer.loss_type``), clipping, KL, entropy bonus, PEFT, checkpointing and distribution. Ours
 is what the method adds: chains that look before they answer, drawn by the policy in training (rollouts.py); rewards that are
-the metrics (rewards.py), for box and answer tokens apart or together; and log-probabilities, of policy, old policy and
-reference, of which prompt and picture are computed once per group (batches.py).
+the metrics (rewards.py), for box and answer tokens apart or together (credit.py); and log-probabilities, of policy, old
+policy and reference, of which prompt and picture are computed once per group (batches.py).
 
 The reference of the KL term is the policy at the start of the phase: its trained weights are kept and put in place for the
 reference's forward pass, so that LoRA, a continued adapter and all weights are one case. A checkpoint is only taken where new
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,46 +31,21 @@ from visrl.errors import UsageError
 from visrl.policies.families.base import EncodedImage, Features
 from visrl.policies.hf.loading import Loaded
 from visrl.policies.hf.policy import HFPolicy
-from visrl.policies.protocol import StepName
 from visrl.rollout.retry import total
 from visrl.train.common.logprobs import BranchScorer
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.phase_folder import PhaseTrainer
 from visrl.train.common.vision_cache import evaluating
-from visrl.train.grpo.advantages import Baseline, Credit, advantages, weighted, without_spread
+from visrl.train.grpo.advantages import advantages, without_spread
 from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
-from visrl.train.grpo.rewards import CountedCritic, RewardTools, reward_named
-from visrl.train.grpo.rollouts import STEPS, Group, RolloutPlan, draw_groups
+from visrl.train.grpo.credit import RewardPlan, TurnValues, taken, turn_values
+from visrl.train.grpo.rewards import CountedCritic
+from visrl.train.grpo.rollouts import Group, RolloutPlan, TurnName, draw_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = "rollouts"
-
-
-@dataclass(frozen=True, slots=True)
-class RewardPlan:
-    """Which rewards, with which weights, make whose advantage.
-
-    credit: ``step``: box tokens have the advantage of the box rewards, answer tokens that of the answer rewards; ``chain``:
-    all tokens that of all rewards together.
-    """
-
-    box: Mapping[str, float]
-    answer: Mapping[str, float]
-    credit: Credit = "step"
-    baseline: Baseline = "mean_std"
-    tools: RewardTools = RewardTools()  # noqa: RUF009 - frozen
-
-    @property
-    def names(self) -> list[str]:
-        return list({**self.box, **self.answer})
-
-    def weights(self, step: StepName) -> Mapping[str, float]:
-        """The rewards that a turn's tokens are credited with."""
-        if self.credit == "step":
-            return self.box if step == "box" else self.answer
-        return {name: self.box.get(name, 0.0) + self.answer.get(name, 0.0) for name in self.names}
 
 
 class StartingWeights:
@@ -133,7 +108,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         check_schedule(args, len(questions))
         self._drawn: list[dict[str, Any]] | None = None
         self._last: list[dict[str, Any]] = []
-        self._scoring: Mapping[StepName, Mapping[str, Any]] = {}
+        self._scoring: Mapping[TurnName, Mapping[str, Any]] = {}
         beta, args.beta = (
             args.beta,
             0.0,
@@ -179,12 +154,12 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         """Groups of these questions, scored, in batches as the steps take them."""
         groups = self._rollouts(questions)
         values = self._rewarded(groups)
-        credited = {step: self._advantages(step, values) for step in STEPS}
+        credited = {turn: self._advantages(turn, groups, values) for turn in self.plan.turns}
         self._log_rewards(groups, values)
         self._last = [_kept(g, values, credited, i) for i, g in enumerate(groups[: self.keep])]
         per = len(groups) // self.args.steps_per_generation
         batches = [
-            self._encoded(groups[i : i + per], {step: a[i : i + per].flatten() for step, a in credited.items()})
+            self._encoded(groups[i : i + per], {turn: a[i : i + per].flatten() for turn, a in credited.items()})
             for i in range(0, len(groups), per)
         ]
         tokens = torch.stack([batch["completion_mask"].sum() for batch in batches]).sum()
@@ -193,12 +168,12 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
             batch["num_items_in_batch"] = everywhere
         return batches
 
-    def _rewarded(self, groups: Sequence[Group]) -> dict[str, Tensor]:
-        """reward -> [G, k]; the tokens that a critic read for them are logged."""
+    def _rewarded(self, groups: Sequence[Group]) -> TurnValues:
+        """Rewards of every turn; the tokens that a critic read for them are logged."""
         tools = self.rewards.tools
         counted = None if tools.critic is None else CountedCritic(tools.critic)
         tools = replace(tools, critic=counted)
-        values = {name: _tensor(reward_named(name)(groups, tools)) for name in self.rewards.names}
+        values = turn_values(groups, self.rewards, self.plan.turns, tools)
         self._log_drawn("tokens/critic", 0 if counted is None else counted.tokens)
         return values
 
@@ -226,24 +201,24 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         with evaluating(self.model), self.accelerator.autocast():
             return draw_groups(policy, questions, self.plan, f":{self.state.global_step}")
 
-    def _advantages(self, step: StepName, values: Mapping[str, Tensor]) -> Tensor:
-        """[G, k] of a turn's tokens; its figures are logged."""
-        weights = self.rewards.weights(step)
-        if not weights:
-            return torch.zeros_like(next(iter(values.values())))
-        rewards = weighted(values, {name: weights[name] for name in weights})
+    def _advantages(self, turn: TurnName, groups: Sequence[Group], values: TurnValues) -> Tensor:
+        """[G, k] of a turn's tokens; its figures are logged, over the chains and groups that had it."""
+        there, rewards = taken(groups, turn), self.rewards.total(turn, values)
+        if rewards is None:
+            return torch.zeros(there.shape)
         found = advantages(rewards, self.rewards.baseline)
         figures = {
-            f"{step}/reward": rewards,
-            f"{step}/unscored": rewards.isnan().float(),
-            f"{step}/advantage": found.abs(),
-            f"{step}/without_spread": without_spread(rewards).float(),
+            f"{turn}/reward": rewards,
+            f"{turn}/unscored": rewards.isnan().float(),
+            f"{turn}/advantage": found.abs(),
         }
-        self._log_means(figures)
+        figures = {name: number.masked_fill(~there, math.nan) for name, number in figures.items()}
+        alike = without_spread(rewards).float().masked_fill(~there.any(-1), math.nan)
+        self._log_means({**figures, f"{turn}/without_spread": alike})
         return found
 
-    def _encoded(self, groups: Sequence[Group], credited: Mapping[StepName, Tensor]) -> dict[str, Any]:
-        turns = self.encoding.turns(groups)
+    def _encoded(self, groups: Sequence[Group], credited: Mapping[TurnName, Tensor]) -> dict[str, Any]:
+        turns = self.encoding.turns(groups, self.plan.turns)
         batch: dict[str, Any] = Trainer._prepare_inputs(self, {"turns": turns, **compact_inputs(turns, credited)})
         batch["ids"] = [group.sample.id for group in groups]
         self._log_sum("tokens/trained", trained_tokens(turns) * self.args.gradient_accumulation_steps)
@@ -258,7 +233,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
 
     # --- log-probabilities
 
-    def _log_probs(self, model: Any, turns: Mapping[StepName, Mapping[str, Any]]) -> Tensor:
+    def _log_probs(self, model: Any, turns: Mapping[TurnName, Mapping[str, Any]]) -> Tensor:
         """[N, W]."""
         return torch.cat(
             [of_chains(self._scorer(model, turn)(detail=False).log_probs, turn) for turn in turns.values()], dim=1
@@ -292,24 +267,25 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
 
     # --- figures
 
-    def _log_rewards(self, groups: Sequence[Group], values: Mapping[str, Tensor]) -> None:
+    def _log_rewards(self, groups: Sequence[Group], values: TurnValues) -> None:
         lengths = torch.tensor([[float(chain.length) for chain in group.chains] for group in groups])
-        unparsed = torch.tensor([[float(bool(chain.unparsed)) for chain in group.chains] for group in groups])
+        unparsed = torch.tensor([[chain.unread for chain in group.chains] for group in groups])
         drawn = total(group.tokens for group in groups)
         self._log_drawn("tokens/generated", None if drawn is None else drawn.computed)
         self._log_means(
             {
-                **{f"rewards/{name}": found for name, found in values.items()},
+                **{f"rewards/{name}": self.rewards.of_chain(name, values) for name in self.rewards.names},
                 "completions/mean_length": lengths,
                 "completions/unparsed": unparsed,
             }
         )
 
     def _log_means(self, figures: Mapping[str, Tensor]) -> None:
-        """Means over all processes, of what is scored."""
+        """Means over all processes, of what is scored; where nothing is, there is none."""
         for name, values in figures.items():
             everywhere = self.accelerator.gather(values.to(self.accelerator.device))
-            self._metrics["train"][name].append(everywhere.nanmean().item())
+            if not everywhere.isnan().all():
+                self._metrics["train"][name].append(everywhere.nanmean().item())
 
     def _log_sum(self, name: str, count: float) -> None:
         """A sum over all processes."""
@@ -354,12 +330,13 @@ def _ours(*_: Any, **__: Any) -> list[float]:
     raise AssertionError("chains are drawn and scored in _generation()")
 
 
-def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
-    return torch.tensor([[torch.nan if v is None else v for v in row] for row in values])
-
-
-def _kept(group: Group, values: Mapping[str, Tensor], credited: Mapping[StepName, Tensor], i: int) -> dict[str, Any]:
-    """A group as the page shows it."""
+def _kept(group: Group, values: TurnValues, credited: Mapping[TurnName, Tensor], i: int) -> dict[str, Any]:
+    """A group as the page shows it; of several looks with the last one's box, and the words of all."""
+    scored = {
+        (name if turn in ("box", "answer") else f"{turn} {name}"): found
+        for turn, by_name in values.items()
+        for name, found in by_name.items()
+    }
 
     def number(found: Tensor, j: int) -> float | None:
         value = found[i, j].item()
@@ -372,13 +349,14 @@ def _kept(group: Group, values: Mapping[str, Tensor], credited: Mapping[StepName
         "answers": list(group.sample.answers),
         "chains": [
             {
-                "box": None if chain.candidate.box is None else list(chain.candidate.box.xyxy),
-                "box_text": chain.candidate.box_text,
-                "unparsed": chain.unparsed,
+                "box": None if box is None else list(box.xyxy),
+                "box_text": " → ".join(one.candidate.box_text or "" for one in (chain.looks or [chain])) or None,
+                "unparsed": "; ".join(one.unparsed for one in (*chain.looks, chain) if one.unparsed),
                 "answer": chain.candidate.answer,
-                "rewards": {name: number(found, j) for name, found in values.items()},
-                "advantages": {step: number(found, j) for step, found in credited.items()},
+                "rewards": {name: number(found, j) for name, found in scored.items()},
+                "advantages": {turn: number(found, j) for turn, found in credited.items() if turn in chain.replies},
             }
             for j, chain in enumerate(group.chains)
+            for box in [next((c.candidate.box for c in (chain, *reversed(chain.looks)) if c.candidate.box), None)]
         ],
     }

@@ -12,9 +12,10 @@ from visrl.train.config.protocols import ProtocolChoice, protocol_of, several
 from visrl.train.config.recipe import Recipe
 from visrl.train.config.section import Section
 from visrl.train.critics.critics import CriticSection, ModelArgs, take_away_unfit
+from visrl.train.critics.judged import Inner
 from visrl.train.data.questions import QuestionSection
 from visrl.train.pairs.diversity import Controller
-from visrl.train.pairs.selection import Inner, Mode, Rule
+from visrl.train.pairs.selection import Mode, Rule
 
 
 class PolicySection(Section):

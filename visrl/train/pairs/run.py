@@ -27,7 +27,7 @@ from visrl.runs.job import Job, missing_batches
 from visrl.runs.lines import read_lines
 from visrl.runs.progress import Counts, progress
 from visrl.runs.store import Run, now, request_hash
-from visrl.train.config.protocols import check_crop, crop_under, most_looks, protocol_id, several
+from visrl.train.config.protocols import check_crop, check_pictures, crop_under, most_looks, protocol_id, several
 from visrl.train.critics.critics import uncalibrated
 from visrl.train.data.rows import write_rows
 from visrl.train.pairs.calibration import begun, calibrated
@@ -140,11 +140,7 @@ def _require_own_words(recipe: PairsRecipe, policy: Policy, name: str) -> None:
         raise UsageError(
             f"{policy.name} is told of tools in its own way, which training does not know", "leave tools=native out"
         )
-    if policy.max_pictures is not None and policy.max_pictures <= most_looks(name):
-        raise UsageError(
-            f"{policy.name} takes {policy.max_pictures} pictures, and {name} may look {most_looks(name)} times",
-            f"limit_mm_per_prompt, or protocol {name.partition(':')[0]}:{policy.max_pictures - 1}",
-        )
+    check_pictures(name, policy.max_pictures, policy.name)
 
 
 Line = Mapping[str, Any]

@@ -32,10 +32,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from visrl.train.critics.judged import Inner
 from visrl.train.data.candidates import Candidate
 
 Mode = Literal["code", "paper"]
-Inner = Literal["best", "own"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records, write_atomically
@@ -34,13 +35,17 @@ from visrl.tables.phase_tables import (
     series,
     short,
 )
-from visrl.tables.term_tables import ends, terms_table
+from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
+from visrl.tables.term_tables import METRICS as WALL_METRICS
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
 METHODS_FIGURE = "figures/methods.svg"
 METHODS = "methods"
 """Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
+METHODS_ON_WALLS = "methods-deep"
+"""Below results: what recipes/world-deep-methods.yaml leaves."""
+WALLS_FIGURE = "figures/methods-deep.svg"
 TERMS = "terms"
 """Below results: what recipes/world-deep-terms.yaml leaves."""
 ITERATIONS = (
@@ -77,6 +82,13 @@ GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same w
 losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
 [performance.md](performance.md)), but not its accuracy.
 """
+_ON_WALLS = """The same over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-methods.yaml`, each seed with
+its own warm-up on 100 labelled walls: `full` is step-level DPO with a term per look, on pairs of 2,000 questions; GRPO, on
+1,000 questions, rewards each look (`grpo_critic`: by the critic, `grpo_oracle`: by the IoU with its true box) or the answer
+only (`grpo_answer`). Learning rates are those found for one look. Answers also of the signs that take one look, and two.
+n = 1,000 walls of `test`.
+"""
+_NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
 _TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
 labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
 step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
@@ -97,14 +109,21 @@ page is generated from their `records/` folders, copied below `results/records/`
 """
 
 
-def text(
-    results: Sequence[TaskResult],
-    methods: Mapping[str, Mapping[int, Progress]] | None = None,
-    terms: Sequence[TaskResult] = (),
-) -> str:
-    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py); terms: records of
-    recipes/world-deep-terms.yaml.
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
+    of the latter, and those of terms per look.
     """
+
+    methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    on_walls: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    walls: Sequence[TaskResult] = ()
+    terms: Sequence[TaskResult] = ()
+
+
+def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
+    """The page, as Markdown ending in a newline."""
+    apart = apart or Apart()
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
     if not found:
@@ -112,14 +131,27 @@ def text(
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    parts += ["## Step-level DPO against GRPO", "", *_methods(methods or {})]
-    return "\n".join([*parts, "## A term per look", "", *_terms(terms), _LIMITS])
+    parts += ["## Step-level DPO against GRPO", "", *_methods(apart.methods)]
+    parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
+    return "\n".join([*parts, "## A term per look", "", *_terms(apart.terms), _LIMITS])
 
 
 def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
     if not found:
         return [_NO_METHODS]
     return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
+
+
+def _methods_on_walls(apart: Apart) -> list[str]:
+    if not apart.on_walls:
+        return [_NO_WALLS]
+    return [
+        _ON_WALLS,
+        render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
+        render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
+        f"![Answers over model tokens]({WALLS_FIGURE})",
+        "",
+    ]
 
 
 def _terms(results: Sequence[TaskResult]) -> list[str]:
@@ -235,24 +267,31 @@ def write(results: Path, docs: Path) -> Path:
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
-    if methods := _read_methods(results):
-        draw_costs(methods, docs / METHODS_FIGURE)
-    write_atomically(docs / "science.md", text(found, methods, _records(results / TERMS)))
+    apart = _apart(results)
+    if apart.methods:
+        draw_costs(apart.methods, docs / METHODS_FIGURE)
+    if apart.on_walls:
+        draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")
+    write_atomically(docs / "science.md", text(found, apart))
     return docs / "science.md"
 
 
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(
-        _records(results), _read_methods(results), _records(results / TERMS)
-    )
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(_records(results), _apart(results))
 
 
 def _records(folder: Path) -> list[TaskResult]:
     return read_records(folder / "records") if (folder / "records").is_dir() else []
 
 
-def _read_methods(results: Path) -> dict[str, dict[int, Progress]]:
-    folder = results / METHODS
-    return paths(_records(folder), read_costs(folder / "costs.csv"))
+def _apart(results: Path) -> Apart:
+    methods, walls = results / METHODS, results / METHODS_ON_WALLS
+    on_walls = _records(walls)
+    return Apart(
+        paths(_records(methods), read_costs(methods / "costs.csv")),
+        paths(on_walls, read_costs(walls / "costs.csv"), WALL_METRICS, TASKS),
+        on_walls,
+        _records(results / TERMS),
+    )

@@ -96,6 +96,10 @@ also of the signs that take one look, and two; boxes 1 and 2: those of the first
 one. n = 1,000 walls of `test`.
 """
 _NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
+_POWER = (
+    "Differences that the tests of claims within two errors would find with a power of 80 % (in points; t-test at .05 over as many"
+    " seeds with the error above, uncorrected):"
+)
 _LIMITS = """## Limits
 
 The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results
@@ -195,7 +199,12 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
     if failed:
         lines += ["", "Undecided or contradicted, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
-    return lines
+    could = [
+        f"*{claim.text}* {claim.detectable:.1f}"
+        for claim, verdict in zip(made, verdicts, strict=True)
+        if verdict == "undecided" and claim.detectable is not None
+    ]
+    return [*lines, "", f"{_POWER} {'; '.join(could)}."] if could else lines
 
 
 def _reading() -> dict[str, str]:

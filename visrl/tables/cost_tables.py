@@ -1,8 +1,8 @@
 """Methods of reinforcement on equal compute: scores at the same number of model tokens, and at the same processor time.
 
 A cost is a line of ``costs.csv`` (train/loop/ablations.py): a phase of a run of one seed, the model tokens it computed (drawn and
-criticised, differentiated, and of the reference, train/loop/cost.py) and its processor time in seconds, scoring left out. A
-run's path is its score after each phase of reinforcement over what it had cost by then; between two phases it is taken as a
+criticised, differentiated, and of the reference, train/loop/cost.py) and its processor time in seconds, scoring left out. Phases
+before reinforcement are all methods' alike and are not part of a comparison. A run's path is its score after each phase of reinforcement over what it had cost by then; between two phases it is taken as a
 straight line, after the last one as its end.
 """
 
@@ -13,10 +13,10 @@ import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from visrl.core.json_files import read_text, reason
 from visrl.core.records import TaskResult, write_atomically
@@ -31,14 +31,21 @@ Kind = Literal["tokens", "seconds"]
 NAMES = ("box", "answers")
 
 
+_Empty = BeforeValidator(lambda cell: None if cell == "" else cell)  # a CSV's way of writing None
+
+
 class Cost(BaseModel):
-    """What one phase took. tokens: computed by policy, critic and reference; seconds: of one processor."""
+    """What one phase took. tokens: computed by policy, critic and reference, None where they are not counted; seconds: of one
+    processor, None where they are not known; first: the run that has the very same phase first, from which this one copied it;
+    empty for its own.
+    """
 
     run: str
     seed: int
     phase: str
-    tokens: int
-    seconds: float
+    tokens: Annotated[int | None, _Empty]
+    seconds: Annotated[float | None, _Empty]
+    first: str = ""
 
 
 COLUMNS = tuple(Cost.model_fields)
@@ -67,6 +74,17 @@ def write_costs(path: Path, costs: Iterable[Cost]) -> None:
     write_atomically(path, text.getvalue())
 
 
+def minutes(costs: Sequence[Cost], runs: Collection[tuple[str, int]]) -> float | None:
+    """Processor minutes that it takes to make these runs (name, seed), once, without scoring: a phase that several of them share
+    counts once. None where a run has no line or a line no time.
+    """
+    lines = [cost for cost in costs if (cost.run, cost.seed) in runs]
+    if {(cost.run, cost.seed) for cost in lines} != set(runs) or any(cost.seconds is None for cost in lines):
+        return None
+    once = {(cost.first or cost.run, cost.seed, cost.phase): cost.seconds or 0.0 for cost in lines}
+    return sum(once.values()) / 60
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """One run of one seed, phase by phase from the warm-up: what it had cost (first 0), and its scores, by name, in percent."""
@@ -87,7 +105,7 @@ def paths(
     metrics: Mapping[str, str] = METRICS,
     tasks: Collection[str] = GROUPS,
 ) -> dict[str, dict[int, Progress]]:
-    """run -> seed -> path, of the runs that ``costs`` are of. metrics: of records, and the names of their scores. tasks: which
+    """run -> seed -> path, of the runs whose costs are all known. metrics: of records, and the names of their scores. tasks: which
     records are read; of a loop over several tasks those of their means.
     """
     scored: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
@@ -98,10 +116,12 @@ def paths(
             of_run.setdefault(about["phase"], {})[metrics[result.metric]] = 100.0 * result.value
     spent: dict[tuple[str, int], list[Cost]] = {}
     for cost in costs:
-        spent.setdefault((cost.run, cost.seed), []).append(cost)
+        if cost.phase.startswith("iter"):
+            spent.setdefault((cost.run, cost.seed), []).append(cost)
     found: dict[str, dict[int, Progress]] = {}
     for (run, seed), lines in spent.items():
-        found.setdefault(run, {})[seed] = _path(scored.get((run, seed), {}), lines, dict.fromkeys(metrics.values()))
+        if all(cost.tokens is not None and cost.seconds is not None for cost in lines):
+            found.setdefault(run, {})[seed] = _path(scored.get((run, seed), {}), lines, dict.fromkeys(metrics.values()))
     return found
 
 
@@ -109,7 +129,7 @@ def _path(scored: Mapping[str, Mapping[str, float]], costs: Sequence[Cost], name
     tokens, seconds, phases = [0.0], [0.0], ["sft"]
     so_far = np.zeros(2)
     for cost in sorted(costs, key=lambda c: (int(c.phase.split("/")[0].removeprefix("iter")), order(c.phase)[2])):
-        so_far += (cost.tokens, cost.seconds)
+        so_far += (cost.tokens or 0, cost.seconds or 0.0)  # paths() leaves out what is not known
         if cost.phase in scored:  # pairs are part of the training that follows
             tokens.append(float(so_far[0]))
             seconds.append(float(so_far[1]))

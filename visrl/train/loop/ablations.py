@@ -3,7 +3,7 @@
     visrl-train recipes/world-ablations.yaml
 
 A job is a loop's folder, ``<variant>/seed<k>``; a finished one is skipped by its hashes (phase_state.py), and phases that a
-variant shares with the full method of the same seed are copied. Several processes may run the same command: each takes unclaimed
+variant shares with one before it, of the same seed, are copied. Several processes may run the same command: each takes unclaimed
 jobs. ``summary.md`` and ``summary.json``: mean and standard error over the seeds, and the difference to the full
 method, paired by seed (evals/stats.py; a seed is a cluster of one).
 """
@@ -11,7 +11,7 @@ method, paired by seed (evals/stats.py; a seed is a cluster of one).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,14 +75,14 @@ def jobs(recipe: AblationsRecipe) -> Iterator[Job]:
     """Seed by seed, the full method first: an interrupted queue has whole comparisons. Raises UsageError for a bad variant."""
     base = read_yaml(recipe.recipe)
     for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+        before: list[str] = []
         for variant, changed in recipe.variants.items():
-            folder = recipe.output / variant / f"seed{seed}"
-            full = recipe.output / FULL / f"seed{seed}"
-            own = {"output": str(folder), "seed": seed, "name": variant}
-            own["reuse"] = [] if variant == FULL else [str(full)]
+            folder = str(recipe.output / variant / f"seed{seed}")
+            own = {"output": folder, "seed": seed, "name": variant, "reuse": list(before)}
             found = resolve(recipe.recipe, {**over(base, merged(recipe.set, changed)), **own}).recipe
             assert isinstance(found, LoopRecipe), "kind loop"
             yield Job(variant, seed, found)
+            before.append(folder)
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def summarise(recipe: AblationsRecipe, queue: Sequence[Job]) -> str:
     text = render(table_of(lines), "md")
     write_atomically(recipe.output / "summary.md", text)
     _collect(recipe, queue)
-    write_costs(recipe.output / "costs.csv", (cost for job in queue for cost in costs(job)))
+    write_costs(recipe.output / "costs.csv", costs(queue))
     return text
 
 
@@ -169,20 +169,27 @@ def _collect(recipe: AblationsRecipe, queue: Sequence[Job]) -> None:
             )
 
 
-def costs(job: Job) -> Iterator[Cost]:
-    """What each finished phase of reinforcement took; none of a run with a phase whose time (it was interrupted) or tokens (its
-    policy does not count) are not known.
+def costs(queue: Iterable[Job]) -> Iterator[Cost]:
+    """What each finished phase that trained or made pairs took; nothing where that is not known: of the time of one that was
+    interrupted, of the tokens of one that counts none.
     """
-    found = []
-    for phase in phases(job.recipe):
-        said = left_by(job.recipe.output / phase.name)
-        if phase.iteration == 0 or said is None:
-            continue
-        if "cpu_seconds" not in said or not said.get("tokens"):
-            return
-        tokens = sum(said["tokens"].values())
-        found.append(Cost(run=job.variant, seed=job.seed, phase=phase.name, tokens=tokens, seconds=said["cpu_seconds"]))
-    yield from found
+    made: dict[tuple[int, str, str], str] = {}
+    for job in queue:
+        for phase in phases(job.recipe):
+            said = left_by(job.recipe.output / phase.name)
+            if said is None or phase.what == "ready":
+                continue
+            key = job.seed, phase.name, str(said.get("pairs_sha256", said.get("weights_sha256")))
+            tokens = said.get("tokens")
+            yield Cost(
+                run=job.variant,
+                seed=job.seed,
+                phase=phase.name,
+                tokens=sum(tokens.values()) if tokens else None,
+                seconds=said.get("cpu_seconds"),
+                first=made.get(key, ""),
+            )
+            made.setdefault(key, job.variant)
 
 
 def check(recipe: AblationsRecipe) -> None:

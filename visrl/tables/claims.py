@@ -96,7 +96,7 @@ class Claim:
     """``after`` should be above ``before`` (sign 1) or below it (-1), seed by seed.
 
     se_by_picture: the standard error of the difference where there is one seed only, by picture within it. recipe: what makes
-    the runs anew.
+    the runs anew. runs: those that the numbers are of.
     """
 
     text: str
@@ -105,6 +105,7 @@ class Claim:
     sign: int = 1
     se_by_picture: float | None = None
     recipe: str = RECIPES[0]
+    runs: tuple[str, ...] = ()
 
     @property
     def change(self) -> stats.Estimate:
@@ -116,6 +117,11 @@ class Claim:
     @property
     def seeds(self) -> list[str]:
         return [seed for seed in self.before if seed in self.after]
+
+    @property
+    def run_seeds(self) -> set[tuple[str, int]]:
+        """The runs that the numbers are of, by name and seed."""
+        return {(run, int(seed)) for run in self.runs for seed in self.seeds}
 
     @property
     def p(self) -> float | None:
@@ -158,8 +164,8 @@ class Claim:
         beyond = abs(change.value) > BEYOND * (change.se or 0.0)
         return "undecided" + (", beyond two errors alone" if beyond else "")
 
-    def row(self, corrected: float | None) -> str:
-        """A row of the table, over the seeds that both have; empty where they share none."""
+    def row(self, corrected: float | None, cost: str = "") -> str:
+        """A row of the table, over the seeds that both have; empty where they share none. cost: a last cell, if any."""
         seeds, change = self.seeds, self.change
         if change.value is None:
             return ""
@@ -167,7 +173,9 @@ class Claim:
         a, b = (sum(values[s] for s in seeds) / len(seeds) for values in (self.before, self.after))
         how = f"{self.verdict(corrected)}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         chances = f"{_chance(self.p)} | {_chance(corrected)}"
-        return f"| {self.text} | {change.value:+.1f}{error} | {a:.1f} → {b:.1f} | {chances} | {how} |"
+        return f"| {self.text} | {change.value:+.1f}{error} | {a:.1f} → {b:.1f} | {chances} | {how} |" + (
+            f" {cost} |" if cost else ""
+        )
 
 
 def _chance(p: float | None) -> str:
@@ -193,17 +201,20 @@ def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
     found = of_loops(results)
     main = main_run(runs(found))
     for text, after, before, metric in _STEPS:
-        yield Claim(text, by_seed(found, main, before, metric), by_seed(found, main, after, metric))
+        yield Claim(text, by_seed(found, main, before, metric), by_seed(found, main, after, metric), runs=(main,))
     end = by_seed(found, main, "SFT+RL1+RL2", "box")
-    yield Claim("RL2 predicts better boxes than the best of the SFT checkpoints", _best_sft(found, main), end)
+    best = "RL2 predicts better boxes than the best of the SFT checkpoints"
+    yield Claim(best, _best_sft(found, main), end, runs=(main, *_OTHER_SFT))
     full = last_by_seed(found, FULL)
     for text, variant, metric in _ABLATIONS:
-        yield Claim(text, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))
+        worse = last_by_seed(found, variant).get(metric, {})
+        yield Claim(text, worse, full.get(metric, {}), runs=(FULL, variant))
     for text, variant, other, metric in _BESIDE:
         worse, better = (last_by_seed(found, name).get(metric, {}) for name in (variant, other))
-        yield Claim(text, worse, better)
+        yield Claim(text, worse, better, runs=(other, variant))
     for text, variant, kinds, sign in _PAIRS:
-        yield Claim(text, pairs_by_seed(results, variant, kinds), pairs_by_seed(results, FULL, kinds), sign)
+        less, more = (pairs_by_seed(results, name, kinds) for name in (variant, FULL))
+        yield Claim(text, less, more, sign, runs=(FULL, variant))
     yield from _iterations(found)
 
 
@@ -226,6 +237,7 @@ def _iterations(found: Sequence[TaskResult]) -> Iterator[Claim]:
                 by_seed(found, run, ends[last], metric),
                 se_by_picture=None if before is None or after is None else math.hypot(before, after),
                 recipe=RECIPES[1],
+                runs=(run,),
             )
 
 

@@ -2,8 +2,8 @@
 
 A cost is a line of ``costs.csv`` (train/loop/ablations.py): a phase of a run of one seed, the model tokens it computed (drawn and
 criticised, differentiated, and of the reference, train/loop/cost.py) and its processor time in seconds, scoring left out. Phases
-before reinforcement are all methods' alike and are not part of a comparison. A run's path is its score after each phase of reinforcement over what it had cost by then; between two phases it is taken as a
-straight line, after the last one as its end.
+before reinforcement are all methods' alike and are not part of a comparison. A run's path is its score after each phase of
+reinforcement over what it had cost by then; between two phases it is taken as a straight line, after the last one as its end.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from visrl.tables.phase_tables import METRICS, is_phase, order, phase_of
 
 Kind = Literal["tokens", "seconds"]
 NAMES = ("box", "answers")
+NOT_RECORDED = "not recorded"
 
 
 _Empty = BeforeValidator(lambda cell: None if cell == "" else cell)  # a CSV's way of writing None
@@ -85,6 +86,24 @@ def minutes(costs: Sequence[Cost], runs: Collection[tuple[str, int]]) -> float |
     return sum(once.values()) / 60
 
 
+def cost_of(costs: Sequence[Cost], runs: Collection[tuple[str, int]]) -> str:
+    """Their processor minutes, as a cell has them."""
+    spent = minutes(costs, runs)
+    return NOT_RECORDED if spent is None else f"{spent:,.0f}"
+
+
+def runs_of(results: Iterable[TaskResult]) -> set[tuple[str, int]]:
+    """Runs, by name and seed, that records of loops are of."""
+    return {(phase_of(r)["run"], int(phase_of(r)["seed"])) for r in results if is_phase(r)}
+
+
+def rerun(recipe: str, runs: Collection[tuple[str, int]], costs: Sequence[Cost]) -> str:
+    """A paragraph: the command that makes these runs again, and what they took."""
+    spent = cost_of(costs, runs)
+    took = f"processor time {spent}" if spent == NOT_RECORDED else f"{spent} processor minutes, scoring left out"
+    return f"`visrl-train {recipe}` measures this again ({len(runs)} runs; {took}).\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """One run of one seed, phase by phase from the warm-up: what it had cost (first 0), and its scores, by name, in percent."""
@@ -105,8 +124,8 @@ def paths(
     metrics: Mapping[str, str] = METRICS,
     tasks: Collection[str] = GROUPS,
 ) -> dict[str, dict[int, Progress]]:
-    """run -> seed -> path, of the runs whose costs are all known. metrics: of records, and the names of their scores. tasks: which
-    records are read; of a loop over several tasks those of their means.
+    """run -> seed -> path, of the runs whose costs are all known. metrics: of records, and the names of their scores.
+    tasks: which records are read; of a loop over several tasks those of their means.
     """
     scored: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
     for result in results:

@@ -1,8 +1,8 @@
-"""Labels against reinforcement: recipes/world-labels.yaml's records and costs as a table, a figure and a section of docs/science.md.
+"""Labels against reinforcement: records and costs of recipes/world-labels.yaml as table, figure and section of docs/science.md.
 
-For each number N of labelled pictures there are two runs of a seed from one warm-up: ``rl<N>`` (``full`` for the loop's own N), one
-iteration of reinforcement, and ``more<N>``, SFT continued on the same pictures for about as long. A gain is the end of a run less
-its warm-up, seed by seed; only seeds that have both runs count.
+For each number N of labelled pictures there are two runs of a seed from one warm-up: ``rl<N>`` (``full`` for the loop's own N),
+one iteration of reinforcement, and ``more<N>``, SFT continued on the same pictures for about as long. A gain is the end of a run
+less its warm-up, seed by seed; only seeds that have both runs count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from visrl.core.records import TaskResult
@@ -18,13 +19,23 @@ from visrl.errors import UsageError
 from visrl.evals import stats
 from visrl.tables.ablation_tables import FULL, plus_minus
 from visrl.tables.claims import by_seed
-from visrl.tables.cost_tables import Cost
-from visrl.tables.formats import Cell, Row, Table
+from visrl.tables.cost_tables import Cost, rerun, runs_of
+from visrl.tables.formats import Cell, Row, Table, render
 from visrl.tables.phase_tables import of_loops, runs
 from visrl.world.splits import SFT_PICTURES
 
+RECIPE = "recipes/world-labels.yaml"
+FIGURE = "figures/labels.svg"
 SCORES = {"box": "boxes", "answers": "answers"}
 """A metric's name in records' tables, and in this one's titles."""
+_ABOUT = """The gain of one iteration of reinforcement over SFT on N labelled pictures, against that of SFT continued on the same
+pictures for 300 steps: about as long as pairs, RL1 and RL2 take from 40 labels; the table has what both took. Both start
+from the same warm-up of 140 steps, one per N and seed. The questions of reinforcement are of other pictures, the same for
+every N. Where the difference crosses zero is read from straight lines between the numbers measured, over log N.
+"""
+_NOTHING = f"""**Not measured, so nothing is claimed.** `{RECIPE}` defines the comparison: reinforcement against SFT
+continued with the same compute, from warm-ups on 10 to 1,280 labelled pictures.
+"""
 _RUN = re.compile(r"(rl|more)(\d+)$")
 _END = {"rl": "SFT+RL1+RL2", "more": "SFT+more"}
 """The label of the phase that each arm ends with."""
@@ -128,6 +139,17 @@ def _cells(both: Arms | None) -> Iterator[str]:
         yield plus_minus(estimate.value, estimate.se, sign)
 
 
+def section(results: Sequence[TaskResult], costs: Sequence[Cost]) -> list[str]:
+    """The section of docs/science.md: what was compared and how to do so again, the table, where it crosses zero, the figure."""
+    found = arms(results)
+    if not found:
+        return [_NOTHING]
+    said = (f"{crossing(found, metric)}\n" for metric in SCORES)
+    again = rerun(RECIPE, runs_of(results), costs)
+    figure = f"![Gain against labelled pictures]({FIGURE})"
+    return [_ABOUT, again, render(labels_table(found, costs), "md"), *said, figure, ""]
+
+
 # --- where it crosses zero
 
 
@@ -135,33 +157,34 @@ def crossings(labels: Sequence[int], values: Sequence[float]) -> list[float]:
     """Where the line through ``values`` over the logarithm of ``labels`` is zero or changes its sign, in labels."""
     found = [float(n) for n, value in zip(labels, values, strict=True) if value == 0]
     points = list(zip(labels, values, strict=True))
-    for (n, a), (m, b) in zip(points, points[1:], strict=False):
+    for (n, a), (m, b) in pairwise(points):
         if a * b < 0:
             found.append(math.exp(math.log(n) + (math.log(m) - math.log(n)) * a / (a - b)))
     return sorted(found)
 
 
 def crossing(found: Mapping[int, Mapping[str, Arms]], metric: str) -> str:
-    """A sentence: at how many labels the gain of reinforcement over continued SFT crosses zero, and the range of one standard error,
-    which is where the difference less, and plus, its error crosses; or that it does not cross.
+    """A sentence: at how many labels the gain of reinforcement over continued SFT crosses zero, and the range of one standard
+    error, which is where the difference less, and plus, its error crosses; or that it does not cross.
     """
     points = {labels: scores[metric].difference for labels, scores in found.items() if metric in scores}
     labels = list(points)
     values = [e.value or 0.0 for e in points.values()]
     where = crossings(labels, values)
     what = f"{SCORES[metric].capitalize()}: the gain of reinforcement over that of continued SFT"
+    ends = f"between {labels[0]:,} and {labels[-1]:,} labelled pictures"
     if not where:
         more = "above" if values[0] > 0 else "below"
         if len(labels) == 1:
             return f"{what} is {more} zero at {labels[0]:,} labelled pictures, the only number measured."
-        return f"{what} does not cross zero between {labels[0]:,} and {labels[-1]:,} labelled pictures: it is {more} zero throughout."
+        return f"{what} does not cross zero {ends}: it is {more} zero throughout."
     if len(where) > 1:
         return f"{what} crosses zero more than once, at {', '.join(f'{at:,.0f}' for at in where)} labelled pictures."
     return f"{what} crosses zero at {where[0]:,.0f} labelled pictures{_range(labels, list(points.values()))}."
 
 
 def _range(labels: Sequence[int], points: Sequence[stats.Estimate]) -> str:
-    """Where the line less its errors and the line plus them cross; beyond an end where one is already, or still, on the other side."""
+    """Where the line less its errors and the line plus them cross; beyond an end where one of them does not cross between it."""
     if any(point.se is None for point in points):
         return ", of one seed, so without a range"
     less, more = ([(p.value or 0.0) + side * (p.se or 0.0) for p in points] for side in (-1, 1))

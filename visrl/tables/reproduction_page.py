@@ -18,9 +18,23 @@ from pathlib import Path
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
-from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
+from visrl.tables.claims import BEYOND, RECIPES, WHY, Claim, claims, holm, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.cost_tables import (
+    NOT_RECORDED,
+    Cost,
+    Progress,
+    cost_of,
+    costs_table,
+    draw_costs,
+    paths,
+    read_costs,
+    rerun,
+    runs_of,
+)
 from visrl.tables.formats import render
+from visrl.tables.label_tables import FIGURE as LABELS_FIGURE
+from visrl.tables.label_tables import RECIPE as LABELS_RECIPE
+from visrl.tables.label_tables import arms, draw_labels, section
 from visrl.tables.phase_tables import (
     METRICS,
     draw_iterations,
@@ -41,11 +55,16 @@ from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
 METHODS_FIGURE = "figures/methods.svg"
+METHODS_RECIPE, WALLS_RECIPE, TERMS_RECIPE = (
+    f"recipes/world-{name}.yaml" for name in ("methods", "deep-methods", "deep-terms")
+)
 METHODS = "methods"
 """Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
 METHODS_ON_WALLS = "methods-deep"
 """Below results: what recipes/world-deep-methods.yaml leaves."""
 WALLS_FIGURE = "figures/methods-deep.svg"
+LABELS = "labels"
+"""Below results: what recipes/world-labels.yaml leaves."""
 TERMS = "terms"
 """Below results: what recipes/world-deep-terms.yaml leaves."""
 ITERATIONS = (
@@ -96,9 +115,10 @@ also of the signs that take one look, and two; boxes 1 and 2: those of the first
 one. n = 1,000 walls of `test`.
 """
 _NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
+_COST = "CPU: processor minutes of the runs that a claim is read from, scoring left out; a phase that they share counts once."
 _POWER = (
-    "Differences that the tests of claims within two errors would find with a power of 80 % (in points; t-test at .05 over as many"
-    " seeds with the error above, uncorrected):"
+    "Differences that the tests of claims within two errors would find with a power of 80 % (in points; t-test at .05 over as"
+    " many seeds with the error above, uncorrected):"
 )
 _LIMITS = """## Limits
 
@@ -115,14 +135,16 @@ page is generated from their `records/` folders, copied below `results/records/`
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
-    of the latter, and those of terms per look.
+    """What is on file apart from the records of claims: paths of methods (cost_tables.py) on the small world and on walls, the
+    records of the latter, those of terms per look, and of labels; and by recipe what its runs cost.
     """
 
     methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
     on_walls: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
     walls: Sequence[TaskResult] = ()
     terms: Sequence[TaskResult] = ()
+    labels: Sequence[TaskResult] = ()
+    costs: Mapping[str, Sequence[Cost]] = field(default_factory=dict)
 
 
 def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
@@ -132,18 +154,26 @@ def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
     found = in_order(of_loops(small))
     if not found:
         return "\n".join([_HEAD, _NOTHING, _LIMITS])
-    parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
+    parts = [_HEAD, "## Claims", "", *_claims(small, apart.costs), "", *_tables(small, found)]
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    parts += ["## Step-level DPO against GRPO", "", *_methods(apart.methods)]
+    parts += ["## Labels against reinforcement", "", *section(apart.labels, apart.costs.get(LABELS_RECIPE, ()))]
+    parts += ["## Step-level DPO against GRPO", "", *_methods(apart)]
     parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
-    return "\n".join([*parts, "## A term per look", "", *_terms(apart.terms), _LIMITS])
+    return "\n".join([*parts, "## A term per look", "", *_terms(apart), _LIMITS])
 
 
-def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
-    if not found:
+def _methods(apart: Apart) -> list[str]:
+    if not apart.methods:
         return [_NO_METHODS]
-    return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
+    made = {(run, seed) for run, by_seed in apart.methods.items() for seed in by_seed}
+    return [
+        _METHODS,
+        rerun(METHODS_RECIPE, made, apart.costs.get(METHODS_RECIPE, ())),
+        render(costs_table(apart.methods), "md"),
+        f"![Scores over model tokens]({METHODS_FIGURE})",
+        "",
+    ]
 
 
 def _methods_on_walls(apart: Apart) -> list[str]:
@@ -151,6 +181,7 @@ def _methods_on_walls(apart: Apart) -> list[str]:
         return [_NO_WALLS]
     return [
         _ON_WALLS,
+        rerun(WALLS_RECIPE, runs_of(apart.walls), apart.costs.get(WALLS_RECIPE, ())),
         render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
         render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
         f"![Answers over model tokens]({WALLS_FIGURE})",
@@ -158,8 +189,11 @@ def _methods_on_walls(apart: Apart) -> list[str]:
     ]
 
 
-def _terms(results: Sequence[TaskResult]) -> list[str]:
-    return [_TERMS, render(terms_table(ends(results)), "md")] if results else [_NO_TERMS]
+def _terms(apart: Apart) -> list[str]:
+    if not apart.terms:
+        return [_NO_TERMS]
+    made = rerun(TERMS_RECIPE, runs_of(apart.terms), apart.costs.get(TERMS_RECIPE, ()))
+    return [_TERMS, made, render(terms_table(ends(apart.terms)), "md")]
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -174,7 +208,7 @@ _HEADER_ROWS = (
 )
 
 
-def _claims(results: Sequence[TaskResult]) -> list[str]:
+def _claims(results: Sequence[TaskResult], costs: Mapping[str, Sequence[Cost]]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
     chances = holm([claim.p for claim in made])
@@ -182,15 +216,8 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
     silent = [claim.text for claim, verdict in zip(made, verdicts, strict=True) if not verdict]
     lines = []
     for recipe, what in zip(RECIPES, ("a run per variant and seed", "a run per seed"), strict=True):
-        rows = [claim.row(p) for claim, p in zip(made, chances, strict=True) if claim.recipe == recipe]
-        if any(rows):
-            lines += [
-                f"`visrl-train {recipe}` ({what}) measures these again:",
-                "",
-                *_HEADER_ROWS,
-                *filter(None, rows),
-                "",
-            ]
+        of = [(claim, p) for claim, p in zip(made, chances, strict=True) if claim.recipe == recipe]
+        lines += _claims_of(recipe, what, of, costs.get(recipe, ()))
     lines += [f"Not measured: {'; '.join(silent)}."] if silent else []
     failed: dict[str, list[str]] = {}
     for claim, verdict in zip(made, verdicts, strict=True):
@@ -205,6 +232,17 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
         if verdict == "undecided" and claim.detectable is not None
     ]
     return [*lines, "", f"{_POWER} {'; '.join(could)}."] if could else lines
+
+
+def _claims_of(recipe: str, what: str, found: Sequence[tuple[Claim, float | None]], costs: Sequence[Cost]) -> list[str]:
+    """The table of the claims that one recipe's runs decide, by their corrected p; what it takes to run them again."""
+    rows = [claim.row(p, cost_of(costs, claim.run_seeds) if costs else "") for claim, p in found]
+    if not any(rows):
+        return []
+    header, line = _HEADER_ROWS if not costs else (_HEADER_ROWS[0] + " CPU, min |", _HEADER_ROWS[1] + " ---: |")
+    said = _COST if costs else f"Their processor time: {NOT_RECORDED}."
+    again = f"`visrl-train {recipe}` ({what}) measures these again. {said}"
+    return [again, "", header, line, *filter(None, rows), ""]
 
 
 def _reading() -> dict[str, str]:
@@ -279,6 +317,8 @@ def write(results: Path, docs: Path) -> Path:
     apart = _apart(results)
     if apart.methods:
         draw_costs(apart.methods, docs / METHODS_FIGURE)
+    if labels := arms(apart.labels):
+        draw_labels(labels, docs / LABELS_FIGURE)
     if apart.on_walls:
         draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")
     write_atomically(docs / "science.md", text(found, apart))
@@ -296,11 +336,20 @@ def _records(folder: Path) -> list[TaskResult]:
 
 
 def _apart(results: Path) -> Apart:
-    methods, walls = results / METHODS, results / METHODS_ON_WALLS
-    on_walls = _records(walls)
+    folders = {
+        METHODS_RECIPE: results / METHODS,
+        WALLS_RECIPE: results / METHODS_ON_WALLS,
+        TERMS_RECIPE: results / TERMS,
+        LABELS_RECIPE: results / LABELS,
+        **{recipe: results / "records" / Path(recipe).stem for recipe in RECIPES},
+    }
+    costs = {recipe: read_costs(folder / "costs.csv") for recipe, folder in folders.items()}
+    walls = _records(folders[WALLS_RECIPE])
     return Apart(
-        paths(_records(methods), read_costs(methods / "costs.csv")),
-        paths(on_walls, read_costs(walls / "costs.csv"), WALL_METRICS, TASKS),
-        on_walls,
-        _records(results / TERMS),
+        paths(_records(folders[METHODS_RECIPE]), costs[METHODS_RECIPE]),
+        paths(walls, costs[WALLS_RECIPE], WALL_METRICS, TASKS),
+        walls,
+        _records(folders[TERMS_RECIPE]),
+        _records(folders[LABELS_RECIPE]),
+        costs,
     )

@@ -4,7 +4,17 @@ import pytest
 from test_phase_tables import record
 
 from visrl.errors import UsageError
-from visrl.tables.cost_tables import Cost, Progress, costs_table, draw_costs, paths, read_costs, write_costs
+from visrl.tables.cost_tables import (
+    Cost,
+    Progress,
+    costs_table,
+    draw_costs,
+    minutes,
+    paths,
+    read_costs,
+    rerun,
+    write_costs,
+)
 from visrl.tables.formats import render
 from visrl.tables.reproduction_page import Apart, text
 
@@ -78,6 +88,37 @@ def test_costs_on_file_and_a_damaged_line(made, tmp_path):
     (tmp_path / "costs.csv").write_text("run,seed,phase,tokens,seconds\nfull,0,iter1/rl1,many,3\n")
     with pytest.raises(UsageError, match=r"costs\.csv:2: tokens"):
         read_costs(tmp_path / "costs.csv")
+
+
+def test_what_is_not_known_is_an_empty_cell_and_older_files_have_no_column_first(tmp_path):
+    unknown = [Cost(run="more", seed=0, phase="sft", tokens=None, seconds=None, first="full")]
+    write_costs(tmp_path / "costs.csv", unknown)
+    assert (tmp_path / "costs.csv").read_text() == "run,seed,phase,tokens,seconds,first\nmore,0,sft,,,full\n"
+    assert read_costs(tmp_path / "costs.csv") == unknown
+    (tmp_path / "costs.csv").write_text("run,seed,phase,tokens,seconds\nfull,0,iter1/rl1,7,3\n")
+    assert read_costs(tmp_path / "costs.csv") == [cost("full", 0, "iter1/rl1", 7, 3)]
+
+
+def test_a_phase_that_two_runs_share_costs_once():
+    """full: 60 + 120 s; less copied the 60 and took 30: 3.5 minutes together, 1.5 alone. Of other seeds, or of unknown time, nothing is known."""
+    lines = [cost("full", 0, "sft", None, 60), cost("full", 0, "iter1/rl2", 5, 120)]
+    lines += [
+        cost("less", 0, "sft", None, 60).model_copy(update={"first": "full"}),
+        cost("less", 0, "iter1/rl2", 5, 30),
+    ]
+    both = {("full", 0), ("less", 0)}
+    assert minutes(lines, both) == 3.5 and minutes(lines, {("less", 0)}) == 1.5
+    assert minutes(lines, {*both, ("full", 1)}) is None
+    assert minutes([*lines, cost("less", 0, "more", None, None)], both) is None
+    said = rerun("recipes/a.yaml", both, lines)
+    assert said == "`visrl-train recipes/a.yaml` measures this again (2 runs; 4 processor minutes, scoring left out).\n"
+
+
+def test_methods_are_compared_by_what_follows_the_warm_up_and_only_where_all_of_it_is_known(made):
+    results, costs = made
+    more = [cost("full", 0, "sft", None, 99), cost("grpo", 1, "iter2/rl1", None, 3)]
+    found = paths(results, [*costs, *more])
+    assert found["full"] == paths(results, costs)["full"] and list(found["grpo"]) == [0]
 
 
 def test_the_figure_is_the_same_bytes_again(made, tmp_path):

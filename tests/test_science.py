@@ -8,8 +8,9 @@ from test_phase_tables import record
 from visrl.cli.evaluate import main
 from visrl.core.records import TaskResult, write_results
 from visrl.tables.claims import Claim, claims, holm, pairs_by_seed
+from visrl.tables.cost_tables import Cost
 from visrl.tables.generated import generated
-from visrl.tables.reproduction_page import text
+from visrl.tables.reproduction_page import Apart, text
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +70,32 @@ def test_holms_correction():
         [0.8, None, 0.8]
     )  # 1 x .6 is raised to .8; what has no p is not counted
     assert holm([0.7, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_a_claims_cost_is_that_of_the_runs_it_is_read_from_or_is_said_not_to_be_recorded():
+    """Three seeds; full takes 600 s each, no-box-critic copies 120 of them and adds 300: 3 x 900 s are 45 minutes. No-diversity's are not on
+    file. RL2 against SFT is read from `full` alone: 30 minutes."""
+    made, costs = [], []
+    for seed in range(3):
+        for run, worse in (("full", 0.0), ("no-box-critic", 0.1), ("no-diversity", 0.1)):
+            about = {"seed": seed, "run": run, "metric": "box_acc"}
+            made += [record("sft", 0.4 + seed / 50, **about), record("iter1/rl2", 0.6 - worse + seed / 40, **about)]
+        costs += [Cost(run="full", seed=seed, phase="sft", tokens=None, seconds=120)]
+        costs += [Cost(run="full", seed=seed, phase="iter1/rl2", tokens=9, seconds=480)]
+        costs += [Cost(run="no-box-critic", seed=seed, phase="sft", tokens=None, seconds=120, first="full")]
+        costs += [Cost(run="no-box-critic", seed=seed, phase="iter1/rl2", tokens=9, seconds=300)]
+    said = text(made, Apart(costs={"recipes/world-ablations.yaml": costs})).splitlines()
+
+    def last(claim):
+        (row,) = [line for line in said if line.startswith(f"| {claim} |")]
+        return row.split("|")[-2].strip()
+
+    assert last("claim") == "CPU, min"
+    assert last("Box critics help") == "45" and last("RL2 predicts better boxes than SFT") == "30"
+    assert last("The diversity controller helps") == "not recorded"
+    without = text(made).splitlines()
+    assert "Their processor time: not recorded." in without[without.index("## Claims") + 2]
+    assert "| claim | difference | from → to | p | p, corrected | verdict |" in without
 
 
 def test_the_same_records_give_the_same_bytes_and_a_changed_one_is_noticed(tmp_path):

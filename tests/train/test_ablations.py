@@ -5,6 +5,7 @@ import json
 import pytest
 
 from visrl.errors import UsageError
+from visrl.tables.cost_tables import read_costs
 from visrl.train.config.recipe import load_recipe
 from visrl.train.loop import ablations
 from visrl.train.loop import run as loop
@@ -47,6 +48,23 @@ def test_seed_by_seed_and_a_variant_runs_only_what_it_does_not_share(queue):
         for p in ("base", "sft", "iter1/pairs", "iter1/rl1", "iter1/rl2")
         if (v, p) != ("stage-2", "iter1/rl1")
     }
+
+
+def test_phases_are_shared_with_any_variant_before_and_cost_once(queue):
+    """`a` asks other questions than `full`, after its warm-up; `b` has the pairs and the first stage of `a`. Costs name who had each first."""
+    folder, ran = queue
+    variants = "{full: {}, a: {pairs.set: {data.skip: 9}}, b: {pairs.set: {data.skip: 9}, stages: [1]}}"
+    ablations.run(load(folder, "seeds=1", f"variants={variants}"))
+    whole = ["rl1 beta 0.3 seed 3", "rl2 beta 0.3 seed 3"]
+    assert ran == ["sft", "pairs skip 7", *whole, "pairs skip 9", *whole]
+    costs = {(cost.run, cost.phase): cost for cost in read_costs(folder / "abl/costs.csv")}
+    assert list(costs) == [
+        *((run, phase) for run in ("full", "a") for phase in ("sft", "iter1/pairs", "iter1/rl1", "iter1/rl2")),
+        *(("b", phase) for phase in ("sft", "iter1/pairs", "iter1/rl1")),
+    ]
+    shared = {key: cost.first for key, cost in costs.items() if cost.first}
+    assert shared == {("a", "sft"): "full", ("b", "sft"): "full", ("b", "iter1/pairs"): "a", ("b", "iter1/rl1"): "a"}
+    assert costs["b", "sft"].seconds == costs["full", "sft"].seconds is not None and costs["full", "sft"].tokens is None
 
 
 def test_a_job_that_another_process_runs_is_left_to_it(queue, capsys):

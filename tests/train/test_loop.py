@@ -284,6 +284,35 @@ def test_the_shipped_ablations_change_one_thing_each(tmp_path):
         assert full.pairs.set.items() <= variant.pairs.set.items()  # what world.yaml sets stays
 
 
+def test_labels_against_reinforcement_are_pairs_of_runs_from_one_warm_up(tmp_path):
+    """Per number of labels: the same warm-up, continued on the same pictures for 300 steps, or pairs and two stages; before the next seed."""
+    found = load_recipe(SHIPPED / "world-labels.yaml", [f"output={tmp_path}", "seeds=2"]).recipe
+    queue = list(jobs(found))
+    assert [job.seed for job in queue] == [0] * 14 + [1] * 14
+    assert [job.recipe.reuse[-1].parent.name for job in queue[1:3]] == [
+        "full",
+        "rl10",
+    ]  # any variant before, of its seed
+    by_name = {job.variant: job.recipe for job in queue[:14]}
+    assert set(by_name) == {"full", "more40"} | {
+        f"{arm}{n}" for arm in ("rl", "more") for n in (10, 20, 80, 160, 320, 1280)
+    }
+    for name, more in by_name.items():
+        if not name.startswith("more"):
+            continue
+        labels = int(name.removeprefix("more"))
+        rl = by_name["full" if labels == 40 else f"rl{labels}"]
+        assert list(by_name).index("full" if labels == 40 else f"rl{labels}") < list(by_name).index(name)
+        assert [phase.name for phase in phases(rl)] == ["base", "sft", "iter1/pairs", "iter1/rl1", "iter1/rl2"]
+        _, sft, further = phases(more)
+        own, other, again = (
+            phase_recipe(loop_, phase, loop.start(loop_))[0].recipe
+            for loop_, phase in ((rl, sft), (more, sft), (more, further))
+        )
+        assert own.model_dump(exclude={"output"}) == other.model_dump(exclude={"output"})
+        assert (own.pictures, own.steps, again.pictures, again.steps) == (labels, 140, labels, 300)
+
+
 def test_the_margin_study_changes_its_critic_alone_in_every_iteration(tmp_path):
     found = load_recipe(SHIPPED / "world-margin.yaml", [f"output={tmp_path}", "seeds=1"]).recipe
     full, margin = (job.recipe for job in jobs(found))

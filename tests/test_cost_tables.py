@@ -6,7 +6,8 @@ from test_phase_tables import record
 from visrl.errors import UsageError
 from visrl.tables.cost_tables import Cost, Progress, costs_table, draw_costs, paths, read_costs, write_costs
 from visrl.tables.formats import render
-from visrl.tables.reproduction_page import Apart, text
+from visrl.tables.reproduction_page import text
+from visrl.tables.science_sections import Apart
 
 TASK = "world_viscot"
 

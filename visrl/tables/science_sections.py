@@ -13,8 +13,9 @@ from pathlib import Path
 from visrl.core.records import TaskResult, read_records
 from visrl.tables.ablation_tables import FULL
 from visrl.tables.claims import BEYOND
-from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
+from visrl.tables.cost_tables import NAMES, Progress, costs_table, draw_costs, paths, read_costs
 from visrl.tables.formats import render
+from visrl.tables.method_verdicts import verdicts
 from visrl.tables.phase_tables import METRICS, of_loops, phase_ends, phase_table, points, runs, short
 from visrl.tables.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
 from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
@@ -37,6 +38,7 @@ same with pairs sampled anew from the newest model in five parts, `sft_chosen` f
 step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
 critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
 """
+_TOLD_APART = "Beyond two standard errors over three seeds or more, in points:\n"
 _NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
 step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
 GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
@@ -119,7 +121,15 @@ def _margin(results: Sequence[TaskResult]) -> list[str]:
 def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
     if not found:
         return [_NO_METHODS]
-    return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
+    return [
+        _METHODS,
+        render(costs_table(found), "md"),
+        f"![Scores over model tokens]({METHODS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(found, NAMES),
+        "",
+    ]
 
 
 def _methods_on_walls(apart: Apart) -> list[str]:
@@ -130,6 +140,9 @@ def _methods_on_walls(apart: Apart) -> list[str]:
         render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
         render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
         f"![Answers over model tokens]({WALLS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(apart.on_walls, ANSWERS),
         "",
     ]
 

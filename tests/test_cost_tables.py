@@ -16,7 +16,8 @@ from visrl.tables.cost_tables import (
     write_costs,
 )
 from visrl.tables.formats import render
-from visrl.tables.reproduction_page import Apart, text
+from visrl.tables.reproduction_page import text
+from visrl.tables.science_sections import Apart
 
 TASK = "world_viscot"
 

@@ -5,7 +5,8 @@ from test_phase_tables import record
 
 from visrl.tables.cost_tables import Cost, costs_table, paths
 from visrl.tables.formats import render
-from visrl.tables.reproduction_page import Apart, text
+from visrl.tables.reproduction_page import text
+from visrl.tables.science_sections import Apart
 from visrl.tables.term_tables import ANSWERS, METRICS, TASKS, ends, terms_table
 
 

@@ -10,63 +10,29 @@ decided by one rule, said on the page: p over seeds, corrected for the number of
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.core.records import TaskResult, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, RECIPES, WHY, Claim, claims, holm, last_by_seed, main_run, pairs_by_seed
-from visrl.tables.cost_tables import (
-    NOT_RECORDED,
-    Cost,
-    Progress,
-    cost_of,
-    costs_table,
-    draw_costs,
-    paths,
-    read_costs,
-    rerun,
-    runs_of,
-)
+from visrl.tables.claims import RECIPES, WHY, Claim, claims, holm, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.cost_tables import NOT_RECORDED, Cost, cost_of
 from visrl.tables.formats import render
-from visrl.tables.label_tables import FIGURE as LABELS_FIGURE
-from visrl.tables.label_tables import RECIPE as LABELS_RECIPE
-from visrl.tables.label_tables import arms, draw_labels, section
 from visrl.tables.phase_tables import (
-    METRICS,
     draw_iterations,
     in_order,
     longest,
     of_loops,
-    phase_ends,
     phase_of,
     phase_table,
-    points,
     runs,
     series,
-    short,
 )
-from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
-from visrl.tables.term_tables import METRICS as WALL_METRICS
+from visrl.tables.science_sections import Apart, apart_of, draw, fallen, records_of, sections
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
-METHODS_FIGURE = "figures/methods.svg"
-METHODS_RECIPE, WALLS_RECIPE, TERMS_RECIPE = (
-    f"recipes/world-{name}.yaml" for name in ("methods", "deep-methods", "deep-terms")
-)
-METHODS = "methods"
-"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
-METHODS_ON_WALLS = "methods-deep"
-"""Below results: what recipes/world-deep-methods.yaml leaves."""
-WALLS_FIGURE = "figures/methods-deep.svg"
-LABELS = "labels"
-"""Below results: what recipes/world-labels.yaml leaves."""
-TERMS = "terms"
-"""Below results: what recipes/world-deep-terms.yaml leaves."""
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
     " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
@@ -88,33 +54,6 @@ as contradicted if it is so in the opposite direction, and as undecided otherwis
 standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
 Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
-_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
-of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
-same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
-`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
-step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
-critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
-"""
-_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
-step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
-GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
-losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
-[performance.md](performance.md)), but not its accuracy.
-"""
-_ON_WALLS = """The same over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-methods.yaml`, each seed with
-its own warm-up on 100 labelled walls: `full` is step-level DPO with a term per look, on pairs of 2,000 questions; GRPO, on
-1,000 questions, rewards each look (`grpo_critic`: by the critic, `grpo_oracle`: by the IoU with its true box) or the answer
-only (`grpo_answer`). Learning rates are those found for one look. Answers also of the signs that take one look, and two.
-n = 1,000 walls of `test`.
-"""
-_NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
-_TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
-labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
-step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
-also of the signs that take one look, and two; boxes 1 and 2: those of the first look, and of the second where the sign takes
-one. n = 1,000 walls of `test`.
-"""
-_NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
 _COST = "CPU: processor minutes of the runs that a claim is read from, scoring left out; a phase that they share counts once."
 _POWER = (
     "Differences that the tests of claims within two errors would find with a power of 80 % (in points; t-test at .05 over as"
@@ -133,20 +72,6 @@ page is generated from their `records/` folders, copied below `results/records/`
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Apart:
-    """What is on file apart from the records of claims: paths of methods (cost_tables.py) on the small world and on walls, the
-    records of the latter, those of terms per look, and of labels; and by recipe what its runs cost.
-    """
-
-    methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
-    on_walls: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
-    walls: Sequence[TaskResult] = ()
-    terms: Sequence[TaskResult] = ()
-    labels: Sequence[TaskResult] = ()
-    costs: Mapping[str, Sequence[Cost]] = field(default_factory=dict)
-
-
 def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
     """The page, as Markdown ending in a newline."""
     apart = apart or Apart()
@@ -156,44 +81,15 @@ def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
         return "\n".join([_HEAD, _NOTHING, _LIMITS])
     parts = [_HEAD, "## Claims", "", *_claims(small, apart.costs), "", *_tables(small, found)]
     if has_figure(found):
-        parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    parts += ["## Labels against reinforcement", "", *section(apart.labels, apart.costs.get(LABELS_RECIPE, ()))]
-    parts += ["## Step-level DPO against GRPO", "", *_methods(apart)]
-    parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
-    return "\n".join([*parts, "## A term per look", "", *_terms(apart), _LIMITS])
-
-
-def _methods(apart: Apart) -> list[str]:
-    if not apart.methods:
-        return [_NO_METHODS]
-    made = {(run, seed) for run, by_seed in apart.methods.items() for seed in by_seed}
-    return [
-        _METHODS,
-        rerun(METHODS_RECIPE, made, apart.costs.get(METHODS_RECIPE, ())),
-        render(costs_table(apart.methods), "md"),
-        f"![Scores over model tokens]({METHODS_FIGURE})",
-        "",
-    ]
-
-
-def _methods_on_walls(apart: Apart) -> list[str]:
-    if not apart.on_walls:
-        return [_NO_WALLS]
-    return [
-        _ON_WALLS,
-        rerun(WALLS_RECIPE, runs_of(apart.walls), apart.costs.get(WALLS_RECIPE, ())),
-        render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
-        render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
-        f"![Answers over model tokens]({WALLS_FIGURE})",
-        "",
-    ]
-
-
-def _terms(apart: Apart) -> list[str]:
-    if not apart.terms:
-        return [_NO_TERMS]
-    made = rerun(TERMS_RECIPE, runs_of(apart.terms), apart.costs.get(TERMS_RECIPE, ()))
-    return [_TERMS, made, render(terms_table(ends(apart.terms)), "md")]
+        parts += [
+            "## Iterations",
+            "",
+            f"![VisRL over multiple iterations]({FIGURE})",
+            "",
+            *_end(found),
+            "",
+        ]
+    return "\n".join([*parts, *sections(apart), _LIMITS])
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -281,22 +177,10 @@ def _differ(kinds: Numbers, shared: Numbers | None) -> bool:
     return not same or not all(same)
 
 
-def _fallen(found: Sequence[TaskResult]) -> list[str]:
-    """What the last iteration of the longest run does worse than its warm-up, beyond two standard errors."""
-    run = longest(found)
-    ends = {int(number): label for label, number in phase_ends(found, run).items()}
-    rows = points(found, run)
-    if 0 not in ends:
-        return []
-    before, after = rows[ends[0]], rows[ends[max(ends)]]
-    lines = []
-    for (task, metric), then in before.items():
-        now = after.get((task, metric))
-        if now is not None and then.value - now.value > BEYOND * math.hypot(then.se or 0.0, now.se or 0.0):
-            lines.append(f"{short(task)} {METRICS[metric]} {then.value:.1f} → {now.value:.1f}")
-    if not lines:
-        return ["No domain ends below the warm-up by more than two standard errors."]
-    return [f"Below the warm-up at the end, by more than two standard errors: {'; '.join(lines)}. {YES_OR_NO}"]
+def _end(found: Sequence[TaskResult]) -> list[str]:
+    """How the longest run's last iteration compares with its warm-up."""
+    said = fallen(found, longest(found))
+    return [f"{said} {YES_OR_NO}" if said.startswith("Below") else said]
 
 
 def _made_of(found: Sequence[TaskResult], name: str) -> str:
@@ -310,17 +194,12 @@ def write(results: Path, docs: Path) -> Path:
     """Write the page and its figure from ``results/records``. Returns the page. Raises UsageError where that folder is not."""
     if not (results / "records").is_dir():
         raise UsageError(f"{results / 'records'}: no such folder", "run this in visrl's repository, or name --results")
-    found = _records(results)
+    found = records_of(results)
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
-    apart = _apart(results)
-    if apart.methods:
-        draw_costs(apart.methods, docs / METHODS_FIGURE)
-    if labels := arms(apart.labels):
-        draw_labels(labels, docs / LABELS_FIGURE)
-    if apart.on_walls:
-        draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")
+    apart = apart_of(results)
+    draw(apart, docs)
     write_atomically(docs / "science.md", text(found, apart))
     return docs / "science.md"
 
@@ -328,28 +207,4 @@ def write(results: Path, docs: Path) -> Path:
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(_records(results), _apart(results))
-
-
-def _records(folder: Path) -> list[TaskResult]:
-    return read_records(folder / "records") if (folder / "records").is_dir() else []
-
-
-def _apart(results: Path) -> Apart:
-    folders = {
-        METHODS_RECIPE: results / METHODS,
-        WALLS_RECIPE: results / METHODS_ON_WALLS,
-        TERMS_RECIPE: results / TERMS,
-        LABELS_RECIPE: results / LABELS,
-        **{recipe: results / "records" / Path(recipe).stem for recipe in RECIPES},
-    }
-    costs = {recipe: read_costs(folder / "costs.csv") for recipe, folder in folders.items()}
-    walls = _records(folders[WALLS_RECIPE])
-    return Apart(
-        paths(_records(folders[METHODS_RECIPE]), costs[METHODS_RECIPE]),
-        paths(walls, costs[WALLS_RECIPE], WALL_METRICS, TASKS),
-        walls,
-        _records(folders[TERMS_RECIPE]),
-        _records(folders[LABELS_RECIPE]),
-        costs,
-    )
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(records_of(results), apart_of(results))

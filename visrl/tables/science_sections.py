@@ -1,0 +1,237 @@
+"""Sections of docs/science.md whose runs are on file apart from the ablations: results/methods, results/terms and so on.
+
+Each has a text on what was run, and its tables; where there is no record, it says that nothing was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from visrl.core.records import TaskResult, read_records
+from visrl.tables.ablation_tables import FULL
+from visrl.tables.claims import BEYOND, RECIPES
+from visrl.tables.cost_tables import (
+    NAMES,
+    Cost,
+    Progress,
+    costs_table,
+    draw_costs,
+    paths,
+    read_costs,
+    rerun,
+    runs_of,
+)
+from visrl.tables.formats import render
+from visrl.tables.label_tables import FIGURE as LABELS_FIGURE
+from visrl.tables.label_tables import arms, draw_labels, section
+from visrl.tables.method_verdicts import verdicts
+from visrl.tables.phase_tables import METRICS, of_loops, phase_ends, phase_table, points, runs, short
+from visrl.tables.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
+from visrl.tables.term_tables import METRICS as WALL_METRICS
+
+METHODS_FIGURE = "figures/methods.svg"
+METHODS = "methods"
+"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
+METHODS_ON_WALLS = "methods-deep"
+"""Below results: what recipes/world-deep-methods.yaml leaves."""
+WALLS_FIGURE = "figures/methods-deep.svg"
+SATURATION, MARGIN, LABELS = "saturation", "margin", "labels"
+"""Below results: what recipes/world-saturation.yaml, world-margin.yaml and world-labels.yaml leave."""
+TERMS = "terms"
+"""Below results: what recipes/world-deep-terms.yaml leaves."""
+FOLDERS = {METHODS: "methods", METHODS_ON_WALLS: "deep-methods", TERMS: "deep-terms"} | {
+    name: name for name in (SATURATION, MARGIN, LABELS)
+}
+"""Folder -> recipe, without ``world-``."""
+_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
+of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
+same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
+`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
+step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
+critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
+"""
+_TOLD_APART = "Beyond two standard errors over three seeds or more, in points:\n"
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
+step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
+GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
+losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
+[performance.md](performance.md)), but not its accuracy.
+"""
+_ON_WALLS = """The same over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-methods.yaml`, each seed with
+its own warm-up on 100 labelled walls: `full` is step-level DPO with a term per look, on pairs of 2,000 questions; GRPO, on
+1,000 questions, rewards each look (`grpo_critic`: by the critic, `grpo_oracle`: by the IoU with its true box) or the answer
+only (`grpo_answer`). Learning rates are those found for one look. Answers also of the signs that take one look, and two.
+n = 1,000 walls of `test`.
+"""
+_NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
+_SATURATION = """Eight iterations of 900 questions, five seeds, each with its own warm-up on 40 labelled pictures
+(`recipes/world-saturation.yaml`); then 64 further samples of each question whose box is still wrong
+(`tests/studies/remaining_errors.py`).
+"""
+_NO_SATURATION = "**Not measured, so nothing is claimed.** `recipes/world-saturation.yaml` defines the runs.\n"
+_MARGIN = """Four iterations from the bundled `sft` with the likelihood critic (`full`) and with a critic by margin on yes-or-no
+questions, calibrated on 200 labelled questions of `val` ([pairs.md](pairs.md#margin)), by `recipes/world-margin.yaml`.
+"""
+_NO_MARGIN = """**Not measured, so nothing is claimed.** `recipes/world-margin.yaml` defines the runs
+([pairs.md](pairs.md#margin)).
+"""
+_TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
+labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
+step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
+also of the signs that take one look, and two; boxes 1 and 2: those of the first look, and of the second where the sign takes
+one. n = 1,000 walls of `test`.
+"""
+_NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
+    of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, and
+    of labels; and what runs cost, by recipe (also those of claims).
+    """
+
+    methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    on_walls: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    walls: Sequence[TaskResult] = ()
+    terms: Sequence[TaskResult] = ()
+    saturation: Sequence[TaskResult] = ()
+    errors: Sequence[Errors] = ()
+    margin: Sequence[TaskResult] = ()
+    labels: Sequence[TaskResult] = ()
+    costs: Mapping[str, Sequence[Cost]] = field(default_factory=dict)
+
+    def again(self, folder: str, runs_: Collection[tuple[str, int]]) -> str:
+        """A paragraph: the command that makes what is in ``folder`` again, and what its runs took."""
+        recipe = recipe_of(folder)
+        return rerun(recipe, runs_, self.costs.get(recipe, ()))
+
+
+def recipe_of(folder: str) -> str:
+    """Whose runs a folder below results has."""
+    return f"recipes/world-{FOLDERS[folder]}.yaml"
+
+
+def sections(apart: Apart) -> list[str]:
+    """Them all, as lines of Markdown."""
+    parts = ["## Iterations to the end", "", *_saturation(apart)]
+    parts += ["## A critic by margin", "", *_margin(apart)]
+    parts += ["## Labels against reinforcement", "", *section(apart.labels, apart.costs.get(recipe_of(LABELS), ()))]
+    parts += ["## Step-level DPO against GRPO", "", *_methods(apart)]
+    parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
+    return [*parts, "## A term per look", "", *_terms(apart)]
+
+
+def _saturation(apart: Apart) -> list[str]:
+    results, errors = apart.saturation, apart.errors
+    if not results:
+        return [_NO_SATURATION]
+    said = []
+    for name in ("box", "answers"):
+        last = saturates(results, FULL, name)
+        said.append(f"{name} after " + ("none of them" if last is None else f"iteration {last}"))
+    ended = f"Two iterations in a row add at most two standard errors: {'; '.join(said)}.\n"
+    shown = [render(errors_table(errors), "md")] if errors else ["Of the remaining errors nothing is on file.\n"]
+    made = apart.again(SATURATION, runs_of(results))
+    return [_SATURATION, made, render(iterations_table(results, FULL), "md"), ended, *shown]
+
+
+def _margin(apart: Apart) -> list[str]:
+    if not apart.margin:
+        return [_NO_MARGIN]
+    found = of_loops(apart.margin)
+    parts = [_MARGIN, apart.again(MARGIN, runs_of(found))]
+    for run in runs(found):
+        parts += [render(phase_table(found, run), "md"), f"`{run}`: {fallen(found, run)}\n"]
+    return parts
+
+
+def _methods(apart: Apart) -> list[str]:
+    found = apart.methods
+    if not found:
+        return [_NO_METHODS]
+    return [
+        _METHODS,
+        apart.again(METHODS, {(run, seed) for run, by_seed in found.items() for seed in by_seed}),
+        render(costs_table(found), "md"),
+        f"![Scores over model tokens]({METHODS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(found, NAMES),
+        "",
+    ]
+
+
+def _methods_on_walls(apart: Apart) -> list[str]:
+    if not apart.on_walls:
+        return [_NO_WALLS]
+    return [
+        _ON_WALLS,
+        apart.again(METHODS_ON_WALLS, runs_of(apart.walls)),
+        render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
+        render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
+        f"![Answers over model tokens]({WALLS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(apart.on_walls, ANSWERS),
+        "",
+    ]
+
+
+def _terms(apart: Apart) -> list[str]:
+    if not apart.terms:
+        return [_NO_TERMS]
+    return [_TERMS, apart.again(TERMS, runs_of(apart.terms)), render(terms_table(ends(apart.terms)), "md")]
+
+
+def fallen(found: Sequence[TaskResult], run: str) -> str:
+    """What a run's last iteration does worse than its warm-up, beyond two standard errors."""
+    ends = {int(number): label for label, number in phase_ends(found, run).items()}
+    rows = points(found, run)
+    if 0 not in ends:
+        return ""
+    before, after = rows[ends[0]], rows[ends[max(ends)]]
+    lines = []
+    for (task, metric), then in before.items():
+        now = after.get((task, metric))
+        if now is not None and then.value - now.value > BEYOND * math.hypot(then.se or 0.0, now.se or 0.0):
+            lines.append(f"{short(task)} {METRICS[metric]} {then.value:.1f} → {now.value:.1f}")
+    if not lines:
+        return "No domain ends below the warm-up by more than two standard errors."
+    return f"Below the warm-up at the end, by more than two standard errors: {'; '.join(lines)}."
+
+
+def records_of(folder: Path) -> list[TaskResult]:
+    return read_records(folder / "records") if (folder / "records").is_dir() else []
+
+
+def apart_of(results: Path) -> Apart:
+    """All of it, read from below ``results``; costs of claims from ``records/<recipe's name>/costs.csv``."""
+    costs = {recipe_of(folder): read_costs(results / folder / "costs.csv") for folder in FOLDERS}
+    costs |= {recipe: read_costs(results / "records" / Path(recipe).stem / "costs.csv") for recipe in RECIPES}
+    walls = records_of(results / METHODS_ON_WALLS)
+    return Apart(
+        methods=paths(records_of(results / METHODS), costs[recipe_of(METHODS)]),
+        on_walls=paths(walls, costs[recipe_of(METHODS_ON_WALLS)], WALL_METRICS, TASKS),
+        walls=walls,
+        terms=records_of(results / TERMS),
+        saturation=records_of(results / SATURATION),
+        errors=read_errors(results / SATURATION / "errors.csv"),
+        margin=records_of(results / MARGIN),
+        labels=records_of(results / LABELS),
+        costs=costs,
+    )
+
+
+def draw(apart: Apart, docs: Path) -> None:
+    """The figures of these sections."""
+    if apart.methods:
+        draw_costs(apart.methods, docs / METHODS_FIGURE)
+    if apart.on_walls:
+        draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")
+    if labels := arms(apart.labels):
+        draw_labels(labels, docs / LABELS_FIGURE)

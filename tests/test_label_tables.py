@@ -7,8 +7,18 @@ from visrl.errors import UsageError
 from visrl.evals import stats
 from visrl.tables.cost_tables import Cost
 from visrl.tables.formats import render
-from visrl.tables.label_tables import Arms, arm, arms, crossing, crossings, draw_labels, labels_table, seconds, section
 from visrl.tables.reproduction_page import text
+from visrl.tables.science.label_tables import (
+    Arms,
+    arm,
+    arms,
+    crossing,
+    crossings,
+    draw_labels,
+    labels_table,
+    seconds,
+    section,
+)
 from visrl.tables.science_sections import Apart
 
 

@@ -25,11 +25,11 @@ from visrl.tables.cost_tables import (
     runs_of,
 )
 from visrl.tables.formats import render
-from visrl.tables.label_tables import FIGURE as LABELS_FIGURE
-from visrl.tables.label_tables import arms, draw_labels, section
 from visrl.tables.method_verdicts import verdicts
 from visrl.tables.phase_tables import METRICS, of_loops, phase_ends, phase_table, points, runs, short
 from visrl.tables.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.science.label_tables import FIGURE as LABELS_FIGURE
+from visrl.tables.science.label_tables import arms, draw_labels, section
 from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
 from visrl.tables.term_tables import METRICS as WALL_METRICS
 

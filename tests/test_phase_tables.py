@@ -83,3 +83,18 @@ def test_the_command_shows_a_run_below_the_papers_table_and_draws_it(tmp_path, c
     assert main(["tables", "--figure", "iterations", "-o", str(tmp_path / "f.svg"), str(tmp_path / "run")]) == 0
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
     assert main(["tables", "--figure", "pie", str(tmp_path / "run")]) == 2
+
+
+def test_records_may_be_gzipped(tmp_path):
+    """Both kinds of one folder are read, in the order of their names; a damaged one is named."""
+    import gzip
+
+    from visrl.core.records import read_records
+
+    write_results(tmp_path / "b.json", [record("sft", 0.5)])
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "b.json").read_bytes()))
+    write_results(tmp_path / "b.json", [record("sft", 0.6)])
+    assert [result.value for result in read_records(tmp_path)] == [0.5, 0.6]
+    (tmp_path / "a.json.gz").write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match=r"a\.json\.gz: cannot be read"):
+        read_records(tmp_path)

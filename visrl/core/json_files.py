@@ -7,6 +7,7 @@ line and field, where there are such.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -78,10 +79,12 @@ def decode_object(data: bytes | str) -> dict[str, Any]:
 
 
 def read_text(path: Path, hint: str) -> str:
-    """A text file. Raises UsageError for one that cannot be read or is not UTF-8."""
+    """A text file, gzipped where its name ends in .gz. Raises UsageError for one that cannot be read or is not UTF-8."""
     try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes()).decode("utf-8")
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
+    except (*UNREADABLE, ValueError) as error:  # a UnicodeDecodeError is a ValueError
         raise UsageError(f"{path}: cannot be read: {reason(error)}", hint) from error
 
 

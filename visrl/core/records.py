@@ -131,8 +131,8 @@ class Unfinished(UsageError):
 
 
 def read_records(place: Path) -> list[TaskResult]:
-    """All results in a record file, a run folder, or any folder of record files, by file name. Raises UsageError, and Unfinished
-    for a run that has none yet.
+    """All results in a record file (``.json`` or ``.json.gz``), a run folder, or any folder of record files, by file name. Raises
+    UsageError, and Unfinished for a run that has none yet.
     """
     if not place.exists():
         raise UsageError(f"{place}: no such file or folder", "name a run folder, or a folder of record files")
@@ -140,5 +140,5 @@ def read_records(place: Path) -> list[TaskResult]:
         place = place / "records"
     elif (place / "run.json").is_file():
         raise Unfinished(f"{place}: not finished, it has no records yet", "the command that began it goes on")
-    files = sorted(place.rglob("*.json")) if place.is_dir() else [place]
+    files = sorted((*place.rglob("*.json"), *place.rglob("*.json.gz"))) if place.is_dir() else [place]
     return [result for file in files for result in read_results(file)]

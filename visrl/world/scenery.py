@@ -5,33 +5,32 @@ A picture's key is ``split:index``, and ``textured:split:index`` where the scene
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from PIL.Image import Image
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-from visrl.world import rendering
-from visrl.world.scenes import Scene
-from visrl.world.textured import drawing
+    from visrl.world.scenes import Scene
 
 Scenery = Literal["plain", "textured"]
 PLAIN: Scenery = "plain"
-_DRAW: dict[Scenery, Callable[[Scene], Image]] = {PLAIN: rendering.draw, "textured": drawing.draw}
+TEXTURED: Scenery = "textured"
+_PREFIX = f"{TEXTURED}:"
 
 
 def draw(scene: Scene, scenery: Scenery = PLAIN) -> Image:
     """The scene as an RGB picture of ``scene.size``, over that scenery."""
-    return _DRAW[scenery](scene)
+    from visrl.world import rendering
+    from visrl.world.textured import drawing
+
+    return drawing.draw(scene) if scenery == TEXTURED else rendering.draw(scene)
 
 
 def dressed(key: str, scenery: Scenery) -> str:
     """A picture's key in a scenery, from its key in the plain one."""
-    return key if scenery == PLAIN else f"{scenery}:{key}"
+    return f"{_PREFIX}{key}" if scenery == TEXTURED else key
 
 
 def undressed(key: str) -> tuple[Scenery, str]:
     """The scenery of a picture's key, and its key in the plain one."""
-    for scenery in _DRAW:
-        if scenery != PLAIN and key.startswith(f"{scenery}:"):
-            return scenery, key.removeprefix(f"{scenery}:")
-    return PLAIN, key
+    return (TEXTURED, key.removeprefix(_PREFIX)) if key.startswith(_PREFIX) else (PLAIN, key)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from visrl.world.forms_and_charts import lay_out_chart, lay_out_form
+from visrl.world.scenery import undressed
 from visrl.world.scenes import Kind, Scene, lay_out
 
 SFT_PICTURES = 40
@@ -73,6 +74,6 @@ def indices(split: str, kind: Kind) -> Iterator[int]:
 
 
 def redraw(key: str) -> Scene:
-    """The scene of a document's key, ``"split:index"``."""
-    split, _, index = key.partition(":")
+    """The scene of a document's key, ``"split:index"``, in whatever scenery."""
+    split, _, index = undressed(key)[1].partition(":")
     return picture(split, int(index))

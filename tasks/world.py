@@ -1,8 +1,8 @@
 """The small world as tasks: documents that are drawn, not read. Never comparable with a published number.
 
 ``world_rec``, ``world_viscot_<domain>``, ``world_pope_<variant>``, ``world_mme`` and ``world_mmbench`` are of the ``test`` split;
-so is ``world_deep``, which takes one look or two (visrl/world/deep). ``world_textured_*`` ask the same over textured grounds. ``world_heldout_*`` ask for combinations of colour, shape
-and relation that no training split asks for.
+so is ``world_deep``, which takes one look or two (visrl/world/deep). ``world_textured_*`` ask the same over textured grounds
+(visrl/world/textured). ``world_heldout_*`` ask for combinations of colour, shape and relation that no training split asks for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def sample(row: Row, task: str) -> CoTSample:
 
 @dataclass(frozen=True, slots=True)
 class Drawn(Source):
-    """Documents of ``kind`` (visrl/world/questions.py) from the pictures of ``split`` over ``scenery``, as many as the task has."""
+    """Documents of ``kind`` (visrl/world/questions.py) from the pictures of ``split`` over ``scenery``; as many as ``n``."""
 
     kind: str = ""
     split: str = "test"

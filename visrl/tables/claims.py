@@ -27,6 +27,11 @@ RECIPES = ("recipes/world-ablations.yaml", "recipes/world-iterations.yaml")
 """Which runs claims are of: the ablations with their full method, and the iterations."""
 SEEDS = 3
 """Of fewer seeds, an error over seeds decides nothing."""
+HEADER = (
+    "| claim | difference | from → to | p | p, corrected | verdict |",
+    "| --- | ---: | ---: | ---: | ---: | --- |",
+)
+"""Of a table of claims, as Markdown; :meth:`Claim.row` makes its rows."""
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (

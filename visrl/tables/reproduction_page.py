@@ -17,7 +17,7 @@ from pathlib import Path
 from visrl.core.records import TaskResult, read_records, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.claims import BEYOND, HEADER, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
 from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
@@ -35,6 +35,7 @@ from visrl.tables.phase_tables import (
     short,
 )
 from visrl.tables.term_tables import ends, terms_table
+from visrl.tables.textured_tables import section as textured_section
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
@@ -43,6 +44,8 @@ METHODS = "methods"
 """Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
 TERMS = "terms"
 """Below results: what recipes/world-deep-terms.yaml leaves."""
+TEXTURED = "textured"
+"""Below results: what recipes/world-textured.yaml leaves."""
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
     " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
@@ -59,7 +62,7 @@ _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`
 
 The paper's claims, tested on the small world ([world.md](world.md)) with the loop ([loop.md](loop.md)). Differences are in
 percentage points, paired by seed, ± one standard error over seeds. p is two-sided, from Student's t over seeds, and corrected for
-all claims of this page by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
+all claims of a section by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
 as contradicted if it is so in the opposite direction, and as undecided otherwise; a note says if the difference alone exceeds two
 standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
 Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
@@ -101,9 +104,10 @@ def text(
     results: Sequence[TaskResult],
     methods: Mapping[str, Mapping[int, Progress]] | None = None,
     terms: Sequence[TaskResult] = (),
+    textured: Sequence[TaskResult] = (),
 ) -> str:
-    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py); terms: records of
-    recipes/world-deep-terms.yaml.
+    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py); terms, textured: records of
+    recipes/world-deep-terms.yaml and of recipes/world-textured.yaml.
     """
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
@@ -113,7 +117,8 @@ def text(
     if has_figure(found):
         parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
     parts += ["## Step-level DPO against GRPO", "", *_methods(methods or {})]
-    return "\n".join([*parts, "## A term per look", "", *_terms(terms), _LIMITS])
+    parts += ["## A term per look", "", *_terms(terms)]
+    return "\n".join([*parts, "## Another world", "", *textured_section(textured), _LIMITS])
 
 
 def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
@@ -132,12 +137,6 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
     return bool(loops) and any(len(line) > 2 for line in series(loops, longest(loops)).values())
 
 
-_HEADER_ROWS = (
-    "| claim | difference | from → to | p | p, corrected | verdict |",
-    "| --- | ---: | ---: | ---: | ---: | --- |",
-)
-
-
 def _claims(results: Sequence[TaskResult]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
@@ -151,7 +150,7 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
             lines += [
                 f"`visrl-train {recipe}` ({what}) measures these again:",
                 "",
-                *_HEADER_ROWS,
+                *HEADER,
                 *filter(None, rows),
                 "",
             ]
@@ -237,7 +236,7 @@ def write(results: Path, docs: Path) -> Path:
         draw_iterations(loops, longest(loops), docs / FIGURE)
     if methods := _read_methods(results):
         draw_costs(methods, docs / METHODS_FIGURE)
-    write_atomically(docs / "science.md", text(found, methods, _records(results / TERMS)))
+    write_atomically(docs / "science.md", text(found, methods, _records(results / TERMS), _records(results / TEXTURED)))
     return docs / "science.md"
 
 
@@ -245,7 +244,7 @@ def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
     return not page.is_file() or page.read_text(encoding="utf-8") != text(
-        _records(results), _read_methods(results), _records(results / TERMS)
+        _records(results), _read_methods(results), _records(results / TERMS), _records(results / TEXTURED)
     )
 
 

@@ -4,8 +4,8 @@ A thing may be covered so far (:func:`readable`):
 
 1. its sign not at all, nor the :data:`CLEAR` pixels around it;
 2. of its own pixels a fifth at most;
-3. three of the four sides of its box still show, at least half of what touches them: where it lies and how large it is can be
-   seen. A bar's top is always one of them, since bars are compared by it.
+3. at three of its four sides at least half of the outermost :data:`EDGE` pixels still show: where it lies and how large it is
+   can be seen. A bar's top is always one of them, since bars are compared by it.
 
 So its colour, shape, place, size and sign are all to be seen. Boxes are of the whole thing, covered parts included.
 """
@@ -23,6 +23,7 @@ from visrl.world.textured.grounds import muted
 SHARE = 5
 """One part in so many of a thing may be covered."""
 CLEAR = 5
+EDGE = 4
 SIDES_SHOWN = 3
 Mask = NDArray[np.bool_]
 _CHANCE, _TRIES, _LEAST = 0.6, 10, 25
@@ -53,12 +54,13 @@ def readable(thing: Thing, kind: Kind, covered: Mask) -> bool:
     hidden = covered[y1:y2, x1:x2] & own
     if SHARE * int(hidden.sum()) > int(own.sum()):
         return False
-    shown = [_shown(own[place], hidden[place]) for place in ((0,), (-1,), (slice(None), 0), (slice(None), -1))]
+    ends = np.s_[:EDGE], np.s_[-EDGE:], np.s_[:, :EDGE], np.s_[:, -EDGE:]  # top, bottom, left, right
+    shown = [_shown(own[end], hidden[end]) for end in ends]
     return sum(shown) >= SIDES_SHOWN and (kind != "chart" or shown[0])
 
 
 def _shown(edge: Mask, hidden: Mask) -> bool:
-    """Whether at least half of what touches a side is to be seen. edge, hidden: [pixels of that side]."""
+    """Whether at least half of a thing's pixels near a side is to be seen. edge, hidden: those pixels, and which are covered."""
     return 2 * int(hidden.sum()) <= int(edge.sum())
 
 

@@ -175,7 +175,14 @@ def test_nothing_but_things_has_a_strong_colour(made):
         assert not strong.any(), scene.key
 
 
-def test_marks_are_there_and_on_no_thing(made):
+def test_marks_differ_and_lie_on_no_thing(made):
+    """What of a shape or bar is not covered has the plain world's pixels."""
+    for scene, pixels, covered in made:
+        plain = np.asarray(draw_plain(scene))
+        for thing in scene.things:
+            (x1, y1, x2, y2), own = silhouette(thing, scene.kind)
+            bare = own & ~covered[y1:y2, x1:x2]
+            assert (pixels[y1:y2, x1:x2] == plain[y1:y2, x1:x2]).all(2)[bare].all(), scene.key
     for name in MARKS:
         assert 0.05 < mark(name, 40).mean() < 0.8, name
     assert len({mark(name, 40).tobytes() for name in MARKS}) == len(MARKS)

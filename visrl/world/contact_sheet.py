@@ -33,14 +33,15 @@ def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0
     for row, task in enumerate(tasks):
         rows = list(documents(task, split, (skip + columns) * 7, scenery))[skip * 7 :: 7][:columns]
         for column, document in enumerate(rows):
-            page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (_HIGH + 12)))
+            page.paste(cell_of(task, document), (12 + column * (_CELL + 12), 12 + row * (_HIGH + 12)))
     try:
         page.save(path, format="PNG")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", "does its folder exist?") from error
 
 
-def _cell(task: str, document: Document) -> Image.Image:
+def cell_of(task: str, document: Document) -> Image.Image:
+    """A cell of the sheet: the picture with its true boxes, what is asked and the answer, and what the model sees."""
     sample = sample_of(document)
     picture = drawn(document["picture"])
     marked = picture.copy()

@@ -7,6 +7,7 @@ from visrl.errors import UsageError
 from visrl.tables.cost_tables import Cost, Progress, costs_table, draw_costs, paths, read_costs, write_costs
 from visrl.tables.formats import render
 from visrl.tables.reproduction_page import text
+from visrl.tables.science_sections import Apart
 
 TASK = "world_viscot"
 
@@ -67,7 +68,7 @@ def test_equal_tokens_and_equal_time(made):
 
 def test_the_page_has_them_or_says_that_nothing_was_measured(made):
     results, _ = made
-    assert "Methods on equal compute" in text(results, paths(*made))
+    assert "Methods on equal compute" in text(results, Apart(methods=paths(*made)))
     assert "**Not measured, so nothing is claimed.** `recipes/world-methods.yaml`" in text(results)
 
 

@@ -35,6 +35,16 @@ def test_a_claim_over_seeds():
     assert Claim("c", {"9": 50.0}, after).row(None) == ""
 
 
+def test_what_a_test_could_have_found():
+    """Five seeds, differences -2, -1, 0, 1, 2: s = sqrt 2.5, se sqrt .5 = .7071. With 4 degrees of freedom |t| must exceed 2.776; at 3.77
+    standard errors a noncentral t does so with a chance of .8 (.745 at 3.5, .843 at 4)."""
+    before = {str(seed): 50.0 for seed in range(5)}
+    claim = Claim("c", before, {str(seed): 48.0 + seed for seed in range(5)})
+    assert claim.detectable == pytest.approx(3.77 * 0.5**0.5, abs=0.01)
+    assert Claim("c", {"0": 50.0}, {"0": 51.0}, se_by_picture=1.0).detectable is None
+    assert Claim("c", before, dict(before)).detectable is None  # no error
+
+
 def test_of_fewer_than_three_seeds_nothing_is_decided_but_of_one_with_an_error_by_picture():
     after = {"0": 54.0, "1": 57.0}
     assert Claim("c", {"0": 50.0}, after).row(None) == "| c | +4.0 | 50.0 → 54.0 | — | — | undecided, 1 seed |"

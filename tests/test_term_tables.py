@@ -3,9 +3,11 @@
 import pytest
 from test_phase_tables import record
 
+from visrl.tables.cost_tables import Cost, costs_table, paths
 from visrl.tables.formats import render
 from visrl.tables.reproduction_page import text
-from visrl.tables.term_tables import ends, terms_table
+from visrl.tables.science_sections import Apart
+from visrl.tables.term_tables import ANSWERS, METRICS, TASKS, ends, terms_table
 
 
 def phase(name, run, seed, answers, first, second):
@@ -59,6 +61,23 @@ def test_differences_are_paired_by_seed(made):
 
 def test_the_page_shows_them_or_says_that_they_were_not_measured(made):
     base = [record("sft", 0.4)]
-    section = text(base, terms=made).partition("## A term per look")[2]
+    section = text(base, Apart(terms=made)).partition("## A term per look")[2]
     assert "| full | 37.0 ± 0.6 |" in section
     assert "Not measured" in text(base).partition("## A term per look")[2]
+
+
+def test_methods_on_walls_on_equal_compute(made):
+    """full ends with 36 to 38 % at 2 M tokens and 20 s. last_look of seeds 0 and 1: 30 -> 32 and 31 -> 33 over 4 M and 10 s: at 2 M half
+    way, 31 and 32, differences to 36 and 37: -5; at 20 s at its end, 32 and 33: -4."""
+    costs = [
+        Cost(run="full", seed=seed, phase=f"iter1/rl{k}", tokens=10**6, seconds=10) for seed in (0, 1) for k in (1, 2)
+    ]
+    costs += [Cost(run="last_look", seed=seed, phase="iter1/rl2", tokens=4 * 10**6, seconds=10) for seed in (0, 1)]
+    found = paths(made, costs, METRICS, TASKS)
+    assert found["last_look"][0].scores["answers"] == pytest.approx((30.0, 32.0))
+    shown = render(costs_table(found, ANSWERS, "Methods"), "md")
+    assert r"| last\_look | 4.0 | 0.2 | 31.5 ± 0.5 (-5.0 ± 0.0) | 50.0 ± 0.0 (+0.0 ± 0.0) |" in shown
+    assert "| 32.5 ± 0.5 (-4.0 ± 0.0) |" in shown
+    section = text([record("sft", 0.4)], Apart(on_walls=found, walls=made)).partition("GRPO over several looks")[2]
+    assert "Methods on walls, each at its end" in section and "Methods on walls on equal compute" in section
+    assert "recipes/world-deep-methods.yaml` defines the comparison" in text([record("sft", 0.4)])

@@ -5,7 +5,8 @@ from test_phase_tables import record
 from test_science import pairs
 
 from visrl.tables.reproduction_page import text
-from visrl.tables.textured_tables import CLAIMS, section
+from visrl.tables.science_sections import Apart
+from visrl.tables.textured_tables import CLAIMS, another_world
 
 TASK = "world_textured_viscot"
 
@@ -42,7 +43,7 @@ def test_claims_are_corrected_among_themselves(made):
     34 and 40, 42, 44, each ± 1.15: t = 27.7 and 36.4, p = .0013 and .00075. Of six, in order: 6 x .00075 = .0045, 5 x .0013 = .0065,
     4 x .00274 = .011, .011 of the other's equal p, 2 x .00409 = .0082 raised to .011, 1 x .0351.
     """
-    said = "\n".join(section(made))
+    said = "\n".join(another_world(made))
     for row in (
         "| SFT predicts better boxes than the base | +42.0 ± 1.2 | 0.0 → 42.0 | < .001 | .005 | reproduced, 3 seeds |",
         "| SFT answers better than the base | +32.0 ± 1.2 | 10.0 → 42.0 | .001 | .006 | reproduced, 3 seeds |",
@@ -61,13 +62,13 @@ def test_with_pairs_every_claim_speaks(made):
         *made,
         *(r for s in range(3) for r in [*pairs("full", s, wp_ln=70.0), *pairs("no-box-critic", s, wp_ln=50.0 + s)]),
     ]
-    said = "\n".join(section(both))
+    said = "\n".join(another_world(both))
     assert "Not measured" not in said and all(f"| {claim} |" in said for claim in CLAIMS)
     assert "| With box critics more winning boxes are right | +19.0 ± 0.6 | 51.0 → 70.0 |" in said
 
 
 def test_phases_and_variants_are_shown(made):
-    said = "\n".join(section(made))
+    said = "\n".join(another_world(made))
     assert "| SFT+RL1+RL2 | 53.0 ±1.7 | 53.0 ±1.7 |" in said  # s = 3 over sqrt 3
     assert "| full | 53.0 ± 1.7 | — | 53.0 ± 1.7 | — | 3 |" in said
     assert "| no-box-critic | 50.0 ± 0.0 | -3.0 ± 1.7 | 50.0 ± 1.2 | -3.0 ± 0.6 | 3 |" in said
@@ -76,7 +77,7 @@ def test_phases_and_variants_are_shown(made):
 
 def test_the_page_has_the_section_and_its_other_claims_stay_as_they_are(made):
     base = [record(phase, 0.4 + s / 50, seed=s, run="full") for s in range(3) for phase in ("base", "sft")]
-    without, with_them = text(base), text(base, textured=made)
+    without, with_them = text(base), text(base, Apart(textured=made))
     assert "## Another world\n\n**Not measured, so nothing is claimed.** `recipes/world-textured.yaml`" in without
     before, _, section_ = with_them.partition("## Another world")
     assert before == without.partition("## Another world")[0] and "| Box critics help | +3.0 ± 0.6 |" in section_

@@ -107,3 +107,35 @@ def test_an_engine_for_hf_arguments(folder):
 
     fits, gone = fitting(f"vllm:{folder}/model", {**SMALL, "attn": "sdpa", "rows": "8"})
     assert fits == SMALL and sorted(gone) == ["attn", "rows"]
+
+
+def test_grpo_on_chains_of_the_engine(folder, table, monkeypatch):
+    """Two steps: the engine gets the newest adapter before each, and trains on what it sampled."""
+    from visrl.train.grpo import phase
+    from visrl.train.grpo.trainer import GroupTrainer
+
+    (folder / "grpo.yaml").write_text(
+        f"kind: grpo\noutput: {folder}/grpo\nmodel: {{path: '{folder}/model', dtype: float32, box_format: paper}}\nlora: {{r: 4}}\n"
+        f"data: {{path: '{folder}/q.jsonl', pictures: '{folder}', limit: 4}}\n"
+        "grpo: {protocol: viscot_train, box: {length: 1.0}, answer: {length: 1.0}, engine: {args: "
+        + ARGS.replace("box_format: paper", "gpu_memory_utilization: 0.5")
+        + "}}\ntrainer: {num_generations: 4, per_device_train_batch_size: 8, gradient_accumulation_steps: 1,\n"
+        "  num_train_epochs: 1, logging_steps: 1, learning_rate: 1e-3, max_completion_length: 6}\n"
+    )
+    drawn, handed = [], []
+    original = GroupTrainer._rollouts
+
+    def watched(self, questions):
+        groups = original(self, questions)
+        drawn.append((self.engine.policy.name, [len(c.replies["answer"].ids) for g in groups for c in g.chains]))
+        handed.append(self.engine.policy.describe()["adapter"]["weights_sha256"])
+        return groups
+
+    monkeypatch.setattr(GroupTrainer, "_rollouts", watched)
+    phase.run(load_recipe(folder / "grpo.yaml").recipe)
+    assert [name for name, _ in drawn] == [f"vllm:{folder}/model"] * 2 and len(set(handed)) == 2
+    assert all(1 <= n <= 6 for _, lengths in drawn for n in lengths)
+    history = [r for r in json.loads((folder / "grpo/history.json").read_text()) if "loss" in r]
+    assert len(history) == 2 and all("answer/reward" in row and row["tokens/generated"] > 0 for row in history)
+    assert (folder / "grpo/final/adapter_model.safetensors").is_file()
+    table.append(f"grpo: 2 steps on {sum(len(lengths) for _, lengths in drawn)} chains of the engine")

@@ -43,10 +43,10 @@ def recipe(folder: Path, section=None, **trainer) -> GRPORecipe:
     )  # fmt: skip
 
 
-def train(folder: Path, lora=None, section=None, **trainer):
+def train(folder: Path, lora=None, section=None, engine=None, **trainer):
     asked = recipe(folder, section, **trainer)
     trainable = load_trainable(asked.model, lora, asked.seed)
-    return run_phase(asked, trainable, [sample(i) for i in range(8)], reward_plan(asked))
+    return run_phase(asked, trainable, [sample(i) for i in range(8)], reward_plan(asked), engine)
 
 
 def child(folder: Path, environment: dict[str, str], trainer: dict[str, int]) -> None:

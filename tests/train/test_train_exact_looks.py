@@ -237,6 +237,11 @@ def test_a_stand_in_changes_neither_loss_nor_gradient(brief, tmp_path):
         assert torch.allclose(gradient, found[1][2][key], atol=1e-12)
 
 
+def test_an_unknown_word_for_look_weights_names_the_one_there_is():
+    with pytest.raises(ValueError, match="'first': a number for each look, in order, or `last`"):
+        recipe(look_weights="first")
+
+
 def test_mllama_refuses_rows_of_different_numbers_of_pictures(brief):
     collator = PairCollator(brief, tiny("mllama").encoder, ("answer",))
     with pytest.raises(UsageError, match="different numbers of looks in one batch"):

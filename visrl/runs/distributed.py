@@ -69,7 +69,7 @@ def init() -> Processes:
     check_launch()
     if "RANK" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _MPI):
         raise UsageError("processes started by mpirun cannot be used", _HOW)
-    here = Processes(rank(), _world_size())
+    here = Processes(rank(), world_size())
     if here.world_size > 1:
         _meet()
         here = Processes(here.rank, here.total(1))
@@ -84,7 +84,7 @@ def shutdown(code: int) -> int:
     It skips the interpreter's own end, where threads of gloo that are still there abort the process now and then ("terminate
     called without an active exception"), after which a launcher calls the whole run failed. Everything is on disk by then.
     """
-    if _world_size() > 1:
+    if world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -107,7 +107,7 @@ def say(error: UsageError) -> int:
     return EXIT_INCOMPLETE if isinstance(error, (LostProcess, Incomplete)) else EXIT_USAGE
 
 
-def _world_size() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -116,8 +116,8 @@ def check_launch() -> None:
     --cpu --num_processes 2`` does without a word, or as ``VISRL_PROCESSES`` says.
     """
     asked = os.environ.get(ASKED, "")
-    if asked and asked != str(_world_size()):
-        raise UsageError(f"{ASKED}={asked}, but the launcher started {_world_size()}", _HOW)
+    if asked and asked != str(world_size()):
+        raise UsageError(f"{ASKED}={asked}, but the launcher started {world_size()}", _HOW)
     # accelerate names a meeting point where several processes were asked for, and a precision to every process it starts
     known = os.environ.keys()
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= known and not {"RANK", *_MPI} & known:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import nct, norm
 from scipy.stats import t as student
 
 from visrl.core.records import TaskResult
@@ -25,6 +26,7 @@ LEVEL = 0.05
 """Of p, corrected for the number of claims on the page."""
 RECIPES = ("recipes/world-ablations.yaml", "recipes/world-iterations.yaml")
 """Which runs claims are of: the ablations with their full method, and the iterations."""
+POWER = 0.8
 SEEDS = 3
 """Of fewer seeds, an error over seeds decides nothing."""
 HEADER = (
@@ -80,6 +82,8 @@ _ABLATIONS = (
     ("Reinforcement beats as many further examples of the labelled pictures", "more-sft", "box"),
     ("Reinforcement beats continued SFT with the same compute", "more-sft-compute", "box"),
 )
+# claim, variant that should be worse than another variant, that one, metric
+_BESIDE = (("Without box critics, the diversity controller helps", "no-both", "no-box-critic", "box"),)
 _OTHER_SFT = ("short-sft", "more-sft", "more-sft-compute")
 """Variants that end in an SFT checkpoint other than the one reinforcement starts from."""
 RIGHT = ("wp_lp", "wp_ln")
@@ -128,6 +132,24 @@ class Claim:
             return None
         t = abs(change.value) / change.se
         return 2 * float(norm.sf(t) if change.n == 1 else student.sf(t, change.n - 1))
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference, in percentage points, that a test of so many seeds and this error finds with a chance of ``POWER``: of
+        the t-test at ``LEVEL``, taken alone (noncentral t). None where there is no such test.
+        """
+        change = self.change
+        if self.p is None or change.n == 1 or not change.se:
+            return None
+        freedom = change.n - 1
+        least = student.isf(LEVEL / 2, freedom)
+
+        def short(
+            effect: float,
+        ) -> float:  # of the tail on the effect's side: the other one's share is below 1e-6 there
+            return float(nct.sf(least, freedom, effect)) - POWER
+
+        return change.se * float(brentq(short, 1.0, 20.0))
 
     def verdict(self, corrected: float | None) -> str:
         """``reproduced``, ``contradicted`` or ``undecided``; empty where no seed has both. corrected: p, by :func:`holm`."""
@@ -182,6 +204,9 @@ def claims(results: Sequence[TaskResult]) -> Iterator[Claim]:
     full = last_by_seed(found, FULL)
     for text, variant, metric in _ABLATIONS:
         yield Claim(text, last_by_seed(found, variant).get(metric, {}), full.get(metric, {}))
+    for text, variant, other, metric in _BESIDE:
+        worse, better = (last_by_seed(found, name).get(metric, {}) for name in (variant, other))
+        yield Claim(text, worse, better)
     for text, variant, kinds, sign in _PAIRS:
         yield Claim(text, pairs_by_seed(results, variant, kinds), pairs_by_seed(results, FULL, kinds), sign)
     yield from _iterations(found)

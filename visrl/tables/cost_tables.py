@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,7 +25,7 @@ from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
 from visrl.tables.ablation_tables import FULL, plus_minus
 from visrl.tables.formats import Cell, Row, Table
-from visrl.tables.phase_tables import METRICS, of_loops, order, phase_of
+from visrl.tables.phase_tables import METRICS, is_phase, order, phase_of
 
 Kind = Literal["tokens", "seconds"]
 NAMES = ("box", "answers")
@@ -81,24 +81,31 @@ class Progress:
         return float(np.interp(budget, spent, self.scores[name]))
 
 
-def paths(results: Sequence[TaskResult], costs: Sequence[Cost]) -> dict[str, dict[int, Progress]]:
-    """run -> seed -> path, of the runs that ``costs`` are of. Only groups' means are read."""
+def paths(
+    results: Sequence[TaskResult],
+    costs: Sequence[Cost],
+    metrics: Mapping[str, str] = METRICS,
+    tasks: Collection[str] = GROUPS,
+) -> dict[str, dict[int, Progress]]:
+    """run -> seed -> path, of the runs that ``costs`` are of. metrics: of records, and the names of their scores. tasks: which
+    records are read; of a loop over several tasks those of their means.
+    """
     scored: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
-    for result in of_loops(results):
-        about = phase_of(result)
-        if result.task in GROUPS and result.value is not None:
+    for result in results:
+        if is_phase(result) and result.metric in metrics and result.task in tasks and result.value is not None:
+            about = phase_of(result)
             of_run = scored.setdefault((about["run"], int(about["seed"])), {})
-            of_run.setdefault(about["phase"], {})[METRICS[result.metric]] = 100.0 * result.value
+            of_run.setdefault(about["phase"], {})[metrics[result.metric]] = 100.0 * result.value
     spent: dict[tuple[str, int], list[Cost]] = {}
     for cost in costs:
         spent.setdefault((cost.run, cost.seed), []).append(cost)
     found: dict[str, dict[int, Progress]] = {}
     for (run, seed), lines in spent.items():
-        found.setdefault(run, {})[seed] = _path(scored.get((run, seed), {}), lines)
+        found.setdefault(run, {})[seed] = _path(scored.get((run, seed), {}), lines, dict.fromkeys(metrics.values()))
     return found
 
 
-def _path(scored: Mapping[str, Mapping[str, float]], costs: Sequence[Cost]) -> Progress:
+def _path(scored: Mapping[str, Mapping[str, float]], costs: Sequence[Cost], names: Iterable[str]) -> Progress:
     tokens, seconds, phases = [0.0], [0.0], ["sft"]
     so_far = np.zeros(2)
     for cost in sorted(costs, key=lambda c: (int(c.phase.split("/")[0].removeprefix("iter")), order(c.phase)[2])):
@@ -107,26 +114,28 @@ def _path(scored: Mapping[str, Mapping[str, float]], costs: Sequence[Cost]) -> P
             tokens.append(float(so_far[0]))
             seconds.append(float(so_far[1]))
             phases.append(cost.phase)
-    scores = {name: tuple(scored.get(phase, {}).get(name, float("nan")) for phase in phases) for name in NAMES}
+    scores = {name: tuple(scored.get(phase, {}).get(name, float("nan")) for phase in phases) for name in names}
     return Progress(tuple(tokens), tuple(seconds), scores)
 
 
-def costs_table(found: Mapping[str, Mapping[int, Progress]]) -> Table:
+def costs_table(
+    found: Mapping[str, Mapping[int, Progress]], names: Sequence[str] = NAMES, title: str = "Methods on equal compute"
+) -> Table:
     """A row per method: what it cost, and its scores at the tokens, and at the processor time, of ``full`` of the same seed."""
     rows = []
     for run, by_seed in found.items():
         both = [seed for seed in by_seed if seed in found.get(FULL, {})]
         ends = [Cell((_over([p.tokens[-1] / 1e6 for p in by_seed.values()]),))]
         ends += [Cell((_over([p.seconds[-1] / 60 for p in by_seed.values()]),))]
-        cells = [_beside(found, run, both, kind, name) for kind in get_args(Kind) for name in NAMES]
+        cells = [_beside(found, run, both, kind, name) for kind in get_args(Kind) for name in names]
         rows.append(Row(run, (*ends, *(Cell((cell,)) for cell in cells), Cell((str(len(both)),)))))
-    equal = [f"{name} at equal {kind}" for kind in ("tokens", "time") for name in NAMES]
+    equal = [f"{name} at equal {kind}" for kind in ("tokens", "time") for name in names]
     columns = tuple((t, t) for t in ("tokens, M", "CPU, min", *equal, "seeds"))
     notes = (
         "Percent, mean ± standard error over seeds; in parentheses the difference to `full`, paired by seed. Equal: the tokens,"
         " or the processor time, that `full` of the same seed took; of a run that took less, its end.",
     )
-    return Table("Methods on equal compute", "method", columns, tuple(rows), notes)
+    return Table(title, "method", columns, tuple(rows), notes)
 
 
 def _over(values: Sequence[float]) -> str:
@@ -134,13 +143,16 @@ def _over(values: Sequence[float]) -> str:
 
 
 def _beside(found: Mapping[str, Mapping[int, Progress]], run: str, seeds: Sequence[int], kind: Kind, name: str) -> str:
-    """``62.1 ± 0.4 (+2.0 ± 0.3)``."""
-    budgets = [_end(found[FULL][seed], kind) for seed in seeds]
-    ours, theirs = (
-        [found[r][seed].at(kind, budget, name) for seed, budget in zip(seeds, budgets, strict=True)]
-        for r in (run, FULL)
-    )
-    clusters = [str(seed) for seed in seeds]
+    """``62.1 ± 0.4 (+2.0 ± 0.3)``; a dash where no seed was scored so."""
+    both: dict[str, tuple[float, float]] = {}
+    for seed in seeds:
+        budget = _end(found[FULL][seed], kind)
+        values = found[run][seed].at(kind, budget, name), found[FULL][seed].at(kind, budget, name)
+        if np.isfinite(values).all():
+            both[str(seed)] = values
+    if not both:
+        return plus_minus(None, None)
+    ours, theirs, clusters = [a for a, _ in both.values()], [b for _, b in both.values()], list(both)
     mean, change = stats.mean(ours, clusters), stats.paired_difference(theirs, ours, clusters)
     said = plus_minus(mean.value, mean.se)
     return said if run == FULL else f"{said} ({plus_minus(change.value, change.se, '+')})"
@@ -150,16 +162,18 @@ def _end(path: Progress, kind: Kind) -> float:
     return (path.tokens if kind == "tokens" else path.seconds)[-1]
 
 
-def draw_costs(found: Mapping[str, Mapping[int, Progress]], path: Path) -> None:
-    """The figure, as SVG: boxes and answers over tokens, a line per method, a mark per phase."""
+def draw_costs(
+    found: Mapping[str, Mapping[int, Progress]], path: Path, names: Sequence[str] = NAMES, world: str = "small world"
+) -> None:
+    """The figure, as SVG: a score each over tokens, a line per method, a mark per phase."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "visrl"  # else an SVG's ids are drawn at random
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.2, 3.8), sharex=True)
-    for axis, name in zip(axes, NAMES, strict=True):
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.6 * len(names), 3.8), sharex=True)
+    for axis, name in zip(axes, names, strict=True):
         for (run, by_seed), marker in zip(found.items(), "osD^v<>P", strict=False):
             x, y, bars = _line(list(by_seed.values()), name)
             axis.errorbar(x, y, yerr=bars, label=run, marker=marker, markersize=4, capsize=2, linewidth=1.2)
@@ -167,7 +181,7 @@ def draw_costs(found: Mapping[str, Mapping[int, Progress]], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
     seeds = max(len(by_seed) for by_seed in found.values())
-    figure.suptitle(f"Methods from one warm-up, small world; bars: ± 1 standard error over {seeds} seeds", fontsize=10)
+    figure.suptitle(f"Methods from one warm-up, {world}; bars: ± 1 standard error over {seeds} seeds", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})

@@ -10,42 +10,28 @@ decided by one rule, said on the page: p over seeds, corrected for the number of
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.core.records import TaskResult, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import BEYOND, HEADER, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
-from visrl.tables.cost_tables import Progress, costs_table, draw_costs, paths, read_costs
+from visrl.tables.claims import HEADER, RECIPES, WHY, claims, holm, last_by_seed, main_run, pairs_by_seed
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
-    METRICS,
     draw_iterations,
     in_order,
     longest,
     of_loops,
-    phase_ends,
     phase_of,
     phase_table,
-    points,
     runs,
     series,
-    short,
 )
-from visrl.tables.term_tables import ends, terms_table
-from visrl.tables.textured_tables import section as textured_section
+from visrl.tables.science_sections import Apart, apart_of, draw, fallen, records_of, sections
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"
-METHODS_FIGURE = "figures/methods.svg"
-METHODS = "methods"
-"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
-TERMS = "terms"
-"""Below results: what recipes/world-deep-terms.yaml leaves."""
-TEXTURED = "textured"
-"""Below results: what recipes/world-textured.yaml leaves."""
 ITERATIONS = (
     "; by recipes/world-iterations.yaml, which starts from the bundled `sft` and weights the winners' SFT term by 3 instead"
     " of 1: its rows are comparable with each other, not with those of the ablations. Its seeds share the warm-up and the test"
@@ -67,26 +53,10 @@ as contradicted if it is so in the opposite direction, and as undecided otherwis
 standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
 Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
 """
-_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
-of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
-same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
-`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
-step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
-critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
-"""
-_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
-step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
-GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
-losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
-[performance.md](performance.md)), but not its accuracy.
-"""
-_TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
-labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
-step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
-also of the signs that take one look, and two; boxes 1 and 2: those of the first look, and of the second where the sign takes
-one. n = 1,000 walls of `test`.
-"""
-_NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
+_POWER = (
+    "Differences that the tests of claims within two errors would find with a power of 80 % (in points; t-test at .05 over as"
+    " many seeds with the error above, uncorrected):"
+)
 _LIMITS = """## Limits
 
 The models have about a million parameters, the pictures are synthetic, and the questions come from a grammar. Results
@@ -100,35 +70,23 @@ page is generated from their `records/` folders, copied below `results/records/`
 """
 
 
-def text(
-    results: Sequence[TaskResult],
-    methods: Mapping[str, Mapping[int, Progress]] | None = None,
-    terms: Sequence[TaskResult] = (),
-    textured: Sequence[TaskResult] = (),
-) -> str:
-    """The page, as Markdown ending in a newline. methods: run -> seed -> its path (cost_tables.py); terms, textured: records of
-    recipes/world-deep-terms.yaml and of recipes/world-textured.yaml.
-    """
+def text(results: Sequence[TaskResult], apart: Apart | None = None) -> str:
+    """The page, as Markdown ending in a newline."""
     small = [r for r in results if r.small_world]
     found = in_order(of_loops(small))
     if not found:
         return "\n".join([_HEAD, _NOTHING, _LIMITS])
     parts = [_HEAD, "## Claims", "", *_claims(small), "", *_tables(small, found)]
     if has_figure(found):
-        parts += ["## Iterations", "", f"![VisRL over multiple iterations]({FIGURE})", "", *_fallen(found), ""]
-    parts += ["## Step-level DPO against GRPO", "", *_methods(methods or {})]
-    parts += ["## A term per look", "", *_terms(terms)]
-    return "\n".join([*parts, "## Another world", "", *textured_section(textured), _LIMITS])
-
-
-def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
-    if not found:
-        return [_NO_METHODS]
-    return [_METHODS, render(costs_table(found), "md"), f"![Scores over model tokens]({METHODS_FIGURE})", ""]
-
-
-def _terms(results: Sequence[TaskResult]) -> list[str]:
-    return [_TERMS, render(terms_table(ends(results)), "md")] if results else [_NO_TERMS]
+        parts += [
+            "## Iterations",
+            "",
+            f"![VisRL over multiple iterations]({FIGURE})",
+            "",
+            *_end(found),
+            "",
+        ]
+    return "\n".join([*parts, *sections(apart or Apart()), _LIMITS])
 
 
 def has_figure(found: Sequence[TaskResult]) -> bool:
@@ -162,7 +120,12 @@ def _claims(results: Sequence[TaskResult]) -> list[str]:
     if failed:
         lines += ["", "Undecided or contradicted, with likely reasons:", ""]
         lines += [f"- *{'*; *'.join(texts)}*: {why.format(**_reading())}" for why, texts in failed.items()]
-    return lines
+    could = [
+        f"*{claim.text}* {claim.detectable:.1f}"
+        for claim, verdict in zip(made, verdicts, strict=True)
+        if verdict == "undecided" and claim.detectable is not None
+    ]
+    return [*lines, "", f"{_POWER} {'; '.join(could)}."] if could else lines
 
 
 def _reading() -> dict[str, str]:
@@ -201,22 +164,10 @@ def _differ(kinds: Numbers, shared: Numbers | None) -> bool:
     return not same or not all(same)
 
 
-def _fallen(found: Sequence[TaskResult]) -> list[str]:
-    """What the last iteration of the longest run does worse than its warm-up, beyond two standard errors."""
-    run = longest(found)
-    ends = {int(number): label for label, number in phase_ends(found, run).items()}
-    rows = points(found, run)
-    if 0 not in ends:
-        return []
-    before, after = rows[ends[0]], rows[ends[max(ends)]]
-    lines = []
-    for (task, metric), then in before.items():
-        now = after.get((task, metric))
-        if now is not None and then.value - now.value > BEYOND * math.hypot(then.se or 0.0, now.se or 0.0):
-            lines.append(f"{short(task)} {METRICS[metric]} {then.value:.1f} → {now.value:.1f}")
-    if not lines:
-        return ["No domain ends below the warm-up by more than two standard errors."]
-    return [f"Below the warm-up at the end, by more than two standard errors: {'; '.join(lines)}. {YES_OR_NO}"]
+def _end(found: Sequence[TaskResult]) -> list[str]:
+    """How the longest run's last iteration compares with its warm-up."""
+    said = fallen(found, longest(found))
+    return [f"{said} {YES_OR_NO}" if said.startswith("Below") else said]
 
 
 def _made_of(found: Sequence[TaskResult], name: str) -> str:
@@ -230,28 +181,17 @@ def write(results: Path, docs: Path) -> Path:
     """Write the page and its figure from ``results/records``. Returns the page. Raises UsageError where that folder is not."""
     if not (results / "records").is_dir():
         raise UsageError(f"{results / 'records'}: no such folder", "run this in visrl's repository, or name --results")
-    found = _records(results)
+    found = records_of(results)
     if has_figure(found):
         loops = of_loops(found)
         draw_iterations(loops, longest(loops), docs / FIGURE)
-    if methods := _read_methods(results):
-        draw_costs(methods, docs / METHODS_FIGURE)
-    write_atomically(docs / "science.md", text(found, methods, _records(results / TERMS), _records(results / TEXTURED)))
+    apart = apart_of(results)
+    draw(apart, docs)
+    write_atomically(docs / "science.md", text(found, apart))
     return docs / "science.md"
 
 
 def is_stale(results: Path, docs: Path) -> bool:
     """Whether the page on file is not what the records give."""
     page = docs / "science.md"
-    return not page.is_file() or page.read_text(encoding="utf-8") != text(
-        _records(results), _read_methods(results), _records(results / TERMS), _records(results / TEXTURED)
-    )
-
-
-def _records(folder: Path) -> list[TaskResult]:
-    return read_records(folder / "records") if (folder / "records").is_dir() else []
-
-
-def _read_methods(results: Path) -> dict[str, dict[int, Progress]]:
-    folder = results / METHODS
-    return paths(_records(folder), read_costs(folder / "costs.csv"))
+    return not page.is_file() or page.read_text(encoding="utf-8") != text(records_of(results), apart_of(results))

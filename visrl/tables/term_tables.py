@@ -20,6 +20,8 @@ METRICS = {
     "box_acc/look=1": "box 1",
     "box_acc/look=2": "box 2",
 }
+ANSWERS = ("answers", "of one look", "of two")
+TASKS = ("world_deep",)
 WARM_UP = "sft"
 
 
@@ -42,6 +44,6 @@ def ends(results: Sequence[TaskResult]) -> dict[str, Numbers]:
     return {name: found[name] for name in sorted(found, key=lambda name: (name != WARM_UP, name != FULL, name))}
 
 
-def terms_table(found: Mapping[str, Numbers]) -> Table:
+def terms_table(found: Mapping[str, Numbers], title: str = "Terms on walls") -> Table:
     """A row per end, two columns per metric: its value, and its difference to ``full``, paired by seed."""
-    return table_of(summary(found), "Terms on walls")
+    return table_of(summary(found), title)

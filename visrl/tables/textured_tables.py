@@ -33,7 +33,7 @@ of the other sections neither count here nor change by it. `world_textured_visco
 _NOTHING = f"**Not measured, so nothing is claimed.** `{RECIPE}` defines the comparison.\n"
 
 
-def section(results: Sequence[TaskResult]) -> list[str]:
+def another_world(results: Sequence[TaskResult]) -> list[str]:
     """The section's parts, as Markdown: claims, the phases of ``full``, and what each variant is worth. results: records of the
     recipe; where they hold no phase of a loop, the section says that nothing was measured.
     """

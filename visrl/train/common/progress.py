@@ -23,6 +23,8 @@ _SHOWN = (
     ("answer/rewards/accuracies", "answer acc {:.2f}"),
     ("mean_token_accuracy", "token acc {:.3f}"),
     ("box/reward", "box reward {:.3f}"),
+    ("look1/reward", "look 1 reward {:.3f}"),
+    ("look2/reward", "look 2 reward {:.3f}"),
     ("answer/reward", "answer reward {:.3f}"),
     ("kl", "kl {:.4f}"),
 )

@@ -89,6 +89,13 @@ class StepSection(Section):
         default=None, ge=1, description="stop at a longer sequence, naming it; nothing is ever cut"
     )
 
+    @field_validator("look_weights", mode="before")
+    @classmethod
+    def _last_or_numbers(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "last":
+            raise ValueError(f"{value!r}: a number for each look, in order, or `last`")
+        return value
+
     def terms(self, stage: int, looks: int = 1) -> tuple[Term, ...]:
         """The terms of a stage with this recipe's lambdas and betas. looks: the most that a pair has."""
         asked = self.look_weights if isinstance(self.look_weights, tuple) else (1.0,)

@@ -18,7 +18,7 @@ from visrl.policies.before import check_policy
 from visrl.policies.hf.decoding import sliding_window
 from visrl.policies.protocol import Sampling
 from visrl.rollout.config import require_room
-from visrl.runs.distributed import rank
+from visrl.runs.distributed import rank, world_size
 from visrl.train.common.models import (
     TrainableModel,
     check_model,
@@ -35,6 +35,7 @@ from visrl.train.data.fingerprint import questions_hash
 from visrl.train.data.questions import check_questions, load_questions
 from visrl.train.grpo.batches import GroupEncoder
 from visrl.train.grpo.credit import RewardPlan
+from visrl.train.grpo.engine import Engine, engine_policy, load_engine
 from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
 from visrl.train.grpo.rewards import RewardTools
 from visrl.train.grpo.rollouts import RolloutPlan
@@ -47,10 +48,15 @@ def run(recipe: GRPORecipe) -> int:
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
     check_or_renew(recipe.output, asked, data)
     if not finished(recipe.output):
+        engine = load_engine(recipe)
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
         rewards = reward_plan(recipe)
         claim(recipe.output, asked, data)
-        run_phase(recipe, trainable, questions, rewards)
+        try:
+            run_phase(recipe, trainable, questions, rewards, engine)
+        finally:
+            if engine is not None:
+                engine.policy.close()
         if rank() == 0:
             protocol = recipe.grpo.protocol or trainable.family.default_protocol
             say_where(recipe.output / "final", recipe.model, {protocol}, crop_under(protocol, recipe.grpo.crop))
@@ -64,6 +70,10 @@ def check(recipe: GRPORecipe) -> None:
         if recipe.critic is not None and recipe.critic.model is not None:
             check_policy(recipe.critic.model, recipe.critic.args)
         check_questions(recipe.data)
+        if recipe.grpo.engine is not None:
+            if world_size() > 1:
+                raise UsageError("grpo.engine runs in one process", "without a launcher, or without the engine")
+            check_policy(*engine_policy(recipe))
 
 
 def reward_plan(recipe: GRPORecipe) -> RewardPlan:
@@ -81,7 +91,11 @@ def _lengths(recipe: GRPORecipe) -> dict[str, Any]:
 
 
 def run_phase(
-    recipe: GRPORecipe, trainable: TrainableModel, questions: list[CoTSample], rewards: RewardPlan
+    recipe: GRPORecipe,
+    trainable: TrainableModel,
+    questions: list[CoTSample],
+    rewards: RewardPlan,
+    engine: Engine | None = None,
 ) -> GroupTrainer:
     """From the model in memory to ``final/``."""
     folder, section = recipe.output, recipe.grpo
@@ -98,7 +112,7 @@ def run_phase(
     title = "grpo" + (f" (plain rows: {reason})" if section.prefix_sharing and reason else "")
     with own_forward(trainable.model):
         plans = (encoder, plan, rewards)
-        trainer = GroupTrainer(trainable, questions, plans, args, folder, keep=section.keep, title=title)
+        trainer = GroupTrainer(trainable, questions, plans, args, folder, keep=section.keep, engine=engine, title=title)
         train(trainer, trainable, folder)
     return trainer
 

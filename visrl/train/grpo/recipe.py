@@ -12,7 +12,7 @@ from visrl.train.common.trainer_args import OWN
 from visrl.train.config.protocols import ProtocolChoice
 from visrl.train.config.recipe import LoraSection, ModelSection, Recipe, check_trainer_section
 from visrl.train.config.section import Section
-from visrl.train.critics.critics import CriticSection
+from visrl.train.critics.critics import CriticSection, ModelArgs
 from visrl.train.critics.judged import Inner
 from visrl.train.data.questions import QuestionSection
 from visrl.train.grpo.advantages import Baseline, Credit
@@ -41,6 +41,14 @@ RESERVED = OWN | {
 }  # fmt: skip
 
 
+class EngineSection(Section):
+    """Draws chains in place of the model in training, and is handed its adapter; with ``lora`` only."""
+
+    model: str | None = Field(default=None, description="default: vllm: and the model that is trained")
+    args: ModelArgs = Field(default_factory=dict, description="as --model-args, e.g. gpu_memory_utilization")
+    every: int = Field(default=1, ge=1, description="optimiser steps between two hand-overs of the adapter")
+
+
 class GRPOSection(Section):
     """What is rewarded, and how groups are drawn and compared."""
 
@@ -59,6 +67,7 @@ class GRPOSection(Section):
     prefix_sharing: bool = Field(default=True, description="one row per group; exact, and several times as fast")
     vision_cache_gb: float = Field(default=4.0, ge=0, description="memory for features of a frozen vision tower")
     max_tokens: int | None = Field(default=None, ge=1, description="stop at a longer sequence, naming it")
+    engine: EngineSection | None = Field(default=None, description="draws chains; default: the model in training")
     keep: int = Field(default=2, ge=0, description="groups of each logging step that are kept in rollouts/")
 
 
@@ -86,6 +95,12 @@ class GRPORecipe(Recipe):
     def _calibrated_before(self) -> GRPORecipe:
         if self.critic is not None and self.critic.calibration is not None:
             raise ValueError("critic.calibration is fitted in pairs; name a critic.temperature here")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_to_hand_over(self) -> GRPORecipe:
+        if self.grpo.engine is not None and self.lora is None:
+            raise ValueError("grpo.engine is handed an adapter at each step: it needs the section lora")
         return self
 
     @model_validator(mode="after")

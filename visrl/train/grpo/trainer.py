@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +38,7 @@ from visrl.train.common.vision_cache import evaluating
 from visrl.train.grpo.advantages import advantages, without_spread
 from visrl.train.grpo.batches import GroupEncoder, compact_inputs, of_chains, trained_tokens
 from visrl.train.grpo.credit import RewardPlan, TurnValues, taken, turn_values
+from visrl.train.grpo.engine import Engine, KeptWeights
 from visrl.train.grpo.rewards import CountedCritic
 from visrl.train.grpo.rollouts import Group, RolloutPlan, TurnName, draw_groups
 
@@ -46,27 +46,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = "rollouts"
-
-
-class StartingWeights:
-    """The trained parameters of a model as they were when its phase began: the reference, whatever is trained."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model as it was; afterwards as it is. Looked up by name: a resumed adapter has new parameters."""
-        parameters = dict(self._model.named_parameters())
-        now = {name: parameters[name].data for name in self._kept}
-        try:
-            for name, before in self._kept.items():
-                parameters[name].data = before
-            yield
-        finally:
-            for name, data in now.items():
-                parameters[name].data = data
 
 
 class EpochOrder(RepeatSampler):
@@ -85,7 +64,8 @@ class EpochOrder(RepeatSampler):
 
 
 class GroupTrainer(PhaseTrainer, GRPOTrainer):
-    """GRPO over questions. ``folder`` is where some chains of each logging step are kept (``keep`` groups of them).
+    """GRPO over questions. ``folder`` is where some chains of each logging step are kept (``keep`` groups of them). engine: what
+    draws chains; None: the model in training.
 
     A batch is counted as TRL counts it, in chains: ``per_device_train_batch_size`` is a multiple of ``num_generations``.
     Raises UsageError where it is not, and where a loss is not finite (naming the samples).
@@ -101,11 +81,13 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         args: GRPOConfig,
         folder: Path,
         keep: int = 2,
+        engine: Engine | None = None,
         **more: Any,
     ) -> None:
         self.trainable, self.questions, self.folder, self.keep = trainable, questions, folder, keep
         self.encoding, self.plan, self.rewards = plans
-        check_schedule(args, len(questions))
+        self.engine = engine
+        check_schedule(args, len(questions), 1 if engine is None else engine.every)
         self._drawn: list[dict[str, Any]] | None = None
         self._last: list[dict[str, Any]] = []
         self._scoring: Mapping[TurnName, Mapping[str, Any]] = {}
@@ -127,7 +109,7 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
                 "chains are sampled by the model in this process, which does not work with sharded weights",
                 "launch with recipes/accelerate/ddp.yaml or deepspeed-zero2.yaml",
             )
-        self.reference = StartingWeights(trainable.model) if beta else None
+        self.reference = KeptWeights(trainable.model) if beta else None
 
     # --- drawing
 
@@ -187,6 +169,9 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
 
     def _rollouts(self, questions: Sequence[CoTSample]) -> list[Group]:
         """A policy of its own for every generation: what one keeps of a picture or a prompt is older weights' next time."""
+        if self.engine is not None:
+            policy = self.engine.at(self.trainable, self.state.global_step)
+            return draw_groups(policy, questions, self.plan, f":{self.state.global_step}")
         trainable, store = self.trainable, self.encoding.store
         family, base = trainable.family, trainable.base
 
@@ -196,10 +181,10 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
             return [found[picture.digest] for picture in pictures]
 
         loaded = Loaded(trainable.model, trainable.processor, family, {})
-        policy = HFPolicy("policy", loaded, encode=None if store is None else encode)
-        policy.box_format = trainable.encoder.box_format
+        ours = HFPolicy("policy", loaded, encode=None if store is None else encode)
+        ours.box_format = trainable.encoder.box_format
         with evaluating(self.model), self.accelerator.autocast():
-            return draw_groups(policy, questions, self.plan, f":{self.state.global_step}")
+            return draw_groups(ours, questions, self.plan, f":{self.state.global_step}")
 
     def _advantages(self, turn: TurnName, groups: Sequence[Group], values: TurnValues) -> Tensor:
         """[G, k] of a turn's tokens; its figures are logged, over the chains and groups that had it."""
@@ -224,8 +209,11 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
         self._log_sum("tokens/trained", trained_tokens(turns) * self.args.gradient_accumulation_steps)
         every = self.args.steps_per_generation * self.num_iterations
         with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
-            if self.args.gradient_accumulation_steps % every:
-                batch["old_per_token_logps"] = self._log_probs(self.model, turns := batch["turns"])
+            if self.engine is not None and self.engine.sampled is not None and self.engine.every > 1:
+                with self.engine.sampled.in_place():
+                    batch["old_per_token_logps"] = self._log_probs(self.model, batch["turns"])
+            elif self.args.gradient_accumulation_steps % every:
+                batch["old_per_token_logps"] = self._log_probs(self.model, batch["turns"])
             if self.reference is not None:
                 with self.reference.in_place():
                     batch["ref_per_token_logps"] = self._log_probs(self.model, batch["turns"])
@@ -299,10 +287,11 @@ class GroupTrainer(PhaseTrainer, GRPOTrainer):
             write_atomically(place, dump_json({"step": self.state.global_step, "groups": self._last}))
 
 
-def check_schedule(args: GRPOConfig, questions: int) -> None:
+def check_schedule(args: GRPOConfig, questions: int, handed_over: int = 1) -> None:
     """What must divide what. Raises UsageError.
 
-    ``save_steps`` is rounded up to where new chains are drawn next.
+    ``save_steps`` is rounded up to where new chains are drawn next, by weights that an engine gets then. handed_over: optimiser
+    steps between two hand-overs.
     """
     k, per = args.num_generations, args.per_device_train_batch_size
     if per % k:
@@ -323,7 +312,13 @@ def check_schedule(args: GRPOConfig, questions: int) -> None:
             "lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size",
         )
     steps = max(1, every // accumulated)
-    args.save_steps = -(-int(args.save_steps) // steps) * steps
+    if handed_over > 1 and handed_over % steps:
+        raise UsageError(
+            f"grpo.engine.every {handed_over} is not a multiple of the {steps} steps that chains are drawn for at once",
+            f"{-(-handed_over // steps) * steps}, for example",
+        )
+    whole = max(steps, handed_over)
+    args.save_steps = -(-int(args.save_steps) // whole) * whole
 
 
 def _ours(*_: Any, **__: Any) -> list[float]:

@@ -1,0 +1,201 @@
+"""Sections of docs/science.md whose runs are on file apart from the ablations: results/methods, results/terms and so on.
+
+Each has a text on what was run, and its tables; where there is no record, it says that nothing was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from visrl.core.records import TaskResult, read_records
+from visrl.tables.ablation_tables import FULL
+from visrl.tables.claims import BEYOND
+from visrl.tables.cost_tables import NAMES, Progress, costs_table, draw_costs, paths, read_costs
+from visrl.tables.formats import render
+from visrl.tables.method_verdicts import verdicts
+from visrl.tables.phase_tables import METRICS, of_loops, phase_ends, phase_table, points, runs, short
+from visrl.tables.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
+from visrl.tables.term_tables import METRICS as WALL_METRICS
+from visrl.tables.textured_tables import another_world
+
+METHODS_FIGURE = "figures/methods.svg"
+METHODS = "methods"
+"""Below results: what recipes/world-methods.yaml leaves, apart from the ablations, whose `full` is another one."""
+METHODS_ON_WALLS = "methods-deep"
+"""Below results: what recipes/world-deep-methods.yaml leaves."""
+WALLS_FIGURE = "figures/methods-deep.svg"
+SATURATION, MARGIN = "saturation", "margin"
+"""Below results: what recipes/world-saturation.yaml and world-margin.yaml leave."""
+TERMS = "terms"
+"""Below results: what recipes/world-deep-terms.yaml leaves."""
+TEXTURED = "textured"
+"""Below results: what recipes/world-textured.yaml leaves."""
+_METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
+of three learning rates on `val` (`recipes/world-methods-lr.yaml`): `full` is step-level DPO as in the paper, `online` the
+same with pairs sampled anew from the newest model in five parts, `sft_chosen` fine-tuning on the chosen chains,
+`grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
+step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
+critic and reference computed, or training differentiated. CPU: time on one core, without scoring.
+"""
+_TOLD_APART = "Beyond two standard errors over three seeds or more, in points:\n"
+_NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:
+step-level DPO, the same with newly sampled pairs, fine-tuning on the chosen chains, GRPO per step with the box-free critic,
+GRPO on the answer reward only, GRPO with the oracle's IoU, each from the same warm-up. For GRPO, the correctness of
+losses and gradients and the speed of a step have been tested ([training-grpo.md](training-grpo.md),
+[performance.md](performance.md)), but not its accuracy.
+"""
+_ON_WALLS = """The same over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-methods.yaml`, each seed with
+its own warm-up on 100 labelled walls: `full` is step-level DPO with a term per look, on pairs of 2,000 questions; GRPO, on
+1,000 questions, rewards each look (`grpo_critic`: by the critic, `grpo_oracle`: by the IoU with its true box) or the answer
+only (`grpo_answer`). Learning rates are those found for one look. Answers also of the signs that take one look, and two.
+n = 1,000 walls of `test`.
+"""
+_NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
+_SATURATION = """Eight iterations of 900 questions, five seeds, each with its own warm-up on 40 labelled pictures
+(`recipes/world-saturation.yaml`); then 64 further samples of each question whose box is still wrong
+(`tests/studies/remaining_errors.py`).
+"""
+_NO_SATURATION = "**Not measured, so nothing is claimed.** `recipes/world-saturation.yaml` defines the runs.\n"
+_MARGIN = """Four iterations from the bundled `sft` with the likelihood critic (`full`) and with a critic by margin on yes-or-no
+questions, calibrated on 200 labelled questions of `val` ([pairs.md](pairs.md#margin)), by `recipes/world-margin.yaml`.
+"""
+_NO_MARGIN = """**Not measured, so nothing is claimed.** `recipes/world-margin.yaml` defines the runs
+([pairs.md](pairs.md#margin)).
+"""
+_TERMS = """The method over several looks, on walls ([world.md](world.md)), by `recipes/world-deep-terms.yaml`: a warm-up on 100
+labelled walls (`sft` here, one per seed), pairs of 2,000 questions whose looks each have candidates and a critic, then
+step-level DPO with a term per look (`full`) or with the last look's alone (`last_look`), each with the answer's. Answers
+also of the signs that take one look, and two; boxes 1 and 2: those of the first look, and of the second where the sign takes
+one. n = 1,000 walls of `test`.
+"""
+_NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
+    of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, and of
+    the textured world.
+    """
+
+    methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    on_walls: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
+    walls: Sequence[TaskResult] = ()
+    terms: Sequence[TaskResult] = ()
+    saturation: Sequence[TaskResult] = ()
+    errors: Sequence[Errors] = ()
+    margin: Sequence[TaskResult] = ()
+    textured: Sequence[TaskResult] = ()
+
+
+def sections(apart: Apart) -> list[str]:
+    """Them all, as lines of Markdown."""
+    parts = ["## Iterations to the end", "", *_saturation(apart.saturation, apart.errors)]
+    parts += ["## A critic by margin", "", *_margin(apart.margin)]
+    parts += ["## Step-level DPO against GRPO", "", *_methods(apart.methods)]
+    parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
+    parts += ["## A term per look", "", *_terms(apart.terms)]
+    return [*parts, "## Another world", "", *another_world(apart.textured)]
+
+
+def _saturation(results: Sequence[TaskResult], errors: Sequence[Errors]) -> list[str]:
+    if not results:
+        return [_NO_SATURATION]
+    said = []
+    for name in ("box", "answers"):
+        last = saturates(results, FULL, name)
+        said.append(f"{name} after " + ("none of them" if last is None else f"iteration {last}"))
+    ended = f"Two iterations in a row add at most two standard errors: {'; '.join(said)}.\n"
+    shown = [render(errors_table(errors), "md")] if errors else ["Of the remaining errors nothing is on file.\n"]
+    return [_SATURATION, render(iterations_table(results, FULL), "md"), ended, *shown]
+
+
+def _margin(results: Sequence[TaskResult]) -> list[str]:
+    if not results:
+        return [_NO_MARGIN]
+    found = of_loops(results)
+    parts = [_MARGIN]
+    for run in runs(found):
+        parts += [render(phase_table(found, run), "md"), f"`{run}`: {fallen(found, run)}\n"]
+    return parts
+
+
+def _methods(found: Mapping[str, Mapping[int, Progress]]) -> list[str]:
+    if not found:
+        return [_NO_METHODS]
+    return [
+        _METHODS,
+        render(costs_table(found), "md"),
+        f"![Scores over model tokens]({METHODS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(found, NAMES),
+        "",
+    ]
+
+
+def _methods_on_walls(apart: Apart) -> list[str]:
+    if not apart.on_walls:
+        return [_NO_WALLS]
+    return [
+        _ON_WALLS,
+        render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
+        render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
+        f"![Answers over model tokens]({WALLS_FIGURE})",
+        "",
+        _TOLD_APART,
+        *verdicts(apart.on_walls, ANSWERS),
+        "",
+    ]
+
+
+def _terms(results: Sequence[TaskResult]) -> list[str]:
+    return [_TERMS, render(terms_table(ends(results)), "md")] if results else [_NO_TERMS]
+
+
+def fallen(found: Sequence[TaskResult], run: str) -> str:
+    """What a run's last iteration does worse than its warm-up, beyond two standard errors."""
+    ends = {int(number): label for label, number in phase_ends(found, run).items()}
+    rows = points(found, run)
+    if 0 not in ends:
+        return ""
+    before, after = rows[ends[0]], rows[ends[max(ends)]]
+    lines = []
+    for (task, metric), then in before.items():
+        now = after.get((task, metric))
+        if now is not None and then.value - now.value > BEYOND * math.hypot(then.se or 0.0, now.se or 0.0):
+            lines.append(f"{short(task)} {METRICS[metric]} {then.value:.1f} → {now.value:.1f}")
+    if not lines:
+        return "No domain ends below the warm-up by more than two standard errors."
+    return f"Below the warm-up at the end, by more than two standard errors: {'; '.join(lines)}."
+
+
+def records_of(folder: Path) -> list[TaskResult]:
+    return read_records(folder / "records") if (folder / "records").is_dir() else []
+
+
+def apart_of(results: Path) -> Apart:
+    methods, walls = results / METHODS, results / METHODS_ON_WALLS
+    on_walls = records_of(walls)
+    return Apart(
+        paths(records_of(methods), read_costs(methods / "costs.csv")),
+        paths(on_walls, read_costs(walls / "costs.csv"), WALL_METRICS, TASKS),
+        on_walls,
+        records_of(results / TERMS),
+        records_of(results / SATURATION),
+        read_errors(results / SATURATION / "errors.csv"),
+        records_of(results / MARGIN),
+        records_of(results / TEXTURED),
+    )
+
+
+def draw(apart: Apart, docs: Path) -> None:
+    """The figures of these sections."""
+    if apart.methods:
+        draw_costs(apart.methods, docs / METHODS_FIGURE)
+    if apart.on_walls:
+        draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")

@@ -290,7 +290,7 @@ def _register_world() -> None:
 
 
 def _register_scenes(kind: str, about: str) -> None:
-    """The main tasks over one scenery (visrl/world/scenery.py), and their group."""
+    """The main tasks over one scenery (visrl/world/textured/scenery.py), and their group."""
     domains = ("doc", "chart", "general", "relation", "fine")
     register(_world(f"{kind}rec", "rec", 1000, f"{about}referring expressions, unique by construction"))
     asked = "a sign too small to read without looking"

@@ -15,7 +15,7 @@ from typing import Any
 from visrl.core.types import CoTSample
 from visrl.evals.benchmarks import TASKS
 from visrl.tasks.common import Document, Row, Source
-from visrl.world.scenery import PLAIN, TEXTURED, Scenery
+from visrl.world.textured.scenery import PLAIN, TEXTURED, Scenery
 
 
 def sample(row: Row, task: str) -> CoTSample:

@@ -18,13 +18,13 @@ from visrl.world.rendering import draw as draw_plain
 from visrl.world.rendering import shaded, sign_box, silhouette
 from visrl.world.rng import Dice
 from visrl.world.samples import drawn
-from visrl.world.scenery import draw, dressed, undressed
 from visrl.world.scenes import COLOURS, Thing
 from visrl.world.splits import picture, redraw
 from visrl.world.textured.drawing import painted
 from visrl.world.textured.grounds import GROUNDS, MUTED, ground
 from visrl.world.textured.marks import MARKS, mark
 from visrl.world.textured.occlusion import readable
+from visrl.world.textured.scenery import draw, dressed, undressed
 
 PIXELS = "560f8e35e10458fe"  # a change needs a new visrl.world.VERSION
 RECIPES = Path(__file__).parents[2] / "recipes"

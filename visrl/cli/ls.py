@@ -10,7 +10,7 @@ import typer
 from visrl.cli.including import IncludeOption, include_files, lines_of_others
 from visrl.cli.numbers import sensible
 from visrl.errors import UsageError, nearest
-from visrl.world.scenery import PLAIN, Scenery
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 if TYPE_CHECKING:
     from rich.table import Table

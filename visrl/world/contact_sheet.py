@@ -11,8 +11,8 @@ from visrl.core.crops import tight
 from visrl.errors import UsageError, nearest
 from visrl.world.questions import Document, documents
 from visrl.world.samples import drawn, sample_of
-from visrl.world.scenery import PLAIN, Scenery
 from visrl.world.splits import SPLITS
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench", "deep")
 _CELL, _TEXT, _CAPTION, _SEEN = 300, 74, 18, 64

@@ -18,9 +18,9 @@ from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descri
 from visrl.world.general_questions import GeneralQuestion
 from visrl.world.glyphs import SIGNS
 from visrl.world.rng import Dice
-from visrl.world.scenery import PLAIN, Scenery, dressed
 from visrl.world.scenes import Kind, Scene
 from visrl.world.splits import SPLITS, indices, picture
+from visrl.world.textured.scenery import PLAIN, Scenery, dressed
 
 Document = dict[str, Any]
 DOMAINS: dict[str, Kind] = {"doc": "form", "chart": "chart", "general": "scene", "relation": "scene", "fine": "scene"}

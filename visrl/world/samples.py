@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from visrl.core.types import CoTSample, Picture
 from visrl.world.questions import Document, box_of, documents, true_box
-from visrl.world.scenery import PLAIN, Scenery
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,8 +62,9 @@ def picture_of(key: str) -> Picture:
 @lru_cache(maxsize=64)
 def drawn(key: str) -> Image:
     """The picture itself. The last few are kept: a picture is asked about more than once in a row."""
-    from visrl.world import scenery, splits
+    from visrl.world import splits
     from visrl.world.deep import drawing, walls
+    from visrl.world.textured import scenery
 
     if key.startswith(walls.PREFIX):
         return drawing.draw(walls.rewall(key))

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from visrl.world.forms_and_charts import lay_out_chart, lay_out_form
-from visrl.world.scenery import undressed
 from visrl.world.scenes import Kind, Scene, lay_out
+from visrl.world.textured.scenery import undressed
 
 SFT_PICTURES = 40
 _KINDS: tuple[Kind, ...] = ("scene", "scene", "scene", "scene", "form", "chart")

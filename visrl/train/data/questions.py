@@ -27,7 +27,7 @@ from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
 from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
-from visrl.world.scenery import PLAIN, Scenery
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 Row = TypeVar("Row", QuestionRow, ChainRow)
 WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")

@@ -56,8 +56,8 @@ from visrl.world.questions import DOMAINS, Document, true_box
 from visrl.world.rendering import sign_box
 from visrl.world.rng import Dice
 from visrl.world.samples import drawn, sample_of
-from visrl.world.scenery import PLAIN, Scenery, draw, dressed
 from visrl.world.scenes import Scene
+from visrl.world.textured.scenery import PLAIN, Scenery, draw, dressed
 
 TWO_PICTURES = ("look", "several")
 PRETEXT = ("bind", "name", "edges", "spell", "describe", "tell", "caption", "read", "look", "whole")

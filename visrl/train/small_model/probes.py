@@ -23,7 +23,7 @@ from visrl.world.chat_format import BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS
 from visrl.world.questions import Document, true_box
 from visrl.world.rng import Dice
-from visrl.world.scenery import PLAIN, Scenery
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 N, BATCH = 192, 48
 

@@ -35,7 +35,7 @@ from visrl.train.small_model.inputs import IGNORE, Example, collate
 from visrl.train.small_model.pretext_tasks import TWO_PICTURES, ExampleBuilder
 from visrl.world.model import build_model, build_processor, build_tokenizer, extend
 from visrl.world.rng import Dice
-from visrl.world.scenery import PLAIN, Scenery
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 Named = tuple[str, Example]  # lesson, example
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm

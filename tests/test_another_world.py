@@ -5,8 +5,7 @@ from test_phase_tables import record
 from test_science import pairs
 
 from visrl.tables.reproduction_page import text
-from visrl.tables.science_sections import Apart
-from visrl.tables.textured_tables import CLAIMS, another_world
+from visrl.tables.science_sections import CLAIMS_AGAIN, Apart, another_world
 
 TASK = "world_textured_viscot"
 
@@ -63,7 +62,7 @@ def test_with_pairs_every_claim_speaks(made):
         *(r for s in range(3) for r in [*pairs("full", s, wp_ln=70.0), *pairs("no-box-critic", s, wp_ln=50.0 + s)]),
     ]
     said = "\n".join(another_world(both))
-    assert "Not measured" not in said and all(f"| {claim} |" in said for claim in CLAIMS)
+    assert "Not measured" not in said and all(f"| {claim} |" in said for claim in CLAIMS_AGAIN)
     assert "| With box critics more winning boxes are right | +19.0 ± 0.6 | 51.0 → 70.0 |" in said
 
 

@@ -275,16 +275,8 @@ def _world(name: str, benchmark: Benchmark, n: int, about: str) -> TaskSpec:
 
 def _register_world() -> None:
     """Drawn by visrl/world, in the shape of the published benchmarks; ``n`` is what tasks/world.py takes of the split."""
-    domains = ("doc", "chart", "general", "relation", "fine")
-    register(_world("rec", "rec", 1000, "referring expressions, unique by construction"))
-    asked = "a sign too small to read without looking"
-    register(*(_world(f"viscot_{d}", "viscot", 250, f"{d}: {asked}") for d in domains), group="world_viscot")
-    register(*(_world(f"pope_{s}", "pope", 200, "is it there? yes or no") for s in _POPE_SPLITS), group="world_pope")
-    register(_world("mme", "mme", 300, "yes/no pairs of five subtasks"))
+    _register_scenes("", "")
     register(_world("mmbench", "mmbench", 240, "60 questions in all rotations of their four options"))
-    # What the headline is about comes first. Without world_mmbench: the bundled models were not trained on option letters,
-    # and a row at chance says nothing of looking.
-    GROUPS["world"] = (*GROUPS["world_viscot"], "world_rec", *GROUPS["world_pope"], "world_mme")
     unseen = "combinations of colour, shape and relation that training never asks for"
     register(
         _world("heldout_rec", "rec", 1000, unseen),
@@ -294,6 +286,23 @@ def _register_world() -> None:
         _world("deep", "way", 1000, "a sign on a poster: one look shows the small posters' signs, two the large ones'")
     )
     GROUPS["world_heldout"] = ("world_heldout_rec", *(f"world_heldout_{d}" for d in ("general", "relation", "fine")))
+    _register_scenes("textured_", "over textures, with clutter and things partly covered: ")
+
+
+def _register_scenes(kind: str, about: str) -> None:
+    """The main tasks over one scenery (visrl/world/textured/scenery.py), and their group."""
+    domains = ("doc", "chart", "general", "relation", "fine")
+    register(_world(f"{kind}rec", "rec", 1000, f"{about}referring expressions, unique by construction"))
+    asked = "a sign too small to read without looking"
+    viscot = (_world(f"{kind}viscot_{d}", "viscot", 250, f"{about}{d}: {asked}") for d in domains)
+    register(*viscot, group=f"world_{kind}viscot")
+    pope = (_world(f"{kind}pope_{s}", "pope", 200, f"{about}is it there? yes or no") for s in _POPE_SPLITS)
+    register(*pope, group=f"world_{kind}pope")
+    register(_world(f"{kind}mme", "mme", 300, f"{about}yes/no pairs of five subtasks"))
+    # What the headline is about comes first. Without world_mmbench: the bundled models were not trained on option letters,
+    # and a row at chance says nothing of looking.
+    groups = GROUPS[f"world_{kind}viscot"], GROUPS[f"world_{kind}pope"]
+    GROUPS[f"world_{kind}".removesuffix("_")] = (*groups[0], f"world_{kind}rec", *groups[1], f"world_{kind}mme")
 
 
 _register_published()

@@ -3,7 +3,7 @@
 import pytest
 
 from visrl.tables.cost_tables import Progress
-from visrl.tables.method_verdicts import verdicts
+from visrl.tables.science.method_verdicts import verdicts
 
 
 def path(tokens, *boxes):

@@ -5,7 +5,7 @@ from test_phase_tables import TaskResult
 
 from visrl.errors import UsageError
 from visrl.tables.formats import render
-from visrl.tables.saturation_tables import (
+from visrl.tables.science.saturation_tables import (
     Errors,
     errors_table,
     iterations_table,

@@ -123,9 +123,11 @@ def test_pictures_add_up_to_those_counted_in_the_published_files():
 
 def test_the_small_world_s_sizes():
     assert [spec.n for spec in resolve("world")] == [*[250] * 5, 1000, *[200] * 3, 300]
+    assert [s.name.replace("textured_", "") for s in resolve("world_textured")] == [s.name for s in resolve("world")]
     assert [spec.n for spec in resolve("world_heldout")] == [1000, 400, 400, 400]
     assert all(
-        spec.small_world and spec.paper is None and spec.n_pictures is None for spec in resolve("world,world_heldout")
+        spec.small_world and spec.paper is None and spec.n_pictures is None
+        for spec in resolve("world,world_heldout,world_textured")
     )
     assert not any(spec.small_world for spec in PUBLISHED)
 
@@ -141,4 +143,5 @@ def test_which_tasks_need_a_judge_and_stand_in_the_paper():
 def test_groups_with_a_mean():
     assert {group for group in GROUPS if benchmarks.has_mean(group)} == {
         "viscot", "pope", "pope_aokvqa", "pope_gqa", "world_viscot", "world_pope",
+        "world_textured_viscot", "world_textured_pope",
     }  # fmt: skip

@@ -30,7 +30,7 @@ from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.rollout.steps import ask_where, crop_picture, parse_box, region_of
 from visrl.tables.phase_tables import order
-from visrl.tables.saturation_tables import REASONS, SIZES, Errors, write_errors
+from visrl.tables.science.saturation_tables import REASONS, SIZES, Errors, write_errors
 from visrl.train.common.conversations import box_prompt, opened
 from visrl.train.critics.critics import make_critic
 from visrl.train.critics.judged import Critic, Question

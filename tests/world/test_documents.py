@@ -11,7 +11,9 @@ from visrl.world.samples import sample_of
 from visrl.world.splits import redraw
 
 
-@pytest.mark.parametrize("name", [*GROUPS["world"], "world_mmbench", *GROUPS["world_heldout"]])
+@pytest.mark.parametrize(
+    "name", [*GROUPS["world"], "world_mmbench", *GROUPS["world_heldout"], *GROUPS["world_textured"]]
+)
 def test_every_task_has_the_samples_it_promises(name):
     samples, spec = list(load(name, None, with_pictures=True)), TASKS[name]
     assert len(samples) == spec.n == len({s.id for s in samples})

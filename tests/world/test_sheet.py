@@ -19,6 +19,14 @@ def test_a_row_for_each_task_with_the_true_box_in_magenta(tmp_path):
             assert magenta > 100, (TASKS[row], column)  # a frame 4 pixels wide, smaller than drawn
 
 
+def test_over_textures_there_are_no_walls(tmp_path):
+    write_sheet(tmp_path / "p.png", columns=1)
+    write_sheet(tmp_path / "t.png", columns=1, scenery="textured")
+    plain, textured = (Image.open(tmp_path / name) for name in ("p.png", "t.png"))
+    assert (plain.height - 12) // len(TASKS) == (textured.height - 12) // (len(TASKS) - 1)
+    assert plain.crop((100, 12, 224, 312)).tobytes() != textured.crop((100, 12, 224, 312)).tobytes()
+
+
 def test_what_cannot_be_drawn_or_written_has_a_hint(tmp_path):
     with pytest.raises(UsageError, match="no split 'tset'") as error:
         write_sheet(tmp_path / "s.png", split="tset")

@@ -21,6 +21,7 @@ from visrl.train.small_model.run import (
     train,
 )
 from visrl.world.model import build_model, build_processor, build_tokenizer
+from visrl.world.rng import Dice
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -114,6 +115,20 @@ def test_a_printed_line_says_of_how_many_steps_and_keeps_its_order():
     )
 
 
+def test_lessons_are_shown_over_the_scenery_asked_for_and_ask_the_same():
+    processor = build_processor(build_tokenizer())
+    for lesson in ("bind", "caption", "edges", "tell", "describe", "read", "look", "whole", "box"):
+        plain, textured = (
+            ExampleBuilder(processor, "train", 40, scenery).example(lesson, Dice("s", lesson))
+            for scenery in ("plain", "textured")
+        )
+        assert (plain.ids, plain.labels) == (textured.ids, textured.labels)
+        for one, other in zip(plain.views, textured.views, strict=True):
+            assert (one != other).any(), lesson
+    with pytest.raises(ValueError, match="walls, which are drawn plain, not textured"):
+        recipe(lessons={"several": (1.0, 1.0)}, scenery="textured")
+
+
 def test_hidden_matrices_are_muons_and_all_weights_are_somebodys():
     model = build_model(build_tokenizer(), seed=0)
     muon, adam = (
@@ -128,12 +143,13 @@ def test_recipes_are_what_they_say():
     """The base, in both its phases, answers no question with a box; the warm-up sees at most a sixth of what rl has, and boxes alone."""
     from visrl.world.splits import SPLITS
 
-    words, base, sft, tiny = (
-        load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("words", "base", "sft", "tiny")
+    words, base, sft, tiny, textured = (
+        load_recipe(RECIPES / f"world-{n}.yaml", []).recipe for n in ("words", "base", "sft", "tiny", "textured-base")
     )
     assert words.start is None and base.start == str(words.output)
-    assert sft.start == tiny.start == "base"  # the one that ships: a fresh clone can train them
-    for recipe in (words, base):
+    assert sft.start == tiny.start == textured.start == "base"  # the one that ships: a fresh clone can train them
+    assert textured.scenery == "textured" and set(textured.lessons) == set(base.lessons)
+    for recipe in (words, base, textured):
         assert recipe.split == "pretrain" and set(recipe.lessons) <= set(PRETEXT)
     assert sft.pictures * 6 <= SPLITS["rl"].pictures and set(sft.lessons) == {"box", "look", "whole"}
     assert sft.split == tiny.split == "train" and tiny.pictures is None

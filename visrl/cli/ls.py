@@ -10,6 +10,7 @@ import typer
 from visrl.cli.including import IncludeOption, include_files, lines_of_others
 from visrl.cli.numbers import sensible
 from visrl.errors import UsageError, nearest
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +48,7 @@ def world(
     split: Annotated[str, typer.Option(help="train | rl | val | test | heldout")] = "test",
     columns: Annotated[int, typer.Option(min=1, max=100, help="pictures per task")] = 4,
     skip: Annotated[int, typer.Option(min=0, callback=sensible, help="number of pictures to skip")] = 0,
+    scenery: Annotated[Scenery, typer.Option(help="what pictures are drawn over")] = PLAIN,
 ) -> None:
     """Draw a contact sheet of the small world.
 
@@ -54,7 +56,7 @@ def world(
     """
     from visrl.world.contact_sheet import write_sheet
 
-    write_sheet(sheet, split, columns, skip)
+    write_sheet(sheet, split, columns, skip, scenery)
     print(sheet)
 
 

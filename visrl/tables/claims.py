@@ -29,6 +29,11 @@ RECIPES = ("recipes/world-ablations.yaml", "recipes/world-iterations.yaml")
 POWER = 0.8
 SEEDS = 3
 """Of fewer seeds, an error over seeds decides nothing."""
+HEADER = (
+    "| claim | difference | from → to | p | p, corrected | verdict |",
+    "| --- | ---: | ---: | ---: | ---: | --- |",
+)
+"""Of a table of claims, as Markdown; :meth:`Claim.row` makes its rows."""
 BySeed = dict[str, float]
 """seed -> percent."""
 _SAME_READING = (

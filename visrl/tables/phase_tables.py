@@ -143,7 +143,7 @@ def _cell(point: Point | None, seeds: int) -> Cell:
 
 def short(task: str) -> str:
     """A task's name in a column's title."""
-    return "mean" if task in GROUPS else task.removeprefix("world_").removeprefix("viscot_")
+    return "mean" if task in GROUPS else task.removeprefix("world_").removeprefix("textured_").removeprefix("viscot_")
 
 
 def _tidy(run: str, label: str, what: tuple[str, str], point: Point) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from visrl.core.records import TaskResult, write_atomically
 from visrl.errors import UsageError
 from visrl.tables.ablation_tables import FULL, Numbers, pairs_table, summary, table_of
-from visrl.tables.claims import RECIPES, WHY, Claim, claims, holm, last_by_seed, main_run, pairs_by_seed
+from visrl.tables.claims import HEADER, RECIPES, WHY, Claim, claims, holm, last_by_seed, main_run, pairs_by_seed
 from visrl.tables.cost_tables import NOT_RECORDED, Cost, cost_of
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import (
@@ -49,7 +49,7 @@ _HEAD = """<!-- Generated from results/records by `visrl-eval reproduction-page`
 
 The paper's claims, tested on the small world ([world.md](world.md)) with the loop ([loop.md](loop.md)). Differences are in
 percentage points, paired by seed, ± one standard error over seeds. p is two-sided, from Student's t over seeds, and corrected for
-all claims of this page by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
+all claims of a section by Holm's method: a claim counts as reproduced if its corrected p is below .05 in the claimed direction,
 as contradicted if it is so in the opposite direction, and as undecided otherwise; a note says if the difference alone exceeds two
 standard errors. With fewer than three seeds a claim is undecided, except for one seed with a standard error over pictures.
 Terms such as M_org, RL1 and WP-LN are in the [glossary](glossary.md).
@@ -98,12 +98,6 @@ def has_figure(found: Sequence[TaskResult]) -> bool:
     return bool(loops) and any(len(line) > 2 for line in series(loops, longest(loops)).values())
 
 
-_HEADER_ROWS = (
-    "| claim | difference | from → to | p | p, corrected | verdict |",
-    "| --- | ---: | ---: | ---: | ---: | --- |",
-)
-
-
 def _claims(results: Sequence[TaskResult], costs: Mapping[str, Sequence[Cost]]) -> list[str]:
     """A line per claim that the records speak to, one that names those they do not, and what is known of those that failed."""
     made = list(claims(results))
@@ -135,7 +129,7 @@ def _claims_of(recipe: str, what: str, found: Sequence[tuple[Claim, float | None
     rows = [claim.row(p, cost_of(costs, claim.run_seeds) if costs else "") for claim, p in found]
     if not any(rows):
         return []
-    header, line = _HEADER_ROWS if not costs else (_HEADER_ROWS[0] + " CPU, min |", _HEADER_ROWS[1] + " ---: |")
+    header, line = HEADER if not costs else (HEADER[0] + " CPU, min |", HEADER[1] + " ---: |")
     said = _COST if costs else f"Their processor time: {NOT_RECORDED}."
     again = f"`visrl-train {recipe}` ({what}) measures these again. {said}"
     return [again, "", header, line, *filter(None, rows), ""]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records
-from visrl.tables.ablation_tables import FULL
-from visrl.tables.claims import BEYOND, RECIPES
+from visrl.tables.ablation_tables import FULL, summary, table_of
+from visrl.tables.claims import BEYOND, HEADER, RECIPES, claims, holm, last_by_seed
 from visrl.tables.cost_tables import (
     NAMES,
     Cost,
@@ -25,13 +25,13 @@ from visrl.tables.cost_tables import (
     runs_of,
 )
 from visrl.tables.formats import render
-from visrl.tables.method_verdicts import verdicts
-from visrl.tables.phase_tables import METRICS, of_loops, phase_ends, phase_table, points, runs, short
-from visrl.tables.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.phase_tables import METRICS, in_order, of_loops, phase_ends, phase_table, points, runs, short
 from visrl.tables.science.label_tables import FIGURE as LABELS_FIGURE
 from visrl.tables.science.label_tables import arms, draw_labels, section
-from visrl.tables.term_tables import ANSWERS, TASKS, ends, terms_table
-from visrl.tables.term_tables import METRICS as WALL_METRICS
+from visrl.tables.science.method_verdicts import verdicts
+from visrl.tables.science.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.science.term_tables import ANSWERS, TASKS, ends, terms_table
+from visrl.tables.science.term_tables import METRICS as WALL_METRICS
 
 METHODS_FIGURE = "figures/methods.svg"
 METHODS = "methods"
@@ -43,8 +43,10 @@ SATURATION, MARGIN, LABELS = "saturation", "margin", "labels"
 """Below results: what recipes/world-saturation.yaml, world-margin.yaml and world-labels.yaml leave."""
 TERMS = "terms"
 """Below results: what recipes/world-deep-terms.yaml leaves."""
+TEXTURED = "textured"
+"""Below results: what recipes/world-textured.yaml leaves."""
 FOLDERS = {METHODS: "methods", METHODS_ON_WALLS: "deep-methods", TERMS: "deep-terms"} | {
-    name: name for name in (SATURATION, MARGIN, LABELS)
+    name: name for name in (SATURATION, MARGIN, LABELS, TEXTURED)
 }
 """Folder -> recipe, without ``world-``."""
 _METHODS = """Each method starts from the same warm-up (the bundled `sft`), by `recipes/world-methods.yaml`, with the best
@@ -87,12 +89,29 @@ one. n = 1,000 walls of `test`.
 """
 _NO_TERMS = "**Not measured, so nothing is claimed.** `recipes/world-deep-terms.yaml` defines the comparison.\n"
 
+CLAIMS_AGAIN = (
+    "SFT answers better than the base",
+    "SFT predicts better boxes than the base",
+    "RL2 predicts better boxes than SFT",
+    "RL2 answers better than SFT",
+    "Box critics help",
+    "With box critics more winning boxes are right",
+    "Reinforcement beats continued SFT with the same compute",
+)
+"""Of claims.py's, those that the recipe's variants decide."""
+_TEXTURED = """The same questions, splits, sizes and settings over textured and photograph-like grounds, with clutter and things
+partly covered ([world.md](world.md#another-world)), by `recipes/world-textured.yaml`, from a base that continued its own lessons
+over such pictures (`recipes/world-textured-base.yaml`). p is corrected by Holm's method among the claims of this section; those
+of the other sections neither count here nor change by it. `world_textured_viscot`, n = 1,250.
+"""
+_NO_TEXTURED = "**Not measured, so nothing is claimed.** `recipes/world-textured.yaml` defines the comparison.\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Apart:
     """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
-    of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, and
-    of labels; and what runs cost, by recipe (also those of claims).
+    of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, of
+    labels and of the textured world; and what runs cost, by recipe (also those of claims).
     """
 
     methods: Mapping[str, Mapping[int, Progress]] = field(default_factory=dict)
@@ -103,6 +122,7 @@ class Apart:
     errors: Sequence[Errors] = ()
     margin: Sequence[TaskResult] = ()
     labels: Sequence[TaskResult] = ()
+    textured: Sequence[TaskResult] = ()
     costs: Mapping[str, Sequence[Cost]] = field(default_factory=dict)
 
     def again(self, folder: str, runs_: Collection[tuple[str, int]]) -> str:
@@ -123,7 +143,9 @@ def sections(apart: Apart) -> list[str]:
     parts += ["## Labels against reinforcement", "", *section(apart.labels, apart.costs.get(recipe_of(LABELS), ()))]
     parts += ["## Step-level DPO against GRPO", "", *_methods(apart)]
     parts += ["## Step-level DPO against GRPO over several looks", "", *_methods_on_walls(apart)]
-    return [*parts, "## A term per look", "", *_terms(apart)]
+    parts += ["## A term per look", "", *_terms(apart)]
+    again = apart.again(TEXTURED, runs_of(apart.textured))
+    return [*parts, "## Another world", "", *another_world(apart.textured, again)]
 
 
 def _saturation(apart: Apart) -> list[str]:
@@ -188,6 +210,34 @@ def _terms(apart: Apart) -> list[str]:
     return [_TERMS, apart.again(TERMS, runs_of(apart.terms)), render(terms_table(ends(apart.terms)), "md")]
 
 
+def another_world(results: Sequence[TaskResult], again: str = "") -> list[str]:
+    """The main claims again in another world, as Markdown: claims, the phases of ``full``, and what each variant is worth.
+
+    results: records of the recipe; where they hold no phase of a loop, the section says that nothing was measured. again: how to
+    make them again.
+    """
+    found = in_order(of_loops(results))
+    if not found:
+        return [_NO_TEXTURED]
+    names = runs(found)
+    parts = [_TEXTURED, again, *_claims_again(results), ""]
+    parts += [render(phase_table(found, FULL), "md")] if FULL in names else []
+    variants = {name: last_by_seed(found, name) for name in sorted(names, key=lambda name: (name != FULL, name))}
+    return [*parts, render(table_of(summary(variants), "Variants in the textured world"), "md")]
+
+
+def _claims_again(results: Sequence[TaskResult]) -> list[str]:
+    """A row for each claim that the records speak to, and a line that names the others. p is corrected among these alone: a claim
+    more or less here changes no verdict of the page's first section.
+    """
+    made = [claim for claim in claims(results) if claim.text in CLAIMS_AGAIN]
+    chances = holm([claim.p for claim in made])
+    rows = [claim.row(p) for claim, p in zip(made, chances, strict=True)]
+    lines = [*HEADER, *filter(None, rows)] if any(rows) else []
+    silent = [claim.text for claim, row in zip(made, rows, strict=True) if not row]
+    return [*lines, *(["", f"Not measured: {'; '.join(silent)}."] if silent else [])]
+
+
 def fallen(found: Sequence[TaskResult], run: str) -> str:
     """What a run's last iteration does worse than its warm-up, beyond two standard errors."""
     ends = {int(number): label for label, number in phase_ends(found, run).items()}
@@ -223,6 +273,7 @@ def apart_of(results: Path) -> Apart:
         errors=read_errors(results / SATURATION / "errors.csv"),
         margin=records_of(results / MARGIN),
         labels=records_of(results / LABELS),
+        textured=records_of(results / TEXTURED),
         costs=costs,
     )
 

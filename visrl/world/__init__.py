@@ -4,8 +4,8 @@ Everything here is a function of (split, index): no file is downloaded and every
 measured on it are numbers of the small world, never to be set beside a published one.
 
 rng -> scenes, forms_and_charts (what is where) -> rendering (pixels); expressions, general_questions (words) -> questions
-(rows) -> samples; deep/: pictures that take two looks; vision_tower, model: the small LLaVA; checkpoints/: trained ones
-(recipes/world-*.yaml; visrl/train/small_model/run.py)
+(rows) -> samples; deep/: pictures that take two looks; textured/: the same over other grounds; vision_tower, model: the small
+LLaVA; checkpoints/: trained ones (recipes/world-*.yaml; visrl/train/small_model/run.py)
 """
 
 from __future__ import annotations

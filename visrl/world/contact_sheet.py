@@ -12,6 +12,7 @@ from visrl.errors import UsageError, nearest
 from visrl.world.questions import Document, documents
 from visrl.world.samples import drawn, sample_of
 from visrl.world.splits import SPLITS
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 TASKS = ("rec", "general", "relation", "fine", "doc", "chart", "pope_adversarial", "mme", "mmbench", "deep")
 _CELL, _TEXT, _CAPTION, _SEEN = 300, 74, 18, 64
@@ -19,25 +20,28 @@ _HIGH = _CELL + _TEXT + _CAPTION + 2 * _SEEN
 _BACK = (238, 238, 238)
 
 
-def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0) -> None:
+def write_sheet(path: Path, split: str = "test", columns: int = 4, skip: int = 0, scenery: Scenery = PLAIN) -> None:
     """Write a PNG: a row per task, each picture with its true boxes, and below it the 64-pixel view and crops.
 
+    scenery: what pictures are drawn over; walls are drawn plain only.
     Raises UsageError for an unknown split and for a folder that cannot be written to.
     """
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}", nearest(split, SPLITS))
-    page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(TASKS) * (_HIGH + 12) + 12), "white")
-    for row, task in enumerate(TASKS):
-        rows = list(documents(task, split, (skip + columns) * 7))[skip * 7 :: 7][:columns]
+    tasks = TASKS if scenery == PLAIN else tuple(task for task in TASKS if task != "deep")
+    page = Image.new("RGB", (columns * (_CELL + 12) + 12, len(tasks) * (_HIGH + 12) + 12), "white")
+    for row, task in enumerate(tasks):
+        rows = list(documents(task, split, (skip + columns) * 7, scenery))[skip * 7 :: 7][:columns]
         for column, document in enumerate(rows):
-            page.paste(_cell(task, document), (12 + column * (_CELL + 12), 12 + row * (_HIGH + 12)))
+            page.paste(cell_of(task, document), (12 + column * (_CELL + 12), 12 + row * (_HIGH + 12)))
     try:
         page.save(path, format="PNG")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", "does its folder exist?") from error
 
 
-def _cell(task: str, document: Document) -> Image.Image:
+def cell_of(task: str, document: Document) -> Image.Image:
+    """A cell of the sheet: the picture with its true boxes, what is asked and the answer, and what the model sees."""
     sample = sample_of(document)
     picture = drawn(document["picture"])
     marked = picture.copy()

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from visrl.core.boxes import Box
+from visrl.errors import UsageError
 from visrl.world import general_questions
 from visrl.world.deep.documents import documents as deep_documents
 from visrl.world.expressions import EXPRESSION, VERIFY, Description, ask, descriptions, is_held_out, with_article
@@ -19,6 +20,7 @@ from visrl.world.glyphs import SIGNS
 from visrl.world.rng import Dice
 from visrl.world.scenes import Kind, Scene
 from visrl.world.splits import SPLITS, indices, picture
+from visrl.world.textured.scenery import PLAIN, Scenery, dressed
 
 Document = dict[str, Any]
 DOMAINS: dict[str, Kind] = {"doc": "form", "chart": "chart", "general": "scene", "relation": "scene", "fine": "scene"}
@@ -148,9 +150,15 @@ def mmbench(split: str, index: int, rotations: int = 4) -> list[Document]:
     return rows
 
 
-def documents(task: str, split: str = "test", limit: int | None = None) -> Iterator[Document]:
-    """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench``, ``deep`` or a domain of :data:`DOMAINS`."""
+def documents(task: str, split: str = "test", limit: int | None = None, scenery: Scenery = PLAIN) -> Iterator[Document]:
+    """The rows of a task, lazily: ``rec``, ``pope_<variant>``, ``mme``, ``mmbench``, ``deep`` or a domain of :data:`DOMAINS`.
+
+    scenery: what their pictures are drawn over; ids, questions, answers and boxes are the same in each. Raises UsageError for
+    ``deep`` over another than the plain one.
+    """
     if task == "deep":
+        if scenery != PLAIN:
+            raise UsageError(f"no {scenery} walls: the task deep is drawn plain", "leave scenery out")
         return deep_documents(split, limit)
     many: dict[str, Callable[[str, int], list[Document]]] = {"mme": mme, "mmbench": mmbench}
     many |= {f"pope_{variant}": partial(pope, variant=variant) for variant in general_questions.VARIANTS}
@@ -165,4 +173,10 @@ def documents(task: str, split: str = "test", limit: int | None = None) -> Itera
             if row is not None:
                 yield row
 
-    return islice(rows(), limit)
+    return (over(row, scenery) for row in islice(rows(), limit))
+
+
+def over(row: Document, scenery: Scenery) -> Document:
+    """The row with its picture drawn over ``scenery``."""
+    picture_key = dressed(row["picture"], scenery)
+    return {**row, "picture": picture_key, "cluster": picture_key}

@@ -39,10 +39,7 @@ def draw(scene: Scene) -> Image.Image:
     canvas[:] = _background(scene, dice)
     if scene.kind == "scene":
         clutter(canvas, scene.clutter, dice)
-    elif scene.kind == "form":
-        _page(canvas, dice)
-    else:
-        _axes(canvas, scene)
+    printed(canvas, scene, dice)
     for thing in scene.things:
         draw_thing(canvas, thing, scene.kind)
     return Image.fromarray(canvas)
@@ -72,6 +69,14 @@ def clutter(canvas: Canvas, strokes: int, dice: Dice) -> None:
         stroke[:] = np.clip(canvas[0, 0].astype(int) + step, 0, 255)
 
 
+def printed(canvas: Canvas, scene: Scene, dice: Dice) -> None:
+    """What a form or a chart has besides its things, in place; nothing in a scene."""
+    if scene.kind == "form":
+        _page(canvas, dice)
+    elif scene.kind == "chart":
+        _axes(canvas, scene)
+
+
 def _page(canvas: Canvas, dice: Dice) -> None:
     """A printed page: a head bar, and grey dashes for the words nobody asks about."""
     canvas[14:34, 16 : canvas.shape[1] // 2] = (90, 90, 100)
@@ -93,17 +98,23 @@ def _axes(canvas: Canvas, scene: Scene) -> None:
 
 def draw_thing(canvas: Canvas, thing: Thing, kind: str, cell: int = CELL) -> None:
     """Draw one thing where its box lies, in place, with its sign."""
-    fill = shaded(thing)
+    fill = paper = shaded(thing)
+    if kind == "form":
+        x1, _, x2, y2 = thing.box
+        canvas[y2 - 4 : y2, x1:x2] = (120, 120, 130)
+        paper = (255, 255, 255)
+    (x1, y1, x2, y2), mask = silhouette(thing, kind)
+    canvas[y1:y2, x1:x2][mask] = fill
+    _write(canvas, thing, kind, ink_on(paper), cell)
+
+
+def silhouette(thing: Thing, kind: str) -> tuple[tuple[int, int, int, int], NDArray[np.bool_]]:
+    """Where a thing's colour lies (of a field, its icon): xyxy in pixels of the canvas, and its pixels there, [height, width]."""
     x1, y1, x2, y2 = thing.box
     if kind == "form":
-        canvas[y2 - 4 : y2, x1:x2] = (120, 120, 130)
         pad = (y2 - 4 - y1 - ICON) // 2
-        _fill(canvas, thing.shape, (x1 + 4, y1 + pad, x1 + 4 + ICON, y1 + pad + ICON), fill)
-        paper: Colour = (255, 255, 255)
-    else:
-        _fill(canvas, "square" if kind == "chart" else thing.shape, thing.box, fill)
-        paper = fill
-    _write(canvas, thing, kind, ink_on(paper), cell)
+        return (x1 + 4, y1 + pad, x1 + 4 + ICON, y1 + pad + ICON), _mask(thing.shape, ICON, ICON)
+    return thing.box, _mask("square" if kind == "chart" else thing.shape, x2 - x1, y2 - y1)
 
 
 def ink_on(paper: Colour) -> Colour:
@@ -115,11 +126,6 @@ def shaded(coloured: Coloured) -> Colour:
     """A thing's colour in its shade."""
     r, g, b = (min(max(v + d, 0), 255) for v, d in zip(COLOURS[coloured.colour], coloured.shade, strict=True))
     return r, g, b
-
-
-def _fill(canvas: Canvas, shape: str, box: tuple[int, int, int, int], fill: Colour) -> None:
-    x1, y1, x2, y2 = box
-    canvas[y1:y2, x1:x2][_mask(shape, x2 - x1, y2 - y1)] = fill
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from visrl.core.types import CoTSample, Picture
 from visrl.world.questions import Document, box_of, documents, true_box
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,22 +47,25 @@ def sample_of(row: Document, task: str = "world") -> CoTSample:
     )
 
 
-def samples(task: str, split: str = "test", limit: int | None = None, name: str = "world") -> Iterator[CoTSample]:
+def samples(
+    task: str, split: str = "test", limit: int | None = None, name: str = "world", scenery: Scenery = PLAIN
+) -> Iterator[CoTSample]:
     """Samples of :func:`visrl.world.questions.documents`' tasks, lazily; ``name`` is the task they say they are of."""
-    return (sample_of(row, name) for row in documents(task, split, limit))
+    return (sample_of(row, name) for row in documents(task, split, limit, scenery))
 
 
 def picture_of(key: str) -> Picture:
-    """The picture of a document's key, ``split:index``, or ``deep:split:index``."""
+    """The picture of a document's key: ``split:index``, after ``textured:`` or ``deep:`` where it is not of the plain world."""
     return Picture(f"world:{key}", lambda: drawn(key))
 
 
 @lru_cache(maxsize=64)
 def drawn(key: str) -> Image:
     """The picture itself. The last few are kept: a picture is asked about more than once in a row."""
-    from visrl.world import rendering, splits
+    from visrl.world import splits
     from visrl.world.deep import drawing, walls
+    from visrl.world.textured import scenery
 
     if key.startswith(walls.PREFIX):
         return drawing.draw(walls.rewall(key))
-    return rendering.draw(splits.redraw(key))
+    return scenery.draw(splits.redraw(key), scenery.undressed(key)[0])

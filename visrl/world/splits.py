@@ -22,6 +22,7 @@ from functools import lru_cache
 
 from visrl.world.forms_and_charts import lay_out_chart, lay_out_form
 from visrl.world.scenes import Kind, Scene, lay_out
+from visrl.world.textured.scenery import undressed
 
 SFT_PICTURES = 40
 _KINDS: tuple[Kind, ...] = ("scene", "scene", "scene", "scene", "form", "chart")
@@ -73,6 +74,6 @@ def indices(split: str, kind: Kind) -> Iterator[int]:
 
 
 def redraw(key: str) -> Scene:
-    """The scene of a document's key, ``"split:index"``."""
-    split, _, index = key.partition(":")
+    """The scene of a document's key, ``"split:index"``, in whatever scenery."""
+    split, _, index = undressed(key)[1].partition(":")
     return picture(split, int(index))

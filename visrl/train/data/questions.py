@@ -27,6 +27,7 @@ from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
 from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 Row = TypeVar("Row", QuestionRow, ChainRow)
 WORLD_TASKS = ("general", "relation", "fine", "doc", "chart")
@@ -44,6 +45,9 @@ class QuestionSection(Section):
     )
     tasks: tuple[str, ...] = Field(default=WORLD_TASKS, description="of `world`: its domains, taken in turn, or `deep`")
     split: str = Field(default="rl", description="of `world`")
+    scenery: Scenery | None = Field(
+        default=None, description="of `world`: what its pictures are drawn over, plain (also if left out) or textured"
+    )
     skip: int = Field(default=0, ge=0, description="leave out so many first: fresh questions for a later iteration")
 
 
@@ -159,7 +163,9 @@ def _world(section: QuestionSection) -> Iterator[CoTSample]:
     if section.skip >= len(section.tasks) * SPLITS[section.split].pictures:
         return  # a picture has one question of each domain at most
     per_task = None if section.limit is None else section.skip + section.limit
-    for rows in zip_longest(*(documents(task, section.split, per_task) for task in section.tasks)):
+    for rows in zip_longest(
+        *(documents(task, section.split, per_task, section.scenery or PLAIN) for task in section.tasks)
+    ):
         for row in rows:
             if row is None:
                 continue

@@ -53,10 +53,11 @@ from visrl.world import questions, splits
 from visrl.world.chat_format import BOX_FORMAT, LAYOUT
 from visrl.world.model import NOT_HERE, PICTURE_TOKENS, READ_HERE, YES_HERE
 from visrl.world.questions import DOMAINS, Document, true_box
-from visrl.world.rendering import draw, sign_box
+from visrl.world.rendering import sign_box
 from visrl.world.rng import Dice
 from visrl.world.samples import drawn, sample_of
 from visrl.world.scenes import Scene
+from visrl.world.textured.scenery import PLAIN, Scenery, draw, dressed
 
 TWO_PICTURES = ("look", "several")
 PRETEXT = ("bind", "name", "edges", "spell", "describe", "tell", "caption", "read", "look", "whole")
@@ -64,11 +65,13 @@ UNREADABLE = ("fine", "OCR")  # yes or no about a sign: the whole picture does n
 
 
 class ExampleBuilder:
-    """Makes examples with one processor. ``split`` and ``pictures`` say which pictures it may use."""
+    """Makes examples with one processor. ``split`` and ``pictures`` say which pictures it may use, drawn over ``scenery``."""
 
-    def __init__(self, processor: LlavaProcessor, split: str, pictures: int | None = None) -> None:
+    def __init__(
+        self, processor: LlavaProcessor, split: str, pictures: int | None = None, scenery: Scenery = PLAIN
+    ) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.split, self.pictures = split, pictures or splits.SPLITS[split].pictures
+        self.split, self.pictures, self.scenery = split, pictures or splits.SPLITS[split].pictures, scenery
         self.image_id = self.tokenizer.convert_tokens_to_ids("<image>")
         self.here, self.away, self.blank = self.tokenizer.convert_tokens_to_ids([YES_HERE, NOT_HERE, READ_HERE])
         self.lessons: dict[str, Callable[[Dice], Example | None]] = {
@@ -125,7 +128,7 @@ class ExampleBuilder:
         """A crowded page on which every thing's patches say its colour, or every thing's patches say its shape."""
         scene, colour = crowded_page(dice), dice.chance(0.3)
         turns = (Turn("user", (_PICTURE, "\nWhat colour is the shape?" if colour else "\nWhich shape is the shape?")),)
-        example = self._encode(turns, "", [draw(scene)])
+        example = self._encode(turns, "", [draw(scene, self.scenery)])
         targets: dict[int, int] = {}
         for thing in scene.things:
             token = self.tokenizer.convert_tokens_to_ids(thing.colour if colour else thing.shape)
@@ -140,7 +143,7 @@ class ExampleBuilder:
         which = dice.between(0, 3)
         words = ("left", "top", "right", "bottom")[which]
         example = self._encode(
-            (Turn("user", (_PICTURE, f"\nWhat is at the {words} of the shape?")),), "", [draw(scene)]
+            (Turn("user", (_PICTURE, f"\nWhat is at the {words} of the shape?")),), "", [draw(scene, self.scenery)]
         )
         targets: dict[int, int] = {}
         for thing in scene.things:
@@ -167,7 +170,7 @@ class ExampleBuilder:
         thing = dice.one(scene.things)
         where = BOX_FORMAT.write(thing.as_box(), scene.size)
         turns = (Turn("user", (_PICTURE, f"\nWhat is in {where}?")),)
-        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [seen(scene.key)])
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape}", [self._seen(scene.key)])
 
     def tell(self, dice: Dice) -> Example | None:
         """The answer must find the asked thing and look there: what pointing with a box needs too, without a box."""
@@ -179,7 +182,7 @@ class ExampleBuilder:
         x, y = thing.centre
         corner = f"{'top' if 2 * y < scene.size[1] else 'bottom'} {'left' if 2 * x < scene.size[0] else 'right'}"
         turns = (Turn("user", (_PICTURE, f"\nWhat is {row['question']}?")),)
-        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape} {corner}", [seen(scene.key)])
+        return self._encode(turns, f"{thing.size} {thing.colour} {thing.shape} {corner}", [self._seen(scene.key)])
 
     def caption(self, dice: Dice) -> Example:
         """A grounded caption: "large red circle <x1><y1><x2><y2> ..." for three things, in any order.
@@ -191,7 +194,7 @@ class ExampleBuilder:
         scene = crowded_page(dice) if own else self._scene(dice, ("scene", "scene", "form", "chart"))
         named = {f"{t.size if scene.kind == 'scene' else ''} {t.colour} {t.shape}".strip(): t for t in scene.things}
         once = [n for n in named if sum(n.endswith(f"{t.colour} {t.shape}") for t in scene.things) == 1 or not own]
-        example = self._encode((Turn("user", (_PICTURE,)),), "", [draw(scene)])
+        example = self._encode((Turn("user", (_PICTURE,)),), "", [draw(scene, self.scenery)])
         for name in dice.some(sorted(once), 3):
             words = self.tokenizer(f" {name}", add_special_tokens=False).input_ids
             where = BOX_FORMAT.write(named[name].as_box(), scene.size)
@@ -211,7 +214,7 @@ class ExampleBuilder:
         if row is None:
             return None
         turns = answer_turns(PROTOCOLS["direct"], sample_of(row), _PICTURE, None, "")
-        example = self._encode(turns, row["answer"], [seen(row["picture"])])
+        example = self._encode(turns, row["answer"], [self._seen(row["picture"])])
         if row["answer"] in ("yes", "no") and row["group"] not in (*UNREADABLE, "count"):
             self._on_picture(example, 0, self._verdicts(row, (0, 0, *row["size"]), row["size"], dice))
         return example
@@ -223,7 +226,7 @@ class ExampleBuilder:
     def prompt(self, row: Document) -> Example:
         """The box turn of a row, without a target."""
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, "", [seen(row["picture"])])
+        return self._encode(turns, "", [self._seen(row["picture"])])
 
     # -- what to ask -------------------------------------------------------------------------------------------------
 
@@ -235,6 +238,10 @@ class ExampleBuilder:
 
     def _scene(self, dice: Dice, kinds: tuple[str, ...]) -> Scene:
         return splits.picture(self.split, self._index(dice, kinds))
+
+    def _seen(self, key: str) -> View:
+        """The whole picture of a key of the plain world, over the builder's scenery."""
+        return seen(dressed(key, self.scenery))
 
     def _grounded(self, dice: Dice) -> Document | None:
         """A row with a thing to point at: half referring expressions, half questions."""
@@ -256,7 +263,7 @@ class ExampleBuilder:
             return None
         scene = splits.redraw(row["picture"])
         region = tight(jittered(true_box(row), scene.size, dice), scene.size)
-        picture = drawn(scene.key)
+        picture = drawn(dressed(scene.key, self.scenery))
         crop = picture.crop(region)
         sample = sample_of(row)
         if alone:
@@ -274,7 +281,7 @@ class ExampleBuilder:
 
     def _with_box(self, row: Document) -> Example:
         turns = box_turns(PROTOCOLS["visrl_train"], sample_of(row), _PICTURE)
-        return self._encode(turns, BOX_FORMAT.write(true_box(row), row["size"]), [seen(row["picture"])])
+        return self._encode(turns, BOX_FORMAT.write(true_box(row), row["size"]), [self._seen(row["picture"])])
 
     # -- tokens and targets ------------------------------------------------------------------------------------------
 

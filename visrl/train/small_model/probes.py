@@ -23,14 +23,17 @@ from visrl.world.chat_format import BOX_FORMAT
 from visrl.world.model import PICTURE_TOKENS
 from visrl.world.questions import Document, true_box
 from visrl.world.rng import Dice
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 N, BATCH = 192, 48
 
 
-def watch(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, float]:
-    """Pointing, reading and box accuracy on ``N`` val questions each."""
+def watch(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenery: Scenery = PLAIN
+) -> dict[str, float]:
+    """Pointing, reading and box accuracy on ``N`` val questions each, their pictures over ``scenery``."""
     model.eval()
-    builder = ExampleBuilder(processor, "val")
+    builder = ExampleBuilder(processor, "val", scenery=scenery)
     with torch.no_grad():
         row = {**_pointing(model, builder), **_reading(model, builder), **_boxes(model, builder)}
     model.train()

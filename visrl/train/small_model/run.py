@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -35,6 +35,7 @@ from visrl.train.small_model.inputs import IGNORE, Example, collate
 from visrl.train.small_model.pretext_tasks import TWO_PICTURES, ExampleBuilder
 from visrl.world.model import build_model, build_processor, build_tokenizer, extend
 from visrl.world.rng import Dice
+from visrl.world.textured.scenery import PLAIN, Scenery
 
 Named = tuple[str, Example]  # lesson, example
 MUON_RATIO = 10.0  # Muon's learning rate over AdamW's: its updates are orthogonal, of unit spectral norm
@@ -46,6 +47,9 @@ class SmallModelRecipe(Recipe):
     kind: Literal["small_model"]
     split: str = Field(description="whose pictures are shown")
     pictures: int | None = Field(default=None, ge=1, description="only the split's first pictures: label scarcity")
+    scenery: Scenery | None = Field(
+        default=None, description="what pictures are drawn over: plain (also if left out) or textured"
+    )
     start: str | None = Field(
         default=None, description="a checkpoint to go on from, a shipped name or a folder; random weights otherwise"
     )
@@ -65,6 +69,12 @@ class SmallModelRecipe(Recipe):
     workers: int = Field(
         default=1, ge=0, le=MOST_PROCESSES, description="processes that draw; the model itself runs on one thread"
     )
+
+    @model_validator(mode="after")
+    def _walls_are_plain(self) -> SmallModelRecipe:
+        if "several" in self.lessons and (self.scenery or PLAIN) != PLAIN:
+            raise ValueError(f"the lesson several is of walls, which are drawn plain, not {self.scenery}")
+        return self
 
     @property
     def folder(self) -> Path | None:
@@ -166,7 +176,7 @@ def train(
     """Train ``model`` in place. Returns the log, a row per ``log_every`` steps, and the SHA-256 of all that was shown."""
     torch.manual_seed(recipe.seed)
     loader = DataLoader(
-        PretextTasks(recipe, ExampleBuilder(processor, recipe.split, recipe.pictures)),
+        PretextTasks(recipe, ExampleBuilder(processor, recipe.split, recipe.pictures, recipe.scenery or PLAIN)),
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=8 if recipe.workers else None,
@@ -243,7 +253,9 @@ def _look_at_val(
         return {}
     from visrl.train.small_model.probes import watch, watch_looks
 
-    return (watch_looks if "several" in recipe.lessons else watch)(model, processor)
+    if "several" in recipe.lessons:
+        return watch_looks(model, processor)
+    return watch(model, processor, recipe.scenery or PLAIN)
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

@@ -55,7 +55,8 @@ same with pairs sampled anew from the newest model in five parts, `sft_chosen` f
 `grpo_critic` step-level GRPO with the box-free critic, `grpo_answer` GRPO with the answer reward only, `grpo_oracle`
 step-level GRPO with the IoU with the true box, which the paper's setting does not have. Tokens: all that policy,
 critic and reference computed, or training differentiated. CPU: time on one core, without scoring, both cores being busy.
-`online` and the `grpo` methods did best with the lowest rate tried; of these `grpo_critic` alone was tried below it, and did worse.
+`online` and the `grpo` methods did best with the lowest rate tried; of these `grpo_critic` alone was tried below it, and did
+worse.
 """
 _TOLD_APART = "Beyond two standard errors over three seeds or more, in points:\n"
 _NO_METHODS = """**Not measured, so nothing is claimed.** `recipes/world-methods.yaml` defines the comparison:

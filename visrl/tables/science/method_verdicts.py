@@ -1,4 +1,4 @@
-"""What a comparison of methods on equal compute says, in sentences: made from the same paths as its table (cost_tables.py).
+"""What a comparison of methods on equal compute says, in sentences: from the paths of its table (tables/cost_tables.py).
 
 Two methods are told apart where their difference, paired by seed, exceeds two standard errors, of three seeds or more.
 """

@@ -5,7 +5,7 @@ from test_phase_tables import record
 from test_science import pairs
 
 from visrl.tables.reproduction_page import text
-from visrl.tables.science_sections import CLAIMS_AGAIN, Apart, another_world
+from visrl.tables.science.sections import CLAIMS_AGAIN, Apart, another_world
 
 TASK = "world_textured_viscot"
 

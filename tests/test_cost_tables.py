@@ -17,7 +17,7 @@ from visrl.tables.cost_tables import (
 )
 from visrl.tables.formats import render
 from visrl.tables.reproduction_page import text
-from visrl.tables.science_sections import Apart
+from visrl.tables.science.sections import Apart
 
 TASK = "world_viscot"
 
@@ -58,6 +58,14 @@ def test_a_path_counts_pairs_to_the_training_that_follows(made):
     assert found.tokens == (0.0, 2e6, 4e6) and found.seconds == (0.0, 30.0, 60.0)
     assert found.scores["box"] == pytest.approx((40.0, 50.0, 62.0))
     assert found.scores["answers"] == pytest.approx((50.0, 60.0, 72.0))
+
+
+def test_a_seed_that_has_not_come_as_far_as_another_is_left_out(made):
+    """full of seed 1 has ended with RL1: its 2 M tokens are half of what the method takes."""
+    results, costs = made
+    costs = [c for c in costs if (c.run, c.seed, c.phase) != ("full", 1, "iter1/rl2")]
+    found = paths(results, costs)
+    assert list(found["full"]) == [0] and list(found["grpo"]) == [0, 1]
 
 
 def test_between_phases_a_line_and_after_the_last_its_end():

@@ -19,7 +19,7 @@ from visrl.tables.science.label_tables import (
     seconds,
     section,
 )
-from visrl.tables.science_sections import Apart
+from visrl.tables.science.sections import Apart
 
 
 def more(phase, value, **about):

@@ -4,14 +4,13 @@ import pytest
 from test_phase_tables import TaskResult
 
 from visrl.errors import UsageError
+from visrl.tables.csv_files import read_lines, write_lines
 from visrl.tables.formats import render
 from visrl.tables.science.saturation_tables import (
     Errors,
     errors_table,
     iterations_table,
-    read_errors,
     saturates,
-    write_errors,
 )
 
 TASK = "world_viscot"
@@ -73,10 +72,10 @@ def test_errors_by_domain_and_size():
 
 
 def test_errors_on_file_and_a_damaged_line(tmp_path):
-    write_errors(tmp_path / "errors.csv", lines())
-    assert read_errors(tmp_path / "errors.csv") == lines() and read_errors(tmp_path / "none.csv") == []
+    write_lines(tmp_path / "errors.csv", Errors, lines())
+    assert read_lines(tmp_path / "errors.csv", Errors) == lines() and read_lines(tmp_path / "none.csv", Errors) == []
     (tmp_path / "errors.csv").write_text(
         "seed,domain,size,questions,unexplored,misjudged,unlearnt\n0,doc,small,x,0,0,0\n"
     )
     with pytest.raises(UsageError, match=r"errors\.csv:2: questions"):
-        read_errors(tmp_path / "errors.csv")
+        read_lines(tmp_path / "errors.csv", Errors)

@@ -11,7 +11,7 @@ from visrl.tables.claims import Claim, claims, holm, pairs_by_seed
 from visrl.tables.cost_tables import Cost
 from visrl.tables.generated import generated
 from visrl.tables.reproduction_page import text
-from visrl.tables.science_sections import Apart
+from visrl.tables.science.sections import Apart
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@ from test_phase_tables import record
 from visrl.tables.cost_tables import Cost, costs_table, paths
 from visrl.tables.formats import render
 from visrl.tables.reproduction_page import text
+from visrl.tables.science.sections import Apart
 from visrl.tables.science.term_tables import ANSWERS, METRICS, TASKS, ends, terms_table
-from visrl.tables.science_sections import Apart
 
 
 def phase(name, run, seed, answers, first, second):

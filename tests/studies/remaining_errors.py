@@ -29,8 +29,9 @@ from visrl.policies.registry import load_policy
 from visrl.rollout.config import RolloutConfig
 from visrl.rollout.rollout import look_then_answer
 from visrl.rollout.steps import ask_where, crop_picture, parse_box, region_of
+from visrl.tables.csv_files import write_lines
 from visrl.tables.phase_tables import order
-from visrl.tables.science.saturation_tables import REASONS, SIZES, Errors, write_errors
+from visrl.tables.science.saturation_tables import REASONS, SIZES, Errors
 from visrl.train.common.conversations import box_prompt, opened
 from visrl.train.critics.critics import make_critic
 from visrl.train.critics.judged import Critic, Question
@@ -116,7 +117,7 @@ def main() -> None:
             by_reason = {reason: counts[domain, size, reason] for reason in REASONS}
             n = sum(by_reason.values()) + counts[domain, size, ""]
             lines.append(Errors(seed=seed, domain=domain, size=size, questions=n, **by_reason))
-        write_errors(args.to, lines)
+        write_lines(args.to, Errors, lines)
         print(f"seed {seed}: {sum(counts[key] for key in counts if key[2])} of {len(samples)} wrong", flush=True)
 
 

@@ -97,6 +97,8 @@ def test_what_an_engine_is_started_with_and_that_it_needs_an_adapter(tmp_path):
     with pytest.raises(ValueError, match="needs the section lora"):
         GRPORecipe.model_validate(asked)
     asked["lora"] = {"r": 16}
+    with pytest.raises(ValueError, match="from the base without its rounding"):
+        GRPORecipe.model_validate({**asked, "model": {**asked["model"], "load_in_4bit": True}})
     spec, args = engine_policy(GRPORecipe.model_validate(asked))
     assert spec == f"vllm:{tmp_path / 'model'}"
     assert args == {"dtype": "float32", "max_lora_rank": "16", "box_format": "paper", "gpu_memory_utilization": "0.3"}

@@ -98,6 +98,17 @@ def step(trainer, batch):
     return loss.item(), metrics, gradients(trainer.model)
 
 
+def same_step(trainer, batch, loss, wanted):
+    """The metrics of a step whose loss and gradients are these."""
+    value, metrics, found = step(trainer, batch)
+    assert value == pytest.approx(loss, abs=1e-6)
+    assert found.keys() == wanted.keys()
+    largest = max(g.abs().max() for g in wanted.values())
+    for key in wanted:
+        assert (found[key] - wanted[key]).abs().max() <= 1e-6 * largest, key
+    return metrics
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, tmp_path):
     trainable = tiny(name, torch.float64)
@@ -116,17 +127,12 @@ def test_loss_gradients_and_metrics_equal_a_computation_by_hand(name, tmp_path):
     expected, kl, clipped, entropy = hand_loss(by_hand(trainable, groups), old, ref, ADVANTAGES)
     expected.backward()
     wanted = gradients(trainable.model)
-    largest = max(g.abs().max() for g in wanted.values())
     assert kl > 1e-4 and 0.05 < clipped < 0.95  # the policy did move, and some of it too far
     # one row for the box turn of a group, and one for each of the three crops looked at
     rows = {shared: {s: len(t["prompt_ids"]) for s, t in batches[shared]["turns"].items()} for shared in (False, True)}
     assert rows == {False: {"box": 8, "answer": 8}, True: {"box": 2, "answer": 6}}
     for batch in batches.values():
-        loss, metrics, found = step(trainer, batch)
-        assert loss == pytest.approx(expected.item(), abs=1e-6)
-        assert found.keys() == wanted.keys()
-        for key in wanted:
-            assert (found[key] - wanted[key]).abs().max() <= 1e-6 * largest, key
+        metrics = same_step(trainer, batch, expected.item(), wanted)
         assert metrics["kl"] == pytest.approx(kl, abs=1e-5)
         assert metrics["clip_ratio/region_mean"] == pytest.approx(clipped, abs=1e-5)
         assert metrics["entropy"] == pytest.approx(entropy, abs=1e-5)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from grpo_made import said
-from test_grpo_exact import by_hand, config, hand_loss, step
+from test_grpo_exact import by_hand, config, hand_loss, same_step
 from test_train_exact import gradients, perturb
 from test_train_exact_looks import SHORT
 from train_made import sample, tiny
@@ -218,7 +218,6 @@ def test_loss_and_gradients_equal_a_computation_by_hand_in_both_layouts(name, br
     expected, *_ = hand_loss(by_hand(trainable, groups), old, ref, ADVANTAGES)
     expected.backward()
     wanted = gradients(trainable.model)
-    largest = max(g.abs().max() for g in wanted.values())
     rows = {shared: Counter() for shared in (False, True)}
     for shared, found in rows.items():
         for key, turn in batches[shared]["turns"].items():
@@ -229,11 +228,7 @@ def test_loss_and_gradients_equal_a_computation_by_hand_in_both_layouts(name, br
     # come after the same crop; the answers come after five different conversations
     assert rows == {False: {"look1": 8, "look2": 4, "answer": 10}, True: {"look1": 2, "look2": 2, "answer": 10}}
     for batch in batches.values():
-        loss, _, found = step(trainer, batch)
-        assert loss == pytest.approx(expected.item(), abs=1e-6)
-        assert found.keys() == wanted.keys()
-        for key in wanted:
-            assert (found[key] - wanted[key]).abs().max() <= 1e-6 * largest, key
+        same_step(trainer, batch, expected.item(), wanted)
 
 
 def test_a_generation_is_logged_by_turn_and_kept_with_all_its_looks(brief, tmp_path):

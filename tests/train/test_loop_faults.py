@@ -432,3 +432,15 @@ def _runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
         return False
+
+
+def test_a_key_that_is_new_since_and_left_out_does_not_keep_a_phase_from_being_copied(tmp_path):
+    """As for a loop's own folder: a value that was not there yet is none."""
+    from visrl.train.loop.phase_state import begin, end, reuse
+
+    begin(tmp_path / "a", {"recipe": {"kind": "sft", "steps": 3}, "weights": "w"})
+    end(tmp_path / "a", {})
+    for asked, copied in (("textured", False), (None, True)):
+        config = {"recipe": {"kind": "sft", "steps": 3, "scenery": asked}, "weights": "w"}
+        assert reuse(tmp_path / "b", tmp_path / "a", config, lambda folder: {}) is copied
+        assert (tmp_path / "b").is_dir() is copied

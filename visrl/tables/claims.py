@@ -27,6 +27,7 @@ LEVEL = 0.05
 RECIPES = ("recipes/world-ablations.yaml", "recipes/world-iterations.yaml")
 """Which runs claims are of: the ablations with their full method, and the iterations."""
 POWER = 0.8
+"""With which a test is asked to find a difference (:attr:`Claim.detectable`)."""
 SEEDS = 3
 """Of fewer seeds, an error over seeds decides nothing."""
 HEADER = (
@@ -150,9 +151,8 @@ class Claim:
         freedom = change.n - 1
         least = student.isf(LEVEL / 2, freedom)
 
-        def short(
-            effect: float,
-        ) -> float:  # of the tail on the effect's side: the other one's share is below 1e-6 there
+        def short(effect: float) -> float:
+            """Of the power, by the tail on the effect's side: the other one's share is below 1e-4 from one error on."""
             return float(nct.sf(least, freedom, effect)) - POWER
 
         return change.se * float(brentq(short, 1.0, 20.0))

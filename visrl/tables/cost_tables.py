@@ -8,22 +8,19 @@ reinforcement over what it had cost by then; between two phases it is taken as a
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator
 
-from visrl.core.json_files import read_text, reason
-from visrl.core.records import TaskResult, write_atomically
-from visrl.errors import UsageError
+from visrl.core.records import TaskResult
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
 from visrl.tables.ablation_tables import FULL, plus_minus
+from visrl.tables.csv_files import read_lines, write_lines
 from visrl.tables.formats import Cell, Row, Table
 from visrl.tables.phase_tables import METRICS, is_phase, order, phase_of
 
@@ -49,30 +46,13 @@ class Cost(BaseModel):
     first: str = ""
 
 
-COLUMNS = tuple(Cost.model_fields)
-HINT = f"columns: {', '.join(COLUMNS)}"
-
-
 def read_costs(path: Path) -> list[Cost]:
     """The lines of a costs.csv; none where there is no file. Raises UsageError naming the line."""
-    if not path.is_file():
-        return []
-    rows = list(csv.DictReader(io.StringIO(read_text(path, HINT))))
-    costs = []
-    for number, row in enumerate(rows, 2):
-        try:
-            costs.append(Cost.model_validate(row))
-        except ValidationError as error:
-            raise UsageError(f"{path}:{number}: {reason(error)}", HINT) from error
-    return costs
+    return read_lines(path, Cost)
 
 
 def write_costs(path: Path, costs: Iterable[Cost]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cost.model_dump() for cost in costs)
-    write_atomically(path, text.getvalue())
+    write_lines(path, Cost, costs)
 
 
 def minutes(costs: Sequence[Cost], runs: Collection[tuple[str, int]]) -> float | None:
@@ -124,8 +104,9 @@ def paths(
     metrics: Mapping[str, str] = METRICS,
     tasks: Collection[str] = GROUPS,
 ) -> dict[str, dict[int, Progress]]:
-    """run -> seed -> path, of the runs whose costs are all known. metrics: of records, and the names of their scores.
-    tasks: which records are read; of a loop over several tasks those of their means.
+    """run -> seed -> path, of the runs whose costs are all known; a seed that has not come as far as another of its run is left
+    out: what it took is not what the method takes. metrics: of records, and the names of their scores. tasks: which records are
+    read; of a loop over several tasks those of their means.
     """
     scored: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
     for result in results:
@@ -141,7 +122,12 @@ def paths(
     for (run, seed), lines in spent.items():
         if all(cost.tokens is not None and cost.seconds is not None for cost in lines):
             found.setdefault(run, {})[seed] = _path(scored.get((run, seed), {}), lines, dict.fromkeys(metrics.values()))
-    return found
+    return {run: _whole(by_seed) for run, by_seed in found.items()}
+
+
+def _whole(by_seed: Mapping[int, Progress]) -> dict[int, Progress]:
+    most = max(len(path.tokens) for path in by_seed.values())
+    return {seed: path for seed, path in by_seed.items() if len(path.tokens) == most}
 
 
 def _path(scored: Mapping[str, Mapping[str, float]], costs: Sequence[Cost], names: Iterable[str]) -> Progress:
@@ -228,8 +214,8 @@ def draw_costs(
 
 
 def _line(seeds: Sequence[Progress], name: str) -> tuple[list[float], list[float], list[float]]:
-    """Means over seeds of as many phases as all of them have."""
-    n = min(len(path.tokens) for path in seeds)
+    """Means over seeds, phase by phase."""
+    n = len(seeds[0].tokens)
     x = [float(np.mean([path.tokens[i] / 1e6 for path in seeds])) for i in range(n)]
     values = [[path.scores[name][i] for path in seeds] for i in range(n)]
     over = [stats.mean(found, [str(i) for i in range(len(found))]) for found in values]

@@ -29,7 +29,7 @@ from visrl.tables.phase_tables import (
     runs,
     series,
 )
-from visrl.tables.science_sections import Apart, apart_of, draw, fallen, records_of, sections
+from visrl.tables.science.sections import Apart, apart_of, draw, fallen, records_of, sections
 from visrl.world import checkpoint_path
 
 FIGURE = "figures/iterations.svg"

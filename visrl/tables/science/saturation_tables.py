@@ -4,16 +4,11 @@ tests/studies/remaining_errors.py.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from visrl.core.json_files import read_text, reason
-from visrl.core.records import TaskResult, write_atomically
-from visrl.errors import UsageError
+from visrl.core.records import TaskResult
 from visrl.evals import stats
 from visrl.tables.ablation_tables import plus_minus
 from visrl.tables.claims import BEYOND, by_seed
@@ -40,31 +35,6 @@ class Errors(BaseModel):
     @property
     def wrong(self) -> int:
         return self.unexplored + self.misjudged + self.unlearnt
-
-
-COLUMNS = tuple(Errors.model_fields)
-
-
-def read_errors(path: Path) -> list[Errors]:
-    """The lines of an errors.csv; none where there is no file. Raises UsageError naming the line."""
-    hint = f"columns: {', '.join(COLUMNS)}"
-    if not path.is_file():
-        return []
-    found = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path, hint))), 2):
-        try:
-            found.append(Errors.model_validate(row))
-        except ValidationError as error:
-            raise UsageError(f"{path}:{number}: {reason(error)}", hint) from error
-    return found
-
-
-def write_errors(path: Path, lines: Iterable[Errors]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(line.model_dump() for line in lines)
-    write_atomically(path, text.getvalue())
 
 
 # --- iterations

@@ -91,4 +91,6 @@ def engine_policy(recipe: GRPORecipe) -> tuple[str, dict[str, str]]:
     ours = {"dtype": model.dtype, "max_lora_rank": str(recipe.lora.r), "box_format": model.box_format or "native"}
     more = {"revision": model.revision, "adapter": model.adapter}  # of an adapter that goes on, its rank
     ours |= {name: value for name, value in more.items() if value}
+    if model.trust_remote_code:
+        ours["trust_remote_code"] = "true"
     return section.model or f"vllm:{model.path}", {**ours, **section.args}

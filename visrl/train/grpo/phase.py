@@ -49,10 +49,10 @@ def run(recipe: GRPORecipe) -> int:
     check_or_renew(recipe.output, asked, data)
     if not finished(recipe.output):
         engine = load_engine(recipe)
-        trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
-        rewards = reward_plan(recipe)
-        claim(recipe.output, asked, data)
         try:
+            trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
+            rewards = reward_plan(recipe)
+            claim(recipe.output, asked, data)
             run_phase(recipe, trainable, questions, rewards, engine)
         finally:
             if engine is not None:

@@ -101,6 +101,10 @@ class GRPORecipe(Recipe):
     def _adapter_to_hand_over(self) -> GRPORecipe:
         if self.grpo.engine is not None and self.lora is None:
             raise ValueError("grpo.engine is handed an adapter at each step: it needs the section lora")
+        if self.grpo.engine is not None and self.model.bits:
+            raise ValueError(
+                "grpo.engine would sample from the base without its rounding: leave load_in_4bit and load_in_8bit out"
+            )
         return self
 
     @model_validator(mode="after")

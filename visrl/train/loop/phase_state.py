@@ -214,7 +214,8 @@ def reuse(
     Another process may be scoring it: what is not finished there is not copied, and its files in the making are not looked at.
     """
     ended = _read(stored(other, OUTPUTS))
-    if _config_in(other) != json.loads(dump_json(dict(config))) or ended is None:
+    began = _config_in(other)
+    if ended is None or began is None or changes(began, json.loads(dump_json(dict(config)))):
         return False
     beside = folder.parent / f".{folder.name}.copy"
     if beside.exists():

@@ -170,5 +170,5 @@ def _lit(canvas: Canvas, dice: Dice) -> Canvas:
 
 @cache
 def _grain() -> NDArray[np.uint8]:
-    """One field of grain for all pictures, of which each takes a part: hashing every pixel would take as long as all the rest."""
+    """One field of grain for all pictures, of which each takes a part: hashed once, not for every picture."""
     return (_hashed(_FIELD * _FIELD, Dice("grain")).reshape(_FIELD, _FIELD) % (_GRAIN + 1)).astype(np.uint8)

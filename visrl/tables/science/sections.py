@@ -24,12 +24,13 @@ from visrl.tables.cost_tables import (
     rerun,
     runs_of,
 )
+from visrl.tables.csv_files import read_lines
 from visrl.tables.formats import render
 from visrl.tables.phase_tables import METRICS, in_order, of_loops, phase_ends, phase_table, points, runs, short
 from visrl.tables.science.label_tables import FIGURE as LABELS_FIGURE
 from visrl.tables.science.label_tables import arms, draw_labels, section
 from visrl.tables.science.method_verdicts import verdicts
-from visrl.tables.science.saturation_tables import Errors, errors_table, iterations_table, read_errors, saturates
+from visrl.tables.science.saturation_tables import Errors, errors_table, iterations_table, saturates
 from visrl.tables.science.term_tables import ANSWERS, TASKS, ends, terms_table
 from visrl.tables.science.term_tables import METRICS as WALL_METRICS
 
@@ -181,13 +182,14 @@ def _methods(apart: Apart) -> list[str]:
     return [
         _METHODS,
         apart.again(METHODS, {(run, seed) for run, by_seed in found.items() for seed in by_seed}),
-        render(costs_table(found), "md"),
-        f"![Scores over model tokens]({METHODS_FIGURE})",
-        "",
-        _TOLD_APART,
-        *verdicts(found, NAMES),
-        "",
+        *_compared(found, NAMES, "Methods on equal compute", METHODS_FIGURE),
     ]
+
+
+def _compared(found: Mapping[str, Mapping[int, Progress]], names: Sequence[str], title: str, figure: str) -> list[str]:
+    """The table of equal compute, its figure, and what they say."""
+    shown = [render(costs_table(found, names, title), "md"), f"![Scores over model tokens]({figure})", ""]
+    return [*shown, _TOLD_APART, *verdicts(found, names), ""]
 
 
 def _methods_on_walls(apart: Apart) -> list[str]:
@@ -197,12 +199,7 @@ def _methods_on_walls(apart: Apart) -> list[str]:
         _ON_WALLS,
         apart.again(METHODS_ON_WALLS, runs_of(apart.walls)),
         render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
-        render(costs_table(apart.on_walls, ANSWERS, "Methods on walls on equal compute"), "md"),
-        f"![Answers over model tokens]({WALLS_FIGURE})",
-        "",
-        _TOLD_APART,
-        *verdicts(apart.on_walls, ANSWERS),
-        "",
+        *_compared(apart.on_walls, ANSWERS, "Methods on walls on equal compute", WALLS_FIGURE),
     ]
 
 
@@ -272,7 +269,7 @@ def apart_of(results: Path) -> Apart:
         walls=walls,
         terms=records_of(results / TERMS),
         saturation=records_of(results / SATURATION),
-        errors=read_errors(results / SATURATION / "errors.csv"),
+        errors=read_lines(results / SATURATION / "errors.csv", Errors),
         margin=records_of(results / MARGIN),
         labels=records_of(results / LABELS),
         textured=records_of(results / TEXTURED),

@@ -1,0 +1,40 @@
+"""CSV files of declared lines: a pydantic model is a line, its fields are the columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from visrl.core.json_files import read_text, reason
+from visrl.core.records import write_atomically
+from visrl.errors import UsageError
+
+Line = TypeVar("Line", bound=BaseModel)
+
+
+def read_lines(path: Path, line: type[Line]) -> list[Line]:
+    """The lines of a file; none where there is no file. Raises UsageError naming the line."""
+    if not path.is_file():
+        return []
+    hint = f"columns: {', '.join(line.model_fields)}"
+    found = []
+    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path, hint))), 2):
+        try:
+            found.append(line.model_validate(row))
+        except ValidationError as error:
+            raise UsageError(f"{path}:{number}: {reason(error)}", hint) from error
+    return found
+
+
+def write_lines(path: Path, line: type[Line], lines: Iterable[Line]) -> None:
+    """All of them, below a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, tuple(line.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(one.model_dump() for one in lines)
+    write_atomically(path, text.getvalue())

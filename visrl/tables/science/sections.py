@@ -101,7 +101,7 @@ CLAIMS_AGAIN = (
     "With box critics more winning boxes are right",
     "Reinforcement beats continued SFT with the same compute",
 )
-"""Of claims.py's, those that the recipe's variants decide."""
+"""Of tables/claims.py's, those that the recipe's variants decide."""
 _TEXTURED = """The same questions, splits, sizes and settings over textured and photograph-like grounds, with clutter and things
 partly covered ([world.md](world.md#another-world)), by `recipes/world-textured.yaml`, from a base that continued its own lessons
 over such pictures (`recipes/world-textured-base.yaml`). p is corrected by Holm's method among the claims of this section; those
@@ -112,7 +112,7 @@ _NO_TEXTURED = "**Not measured, so nothing is claimed.** `recipes/world-textured
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """What is on file apart from the ablations: paths of methods (cost_tables.py) on the small world and on walls, the records
+    """What is on file apart from the ablations: paths of methods (tables/cost_tables.py) on the small world and on walls, the records
     of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, of
     labels and of the textured world; and what runs cost, by recipe (also those of claims).
     """

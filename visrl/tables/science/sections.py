@@ -112,7 +112,7 @@ _NO_TEXTURED = "**Not measured, so nothing is claimed.** `recipes/world-textured
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """What is on file apart from the ablations: paths of methods (tables/cost_tables.py) on the small world and on walls, the records
+    """What is on file apart from the ablations: paths of methods (tables/cost_tables.py) on the small world and on walls, records
     of the latter, those of terms per look, of iterations to the end with their remaining errors, of the critic by margin, of
     labels and of the textured world; and what runs cost, by recipe (also those of claims).
     """

@@ -31,7 +31,7 @@ from visrl.tables.science.label_tables import FIGURE as LABELS_FIGURE
 from visrl.tables.science.label_tables import arms, draw_labels, section
 from visrl.tables.science.method_verdicts import verdicts
 from visrl.tables.science.saturation_tables import Errors, errors_table, iterations_table, saturates
-from visrl.tables.science.term_tables import ANSWERS, TASKS, ends, terms_table
+from visrl.tables.science.term_tables import ANSWERS, TASKS, ends, looks_taken, terms_table
 from visrl.tables.science.term_tables import METRICS as WALL_METRICS
 
 METHODS_FIGURE = "figures/methods.svg"
@@ -71,6 +71,10 @@ its own warm-up on 100 labelled walls: `full` is step-level DPO with a term per 
 1,000 questions, rewards each look (`grpo_critic`: by the critic, `grpo_oracle`: by the IoU with its true box) or the answer
 only (`grpo_answer`). Learning rates are those found for one look. Answers also of the signs that take one look, and two.
 n = 1,000 walls of `test`.
+"""
+_STOPPING = """
+A sign takes one look or two. Rewards per look compare looks with looks: whether to look again or to answer has no reward
+of its own ([training-grpo.md](training-grpo.md#several-looks)). Whether answers fall because of the further looks has not been tested.
 """
 _NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
 _SATURATION = """Eight iterations of 900 questions, five seeds, each with its own warm-up on 40 labelled pictures
@@ -199,6 +203,8 @@ def _methods_on_walls(apart: Apart) -> list[str]:
         _ON_WALLS,
         apart.again(METHODS_ON_WALLS, runs_of(apart.walls)),
         render(terms_table(ends(apart.walls), "Methods on walls, each at its end"), "md"),
+        looks_taken(apart.walls),
+        _STOPPING,
         *_compared(apart.on_walls, ANSWERS, "Methods on walls on equal compute", WALLS_FIGURE),
     ]
 

@@ -25,7 +25,9 @@ TASKS = ("world_deep",)
 WARM_UP = "sft"
 
 
-def ends(results: Sequence[TaskResult]) -> dict[str, Numbers]:
+def ends(
+    results: Sequence[TaskResult], metrics: Mapping[str, str] = METRICS, scale: float = 100.0
+) -> dict[str, Numbers]:
     """The warm-up (that of ``full``), then variant by variant -> metric -> seed -> percent, at the last phase of each."""
     results = [result for result in results if is_phase(result)]
     last: dict[tuple[str, str], str] = {}
@@ -38,12 +40,21 @@ def ends(results: Sequence[TaskResult]) -> dict[str, Numbers]:
         about, seed = phase_of(result), str(phase_of(result)["seed"])
         warm_up = about["run"] == FULL and about["phase"] == WARM_UP
         ended = about["phase"] == last[about["run"], seed] != WARM_UP
-        if result.metric in METRICS and result.value is not None and (warm_up or ended):
+        if result.metric in metrics and result.value is not None and (warm_up or ended):
             row = found.setdefault(WARM_UP if warm_up else about["run"], {})
-            row.setdefault(METRICS[result.metric], {})[seed] = 100.0 * result.value
+            row.setdefault(metrics[result.metric], {})[seed] = scale * result.value
     return {name: found[name] for name in sorted(found, key=lambda name: (name != WARM_UP, name != FULL, name))}
 
 
 def terms_table(found: Mapping[str, Numbers], title: str = "Terms on walls") -> Table:
     """A row per end, two columns per metric: its value, and its difference to ``full``, paired by seed."""
     return table_of(summary(found), title)
+
+
+def looks_taken(results: Sequence[TaskResult]) -> str:
+    """``- Looks per question …``: a bullet of Markdown, the number at each end, mean ± standard error over seeds."""
+    lines = summary(ends(results, {"looks": "looks"}, scale=1.0))
+    said = (
+        f"`{line['variant']}` {line['value']:.2f}" + (f" ± {line['se']:.2f}" if line["se"] else "") for line in lines
+    )
+    return f"- Looks per question: {', '.join(said)}."

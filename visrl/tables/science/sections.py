@@ -74,7 +74,8 @@ n = 1,000 walls of `test`.
 """
 _STOPPING = """
 A sign takes one look or two. Rewards per look compare looks with looks: whether to look again or to answer has no reward
-of its own ([training-grpo.md](training-grpo.md#several-looks)). Whether answers fall because of the further looks has not been tested.
+of its own ([training-grpo.md](training-grpo.md#several-looks)). Whether answers fall because of the further looks has not been
+tested.
 """
 _NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
 _SATURATION = """Eight iterations of 900 questions, five seeds, each with its own warm-up on 40 labelled pictures

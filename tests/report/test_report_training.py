@@ -8,7 +8,7 @@ from PIL import Image
 
 from visrl.cli.evaluate import main
 from visrl.report.figures import HEIGHT, WIDTH
-from visrl.report.training import is_training
+from visrl.report.training import is_one_phase, is_training
 from visrl.report.training_figures import chart, curves, forest, score_histogram
 
 
@@ -241,3 +241,19 @@ def test_a_damaged_file_is_named(folder, capsys):
     (folder / "stage1" / "history.json").write_text("[{")
     assert main(["view", str(folder)]) == 2
     assert "history.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", ["stage1", "."])
+def test_a_phase_is_a_page_of_training_although_its_scoring_is_a_run_inside(folder, own):
+    """RL1 has its curves in stage1/, a GRPO phase its own; a folder of such runs without a phase's files is an index."""
+    score = folder / "score"
+    score.mkdir()
+    (score / "episodes.jsonl").write_text("")
+    (score / "run.json").write_text("{}")
+    if own == ".":
+        (folder / "history.json").write_text((folder / "stage1" / "history.json").read_text())
+    else:
+        assert not is_one_phase(folder)
+        (folder / "phase_config.json").write_text("{}")
+    assert main(["view", str(folder)]) == 0
+    assert not (folder / "index.html").exists() and "70 pairs" in (folder / "report.html").read_text()

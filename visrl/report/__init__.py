@@ -11,7 +11,7 @@ from visrl.errors import UsageError, printable, refused
 from visrl.report.page import write_page
 from visrl.report.pictures import Album
 from visrl.report.runs_page import is_folder_of_runs, write_runs_page
-from visrl.report.training import is_training, write_training_page
+from visrl.report.training import is_one_phase, is_training, write_training_page
 from visrl.runs.store import slug
 
 __all__ = ["open_page", "serve_page", "write_page", "write_report", "write_runs_page", "write_training_page"]
@@ -24,7 +24,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs. Raises UsageError.
     """
     _check(folders)
-    many = is_folder_of_runs(folders)
+    many = is_folder_of_runs(folders) and not is_one_phase(folders[0])
     if out is None:
         beside = f"report-vs-{slug(folders[0].resolve().name)}.html"
         out = folders[-1] / ("index.html" if many else "report.html" if len(folders) == 1 else beside)

@@ -61,6 +61,11 @@ def is_training(folder: Path) -> bool:
     return (folder / "summary.json").is_file() or any(True for _ in _phases(folder))
 
 
+def is_one_phase(folder: Path) -> bool:
+    """Whether a folder is a phase of training itself: the run of its scoring, which lies in it, makes it no folder of runs."""
+    return is_training(folder) and ((folder / "phase_config.json").is_file() or folder in _phases(folder))
+
+
 def write_training_page(folder: Path, out: Path) -> None:
     """Write the page. Raises UsageError for a damaged file, OSError where ``out`` cannot be written."""
     summary = _json(folder / "summary.json", [])

@@ -134,3 +134,10 @@ def test_the_figure_is_the_same_bytes_again(made, tmp_path):
     for name in ("a.svg", "b.svg"):
         draw_costs(paths(*made), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_field_too_long_to_be_read_names_its_line(tmp_path):
+    path = tmp_path / "costs.csv"
+    path.write_text("run,seed,phase,tokens,seconds,first\nfull,0,sft,1,2,\nfull," + "1" * 10**6 + ",sft,1,2,\n")
+    with pytest.raises(UsageError, match=r"costs\.csv:3: field larger"):
+        read_costs(path)

@@ -53,11 +53,11 @@ def table_of(lines: Sequence[Mapping[str, Any]], title: str = "Ablations on the 
     return Table(title, "variant", tuple(columns), tuple(rows), (note,))
 
 
-def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
+def plus_minus(value: float | None, se: float | None, sign: str = "", digits: int = 1) -> str:
     """``62.1 ± 0.4``; a dash where there is no value."""
     if value is None:
         return "—"
-    return f"{value:{sign}.1f}" + ("" if se is None else f" ± {se:.1f}")
+    return f"{value:{sign}.{digits}f}" + ("" if se is None else f" ± {se:.{digits}f}")
 
 
 def pairs_table(found: Mapping[str, Numbers]) -> Table:

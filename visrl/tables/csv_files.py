@@ -22,13 +22,13 @@ def read_lines(path: Path, line: type[Line]) -> list[Line]:
     if not path.is_file():
         return []
     hint = f"columns: {', '.join(line.model_fields)}"
-    found = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path, hint))), 2):
-        try:
-            found.append(line.model_validate(row))
-        except ValidationError as error:
-            raise UsageError(f"{path}:{number}: {reason(error)}", hint) from error
-    return found
+    rows = csv.DictReader(io.StringIO(read_text(path, hint)))
+    try:
+        return [line.model_validate(row) for row in rows]
+    except ValidationError as error:
+        raise UsageError(f"{path}:{rows.line_num}: {reason(error)}", hint) from error
+    except csv.Error as error:  # a field longer than the module reads, in the line after the last it has read
+        raise UsageError(f"{path}:{rows.line_num + 1}: {error}", hint) from error
 
 
 def write_lines(path: Path, line: type[Line], lines: Iterable[Line]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from visrl.core.records import TaskResult
-from visrl.tables.ablation_tables import FULL, Numbers, summary, table_of
+from visrl.tables.ablation_tables import FULL, Numbers, plus_minus, summary, table_of
 from visrl.tables.formats import Table
 from visrl.tables.phase_tables import is_phase, order, phase_of
 
@@ -28,7 +28,10 @@ WARM_UP = "sft"
 def ends(
     results: Sequence[TaskResult], metrics: Mapping[str, str] = METRICS, scale: float = 100.0
 ) -> dict[str, Numbers]:
-    """The warm-up (that of ``full``), then variant by variant -> metric -> seed -> percent, at the last phase of each."""
+    """The warm-up (that of ``full``), then variant by variant -> metric -> seed -> value, at the last phase of each.
+
+    scale: times what records hold; 100 gives percent.
+    """
     results = [result for result in results if is_phase(result)]
     last: dict[tuple[str, str], str] = {}
     for result in results:
@@ -54,7 +57,5 @@ def terms_table(found: Mapping[str, Numbers], title: str = "Terms on walls") -> 
 def looks_taken(results: Sequence[TaskResult]) -> str:
     """``- Looks per question …``: a bullet of Markdown, the number at each end, mean ± standard error over seeds."""
     lines = summary(ends(results, {"looks": "looks"}, scale=1.0))
-    said = (
-        f"`{line['variant']}` {line['value']:.2f}" + (f" ± {line['se']:.2f}" if line["se"] else "") for line in lines
-    )
+    said = (f"`{line['variant']}` {plus_minus(line['value'], line['se'], digits=2)}" for line in lines)
     return f"- Looks per question: {', '.join(said)}."

@@ -8,6 +8,7 @@ from visrl.tables.csv_files import read_lines, write_lines
 from visrl.tables.formats import render
 from visrl.tables.science.saturation_tables import (
     Errors,
+    ceiling,
     errors_table,
     iterations_table,
     saturates,
@@ -69,6 +70,23 @@ def test_errors_by_domain_and_size():
     # fine: 4 of 20 and none, whose reasons are then of one seed, 3 and 1 of 4
     assert "| fine | 10.0 ± 10.0 | 0.0 | 75.0 | 25.0 | 2 |" in said
     assert "| medium regions | — | — | — | — | 0 |" in said
+
+
+def test_the_ceiling_names_a_reason_only_where_it_leads_beyond_two_errors():
+    """Seeds have 50 and 100 % unexplored, 30 and 0 % misjudged: lead 20 and 100, 60 ± 40, below 80. Of 7 and 8 in 10 unexplored
+    against 2 and 2 misjudged, 1 and 0 unlearnt: lead 50 and 60, 55 ± 5, above 10."""
+    assert ceiling(lines()) == (
+        "No reason leads by more than two standard errors (`unexplored` over `misjudged`: +60.0 ± 40.0 points)."
+    )
+    clear = [
+        Errors(seed=0, domain="doc", size="small", questions=20, unexplored=7, misjudged=2, unlearnt=1),
+        Errors(seed=1, domain="doc", size="small", questions=20, unexplored=8, misjudged=2, unlearnt=0),
+    ]
+    said = ceiling(clear)
+    assert said.startswith("What limits the boxes is mostly exploration")
+    assert said.endswith("(lead over `misjudged`: +55.0 ± 5.0 points).")
+    none = [Errors(seed=0, domain="doc", size="small", questions=20, unexplored=0, misjudged=0, unlearnt=0)]
+    assert ceiling(none) == ceiling([]) == ""
 
 
 def test_errors_on_file_and_a_damaged_line(tmp_path):

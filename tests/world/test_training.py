@@ -80,6 +80,18 @@ def test_the_target_one_place_on_is_scored():
     )
 
 
+def test_an_example_without_targets_is_zero_and_moves_nothing():
+    """Two rows over 4 words: log 4 and, without a target, 0. The other row's gradient is that of a batch without it, halved:
+    softmax less one-hot, (1/4, 1/4 - 1, 1/4, 1/4) / 2."""
+    logits = torch.zeros(2, 2, 4, requires_grad=True)
+    each = example_losses(logits, torch.tensor([[-100, 1], [-100, -100]]), torch.zeros(2, 2) > 0)
+    assert each.tolist() == pytest.approx([math.log(4), 0.0])
+    each.mean().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0].tolist() == pytest.approx([0.125, -0.375, 0.125, 0.125])
+    assert not logits.grad[1].any()
+
+
 def test_two_pictures_have_batches_of_their_own():
     lessons = PretextTasks(recipe(), ExampleBuilder(build_processor(build_tokenizer()), "pretrain"))
     kinds = [{name for name, _ in lessons[step]} for step in range(0, 100, 9)]

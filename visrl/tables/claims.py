@@ -18,7 +18,7 @@ from visrl.core.records import TaskResult
 from visrl.evals import stats
 from visrl.evals.benchmarks import GROUPS
 from visrl.tables.ablation_tables import FULL
-from visrl.tables.phase_tables import METRICS, longest, of_loops, order, phase_ends, phase_of, runs, series
+from visrl.tables.phase_tables import METRICS, longest, of_loops, order, percent, phase_ends, phase_of, runs, series
 
 BEYOND = 2.0
 """Standard errors: where a difference is more than chance, taken alone."""
@@ -265,8 +265,7 @@ def by_seed(found: Sequence[TaskResult], run: str, label: str, metric: str) -> B
     for r in found:
         about = phase_of(r)
         if (about["run"], about["label"]) == (run, label) and METRICS[r.metric] == metric and r.value is not None:
-            percent = 100.0 * r.value if r.unit == "fraction" else r.value
-            values.setdefault(str(about["seed"]), {})[r.task] = percent
+            values.setdefault(str(about["seed"]), {})[r.task] = percent(r, r.value)
     means = {
         seed: [v for task, v in of_seed.items() if task in GROUPS or len(of_seed) == 1]
         for seed, of_seed in values.items()

@@ -8,7 +8,7 @@ several seeds a cell holds the mean over seeds and its standard error; of one, t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,17 @@ def points(results: Sequence[TaskResult], run: str) -> dict[str, dict[tuple[str,
 
 
 def _point(by_seed: dict[str, TaskResult]) -> Point:
-    scaled = {seed: _percent(r, r.value) for seed, r in by_seed.items()}
+    scaled = {seed: percent(r, r.value) for seed, r in by_seed.items() if r.value is not None}
     if len(by_seed) == 1:
         (only,) = by_seed.values()
-        return Point(next(iter(scaled.values())), None if only.se is None else _percent(only, only.se), 1)
+        return Point(next(iter(scaled.values())), None if only.se is None else percent(only, only.se), 1)
     over = stats.mean(list(scaled.values()), list(scaled))
     assert over.value is not None, "there are seeds"
     return Point(over.value, over.se, len(by_seed))
 
 
-def _percent(result: TaskResult, number: float | None) -> float:
-    assert number is not None, "the caller left records without a value out"
+def percent(result: TaskResult, number: float) -> float:
+    """``number``, a value or an error of the result, in percent."""
     return 100.0 * number if result.unit == "fraction" else number
 
 
@@ -192,29 +192,34 @@ def draw_iterations(results: Sequence[TaskResult], run: str, path: Path) -> None
 
     Raises UsageError where the records have no iterations.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     found = series(results, run)
     if not found or max(len(line) for line in found.values()) < 2:
         raise UsageError(
             f"{run}: these records hold no second iteration",
             "for example visrl-train recipes/world-iterations.yaml writes some",
         )
+    where = ", small world" if any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run) else ""
+    draw_lines(found, f"VisRL over multiple iterations\n({run}{where})", path)
+
+
+def draw_lines(lines: Mapping[str, Sequence[tuple[str, Point]]], title: str, path: Path) -> None:
+    """Lines over iterations, in percent, each by its name; error bars of one standard error."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     matplotlib.rcParams["svg.hashsalt"] = "visrl"  # else an SVG's ids are drawn at random
     figure, axis = pyplot.subplots(figsize=(5.2, 3.6))
-    for (name, line), dash in zip(found.items(), ("-", "--"), strict=False):
+    for (name, line), dash in zip(lines.items(), ("-", "--"), strict=False):
         x = [int(iteration) for iteration, _ in line]
         y, error = [point.value for _, point in line], [point.se or 0.0 for _, point in line]
         axis.errorbar(x, y, yerr=error, label=name, linestyle=dash, marker="o", capsize=3)
-    seeds = max(point.seeds for line in found.values() for _, point in line)
+    seeds = max(point.seeds for line in lines.values() for _, point in line)
     over = f"over {seeds} seeds" if seeds > 1 else "by picture, one seed"
-    where = ", small world" if any(r.small_world for r in of_loops(results) if phase_of(r)["run"] == run) else ""
     axis.set(xlabel=f"iteration (0: SFT); bars: ± 1 standard error {over}", ylabel="percent")
-    axis.set_title(f"VisRL over multiple iterations\n({run}{where})")
-    axis.set_xticks(sorted({int(iteration) for line in found.values() for iteration, _ in line}))
+    axis.set_title(title)
+    axis.set_xticks(sorted({int(iteration) for line in lines.values() for iteration, _ in line}))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

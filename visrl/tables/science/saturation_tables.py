@@ -102,16 +102,44 @@ def errors_table(lines: Sequence[Errors]) -> Table:
     return Table("Boxes that are still wrong", "questions", columns, tuple(rows), notes)
 
 
+WHAT = {
+    "unexplored": "exploration: no sample is right, so there is nothing to choose",
+    "misjudged": "the critic: a right sample exists, but a wrong one scores at least as high",
+    "unlearnt": "training: a right sample exists and the critic prefers it, but the model does not write it",
+}
+"""Reason -> what limits the boxes, in a sentence."""
+
+
+def ceiling(lines: Sequence[Errors]) -> str:
+    """A sentence: which reason most of the wrong boxes have, where it leads the next by more than two standard errors."""
+    shares = {why: list(_shares(lines, why).values()) for why in REASONS}
+    seeds = [str(seed) for seed in _shares(lines, REASONS[0])]
+    if not seeds:
+        return ""
+    first, second, _ = sorted(REASONS, key=lambda why: -sum(shares[why]))
+    lead = stats.paired_difference(shares[second], shares[first], seeds)
+    points = f"{plus_minus(lead.value, lead.se, '+')} points"
+    if lead.value is None or lead.value <= BEYOND * (lead.se or 0.0):
+        return f"No reason leads by more than two standard errors (`{first}` over `{second}`: {points})."
+    return f"What limits the boxes is mostly {WHAT[first]} (lead over `{second}`: {points})."
+
+
+def _shares(lines: Sequence[Errors], why: str) -> dict[int, float]:
+    """Seed -> percent of its wrong boxes that have this reason; seeds without a wrong box are left out."""
+    found: dict[int, float] = {}
+    for seed in sorted({line.seed for line in lines}):
+        of_seed = [line for line in lines if line.seed == seed]
+        if wrong := sum(line.wrong for line in of_seed):
+            found[seed] = 100.0 * sum(line.model_dump()[why] for line in of_seed) / wrong
+    return found
+
+
 def _row(title: str, lines: Sequence[Errors]) -> Row:
     seeds = sorted({line.seed for line in lines})
     of_seed = {seed: [line for line in lines if line.seed == seed] for seed in seeds}
-    wrong = {seed: sum(line.wrong for line in found) for seed, found in of_seed.items()}
-    rates = [100.0 * wrong[seed] / sum(line.questions for line in found) for seed, found in of_seed.items()]
-    cells = [_over(rates, seeds)]
-    for why in REASONS:
-        counts = {seed: sum(line.model_dump()[why] for line in found) for seed, found in of_seed.items()}
-        some = [seed for seed in seeds if wrong[seed]]
-        cells.append(_over([100.0 * counts[seed] / wrong[seed] for seed in some], some))
+    rates = [100.0 * sum(x.wrong for x in found) / sum(x.questions for x in found) for found in of_seed.values()]
+    shares = [_shares(lines, why) for why in REASONS]
+    cells = [_over(rates, seeds), *(_over(list(share.values()), list(share)) for share in shares)]
     return Row(title, (*(Cell((text,)) for text in cells), Cell((str(len(seeds)),))))
 
 

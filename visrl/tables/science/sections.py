@@ -26,11 +26,24 @@ from visrl.tables.cost_tables import (
 )
 from visrl.tables.csv_files import read_lines
 from visrl.tables.formats import render
-from visrl.tables.phase_tables import METRICS, in_order, of_loops, phase_ends, phase_table, points, runs, short
+from visrl.tables.phase_tables import (
+    METRICS,
+    draw_iterations,
+    in_order,
+    of_loops,
+    phase_ends,
+    phase_table,
+    points,
+    runs,
+    short,
+)
 from visrl.tables.science.label_tables import FIGURE as LABELS_FIGURE
 from visrl.tables.science.label_tables import arms, draw_labels, section
+from visrl.tables.science.margin_tables import FIGURE as MARGIN_FIGURE
+from visrl.tables.science.margin_tables import domains_table, draw_margin, verdict
+from visrl.tables.science.margin_tables import ends as ends_by_domain
 from visrl.tables.science.method_verdicts import verdicts
-from visrl.tables.science.saturation_tables import Errors, errors_table, iterations_table, saturates
+from visrl.tables.science.saturation_tables import Errors, ceiling, errors_table, iterations_table, saturates
 from visrl.tables.science.term_tables import ANSWERS, TASKS, ends, looks_taken, terms_table
 from visrl.tables.science.term_tables import METRICS as WALL_METRICS
 
@@ -40,6 +53,7 @@ METHODS = "methods"
 METHODS_ON_WALLS = "methods-deep"
 """Below results: what recipes/world-deep-methods.yaml leaves."""
 WALLS_FIGURE = "figures/methods-deep.svg"
+SATURATION_FIGURE = "figures/saturation.svg"
 SATURATION, MARGIN, LABELS = "saturation", "margin", "labels"
 """Below results: what recipes/world-saturation.yaml, world-margin.yaml and world-labels.yaml leave."""
 TERMS = "terms"
@@ -78,7 +92,7 @@ of its own ([training-grpo.md](training-grpo.md#several-looks)). Whether answers
 tested.
 """
 _NO_WALLS = "**Not measured, so nothing is claimed.** `recipes/world-deep-methods.yaml` defines the comparison.\n"
-_SATURATION = """Eight iterations of 900 questions, five seeds, each with its own warm-up on 40 labelled pictures
+_SATURATION = """Eight iterations of 900 questions, each seed with its own warm-up on 40 labelled pictures
 (`recipes/world-saturation.yaml`); then 64 further samples of each question whose box is still wrong
 (`tests/studies/remaining_errors.py`).
 """
@@ -165,9 +179,12 @@ def _saturation(apart: Apart) -> list[str]:
         last = saturates(results, FULL, name)
         said.append(f"{name} after " + ("none of them" if last is None else f"iteration {last}"))
     ended = f"Two iterations in a row add at most two standard errors: {'; '.join(said)}.\n"
-    shown = [render(errors_table(errors), "md")] if errors else ["Of the remaining errors nothing is on file.\n"]
+    shown = ["Of the remaining errors nothing is on file.\n"]
+    if errors:
+        shown = [render(errors_table(errors), "md"), f"{ceiling(errors)}\n"]
     made = apart.again(SATURATION, runs_of(results))
-    return [_SATURATION, made, render(iterations_table(results, FULL), "md"), ended, *shown]
+    figure = f"![Eight iterations]({SATURATION_FIGURE})"
+    return [_SATURATION, made, render(iterations_table(results, FULL), "md"), ended, figure, "", *shown]
 
 
 def _margin(apart: Apart) -> list[str]:
@@ -175,9 +192,11 @@ def _margin(apart: Apart) -> list[str]:
         return [_NO_MARGIN]
     found = of_loops(apart.margin)
     parts = [_MARGIN, apart.again(MARGIN, runs_of(found))]
-    for run in runs(found):
-        parts += [render(phase_table(found, run), "md"), f"`{run}`: {fallen(found, run)}\n"]
-    return parts
+    if {FULL, MARGIN} <= set(runs(found)):
+        rows = ends_by_domain(found)
+        parts += [render(domains_table(rows), "md"), f"{verdict(rows)}\n"]
+    parts += [f"`{run}`: {fallen(found, run)}\n" for run in runs(found)]
+    return [*parts, f"![Yes-or-no answers with two critics]({MARGIN_FIGURE})", ""]
 
 
 def _methods(apart: Apart) -> list[str]:
@@ -290,5 +309,9 @@ def draw(apart: Apart, docs: Path) -> None:
         draw_costs(apart.methods, docs / METHODS_FIGURE)
     if apart.on_walls:
         draw_costs(apart.on_walls, docs / WALLS_FIGURE, ANSWERS, "walls")
+    if apart.saturation:
+        draw_iterations(apart.saturation, FULL, docs / SATURATION_FIGURE)
+    if apart.margin:
+        draw_margin(of_loops(apart.margin), docs / MARGIN_FIGURE)
     if labels := arms(apart.labels):
         draw_labels(labels, docs / LABELS_FIGURE)

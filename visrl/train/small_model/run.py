@@ -216,7 +216,8 @@ def _line(recipe: SmallModelRecipe, row: dict[str, Any]) -> str:
 
 def example_losses(logits: torch.Tensor, labels: torch.Tensor, on_picture: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each row, [B]: the mean over its words' targets, over its picture tokens' targets, or over those two
-    means where it has both. So every example weighs the same, and its answer is not drowned by its patches.
+    means where it has both. So every example weighs the same, and its answer is not drowned by its patches. One without a target
+    (a caption of a page on which no name is unique) is 0.
 
     logits [B, T, V]; labels, on_picture [B, T], on_picture true where the token is a patch; as everywhere, the target at
     t + 1 is scored from t.
@@ -230,7 +231,7 @@ def example_losses(logits: torch.Tensor, labels: torch.Tensor, on_picture: torch
         count = part.sum(1)
         means = means + (spread * part).sum(1) / count.clamp(min=1)
         kinds = kinds + (count > 0)
-    return means / kinds
+    return means / kinds.clamp(min=1)
 
 
 def _update(

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 CELL = 32_767
 """Characters that a cell of an xlsx holds: a longer text was cut there by the spreadsheet."""
 _UNPACKED = 1 << 30
+_TOO_MANY = "\0"  # no column's name
 LETTERS = ("A", "B", "C", "D", "E")
 
 
@@ -35,7 +36,14 @@ def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**26)  # pictures stand in the table as base64
     try:
         text = data.decode("utf-8-sig")
-        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"):
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", restkey=_TOO_MANY)
+        for row in rows:
+            if any(row.pop(_TOO_MANY, ())):  # empty ones after the last column lose nothing
+                columns = len(rows.fieldnames or ())
+                raise UsageError(
+                    f"{path}:{rows.line_num}: more cells than the header's {columns}",
+                    "a tab inside a cell needs quotation marks: write the table with a CSV library",
+                )
             if any(_holds_a_row(cell, len(row)) for cell in row.values() if isinstance(cell, str)):
                 raise UsageError(
                     f"{path}: row {row.get('index')}: an unclosed quotation mark swallows the following rows",

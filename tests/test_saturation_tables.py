@@ -97,3 +97,8 @@ def test_errors_on_file_and_a_damaged_line(tmp_path):
     )
     with pytest.raises(UsageError, match=r"errors\.csv:2: questions"):
         read_lines(tmp_path / "errors.csv", Errors)
+    (tmp_path / "errors.csv").write_text(
+        "seed,domain,size,questions,unexplored,misjudged,unlearnt\n0,doc,small,1,0,0,0,7\n"
+    )
+    with pytest.raises(UsageError, match=r"errors\.csv:2: more fields than the header has columns"):
+        read_lines(tmp_path / "errors.csv", Errors)

@@ -132,6 +132,16 @@ def test_a_quotation_mark_that_is_never_closed(tmp_path):
         read_predictions(path)
 
 
+def test_a_tab_inside_a_prediction(tmp_path):
+    """What follows the tab would be lost: the row has three cells under two names. Empty cells at its end lose nothing."""
+    path = tmp_path / "p.tsv"
+    path.write_text("index\tprediction\n10\tA\n11\tno:\tC\n")
+    with pytest.raises(UsageError, match=r"p\.tsv:3: more cells than the header's 2"):
+        read_predictions(path)
+    path.write_text("index\tprediction\n10\tA\t\n11\tC\t\n")
+    assert [row.text for row in read_predictions(path).rows] == ["A", "C"]
+
+
 def test_a_small_table_inside_a_cell(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text('index\thint\tprediction\n10\t"Year\tRain\n2001\t5"\tB\n11\t\tC\n')

@@ -15,6 +15,7 @@ from visrl.core.records import write_atomically
 from visrl.errors import UsageError
 
 Line = TypeVar("Line", bound=BaseModel)
+_TOO_MANY = "\0"  # no column's name
 
 
 def read_lines(path: Path, line: type[Line]) -> list[Line]:
@@ -22,9 +23,14 @@ def read_lines(path: Path, line: type[Line]) -> list[Line]:
     if not path.is_file():
         return []
     hint = f"columns: {', '.join(line.model_fields)}"
-    rows = csv.DictReader(io.StringIO(read_text(path, hint)))
+    rows = csv.DictReader(io.StringIO(read_text(path, hint)), restkey=_TOO_MANY)
+    found = []
     try:
-        return [line.model_validate(row) for row in rows]
+        for row in rows:
+            if _TOO_MANY in row:
+                raise UsageError(f"{path}:{rows.line_num}: more fields than the header has columns", hint)
+            found.append(line.model_validate(row))
+        return found
     except ValidationError as error:
         raise UsageError(f"{path}:{rows.line_num}: {reason(error)}", hint) from error
     except csv.Error as error:  # a field longer than the module reads, in the line after the last it has read

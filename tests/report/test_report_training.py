@@ -8,6 +8,7 @@ from PIL import Image
 
 from visrl.cli.evaluate import main
 from visrl.report.figures import HEIGHT, WIDTH
+from visrl.report.serve import PageServer
 from visrl.report.training import is_one_phase, is_training
 from visrl.report.training_figures import chart, curves, forest, score_histogram
 
@@ -64,6 +65,18 @@ def test_a_loops_page_begins_with_how_its_phases_ended(folder):
     assert main(["view", str(folder)]) == 0
     text = (folder / "report.html").read_text()
     assert re.findall(r"answers of &lt;b&gt;([\w/]+)", text) == ["base", "sft", "iter1/rl1", "iter1/rl2"]
+
+
+def test_the_page_of_a_training_is_served_too(folder, monkeypatch):
+    """It holds its pictures itself, so the server has none; nothing is written into the folder."""
+    shown = []
+    monkeypatch.setattr(
+        PageServer, "serve_forever", lambda server: shown.append((server.page.read_text(), server.picture(0)))
+    )
+    assert main(["view", str(folder), "--serve"]) == 0
+    ((text, picture),) = shown
+    assert "70 pairs, the first 60 shown" in text and picture is None
+    assert not (folder / "report.html").exists()
 
 
 def test_curves_scale_from_zero_to_the_largest():

@@ -31,13 +31,19 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     try:
         if many:
             write_runs_page(folders[0], out)
-        elif len(folders) == 1 and is_training(folders[0]):
-            write_training_page(folders[0], out)
         else:
-            write_page(folders, out)
+            _write_one(folders, out)
     except OSError as error:
         raise refused(error, out, "choose another place with --output") from error
     return out
+
+
+def _write_one(folders: Sequence[Path], out: Path, album: Album | None = None) -> None:
+    """The page of a training folder, whose chains' pictures it holds itself, or of one run or two. album: as of ``write_page``."""
+    if len(folders) == 1 and is_training(folders[0]):
+        write_training_page(folders[0], out)
+    else:
+        write_page(folders, out, album=album)
 
 
 def open_page(address: str) -> None:
@@ -56,7 +62,7 @@ def serve_page(folders: Sequence[Path], port: int = 0, *, in_browser: bool = Fal
     album = Album()
     with tempfile.TemporaryDirectory() as place:
         page = Path(place) / "report.html"
-        write_page(folders, page, album=album)
+        _write_one(folders, page, album)
         try:
             server = PageServer(page, album, port)
         except OSError as error:

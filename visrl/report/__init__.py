@@ -39,7 +39,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _write_one(folders: Sequence[Path], out: Path, album: Album | None = None) -> None:
-    """The page of a training folder, whose chains' pictures it holds itself, or of one run or two. album: as of ``write_page``."""
+    """The page of a training folder, which holds its pictures itself, or of one run or two. album: as of ``write_page``."""
     if len(folders) == 1 and is_training(folders[0]):
         write_training_page(folders[0], out)
     else:

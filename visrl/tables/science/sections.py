@@ -98,7 +98,8 @@ _SATURATION = """Eight iterations of 900 questions, each seed with its own warm-
 """
 _NO_SATURATION = "**Not measured, so nothing is claimed.** `recipes/world-saturation.yaml` defines the runs.\n"
 _MARGIN = """Four iterations from the bundled `sft` with the likelihood critic (`full`) and with a critic by margin on yes-or-no
-questions, calibrated on 200 labelled questions of `val` ([pairs.md](pairs.md#margin)), by `recipes/world-margin.yaml`.
+questions ([pairs.md](pairs.md#margin)), by `recipes/world-margin.yaml`. The latter is calibrated anew in each iteration on 200
+questions of `val` with their true boxes: labels that `full` does not have.
 """
 _NO_MARGIN = """**Not measured, so nothing is claimed.** `recipes/world-margin.yaml` defines the runs
 ([pairs.md](pairs.md#margin)).

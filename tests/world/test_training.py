@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import visrl.train.small_model.run as run_module
-from visrl.errors import Interrupted
+from visrl.errors import Interrupted, UsageError
 from visrl.train.config.recipe import load_recipe
 from visrl.train.small_model.pretext_tasks import PRETEXT, ExampleBuilder
 from visrl.train.small_model.run import (
@@ -118,6 +118,14 @@ def test_a_stop_says_that_training_begins_again(monkeypatch):
     monkeypatch.setattr(run_module, "train", stop)
     with pytest.raises(Interrupted, match="what was finished before is kept; x has no checkpoints and begins again"):
         run_module.run(recipe())
+
+
+def test_a_damaged_log_of_the_checkpoint_to_start_from_stops_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "train", lambda *_: pytest.fail("trained first"))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training.json").write_text('{"log": [{"loss/caption": NaN}]}')
+    with pytest.raises(UsageError, match=r"training\.json: damaged: NaN"):
+        run_module.run(recipe(start=str(tmp_path)))
 
 
 def test_a_printed_line_says_of_how_many_steps_and_keeps_its_order():

@@ -283,6 +283,7 @@ def run(recipe: SmallModelRecipe) -> int:
     """Train, and leave in ``output``: checkpoint, training.json (recipe, data hash, log, what came before), training.png."""
     torch.set_num_threads(1)  # two threads are slower here, and much slower on a shared machine
     torch.set_flush_denormal(True)  # gradients fade into denormal numbers, on which a CPU is ten times slower
+    before = _before(recipe.folder)  # a damaged one stops it here, not at the end
     model, processor = beginning(recipe)
     try:
         log, shown = train(recipe, model, processor)
@@ -296,7 +297,7 @@ def run(recipe: SmallModelRecipe) -> int:
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": shown,
         "log": log,
-        "before": _before(recipe.folder),
+        "before": before,
     }
     write_atomically(recipe.output / "training.json", json.dumps(record, indent=1) + "\n")
     from visrl.train.small_model.probes import plot

@@ -234,7 +234,7 @@ def test_the_readme_says_what_the_page_says():
     assert len(rows) == 4
     for row in rows:
         assert f"| {row[0]} | {row[answers].split()[0]} | {row[boxes].split()[0]} |" in readme
-    (longer,) = [
+    longer, _in_the_textured_world = [
         line
         for line in page.splitlines()
         if line.startswith("| Reinforcement beats continued SFT with the same compute")
@@ -247,3 +247,6 @@ def test_the_readme_says_what_the_page_says():
         if line.startswith(f"| Iteration 4: better {metric} than SFT")
     }
     assert f"fresh questions reach {last['box']} % (and {last['answers']} % of the answers)" in readme
+    margin = page.partition("**Two critics")[2].partition("\n| fine answers |")[2].splitlines()[0]
+    sft, full, by_margin = (cell.split()[0] for cell in margin.split("|")[:3])
+    assert f"fall from {sft} to about {float(full):.0f} %, and rise to {by_margin} % with a critic by margin" in readme

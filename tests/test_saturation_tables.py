@@ -83,7 +83,7 @@ def test_the_ceiling_names_a_reason_only_where_it_leads_beyond_two_errors():
         Errors(seed=1, domain="doc", size="small", questions=20, unexplored=8, misjudged=2, unlearnt=0),
     ]
     said = ceiling(clear)
-    assert said.startswith("What limits the boxes is mostly exploration")
+    assert said.startswith("The most frequent reason is exploration")
     assert said.endswith("(lead over `misjudged`: +55.0 ± 5.0 points).")
     none = [Errors(seed=0, domain="doc", size="small", questions=20, unexplored=0, misjudged=0, unlearnt=0)]
     assert ceiling(none) == ceiling([]) == ""

@@ -111,7 +111,7 @@ WHAT = {
 
 
 def ceiling(lines: Sequence[Errors]) -> str:
-    """A sentence: which reason most of the wrong boxes have, where it leads the next by more than two standard errors."""
+    """A sentence: which reason the wrong boxes have most often, where it leads the next by more than two standard errors."""
     shares = {why: list(_shares(lines, why).values()) for why in REASONS}
     seeds = [str(seed) for seed in _shares(lines, REASONS[0])]
     if not seeds:
@@ -121,7 +121,7 @@ def ceiling(lines: Sequence[Errors]) -> str:
     points = f"{plus_minus(lead.value, lead.se, '+')} points"
     if lead.value is None or lead.value <= BEYOND * (lead.se or 0.0):
         return f"No reason leads by more than two standard errors (`{first}` over `{second}`: {points})."
-    return f"What limits the boxes is mostly {WHAT[first]} (lead over `{second}`: {points})."
+    return f"The most frequent reason is {WHAT[first]} (lead over `{second}`: {points})."
 
 
 def _shares(lines: Sequence[Errors], why: str) -> dict[int, float]:

@@ -24,6 +24,8 @@ the last rejected look. One look is the special case of a tree of one level.
 
 The box critic is the dear one: it reads a crop nobody has read yet. So selection asks for box scores one by one, and only
 for those that can still change the outcome; the pairs are exactly those of scoring everything (tests/train/test_selection.py).
+Of several looks this holds where the critic gives every score that it is asked for: a score that would be missing drops its chain
+only if it is asked for, and one that no decision needs is not (a last look, where an earlier one is rejected by its own crop).
 """
 
 from __future__ import annotations

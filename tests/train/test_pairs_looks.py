@@ -183,7 +183,7 @@ def test_a_tree_of_one_level_is_one_look(scores, rule):
     ),
 )
 def test_asking_lazily_gives_the_pairs_of_asking_everything(leaves, boxes, rule):
-    """Where every box score that is asked for is given (selection.py says what happens otherwise)."""
+    """Where every box score that is asked for is given (visrl/train/pairs/selection.py says what happens otherwise)."""
 
     def made():
         chains = tree(*[(path, 0.0) for path, _ in leaves])

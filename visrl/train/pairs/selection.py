@@ -24,8 +24,6 @@ the last rejected look. One look is the special case of a tree of one level.
 
 The box critic is the dear one: it reads a crop nobody has read yet. So selection asks for box scores one by one, and only
 for those that can still change the outcome; the pairs are exactly those of scoring everything (tests/train/test_selection.py).
-Of several looks this holds where the critic gives every score that it is asked for: a score that would be missing drops its chain
-only if it is asked for, and one that no decision needs is not (a last look, where an earlier one is rejected by its own crop).
 """
 
 from __future__ import annotations
@@ -195,6 +193,14 @@ def _chosen(chains: Sequence[Candidate], place: int, rule: Rule) -> bool:
     return last >= 0 and all(score is not None and score >= rule.win_box for score in scores)
 
 
+def _ask_last(chains: Sequence[Candidate], node: _Node) -> None:
+    """Raises _Wanted where the last look of a chain that goes on from this one has not been asked for: whether the chain counts
+    hangs on it (``_lost``), also where an earlier look alone decides the score.
+    """
+    for place in node.members:
+        _box(chains, place, chains[place].depth - 1)
+
+
 def _below(chains: Sequence[Candidate], node: _Node, rule: Rule) -> Iterator[tuple[int, int]]:
     """(chain, look) of what decides a look's score: itself, and under ``best`` all that followed."""
     yield node.first, node.look
@@ -208,7 +214,9 @@ def _rejected(chains: Sequence[Candidate], node: _Node, rule: Rule) -> bool:
         return True
     scores = (_box(chains, place, look) for place, look in _below(chains, node, rule))
     lose, strict = rule.lose_box, rule.mode == "paper"
-    return all(score is not None and (score < lose or (score == lose and not strict)) for score in scores)
+    fails = all(score is not None and (score < lose or (score == lose and not strict)) for score in scores)
+    _ask_last(chains, node)
+    return fails
 
 
 def _paper(chains: Sequence[Candidate], rule: Rule) -> Found:
@@ -280,5 +288,6 @@ def _highest(chains: Sequence[Candidate], node: _Node, rule: Rule) -> float | No
     if not rule.box_critic:
         return 0.0
     scores = [_box(chains, place, look) for place, look in _below(chains, node, rule)]
+    _ask_last(chains, node)
     known = [score for score in scores if score is not None]
     return max(known) if len(known) == len(scores) else None

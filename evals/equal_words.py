@@ -1,8 +1,8 @@
 """When two free answers are equal in words, and how alike they are: the offline judges' rules (judge.py).
 
 Equal but for case, punctuation, articles, width (ＯＫ) and the comma in 1,000. What distinguishes answers survives: the sign of
-a number (-5), ``+``, ``#`` and a grade's or blood group's ``-`` at the end of a word (C++, C#, A-, 35+), decimal points. A
-unit sign at a number ($ € £ ¥ ₹ % < > and the like) may be left out of one of two answers, since the benchmarks' standard
+a number (-5), ``+``, ``#`` and a grade's or blood group's ``-`` at the end of a word (C++, C#, A-, 35+), decimal points (.5 is
+0.5). A unit sign at a number ($ € £ ¥ ₹ % < > and the like) may be left out of one of two answers, since the benchmarks' standard
 answers write both "$6.60" and "6.60" for what a picture shows; two different ones are different answers. A plus or # before a
 number says nothing.
 
@@ -29,6 +29,7 @@ _LATEX = re.compile(r"\\(?:boxed|text[a-z]{0,2}|math[a-z]{0,2})(?=\{)")
 _MINUS, _PLUS, _SHARP, _POINT = "\ue000", "\ue001", "\ue002", "\ue003"
 _MARKED = str.maketrans({_MINUS: "-", _PLUS: "+", _SHARP: "#", _POINT: "."})
 _IN_NUMBER = re.compile(r"(?<=\d)(?:\.(?=\d)|,(?=\d{3}(?!\d)))")  # the comma of 1,000, not of 1,2,3
+_BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")  # .5 is 0.5
 _SIGN = re.compile(rf"(?<![\w)\]%°])[-−–](?=[{_CURRENCY}]?\.?\d)")  # not the dash of 5-10 or May-5
 _UNIT_BEFORE = re.compile(rf"([{_CURRENCY}<>≤≥])[ ]?(?={_MINUS}?[.]?\d)")
 _UNIT_AFTER = re.compile(rf"(?<=\d)[ ]?([%‰{_CURRENCY}])")
@@ -50,6 +51,7 @@ class Word(NamedTuple):
 def words(text: str) -> list[Word]:
     """What is compared of a text: "The Bird's -$1,000.50." -> bird, s, -1000.50 with $. Never raises."""
     text = " ".join(_LATEX.sub("", text[:READ].translate(FULL_WIDTH)).lower().split())
+    text = _BARE_POINT.sub("0.", text)
     text = _IN_NUMBER.sub(lambda m: _POINT if m.group() == "." else "", text)
     text = _GRADES.sub(rf"\1{_MINUS}", _SIGN.sub(_MINUS, text))
     text = _SHARPS.sub(_SHARP, _PLUSES.sub(lambda m: _PLUS * len(m.group()), text))
@@ -71,7 +73,7 @@ def exact(standard: str, answer: str) -> float:
     wanted, given = words(standard), words(answer)
     if not wanted or not given:
         return float(" ".join(standard.lower().split()) == " ".join(answer.lower().split()))
-    return float(len(wanted) == len(given) and all(map(_agree, wanted, given)))
+    return float(len(wanted) == len(given) and all(map(agree, wanted, given)))
 
 
 def contains(standard: str, answer: str) -> float:
@@ -85,7 +87,8 @@ def contains(standard: str, answer: str) -> float:
     return float(_stands_in(wanted, given))
 
 
-def _agree(a: Word, b: Word) -> bool:
+def agree(a: Word, b: Word) -> bool:
+    """Whether two words are equal, a unit sign aside that only one of them has."""
     return a.core == b.core and (a.unit == b.unit or not a.unit or not b.unit)
 
 
@@ -100,7 +103,7 @@ def _stands_in(wanted: list[Word], given: list[Word]) -> bool:
             return False
         number += hay.count(" ", position, place)
         position = place
-        if all(_agree(word, given[number + i]) for i, word in with_units):
+        if all(agree(word, given[number + i]) for i, word in with_units):
             return True
         place = hay.find(needle, place + 1)
     return False

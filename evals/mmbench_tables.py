@@ -20,6 +20,9 @@ CELL = 32_767
 _UNPACKED = 1 << 30
 _TOO_MANY = "\0"  # no column's name
 LETTERS = ("A", "B", "C", "D", "E")
+NOTHING = frozenset({"#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>"})
+NOTHING |= {"n/a", "na", "null", "nan", "none"}
+"""Texts, in small letters, that pandas.read_csv makes empty cells of: an option's text may be one."""
 
 
 def table_rows(data: bytes, path: Path) -> Iterator[Row]:
@@ -29,7 +32,8 @@ def table_rows(data: bytes, path: Path) -> Iterator[Row]:
 
 def _holds_a_row(cell: str, columns: int) -> bool:
     """Whether a line inside a cell is a row of the table: an index, and as many cells. A hint may hold a smaller table."""
-    return any(line[:1].isdigit() and line.count("\t") == columns - 1 for line in cell.split("\n")[1:])
+    lines = (line.split("\t") for line in cell.split("\n")[1:])
+    return any(len(cells) == columns and cells[0].strip().isdecimal() for cells in lines)
 
 
 def _tsv_rows(data: bytes, path: Path) -> Iterator[Row]:
@@ -58,6 +62,7 @@ def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
     from zipfile import BadZipFile, ZipFile
 
     import openpyxl
+    from openpyxl.utils.escape import unescape
     from openpyxl.utils.exceptions import InvalidFileException
 
     # XML that cannot be parsed is a SyntaxError of either parser that openpyxl uses; what it does not expect may raise the rest
@@ -78,10 +83,11 @@ def _xlsx_rows(data: bytes, path: Path) -> Iterator[Row]:
         sheet.reset_dimensions()  # the size that a file states may be too small
         rows = sheet.iter_rows(values_only=True)
         header = [str(name) for name in next(rows, ())]
-        # rows end at their last cell: what is missing there is empty
-        yield from (
-            dict(zip_longest(header, values[: len(header)])) for values in rows if any(v is not None for v in values)
-        )
+        for values in rows:
+            if any(value is not None for value in values):
+                # a carriage return is written as _x000D_
+                cells = [unescape(value) if isinstance(value, str) else value for value in values[: len(header)]]
+                yield dict(zip_longest(header, cells))  # rows end at their last cell: what is missing there is empty
     except damaged as error:
         raise UsageError(f"{path}: not an xlsx workbook: {reason(error)}", "is the download complete?") from error
 
@@ -94,6 +100,17 @@ def options_of(row: Row) -> dict[str, str]:
 def is_empty(value: Any) -> bool:
     """Whether a cell is empty. The texts "None" and "nan" are texts like others, and 0 is a number."""
     return value is None or value != value or not str(value).strip()
+
+
+def with_lost_options(row: Row) -> tuple[Row, int]:
+    """A row of a table that pandas has been through, and how many options it lost: empty cells before another option, or the
+    right one behind the last. They are given the text "None", the commonest that pandas reads as an empty cell.
+    """
+    filled = [letter for letter in LETTERS if not is_empty(row.get(letter))]
+    right, end = str(row.get("answer")).strip(), LETTERS.index(filled[-1]) + 1 if filled else 0
+    known = LETTERS[: end + (LETTERS[end : end + 1] == (right,))]
+    lost = [letter for letter in known if letter not in filled]
+    return {**row, **dict.fromkeys(lost, "None")}, len(lost)
 
 
 def say_what_was_cut(rows: list[Row], path: Path) -> None:

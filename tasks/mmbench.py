@@ -11,6 +11,7 @@ import base64
 import binascii
 import csv
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Any, BinaryIO
 from visrl.core.json_files import UNREADABLE
 from visrl.core.types import CoTSample
 from visrl.errors import PictureError, UsageError
-from visrl.evals.mmbench_tables import is_empty, table_rows
+from visrl.evals.mmbench_tables import is_empty, table_rows, with_lost_options
 from visrl.tasks.common import Document, Row, opened
 
+log = logging.getLogger(__name__)
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = ("A", "B", "C", "D", "E")
 ROTATIONS = 1_000_000
@@ -59,9 +61,14 @@ def documents(file: Path) -> Iterator[Document]:
 
 def _of_workbook(file: Path) -> Iterator[Document]:
     """Rows of an xlsx of predictions that holds questions, options and answers: no pictures."""
+    n_lost = 0
     for line, row in enumerate(table_rows(file.read_bytes(), file), 2):
         _checked_header(list(row), f"{file}:{line}")
-        yield Document(f"{file}:{line}", row)
+        whole, lost = with_lost_options(row)
+        n_lost += lost
+        yield Document(f"{file}:{line}", whole)
+    if n_lost:
+        log.warning('%s: %d empty cells of options are taken for "None", which pandas reads as empty', file, n_lost)
 
 
 def _records(file: Path) -> Iterator[tuple[int, int, int, list[str]]]:

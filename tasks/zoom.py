@@ -128,7 +128,7 @@ def _options(row: Row) -> dict[str, str]:
 def question_of(row: Row) -> str:
     """What a row of HR-Bench shares with the other cycles of its question."""
     asked = hashlib.sha256(str(row["question"]).encode()).hexdigest()[:12]
-    return f"{row.get('picture_id') or ''}:{asked}"
+    return f"{row['picture_id']}-{asked}" if row.get("picture_id") else asked
 
 
 def with_cycles(documents: Iterator[Document]) -> Iterator[Document]:
@@ -151,6 +151,7 @@ def hrbench(row: Row, task: str) -> CoTSample:
         cluster=str(row.get("picture_id") or question_of(row)),
         group=question_of(row),
         meta={
+            "index": str(row["index"]),
             "category": str(row.get("category", "")),
             "cycle": str(row.get("cycle_category", "")),
             "rotations": row.get("rotations", 0),
@@ -170,7 +171,7 @@ def treebench(row: Row, task: str) -> CoTSample:
         str(row["answer"]).strip(),
         cluster=str(row.get("picture_id") or index),
         group=index,
-        meta={"category": str(row.get("category", ""))},
+        meta={"index": index, "category": str(row.get("category", ""))},
         **_boxed(box(list(one)) for one in found),
     )
 

@@ -228,3 +228,51 @@ def test_strict_honours_the_declared_syntax():
 
 def test_records_name_the_rule_and_tables_do_not_compare_it():
     assert BoxFormat("x", Brackets(3), PIXEL, "vlmevalkit").describe()["mode"] == "vlmevalkit"
+
+
+TWO = [(1, 2, 300, 400), (500, 140, 900, 440)]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("box_tag_nested_1000", "<box>[[1, 2, 300, 400]]</box>", "<box>[[500, 140, 900, 440]]</box>"),
+        ("box_tag_1000", "<box>1 2 300 400</box>", "<box>500 140 900 440</box>"),
+        ("point_pairs_1000", "<|box_start|>(1,2),(300,400)<|box_end|>", "<|box_start|>(500,140),(900,440)<|box_end|>"),
+        ("padded_square_3dp", "[.001, .002, .3, .4]", "[.5, .14, .9, .44]"),
+    ],
+)
+def test_several_different_boxes_in_sentences_are_no_choice_in_any_syntax(name, one, other):
+    read = FORMATS[name].parse
+    assert read(f"The dog {one} is left of the cat {other}.", (1000, 1000)) == Unparsed(
+        "several different boxes in prose"
+    )
+    assert read(f"The dog {one}, I say, {one}.", (1000, 1000)) == Box(*TWO[0])  # the same one twice
+    assert read(f"{one}\n{other}", (1000, 1000)) == Box(*TWO[0])  # a list: its first
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "box_tag_nested_1000",
+            "<ref>dog</ref><box>[[1, 2, 300, 400]]</box>\n<ref>cat</ref><box>[[500, 140, 900, 440]]</box>",
+        ),
+        ("box_tag_nested_1000", "<ref>pets</ref><box>[[1, 2, 300, 400], [500, 140, 900, 440]]</box>"),
+        (
+            "point_pairs_1000",
+            "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(1,2),(300,400)<|box_end|>"
+            "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(500,140),(900,440)<|box_end|>",
+        ),
+    ],
+)
+def test_boxes_with_labels_in_the_syntaxs_own_tags_are_a_list(name, text):
+    assert FORMATS[name].parse_all(text, (1000, 1000)) == [Box(*box) for box in TWO]
+
+
+def test_the_declared_key_counts_and_no_other():
+    read = FORMATS["json_1000"].parse
+    right = Box(158, 140, 473, 440)
+    assert read('{"image_size": [0, 0, 640, 480], "bbox_2d": [158, 140, 473, 440]}', (1000, 1000)) == right
+    assert read('Of [0, 0, 640, 480] it is {"bbox_2d": [158, 140, 473, 440]}.', (1000, 1000)) == right
+    assert read('{"bbox": [158, 140, 473, 440]}', (1000, 1000)) == right  # the only list there is

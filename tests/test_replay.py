@@ -9,10 +9,12 @@ import pytest
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
+from visrl.evals.mmbench_tables import table_rows
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.recorded.prediction_files import picture_key, question_key
-from visrl.policies.recorded.replay import ReplayPolicy
+from visrl.policies.recorded.replay import AmbiguousPredictions, ReplayPolicy
 from visrl.policies.registry import load_policy, parse_model_args
+from visrl.tasks import mmbench, zoom
 
 
 def rec(i, question="the cat", picture="p.jpg", box=(0, 0, 10, 10)):
@@ -331,3 +333,112 @@ def test_a_table_that_carries_its_questions_needs_no_second_file(tmp_path):
     )
     found = {result.metric: result.value for result in outcome.results}
     assert (found["accuracy"], found["circular"]) == (75.0, 50.0) and outcome.n_failed == 0
+
+
+def numbered(i, task, **more):
+    return CoTSample(str(i), task, "qa", "Is there a dog?", answers=("yes",), cluster="p.jpg", **more)
+
+
+def test_rows_by_number_alone_answer_one_task_only(tmp_path):
+    """POPE's splits all count from 1: a file of one of them would complete the group with made-up numbers."""
+    file = write(tmp_path / "g.jsonl", [{"id": i, "text": "yes"} for i in (1, 2)])
+    policy = ReplayPolicy.load(file)
+    assert (
+        len(
+            policy.match_samples([numbered(1, "pope_coco_random"), numbered(2, "pope_coco_random")], "pope_coco_random")
+        )
+        == 2
+    )
+    again = policy.match_samples(
+        [numbered(1, "pope_coco_random")], "pope_coco_random"
+    )  # the same task may be matched twice
+    assert len(again) == 1
+    with pytest.raises(
+        AmbiguousPredictions, match=r"g.jsonl:1: belongs to documents of pope_coco_random and of pope_coco_popular"
+    ):
+        policy.match_samples([numbered(1, "pope_coco_popular")], "pope_coco_popular")
+
+
+def test_rows_that_name_their_task_or_their_picture_may_lie_together(tmp_path):
+    tasks = ("pope_coco_random", "pope_coco_popular")
+    by_task = ReplayPolicy.load(write(tmp_path / "t.jsonl", [{"id": 1, "text": "yes", "task": task} for task in tasks]))
+    row = {"image": "p.jpg", "question": "the cat", "ground_truth": [0, 0, 10, 10], "model_output": "[0, 0, 10, 10]"}
+    by_picture = ReplayPolicy.load(write(tmp_path / "r.json", [{"results": [row]}]))
+    assert [len(by_task.match_samples([numbered(1, task)], task)) for task in tasks] == [1, 1]
+    # one sentence of one picture is one question, whichever benchmark asks it
+    assert [len(by_picture.match_samples([rec(1)], task)) for task in ("refcoco_val", "refcoco+_val")] == [1, 1]
+
+
+def book(path, header, *rows):
+    sheet = openpyxl.Workbook()
+    for row in (header, *rows):
+        sheet.active.append(row)
+    sheet.save(path)
+    return str(path)
+
+
+def test_a_carriage_return_in_a_workbook(tmp_path):
+    """XlsxWriter, which pandas prefers, writes it as _x000D_; a literal "_x000D_" as _x005F_x000D_."""
+    book(tmp_path / "p.xlsx", ["index", "prediction"], [1, "B_x000D_\n"], [2, "_x005F_x000D_"])
+    assert [row["prediction"] for row in table_rows((tmp_path / "p.xlsx").read_bytes(), tmp_path / "p.xlsx")] == [
+        "B\r\n",
+        "_x000D_",
+    ]
+
+
+HEADER = ["index", "question", "A", "B", "C", "D", "answer", "prediction"]
+
+
+def test_an_option_that_pandas_read_as_empty(tmp_path):
+    """The cells of options "None" and "N/A" come out of pandas empty: the prediction still is of that question."""
+    options = {"A": "a cat", "B": "None", "C": "a dog"}
+    sample = CoTSample(
+        "7", "mmbench", "qa", "?", ("B",), meta={"index": 7, "options": options, "raw_question": "Which?"}
+    )
+    fitting = ReplayPolicy.load(
+        book(tmp_path / "a.xlsx", HEADER, [7, "Which?", "a cat", None, "a dog", None, "B", "B"])
+    )
+    other = ReplayPolicy.load(book(tmp_path / "b.xlsx", HEADER, [7, "Which?", "a cat", None, None, None, "B", "B"]))
+    assert [s.id for s in fitting.match_samples([sample], "mmbench")] == ["7"]
+    with pytest.raises(UsageError, match=r"no prediction in .* belongs"):  # "a dog" is nothing that pandas loses
+        other.match_samples([sample], "mmbench")
+
+
+def test_a_workbook_with_its_questions_keeps_the_options_that_pandas_lost(tmp_path, caplog):
+    rows = [
+        [1, "Which?", "a cat", None, "a dog", None, "B", "B"],  # before another option
+        [2, "Which?", "a cat", "a dog", None, None, "C", "C"],  # the right one, behind the last
+        [3, "Which?", "a cat", "a dog", None, None, "A", "A"],  # nothing says that there were more
+    ]
+    file = tmp_path / "p.xlsx"
+    book(file, HEADER, *rows)
+    found = [mmbench.sample(document.row, "mmbench") for document in mmbench.documents(file)]
+    assert [s.meta["options"] for s in found] == [
+        {"A": "a cat", "B": "None", "C": "a dog"},
+        {"A": "a cat", "B": "a dog", "C": "None"},
+        {"A": "a cat", "B": "a dog"},
+    ]
+    assert 'p.xlsx: 2 empty cells of options are taken for "None"' in caplog.text
+
+
+def test_a_numbered_list_in_a_cell_is_no_row(tmp_path):
+    (tmp_path / "two.tsv").write_text('index\tprediction\n1\t"1.\tLook closely.\n2.\tAnswer: B"\n2\tA\n')
+    assert [row.text for row in ReplayPolicy.load(str(tmp_path / "two.tsv")).file.rows] == [
+        "1.\tLook closely.\n2.\tAnswer: B",
+        "A",
+    ]
+    (tmp_path / "open.tsv").write_text('index\tprediction\n1\t"A\n2\tB\n3\tC"\n')
+    with pytest.raises(UsageError, match="an unclosed quotation mark"):
+        ReplayPolicy.load(str(tmp_path / "open.tsv"))
+
+
+@pytest.mark.parametrize("task", ["hrbench_4k", "treebench"])
+def test_tables_of_hrbench_and_treebench_by_index(tmp_path, task):
+    row = {"index": "5", "question": "What colour?", "A": "red", "B": "blue", "answer": "B", "target_instances": "[]"}
+    sample = zoom.hrbench(row, task) if task.startswith("hr") else zoom.treebench(row, task)
+    file = book(
+        tmp_path / "p.xlsx",
+        ["index", "question", "A", "B", "answer", "prediction"],
+        [5, "What colour?", "red", "blue", "B", "B"],
+    )
+    assert [s.id for s in ReplayPolicy.load(file).match_samples([sample], task)] == ["5"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-_NO_WORD_AFTER = r"(?![A-Za-z0-9À-ɏ]|['-][A-Za-z])"
+_NO_WORD_AFTER = r"(?![A-Za-z0-9À-ɏ+#]|['-][A-Za-z])"  # nor C++ and C#
 _BEFORE = r"(?<![A-Za-z0-9À-ɏ])"
-_X = rf"[({{\[<]{{0,2}}(?P<letter>[A-Za-z]){_NO_WORD_AFTER}[)}}\]>]{{0,2}}"
+_X = rf"[({{\[<]{{0,4}}(?P<letter>[A-Za-z]){_NO_WORD_AFTER}[)}}\]>]{{0,4}}"
 _ADJECTIVE = r"(?:correct[ae]?|right|best|final|most appropriate|richtig|korrekt|correta|corretta|certa|juste|juiste)"
 _NOUN = (
     rf"{_BEFORE}(?:answer|ans|solution|option|choice|letter|selection|guess|antwort|lösung|réponse|reponse|respuesta|opción|opcion"
@@ -33,6 +33,8 @@ STATED = tuple(
         rf"{_NOUN}(?: {_ADJECTIVE})?(?: (?:to|for) (?:the|this) question)? ?(?:{_IS} ?:?|[:=—–-]) ?(?:{_FILLER} ){{0,2}}\n?{_X}",
         rf"{_EASTERN}(?: الصحيحة| الصحيح)? ?(?:は|が|은|는|是|为|為|应该是|应为|应是|应选|就是|选|選|هي|هو|là)?[: ]{{0,3}}"
         rf"(?:选项|選項)?\n?{_X}",
+        rf"(?:\A|\n)(?:the )?(?:(?:final |correct )?(?:answer|ans)|(?:final|prediction|predicted|verdict|result) ?:) ?"
+        rf"{_X}(?=\.|\n|\Z)",
         rf"\bnot {_X.replace('letter', 'other')},? (?:but|rather)(?: rather)? (?:option )?{_X}",
         rf"\b(?:wait|actually|correction|scratch that|on second thoughts?)[ ,.:;!…–—-]{{1,8}}(?:no,? )?(?:actually,? )?"
         rf"(?:it's |it is |make it |make that |option ){{0,2}}{_X}(?=[.,;:!\n]|\Z)",
@@ -73,6 +75,9 @@ OPENING = re.compile(
     r"(?P<mark> ?[.):,\]}>、。|]+| [-–—] | ?[–—] ?|(?= (?:because|since)\b)|\n|\Z|(?<=[)}\]>]) )",
 )
 """X and what sets it off, where a text or a line begins."""
+
+MARK = re.compile(r"\s?[.):,\]}>、]{0,4}\s{0,2}(?:[-–—:]\s)?[\s(\[{]{0,4}")
+"""What sets a letter off from the option's text behind it; not the sign of "B. -5"."""
 
 LISTED = re.compile(rf"{_BEFORE}([A-Z])[).:、\]] ?")
 """An option as questions list them."""
@@ -126,6 +131,12 @@ _NEGATED = (
 )
 NEGATED = frozenset(_NEGATED.split())
 """Words that take an option's text in the same sentence back."""
+
+IDIOMS = re.compile(r"\b(?:that's|that is|you're|you are|all|quite) right\b", re.IGNORECASE)
+"""Where an option's text, "right", says nothing of a side."""
+
+NEXT_QUESTION = re.compile(r"\n(?:question|q|user|human|instruction) ?\d{0,3} ?:", re.IGNORECASE)
+"""Where a model without a stop goes on to ask itself the next question."""
 
 LISTED_LINE = re.compile(r"^[^\w\n]{0,24}(?:\[ ?[xX]? ?\])?[^\w\n]{0,8}(?P<letter>[A-Z])\b[^\n]{0,400}", re.MULTILINE)
 TICK = re.compile(r"[✓✔✅☑]|\[ ?[xX✓✔] ?\]")

@@ -70,14 +70,20 @@ def yes_or_no(text: str, question: str = "") -> str | Unparsed:
         return answer
     if not answer:
         return Unparsed("empty output")
+    if (found := said_in_words(answer)) is not None:
+        return found
+    return _whether_there(answer, question) if len(answer) <= _SHORT else UNSURE
+
+
+def said_in_words(answer: str) -> str | Unparsed | None:
+    """Which of the two words a plain answer begins with or states, whatever was asked; None of one that does neither."""
     first = answer.partition("\n")[0][:_SHORT]
-    said = list(_STATED.finditer(answer))
     if opening := _OPENS.match(answer):
         denied = _ASSENTS.match(first) is not None and _ABSENT.search(first) is not None
         return UNSURE if denied or _UNDECIDED.search(first) else "yes" if opening["yes"] else "no"
-    if said:
+    if said := list(_STATED.finditer(answer)):
         return "yes" if said[-1]["yes"] else "no"
-    return _whether_there(answer, question) if len(answer) <= _SHORT else UNSURE
+    return None
 
 
 def _whether_there(answer: str, question: str) -> str | Unparsed:

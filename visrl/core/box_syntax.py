@@ -37,6 +37,9 @@ _SINGLE = re.compile(_NUMBER)
 _NEXT = re.compile(r"\][\s,]{1,8}\[")
 _KEYED = re.compile(r'"\w{1,40}"\s{0,8}:\s{0,8}\[?\s{0,8}$')
 _BETWEEN = re.compile(r"[\s,;\[\]]*")
+_LABEL = re.compile(
+    r"<ref>[^<>]{0,200}</ref>|<\|object_ref_start\|>[^<>]{0,200}<\|object_ref_end\|>|<\|box_(?:start|end)\|>"
+)  # what Qwen2-VL's and InternVL's tags say of a box, before it
 
 
 _QUOTED = re.compile(rf"([\"']){_S}({_NUMBER}){_S}\1")
@@ -140,10 +143,7 @@ class Brackets:
         matches = list(_BRACKETED.finditer(text))
         if not matches:
             return Unparsed(_why_no_list(text))
-        found = [ordered(as_numbers(match), self.order) for match in matches]
-        if len(set(found)) > 1 and not _is_a_list(text, matches):
-            return Unparsed("several different boxes in prose")
-        return found
+        return _unless_in_prose([ordered(as_numbers(match), self.order) for match in matches], text, matches)
 
     def read_whole(self, text: str) -> list[Numbers] | Unparsed:
         found = _whole(_BRACKETED, text, "strict: not only lists of four numbers")
@@ -159,10 +159,17 @@ def _why_no_list(text: str) -> str:
     return f"a list of {found.group().count(',') + 1} numbers, not four"
 
 
+def _unless_in_prose(found: list[Numbers], text: str, matches: list[re.Match[str]]) -> list[Numbers] | Unparsed:
+    """The boxes of the matches, unless they differ and stand in sentences: which one is meant is not said."""
+    if len(set(found)) > 1 and not _is_a_list(text, matches):
+        return Unparsed("several different boxes in prose")
+    return found
+
+
 def _is_a_list(text: str, matches: list[re.Match[str]]) -> bool:
     """Whether several boxes stand there as a list (JSON, perhaps cut, or box after box) and not in sentences."""
     ends = [0, *(match.end() for match in matches)]
-    before = [text[end : match.start()] for end, match in zip(ends[:-1], matches, strict=True)]
+    before = [_LABEL.sub("", text[end : match.start()]) for end, match in zip(ends[:-1], matches, strict=True)]
     if all(_BETWEEN.fullmatch(piece) for piece in before[1:]) or all(_KEYED.search(piece[-100:]) for piece in before):
         return True
     return _json_value(text) is not None
@@ -190,6 +197,11 @@ class JsonObject:
         return f'{{"{self.key}": {Brackets(self.digits, self.order).write(numbers)}}}'
 
     def find(self, text: str) -> list[Numbers] | Unparsed:
+        matches = list(_BRACKETED.finditer(text[:READ]))
+        keyed = re.compile(rf"[\"']{re.escape(self.key)}[\"']\s{{0,8}}:\s{{0,8}}\[?\s{{0,8}}$")
+        own = [match for match in matches if keyed.search(text[max(0, match.start() - 100) : match.start()])]
+        if own and len(own) < len(matches):  # beside lists of four under other keys: "image_size"
+            return _unless_in_prose([ordered(as_numbers(match), self.order) for match in own], text, own)
         return Brackets(self.digits, self.order).find(text)
 
     def read_whole(self, text: str) -> list[Numbers] | Unparsed:
@@ -221,7 +233,9 @@ class PointPairs:
         return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
     def find(self, text: str) -> list[Numbers] | Unparsed:
-        found = [as_numbers(match) for match in _PAIRS.finditer(text[:READ])]
+        text = text[:READ]
+        matches = list(_PAIRS.finditer(text))
+        found = _unless_in_prose([as_numbers(match) for match in matches], text, matches)
         return found or _none(text, "no pair of points (x1,y1),(x2,y2)")
 
     def read_whole(self, text: str) -> list[Numbers] | Unparsed:
@@ -242,7 +256,9 @@ class BoxTag:
         return f"<box>[[{', '.join(values)}]]</box>" if self.nested else f"<box>{' '.join(values)}</box>"
 
     def find(self, text: str) -> list[Numbers] | Unparsed:
-        found = [as_numbers(match) for match in _TAGGED.finditer(_apart(text[:READ]))]
+        text = _apart(text[:READ])
+        matches = list(_TAGGED.finditer(text))
+        found = _unless_in_prose([as_numbers(match) for match in matches], text, matches)
         return found or _none(text, "no <box>…</box> of four numbers")
 
     def read_whole(self, text: str) -> list[Numbers] | Unparsed:

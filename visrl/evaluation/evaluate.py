@@ -23,7 +23,7 @@ from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
-from visrl.policies.recorded.replay import own_documents
+from visrl.policies.recorded.replay import AmbiguousPredictions, own_documents
 from visrl.rollout.config import RolloutConfig, check_names, protocol_named, rollout_config, with_looks
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init, rank
@@ -264,7 +264,7 @@ def _samples_of_tasks(
         try:
             samples = samples_of(policy, spec.name, options)
         except UsageError as error:
-            if len(specs) == 1 or not policy.recorded:
+            if len(specs) == 1 or not policy.recorded or isinstance(error, AmbiguousPredictions):
                 raise
             outcome.problems.append(f"{spec.name} has n = 0: {error.message}")
             outcome.skipped += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from visrl.core.types import CoTSample
 from visrl.policies.recorded.prediction_files import QUESTION_AND_BOX, Key, Prediction, picture_key, question_key
@@ -70,7 +71,7 @@ def _drop_ambiguous(rows: Sequence[Prediction], samples: Sequence[CoTSample], in
             numbers[:] = [number for number in numbers if len(pictures[number]) == 1]
 
 
-def leftovers(rows: Sequence[Prediction], taken: set[int]) -> tuple[list[Prediction], list[Prediction]]:
+def leftovers(rows: Sequence[Prediction], taken: AbstractSet[int]) -> tuple[list[Prediction], list[Prediction]]:
     """(rows without a document, rows of a document that another row has) once all tasks are matched.
 
     The same prediction twice, with the same text, is neither.

@@ -17,7 +17,7 @@ from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, reason
 from visrl.core.outputs import ending_of, joined_content
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.evals.mmbench_tables import options_of, say_what_was_cut, table_rows
+from visrl.evals.mmbench_tables import NOTHING, options_of, say_what_was_cut, table_rows
 from visrl.policies.recorded.run_facts import run_facts
 from visrl.policies.recorded.trajectories import Told, size_of, turns_of, turns_of_messages
 from visrl.runs.lines import episode_from_json
@@ -64,16 +64,31 @@ class Prediction:
     turns: Told | None = None
     size: Size | None = None
 
+    @property
+    def names_a_picture(self) -> bool:
+        """Whether a key says of which picture: what only numbers a document may be another benchmark's number."""
+        return any("picture" in key[0] or key[0] == QUESTION_AND_BOX for key in self.keys)
+
     def fits(self, sample: CoTSample) -> bool:
-        """Whether question, options and true box on file, where there are any, are the document's; boxes to half a pixel."""
+        """Whether question, options and true box on file, where there are any, are the document's; boxes to half a pixel.
+
+        An option that pandas reads as an empty cell ("None") may be missing on file.
+        """
         if self.asked and question_key(str(sample.meta.get("raw_question", sample.question))) not in self.asked:
             return False
         theirs = sample.meta.get("options")
-        if self.options and theirs and _texts(self.options) != _texts(theirs):
+        if self.options and theirs and not _same_options(_texts(self.options), _texts(theirs)):
             return False
         if self.true_box is None or sample.box is None:
             return True
         return all(abs(a - b) <= 0.5 for a, b in zip(self.true_box, sample.box.xyxy, strict=True))
+
+
+def _same_options(on_file: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    lost = [letter for letter in theirs if letter not in on_file]
+    return all(theirs[letter] in NOTHING for letter in lost) and all(
+        theirs.get(letter) == text for letter, text in on_file.items()
+    )
 
 
 def _texts(options: Mapping[str, str]) -> dict[str, str]:
@@ -140,7 +155,7 @@ def read_predictions(source: Path, questions: Path | None = None) -> PredictionF
         except MALFORMED as error:
             raise UsageError(
                 f"{source}:{line}: not a {kind} row: {_say(error)}",
-                "docs/data.md lists the layouts of prediction files",
+                "docs/data.md lists the layouts of recorded outputs",
             ) from error
     if kind == "trajectories":
         return PredictionFile(kind, predictions, digest, "zoom")

@@ -35,6 +35,10 @@ from visrl.world.chat_format import BOX_FORMAT as SMALL_WORLD
 _DEFAULT_FORMAT = {"vlm-r1": "json_pixel"}  # Qwen2.5-VL's JSON, already in pixels of the original picture
 
 
+class AmbiguousPredictions(UsageError):
+    """Recorded rows that answer documents of several tasks: not one of the tasks' numbers is known."""
+
+
 class ReplayArguments(ModelArguments):
     """How recorded outputs are read. questions: a question file. parser, box_format: how boxes are (core/box_formats.py).
 
@@ -66,7 +70,7 @@ class ReplayPolicy(Policy):
     max_pictures: int | None = None
     recorded: bool = True
     _matched: dict[str, tuple[Prediction, CoTSample]] = field(default_factory=dict, repr=False)
-    _taken: set[int] = field(default_factory=set, repr=False)
+    _taken: dict[int, str] = field(default_factory=dict, repr=False)  # number of a row -> the task that took it
 
     @classmethod
     def load(cls, path: str, **arguments: Any) -> ReplayPolicy:
@@ -96,22 +100,28 @@ class ReplayPolicy(Policy):
     def match_samples(self, samples: Iterable[CoTSample], task: str) -> list[CoTSample]:
         """The documents of ``task`` that have a row, each given its own; the others are left out.
 
-        Raises UsageError when not one row fits: a file for another split.
+        Raises UsageError when not one row fits: a file for another split. Raises AmbiguousPredictions where rows by their number
+        alone belong to documents of another task, too: POPE's splits all count from 1.
         """
         found = match(self.file.rows, samples, task)
         rows = self.file.rows
+        for number, _ in found:
+            other = self._taken.setdefault(number, task)
+            if other != task and rows[number].task is None and not rows[number].names_a_picture:
+                raise AmbiguousPredictions(
+                    f"{rows[number].where}: belongs to documents of {other} and of {task}",
+                    'evaluate the one task that the file answers, or add "task" to its rows',
+                )
         self._matched = {sample.id: (rows[number], _sized(sample, rows[number])) for number, sample in found}
-        taken = {number for number, _ in found}
-        if not taken:
+        if not found:
             raise UsageError(
                 f"no prediction in {self.source} belongs to a document of {task}",
                 "is it a file for another split? Or does it need its question file: --model-args questions=FILE",
             )
-        self._taken |= taken
         return [sample for _, sample in self._matched.values()]
 
     def unmatched(self) -> Unmatched:
-        without, doubled = leftovers(self.file.rows, self._taken)
+        without, doubled = leftovers(self.file.rows, self._taken.keys())
         examples = tuple(row.where for row in [*without, *doubled][:3])
         return Unmatched(len(without), len(doubled), examples)
 

@@ -10,9 +10,9 @@ In this order, on plain text (plain_text.py). What is found first decides; where
 5. It *opens or closes* the text: "B. dog", "Option B", a last line of one letter. Not where the text lists the options.
 6. The text of exactly one option stands in a short answer as whole words, in a sentence that denies nothing (option_texts.py).
 
-Where a line begins the next question ("Question:", "USER:"), what stands before it is read first.
-A letter that is a part of an option's text ("Vitamin C"), denied ("B is wrong"), supposed ("if the answer is B"), one of several ("A or B"), or followed by another
-option's text ("B. cat") is not chosen. "A" and "I" before another word are an article and a pronoun.
+Where a line begins the next question ("Question:", "USER:"), what stands before it is read first. A letter that is a part of
+an option's text ("Vitamin C"), denied ("B is wrong"), supposed ("if the answer is B"), one of several ("A or B"), or followed by
+another option's text ("B. cat") is not chosen. "A" and "I" before another word are an article and a pronoun.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def adapter(tmp_path_factory):
 def test_merged_weights_score_as_the_adapter_does(adapter, tmp_path, capsys):
     """The same weights bit by bit: the base's plus alpha/r B A, rounded once in the base's dtype."""
     from visrl.cli.train import run as train
-    from visrl.policies.hf.loading import weights_hash
+    from visrl.policies.hf.hashes import weights_hash
     from visrl.policies.registry import load_policy
 
     out = tmp_path / "whole"

@@ -50,11 +50,13 @@ class _Says(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        self.server.asked += 1
+        with self.server.lock:
+            script = self.server.scripts[self.server.asked % len(self.server.scripts)]
+            self.server.asked += 1
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        for choices in self.server.script:
+        for choices in script:
             chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": choices}
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
@@ -66,14 +68,21 @@ def delta(content, finish=None, **more):
 
 def said(*script):
     """(output, how often it was asked for) of a server whose chunks hold these choices."""
+    return sampled(script)
+
+
+def sampled(*scripts):
+    """The same of as many samples as there are scripts, each the chunks of one of them."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Says)
-    server.script, server.asked = script, 0
+    server.scripts, server.asked, server.lock = scripts, 0, threading.Lock()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         policy = EndpointPolicy.load(
             f"http://127.0.0.1:{server.server_address[1]}/v1#m", box_format="json_1000", tries="2"
         )
-        (output,) = policy.generate([Request("a", "answer", (Turn("user", ("what?",)),))], Sampling(max_tokens=9))
+        (output,) = policy.generate(
+            [Request("a", "answer", (Turn("user", ("what?",)),))], Sampling(max_tokens=9, n=len(scripts))
+        )
         return output, server.asked
     finally:
         server.shutdown()
@@ -91,6 +100,14 @@ def test_an_answer_cut_at_its_length_says_so_and_an_empty_one_is_unscored():
     assert (output.texts, output.finish_reason) == (("a c",), "length")
     output, asked = said(delta(None), delta("", "length"))
     assert output.error == "cut before anything was said: finish_reason length" and asked == 1 and not output.retry
+
+
+def test_one_empty_sample_of_several_does_not_undo_the_others():
+    """As in vLLM: it is an empty text, from which nothing is read. All of them empty: the request failed."""
+    whole, empty, blocked = [delta("a cat", "stop")], [delta("", "length")], [delta("I ca", "content_filter")]
+    output, asked = sampled(whole, empty, whole, blocked)
+    assert output.error is None and sorted(output.texts) == ["", "", "a cat", "a cat"] and asked == 4
+    assert sampled(empty, empty)[0].error == "cut before anything was said: finish_reason length"
 
 
 def test_filtered_and_refused_answers_are_unscored_with_their_reason():

@@ -347,7 +347,7 @@ def test_what_a_record_says(checkpoints, policies):
 
 
 def test_the_weights_hash_is_of_the_weights(tmp_path):
-    from visrl.policies.hf.loading import weights_hash
+    from visrl.policies.hf.hashes import weights_hash
 
     one, same, other = (tiny.save("llava", tmp_path / n, seed) for n, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert weights_hash(one) == weights_hash(same) != weights_hash(other)

@@ -1,5 +1,6 @@
 """LoRA folders as people have them, each applied as it was trained or refused by name."""
 
+import json
 import logging
 import shutil
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from visrl.errors import UsageError
+from visrl.policies.hf.hashes import weights_hash
 from visrl.policies.registry import load_policy
 from visrl.train.common.models import load_trainable
 from visrl.train.config.recipe import LoraSection, ModelSection
@@ -152,6 +154,17 @@ def test_an_adapter_of_another_base_is_said(made, caplog):
         assert "was trained on" not in caplog.text
         load_policy(f"hf:{made.folder}", {"adapter": str(made.lora)})
     assert f"was trained on {made.base}, and is applied to {made.folder}" in caplog.text
+
+
+def test_an_adapter_of_a_base_that_was_replaced_in_its_place_is_said(made, caplog):
+    """Training writes the base's hash beside the adapter: the name alone says nothing once the folder holds other weights."""
+    said = {"weights_sha256": weights_hash(made.base)}
+    (made.lora / "phase.json").write_text(json.dumps(said))
+    load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
+    assert "was trained on" not in caplog.text
+    change(made.base / "model.safetensors", lambda t: [tensor.mul_(1.5) for tensor in t.values()])
+    load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
+    assert f"was trained on other weights than {made.base} now holds" in caplog.text
 
 
 @pytest.mark.parametrize(

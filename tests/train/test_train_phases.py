@@ -159,6 +159,30 @@ def test_a_folder_made_by_another_recipe_is_not_mixed_with_this_one(tmp_path):
         claim(tmp_path, {"seed": 1, "trainer": {"learning_rate": 1e-5}}, "other rows")
 
 
+def test_weights_that_were_replaced_in_their_place_are_other_weights(tmp_path):
+    """A run that goes on from its checkpoint would be half of one base and half of another."""
+    from visrl.train.common.models import starting_weights
+    from visrl.train.common.phase_folder import claim
+
+    section = ModelSection(path=str(tmp_path / "base"))
+    (tmp_path / "base").mkdir()
+    before = starting_weights(section)
+    assert before is None  # nothing there
+    (tmp_path / "base/model.safetensors").write_bytes(b"one")
+    one = starting_weights(section)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    claim(folder, {"model": {"path": "base"}}, "rows", one)
+    (folder / "checkpoint-1").mkdir()
+    claim(folder, {"model": {"path": "base"}}, "rows", one)
+    claim(folder, {"model": {"path": "base"}}, "rows", None)  # a base that was deleted since
+    (tmp_path / "base/model.safetensors").write_bytes(b"other")
+    other = starting_weights(section)
+    assert other != one
+    with pytest.raises(UsageError, match="out was made from other weights than base now has"):
+        claim(folder, {"model": {"path": "base"}}, "rows", other)
+
+
 def test_a_finished_phase_whose_claim_a_killed_loop_took_away_gets_it_again(tmp_path):
     """Taken away before a loop goes on (it names places), and not asked for again where the phase had ended: its file was gone."""
     from visrl.train.common.phase_folder import check_or_renew, claim

@@ -1,10 +1,12 @@
 """The shipped models: small, safe to load, and as able as their cards say, on a few dozen pictures of val."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from visrl.core.boxes import iou
 from visrl.core.crops import tight
@@ -17,6 +19,7 @@ from visrl.rollout.config import RolloutConfig, rollout_config, with_looks
 from visrl.rollout.rollout import look_then_answer
 from visrl.world import CHECKPOINTS, checkpoint_path
 from visrl.world.samples import samples
+from visrl.world.vision_tower import positions_2d
 
 N = 64
 SHORT = Sampling(max_tokens=6)
@@ -54,6 +57,27 @@ def test_checkpoints_are_eight_megabytes_at_most_and_hold_no_pickle(names):
     files = [f for name in names for f in checkpoint_path(name).rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 8_000_000 and set(names) <= set(CHECKPOINTS)
     assert {f.suffix for f in files} <= {".safetensors", ".json", ".jinja", ".md"}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_tensor_is_loaded_from_its_file(name):
+    """But the table of positions, which is sines and is not trained; the files hold what training once made of it."""
+    model = load_policy(name).model
+    loaded = dict(model.state_dict())
+    (file,) = checkpoint_path(name).glob("*.safetensors")
+    differ = set()
+    for key, tensor in load_file(file).items():
+        # transformers 5 has other names in memory than LLaVA's files
+        name = re.sub(r"^language_model\.model", "language_model", key).removeprefix("language_model.lm_head.")
+        name = f"lm_head.{name}" if "lm_head" in key else f"model.{name}"
+        here = loaded.pop(name)
+        differ |= set() if torch.equal(here.float(), tensor.float()) else {name}
+    assert loaded.keys() <= {"lm_head.weight"}  # tied to the embeddings
+    positions = "model.vision_tower.positions"
+    assert differ == {positions}
+    table = model.state_dict()[positions]
+    assert torch.equal(table, 0.5 * positions_2d(round(table.shape[0] ** 0.5), table.shape[1]))
+    assert positions not in dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -80,7 +80,10 @@ class ConvStemModel(PreTrainedModel):
         # two more at the patches' own scale: from any patch of a thing its outline is then in view (15 + 2 * 2 * 8 = 47 px)
         self.stem = nn.Sequential(*layers, Residual(config.hidden_size), Residual(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.positions = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, config.hidden_size))
+        # sines, never trained: files written when this was a parameter hold trained values, which loading has always replaced
+        side = config.image_size // config.patch_size
+        self.positions: torch.Tensor
+        self.register_buffer("positions", torch.zeros(side**2, config.hidden_size))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 config.hidden_size,
@@ -106,7 +109,7 @@ class ConvStemModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif module is self:
             side = self.config.image_size // self.config.patch_size
-            with torch.no_grad():
+            with torch.no_grad():  # not transformers' copy_, which leaves what a file has
                 self.positions.copy_(0.5 * positions_2d(side, self.config.hidden_size))
 
     def forward(

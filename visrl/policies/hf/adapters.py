@@ -11,8 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from visrl.core.json_files import decode_foreign
+from visrl.core.json_files import decode_foreign, read_object
 from visrl.errors import UsageError
+from visrl.policies.hf.hashes import weights_hash
 
 log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,6 +72,8 @@ def load_adapter(model: Any, folder: str, base: str, *, trainable: bool = False)
     trained_on = config.get("base_model_name_or_path")
     if trained_on and not _same_place(str(trained_on), base):
         log.warning("the adapter %s was trained on %s, and is applied to %s", folder, trained_on, base)
+    elif Path(base).is_dir() and (known := _base_weights(Path(folder))) and known != weights_hash(Path(base)):
+        log.warning("the adapter %s was trained on other weights than %s now holds", folder, base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of missing tensors; below they are refused
@@ -84,6 +87,13 @@ def load_adapter(model: Any, folder: str, base: str, *, trainable: bool = False)
             "give the adapter of this model, or the model of this adapter",
         ) from error
     return wrapped, len(names)
+
+
+def _base_weights(folder: Path) -> str | None:
+    """What visrl's training wrote of the weights that an adapter of its own was trained on: their sha256."""
+    file = folder / "phase.json"
+    said = read_object(file, "copy the adapter again").get("weights_sha256") if file.is_file() else None
+    return str(said).partition("+")[0] if said else None
 
 
 def adapter_tensors(folder: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from visrl.policies.families.base import Family
 from visrl.policies.hf.adapters import base_and_adapter, load_adapter
 from visrl.policies.hf.complete import no_report, require_complete, tensors_loaded
 from visrl.policies.hf.files import require_files, require_finite, require_safetensors
+from visrl.policies.hf.hashes import weights_hash
 from visrl.policies.hf.own_template import say_if_ignored
 from visrl.policies.hf.quantization import quantization
 from visrl.policies.hf.vocabulary import require_one_vocabulary
@@ -312,22 +311,3 @@ def folder_of(path: str, revision: str) -> Path:
         return Path(path)
     settle()
     return Path(str(cached_file(path, "config.json", revision=revision or None))).parent
-
-
-def weights_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of a folder's safetensors files, in the order of their names; read again only where a size
-    or a time of change differs.
-    """
-    files = [(file, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    return _bytes_hash(tuple((str(file.resolve()), file.name, stat.st_size, stat.st_mtime_ns) for file, stat in files))
-
-
-@functools.lru_cache(maxsize=64)
-def _bytes_hash(files: tuple[tuple[str, str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for path, name, *_ in files:
-        total.update(name.encode())
-        with Path(path).open("rb") as stream:
-            while block := stream.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()

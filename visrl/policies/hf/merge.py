@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from visrl.core.records import dump_json
 from visrl.errors import UsageError, refused
-from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint, weights_hash
+from visrl.policies.hf.hashes import weights_hash
+from visrl.policies.hf.loading import CheckpointArguments, load_checkpoint
 
 FACTS = "merged.json"
 """Beside the weights: what they were made of."""

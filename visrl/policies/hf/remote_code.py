@@ -19,7 +19,8 @@ from visrl.core.box_formats import FORMATS, BoxFormat
 from visrl.core.types import Turn
 from visrl.errors import PictureError, UsageError
 from visrl.policies.families.base import PAPER_FORMAT
-from visrl.policies.hf.loading import CheckpointArguments, commit_of, folder_of, own_device, weights_hash
+from visrl.policies.hf.hashes import weights_hash
+from visrl.policies.hf.loading import CheckpointArguments, commit_of, folder_of, own_device
 from visrl.policies.protocol import Output, Policy, Request, Sampling
 
 CHAT_TYPES = ("minicpmo", "minicpmv")

@@ -12,6 +12,7 @@ template's business, and so is what its processor does to pictures: unlike model
 
 Departures: 1. ``stop`` is not sent: servers cut the stop text off, our outputs keep it. The text is streamed, and the connection
 closed as soon as a stop text has come. 2. n samples are n requests with seeds of their own: not every server knows ``n``.
+3. Of several samples, those that were blocked, or cut before they said anything, are empty texts; a request fails if all are.
 """
 
 from __future__ import annotations
@@ -250,9 +251,11 @@ class EndpointPolicy(Policy):
         except (PictureError, openai.OpenAIError, ServerFailed) as error:
             return Output(error=self._discreet(f"{type(error).__name__}: {error}"), retry=False)
         reasons = [why_unscored(reply.text, reply.finish, reply.refusal) for reply in replies]
-        if reason := next(filter(None, reasons), None):
-            return Output(error=self._discreet(reason), retry=False)
-        return Output(tuple(reply.text for reply in replies), finish_reason=replies[0].finish)
+        if all(reasons):
+            return Output(error=self._discreet(str(reasons[0])), retry=False)
+        # of several samples one that says nothing is one that says nothing, as in vLLM; it does not undo the others
+        texts = tuple("" if reason else reply.text for reply, reason in zip(replies, reasons, strict=True))
+        return Output(texts, finish_reason=replies[0].finish)
 
     def _arguments(self, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
         draw = f"{sampling.seed}:{request.key}:{request.step}{request.stream}:{index}"

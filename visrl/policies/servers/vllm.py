@@ -123,7 +123,7 @@ class VLLMPolicy(Policy):
         from vllm.lora.request import LoRARequest
 
         from visrl.policies.hf.adapters import adapter_tensors, few
-        from visrl.policies.hf.loading import weights_hash
+        from visrl.policies.hf.hashes import weights_hash
 
         if (rank := rank_of(folder)) > self.rank:
             raise UsageError(
@@ -365,7 +365,8 @@ def _summed(result: Any, n: int) -> LogLikelihood:
 
 def _family(path: str, args: VLLMArguments) -> tuple[Family, dict[str, Any]]:
     from visrl.policies.families import family_for
-    from visrl.policies.hf.loading import commit_of, folder_of, load_config, weights_hash
+    from visrl.policies.hf.hashes import weights_hash
+    from visrl.policies.hf.loading import commit_of, folder_of, load_config
 
     revision = {"revision": args.revision} if args.revision else {}
     config, processor = load_config(path, {"trust_remote_code": args.trust_remote_code, **revision})

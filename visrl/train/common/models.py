@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visrl.errors import UsageError
@@ -105,6 +106,40 @@ def shipped(path: str) -> str:
     from visrl.world import CHECKPOINTS, checkpoint_path
 
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
+
+
+def weights_id(model: str, adapter: str | None = None, revision: str = "") -> str:
+    """sha256 of the weights' bytes, an adapter's behind a ``+``; of a hub id its commit, which names them before they are here.
+
+    Raises UsageError where there are none.
+    """
+    from visrl.policies.hf.loading import folder_of
+
+    path = Path(shipped(model))
+    if path.is_dir():
+        found = _hash_of(path)
+    else:
+        try:
+            found = f"{model}@{folder_of(model, revision).name}"
+        except OSError as error:
+            raise UsageError(f"no weights at {model}", "give a bundled model, a folder, or a hub id") from error
+    return found if adapter is None else f"{found}+{_hash_of(Path(adapter))}"
+
+
+def starting_weights(section: ModelSection) -> str | None:
+    """:func:`weights_id` of what a phase begins from; None where that is gone, as it may be once a phase is finished."""
+    try:
+        return weights_id(section.path, section.adapter, section.revision or "")
+    except UsageError:
+        return None
+
+
+def _hash_of(folder: Path) -> str:
+    from visrl.policies.hf.hashes import weights_hash
+
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(f"no weights at {folder}", "give a folder with *.safetensors")
+    return weights_hash(folder)
 
 
 def trainable(model: Any, processor: Any, section: ModelSection, lora: LoraSection | None, seed: int) -> TrainableModel:

@@ -39,6 +39,7 @@ from visrl.train.config.recipe import ModelSection, flat
 STAGING = ".staging"
 FINAL_STAGING = ".staging-final"
 DATA = "data_sha256"
+WEIGHTS = "weights_sha256"
 
 
 class PhaseTrainer(Trainer):
@@ -151,22 +152,22 @@ def into_place(beside: Path, final: Path) -> None:
     beside.replace(final)
 
 
-def claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+def claim(folder: Path, settings: Mapping[str, Any], data: str, weights: str | None = None) -> None:
     """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
-    check_claim(folder, settings, data)
+    check_claim(folder, settings, data, weights)
     path = folder / "settings.json"
     if not path.is_file() or not _holds_more(folder):
-        write_atomically(path, dump_json(_claimed(settings, data)))
+        write_atomically(path, dump_json(_claimed(settings, data, weights)))
 
 
-def check_or_renew(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+def check_or_renew(folder: Path, settings: Mapping[str, Any], data: str, weights: str | None = None) -> None:
     """:func:`check_claim`; a finished phase whose claim a loop took away, before it was killed, gets it again."""
-    (claim if finished(folder) else check_claim)(folder, settings, data)
+    (claim if finished(folder) else check_claim)(folder, settings, data, weights)
 
 
-def _claimed(settings: Mapping[str, Any], data: str) -> dict[str, Any]:
+def _claimed(settings: Mapping[str, Any], data: str, weights: str | None) -> dict[str, Any]:
     files = included()
-    return {**settings, DATA: data, **({"include": files} if files else {})}
+    return {**settings, DATA: data, WEIGHTS: weights, **({"include": files} if files else {})}
 
 
 def _holds_more(folder: Path) -> bool:
@@ -174,23 +175,30 @@ def _holds_more(folder: Path) -> bool:
     return any(file.name not in ("settings.json", ".lock") for file in folder.iterdir())
 
 
-def check_claim(folder: Path, settings: Mapping[str, Any], data: str) -> None:
+def check_claim(folder: Path, settings: Mapping[str, Any], data: str, weights: str | None = None) -> None:
     """Raises UsageError where a folder holds something else, naming the first difference; a claim under which nothing was
     written yet is none. A key that older versions do not have, and that says nothing, is no difference.
 
-    data: the hash of the rows (visrl/train/data/fingerprint.py).
+    data: the hash of the rows (visrl/train/data/fingerprint.py). weights: of what the phase begins from (starting_weights in
+    models.py); where they are gone, as they may be once it is finished, they are not compared.
     """
     path = folder / "settings.json"
     if not path.is_file() or not _holds_more(folder):
         return
-    asked = dict(flat(json.loads(dump_json(_claimed(settings, data)))))
+    asked = dict(flat(json.loads(dump_json(_claimed(settings, data, weights)))))
     found = dict(flat(read_object(path, "choose another output folder, or delete this one")))
     if found.setdefault(DATA, data) != data:  # an older visrl wrote none
         raise UsageError(
             f"{folder} was made with different rows than the data now has",
             "restore the data, choose another output folder, or delete this one",
         )
-    for key in sorted({*found, *asked}):
+    was = found.pop(WEIGHTS, None)
+    if weights is not None and was not in (None, weights):
+        raise UsageError(
+            f"{folder} was made from other weights than {asked.get('model.path', 'the model')} now has",
+            "restore the weights, choose another output folder, or delete this one",
+        )
+    for key in sorted({*found, *asked} - {WEIGHTS}):
         if found.get(key) != asked.get(key):
             was, now = found.get(key), asked.get(key)
             raise UsageError(
@@ -267,6 +275,8 @@ def conclude(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> 
     trainable.processor.save_pretrained(beside)
     last: dict[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
     about = {"steps": trainer.state.global_step, "last": last, "torch": torch.__version__}
+    if (folder / "settings.json").is_file():  # not where a test trains without a claim
+        about[WEIGHTS] = read_object(folder / "settings.json", "delete this folder").get(WEIGHTS)
     write_atomically(beside / "phase.json", dump_json(about))
     write_history(folder, history)
     draw_curves(folder, trainer.progress.title, history)

@@ -25,6 +25,7 @@ from visrl.train.common.models import (
     check_model,
     load_trainable,
     own_forward,
+    starting_weights,
     why_not_shared,
 )
 from visrl.train.common.phase_folder import check_or_renew, claim, finished, say_where, train
@@ -143,14 +144,15 @@ def _stages(recipe: DPORecipe, pairs: list[Preference]) -> None:
     data = preferences_hash(pairs)
     before: Path | None = None
     trainable: TrainableModel | None = None
+    weights = starting_weights(recipe.model)
     for stage in recipe.step.stages:
         folder = recipe.output / f"stage{stage}"
-        check_or_renew(folder, settings(recipe, stage), data)
+        check_or_renew(folder, settings(recipe, stage), data, weights)
         if not finished(folder):
             trainable = trainable or load_trainable(
                 _starting_point(recipe, before), recipe.lora if before is None else None, recipe.seed
             )
-            claim(folder, settings(recipe, stage), data)
+            claim(folder, settings(recipe, stage), data, weights or starting_weights(recipe.model))
             run_stage(recipe, stage, trainable, pairs)
             if rank() == 0:
                 protocols = {str(pair.protocol) for pair in pairs}

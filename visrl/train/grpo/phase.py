@@ -24,6 +24,7 @@ from visrl.train.common.models import (
     check_model,
     load_trainable,
     own_forward,
+    starting_weights,
     why_not_shared,
 )
 from visrl.train.common.phase_folder import check_or_renew, claim, finished, say_where, train
@@ -46,13 +47,14 @@ def run(recipe: GRPORecipe) -> int:
     """Train what is not finished. Raises UsageError."""
     questions = load_questions(recipe.data)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
-    check_or_renew(recipe.output, asked, data)
+    weights = starting_weights(recipe.model)
+    check_or_renew(recipe.output, asked, data, weights)
     if not finished(recipe.output):
         engine = load_engine(recipe)
         try:
             trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
             rewards = reward_plan(recipe)
-            claim(recipe.output, asked, data)
+            claim(recipe.output, asked, data, weights or starting_weights(recipe.model))
             run_phase(recipe, trainable, questions, rewards, engine)
         finally:
             if engine is not None:

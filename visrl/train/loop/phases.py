@@ -63,32 +63,10 @@ class Weights:
         return self.model if self.model in CHECKPOINTS else f"{answering}:{self.model}"
 
     def sha256(self) -> str:
-        """Of the weights' bytes; of a hub id its commit, which names them before they are here. Raises UsageError where there are
-        none.
-        """
-        from visrl.policies.hf.loading import folder_of
-        from visrl.train.common.models import shipped
+        """:func:`visrl.train.common.models.weights_id`. Raises UsageError where there are none."""
+        from visrl.train.common.models import weights_id
 
-        path = Path(shipped(self.model))
-        if path.is_dir():
-            model = _hash_of(path)
-        else:
-            try:
-                model = f"{self.model}@{folder_of(self.model, '').name}"
-            except OSError as error:
-                raise UsageError(
-                    f"no weights at {self.model}",
-                    "give a bundled model, a folder, or a hub id",
-                ) from error
-        return model if self.adapter is None else f"{model}+{_hash_of(Path(self.adapter))}"
-
-
-def _hash_of(folder: Path) -> str:
-    from visrl.policies.hf.loading import weights_hash
-
-    if not any(folder.glob("*.safetensors")):
-        raise UsageError(f"no weights at {folder}", "give a folder with *.safetensors")
-    return weights_hash(folder)
+        return weights_id(self.model, self.adapter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def outputs_of(phase: Phase, folder: Path, resolved: Resolved) -> dict[str, Any]
     """Hashes of what the phase left, as outputs.json has them."""
     if phase.what == "pairs":
         return {"pairs_sha256": file_hash(folder / "pairs.jsonl")}
-    from visrl.policies.hf.loading import weights_hash
+    from visrl.policies.hf.hashes import weights_hash
 
     return {"weights_sha256": weights_hash(final_of(phase, folder, resolved.recipe))}
 

@@ -21,7 +21,7 @@ from visrl.errors import EXIT_DONE, UsageError
 from visrl.runs.distributed import rank
 from visrl.train.common.conversations import count, taken
 from visrl.train.common.exclusive import exclusive
-from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward
+from visrl.train.common.models import TrainableModel, check_model, load_trainable, own_forward, starting_weights
 from visrl.train.common.phase_folder import PhaseTrainer, check_or_renew, claim, finished, say_where, train
 from visrl.train.common.trainer_args import OWN, trainer_config
 from visrl.train.common.vision_cache import picture_kwargs
@@ -174,10 +174,11 @@ def check_crops(recipe: SFTRecipe, chains: Sequence[Demonstration]) -> None:
 def _run(recipe: SFTRecipe, chains: list[Demonstration]) -> None:
     check_crops(recipe, chains)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), demonstrations_hash(chains)
-    check_or_renew(recipe.output, asked, data)
+    weights = starting_weights(recipe.model)
+    check_or_renew(recipe.output, asked, data, weights)
     if not finished(recipe.output):
         trainable = load_trainable(recipe.model, recipe.lora, recipe.seed)
-        claim(recipe.output, asked, data)
+        claim(recipe.output, asked, data, weights or starting_weights(recipe.model))
         run_sft(recipe, trainable, chains)
         if rank() == 0:
             protocols = {str(chain.protocol) for chain in chains}

@@ -1,8 +1,8 @@
 """Where the texts of a question's options stand in an answer: as all of it, in its sentences, or around a single letter.
 
-Both are normalised alike (plain_text.py), and words are compared as the offline judges compare them (equal_words.py), so that
-what tells options apart survives: 0.5 is not 5, -5 not 5, C++ not C, "x > 3" not "x < 3". A mark that ends a sentence ends none
-where it stands so in an option: "St. Louis", "It is red. It is large."
+Both are normalised alike (plain_text.py), and words are compared as the offline judges compare them (evals/equal_words.py):
+what tells options apart survives, so 0.5 is not 5, -5 not 5, C++ not C, "x > 3" not "x < 3". A mark that ends a sentence ends
+none where it stands so in an option: "St. Louis", "It is red. It is large."
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 _NO_WORD_AFTER = r"(?![A-Za-z0-9À-ɏ+#]|['-][A-Za-z])"  # nor C++ and C#
+WORD = re.compile(r"[^\W_]+(?:['.][^\W_]+)*")
 _BEFORE = r"(?<![A-Za-z0-9À-ɏ])"
 _X = rf"[({{\[<]{{0,4}}(?P<letter>[A-Za-z]){_NO_WORD_AFTER}[)}}\]>]{{0,4}}"
 _ADJECTIVE = r"(?:correct[ae]?|right|best|final|most appropriate|richtig|korrekt|correta|corretta|certa|juste|juiste)"

@@ -27,7 +27,6 @@ from visrl.evals.scorers.option_texts import OptionTexts
 from visrl.evals.scorers.plain_text import plain
 
 _ALONE = re.compile(r"[^\w+#°%&=@]{0,20}([A-Za-z])[^\w+#°%&=@-]{0,20}")
-_WORD = re.compile(r"[^\W_]+(?:['.][^\W_]+)*")
 _CONTEXT = 160  # characters before a statement that may take it back
 
 
@@ -116,7 +115,7 @@ def _is_letter(text: str, match: re.Match[str]) -> bool:
         return False
     if name not in "AI" or not rest.startswith(" "):
         return True
-    word = _WORD.match(rest, 1)
+    word = worded.WORD.match(rest, 1)
     return word is None or word.group().lower() in worded.GOES_ON
 
 
@@ -128,7 +127,7 @@ def _one_of_several(text: str, start: int, end: int, name: str) -> bool:
 
 
 def _is_article(text: str, end: int) -> bool:
-    word = _WORD.match(text, end + 1) if text[end : end + 1] == " " else None
+    word = worded.WORD.match(text, end + 1) if text[end : end + 1] == " " else None
     return text[end - 1] in "AI" and word is not None and word.group().lower() not in worded.GOES_ON
 
 

@@ -21,7 +21,6 @@ from visrl.evals.scorers.yes_no import said_in_words
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|\Z|[^\x00-\x7f])|(?<=[a-z])\.(?=[A-Z][a-z])|[\n。！？]")
 _INNER_END = re.compile(r"\S{0,40}[.!?;](?=\s+\S)")
 _SINGLE_LETTER = re.compile(r"(?<![^\W_])[A-Za-z](?![^\W_])")
-_WORD = re.compile(r"[^\W_]+(?:['.][^\W_]+)*")
 _BEFORE, _BEHIND = " \"'([{", " .,:;!?\"')]}"  # not the point of .5
 _SHORT = 200  # an answer that chooses by an option's text says little else
 
@@ -120,7 +119,7 @@ def _folded(text: str, before: str, behind: str) -> str:
 
 
 def _negations(text: str) -> Counter[str]:
-    return Counter(word for word in _WORD.findall(text.lower()) if word in worded.NEGATED)
+    return Counter(word for word in worded.WORD.findall(text.lower()) if word in worded.NEGATED)
 
 
 def _equal(a: Sequence[Word], b: Sequence[Word], at_least: int = 0) -> bool:

@@ -110,6 +110,19 @@ def test_official_pairs_are_measured_on_the_padded_square(tmp_path):
     assert tally.left_out == {"picture not readable": 1, "no box in chosen_step or rejected_step": 1}
 
 
+@pytest.mark.parametrize("key", ["chosen", "rejected", "chosen_step"])
+@pytest.mark.parametrize("value", [["here"], None, {"value": 3}], ids=["a list", "null", "a number"])
+def test_what_is_no_text_in_an_official_pair_names_item_and_key(tmp_path, key, value):
+    Image.new("RGB", (200, 100)).save(tmp_path / "p.png")
+    item = {
+        "image": "p.png", "conversations": [{"from": "human", "value": "Where?"}], "chosen": "here", "rejected": "there",
+        "chosen_step": "[0.250, 0.500, 0.500, 0.625]", "rejected_step": "[0.000, 0.300, 0.100, 0.400]",
+    }  # fmt: skip
+    (tmp_path / "o.json").write_text(json.dumps([item, {**item, key: value}]))
+    with pytest.raises(UsageError, match=rf"item 2 is not of layout official: {key}: .*, not text"):
+        import_pairs(tmp_path / "o.json", tmp_path)
+
+
 def test_a_file_of_another_layout_names_the_item(tmp_path):
     (tmp_path / "x.json").write_text('[{"question": "?"}]')
     with pytest.raises(UsageError, match="item 1 is not of layout cot: no 'bboxs'"):

@@ -17,14 +17,15 @@ from pydantic import ValidationError
 from visrl.core.boxes import Box
 from visrl.core.json_files import MALFORMED, reason
 from visrl.errors import PictureError, UsageError, nearest
+from visrl.tasks.pictures import measured
 from visrl.train.config.section import DatasetSection
 from visrl.train.data.dataset_tables import (
     DATASET,
     Place,
     label_names,
     picture_columns,
-    picture_named,
     picture_names,
+    stored_bytes,
     table_of,
 )
 from visrl.train.data.importers import Imported, llava_rows
@@ -201,7 +202,7 @@ def _size(picture: str, fields: Mapping[str, Any]) -> tuple[int, int]:
     if not picture.startswith(DATASET):
         raise ValueError("a box in fractions of a picture that is a file needs its size: map data.dataset.columns.size")
     try:
-        return picture_named(picture).open().size
+        return measured(stored_bytes(picture), picture)
     except PictureError as error:
         raise ValueError(str(error)) from error
 

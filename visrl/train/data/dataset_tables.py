@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def _read(path: str, split: str, **named: Any) -> Any:
         features = datasets.Features({name: labels.get(name, datasets.Value("string")) for name in columns})
         return datasets.load_dataset(path, split=split, features=features, na_filter=False, **named)
     found = datasets.load_dataset(path, split=split, **named)
-    dates = {name for name, feature in found.features.items() if any(map(_is_time, _leaves(feature)))}
+    dates = {name for name, feature in found.features.items() if _has_times(feature)}
     if kind != "json" or not dates:
         return found
     features = datasets.Features({k: datasets.Json() if k in dates else v for k, v in found.features.items()})
@@ -83,20 +83,23 @@ def _csv_columns(files: Mapping[Any, Any], split: str) -> list[str]:
     return [str(name) for name in head.columns]
 
 
-def _leaves(feature: Any) -> Iterator[Any]:
-    """The types of single values in a column's type."""
-    inner = getattr(feature, "feature", feature)
+def _inner(feature: Any) -> Any:
+    """Of a list's type that of its items; else the type itself."""
+    import datasets
+
+    return feature.feature if isinstance(feature, datasets.Sequence | datasets.List) else feature
+
+
+def _has_times(feature: Any) -> bool:
+    """Whether there are dates or times in a column of this type, however deep."""
+    import datasets
+
+    inner = _inner(feature)
     if inner is not feature:
-        yield from _leaves(inner)
-    elif isinstance(feature, Mapping):
-        for one in feature.values():
-            yield from _leaves(one)
-    else:
-        yield feature
-
-
-def _is_time(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("timestamp", "date", "time", "duration"))
+        return _has_times(inner)
+    if isinstance(feature, Mapping):
+        return any(map(_has_times, feature.values()))
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time", "duration"))
 
 
 def _split(place: Place, found: Mapping[str, Any]) -> Any:
@@ -116,7 +119,7 @@ def picture_columns(table: Any) -> set[str]:
     import datasets
 
     def is_picture(feature: Any) -> bool:
-        inner = feature.feature if isinstance(feature, datasets.Sequence | datasets.List) else feature
+        inner = _inner(feature)
         return isinstance(inner, datasets.Image) or (isinstance(inner, dict) and {"bytes", "path"} <= set(inner))
 
     return {name for name, feature in table.features.items() if is_picture(feature)}
@@ -126,7 +129,7 @@ def label_names(table: Any) -> dict[str, dict[int, str]]:
     """Of columns of class labels, or of lists of them, what their numbers are called."""
     import datasets
 
-    found = ((name, getattr(feature, "feature", feature)) for name, feature in table.features.items())
+    found = ((name, _inner(feature)) for name, feature in table.features.items())
     return {name: dict(enumerate(f.names)) for name, f in found if isinstance(f, datasets.ClassLabel)}
 
 
@@ -157,22 +160,22 @@ def picture_named(name: str) -> Picture:
     """The picture of a row that names its own. Raises UsageError, when opened PictureError, where it is not there."""
     from visrl.tasks.pictures import decoded
 
+    return Picture(name, lambda: decoded(stored_bytes(name), name))
+
+
+def stored_bytes(name: str) -> bytes:
+    """The encoded picture of that name. Raises PictureError where it is not there."""
     path, _, rest = name.removeprefix(DATASET).partition("?")
     query, _, at = rest.partition("#")
     facts = dict(parse_qsl(query))
     number, _, which = at.partition("/")
     place = Place(path, facts.get("subset"), facts.get("split", "train"), facts.get("revision"))
-
-    def load() -> Any:
-        try:
-            held = _stored(place, facts["column"])[int(number)][facts["column"]]
-            held = held[int(which)] if which else held
-            data = held["bytes"] or Path(held["path"]).read_bytes()
-        except (LookupError, TypeError, ValueError, OSError, UsageError) as error:
-            raise PictureError(f"{name}: {error}") from error
-        return decoded(data, name)
-
-    return Picture(name, load)
+    try:
+        held = _stored(place, facts["column"])[int(number)][facts["column"]]
+        held = held[int(which)] if which else held
+        return bytes(held["bytes"] or Path(held["path"]).read_bytes())
+    except (LookupError, TypeError, ValueError, OSError, UsageError) as error:
+        raise PictureError(f"{name}: {error}") from error
 
 
 def picture_names(place: Place, column: str, number: int, row: Mapping[str, Any]) -> list[str]:

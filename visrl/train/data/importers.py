@@ -28,7 +28,6 @@ from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, reason
 from visrl.core.prompts import P_BOX, P_RL
 from visrl.core.types import Unparsed
 from visrl.errors import PictureError, UsageError
-from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import Chain, ChainRow, PairRow, picture_in
 
 _PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
@@ -214,19 +213,13 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
     )
 
 
-def boxes_of_chain(row: ChainRow) -> list[Box]:
-    """The boxes of a chain in pixels; none under ``direct``."""
-    return [Box(*box) for box in (row.chain.box, *(row.chain.looks or ())) if box is not None]
-
-
 def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:
     """SFT chains from ``viscot`` or ``cot``. Raises UsageError naming file and item for one that is not of that
     layout.
     """
     reader = {"viscot": viscot_row, "cot": cot_row}[layout]
     tally = Imported()
-    rows = _collect(path, layout, lambda number, item: reader(number, item, tally))
-    return in_their_pictures(rows, boxes_of_chain, path, tally.left_out), tally
+    return _collect(path, layout, lambda number, item: reader(number, item, tally)), tally
 
 
 def import_pairs(path: Path, pictures: Path) -> tuple[list[PairRow], Imported]:

@@ -115,8 +115,9 @@ def test_viscot_and_data_sets_are_checked_likewise(folder, box, said):
     datasets.Dataset.from_list(images).save_to_disk(folder / "disk")
     for name in ("d.jsonl", "disk"):
         for load, section in ((load_demonstrations, DataSection), (load_questions, QuestionSection)):
-            with pytest.raises(UsageError, match=rf"4 of 4 rows {said}"):
+            with pytest.raises(UsageError, match=rf"4 of 4 rows {said}") as caught:
                 load(section(path=folder / name, pictures=folder, format="datasets", dataset=DatasetSection()))
+            assert "frame: unit" in caught.value.hint
 
 
 def pairs(folder, win, lose):

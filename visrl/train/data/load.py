@@ -17,7 +17,9 @@ from visrl.train.data.candidates import Demonstration, Preference
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import Imported, import_chains, import_conversations, import_pairs
 from visrl.train.data.placement import (
+    IN_COLUMNS,
     ON_SQUARE,
+    PIXELS,
     Placement,
     boxes_of_chain,
     boxes_of_pair,
@@ -58,7 +60,10 @@ def load_demonstrations(section: DataSection) -> list[Demonstration]:
             f"data.format {section.format} holds preference pairs, not demonstrations",
             "SFT reads visrl, viscot, cot, llava or datasets",
         )
-    placement: Placement[ChainRow] = Placement(section.path, boxes_of_chain, _pictures(section), tally.left_out)
+    hint = IN_COLUMNS if section.format == "datasets" else PIXELS
+    placement: Placement[ChainRow] = Placement(
+        section.path, boxes_of_chain, _pictures(section), tally.left_out, hint=hint
+    )
     usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, placement)]
     return demonstrations(usable, _pictures(section))
 

@@ -21,6 +21,7 @@ OUTSIDE = "box outside the picture"
 CORNER = "box smaller than a pixel"
 PIXELS = "boxes are x1, y1, x2, y2 in pixels of the original picture"
 
+IN_COLUMNS = f"{PIXELS}; data.dataset says others: frame: unit, boxes: xywh"
 ON_SQUARE = "chosen_step and rejected_step are x1, y1, x2, y2 in fractions of the padded square"
 
 

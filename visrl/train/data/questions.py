@@ -25,7 +25,7 @@ from visrl.tasks.pictures import Missing
 from visrl.train.config.section import DatasetSection, Section
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
-from visrl.train.data.placement import Placement, boxes_of_chain, boxes_of_question, reasons
+from visrl.train.data.placement import IN_COLUMNS, PIXELS, Placement, boxes_of_chain, boxes_of_question, reasons
 from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 from visrl.world.textured.scenery import PLAIN, Scenery
@@ -131,7 +131,9 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
         chains, tally = dataset_rows(section.path, section.dataset, taught=False)
     else:
         chains, tally = import_chains(section.path, section.format)
-    said: Placement[ChainRow] = Placement(section.path, boxes_of_chain, section.pictures, looked.left_out)
+    looked.left_out.update(tally.left_out)
+    hint = IN_COLUMNS if section.format == "datasets" else PIXELS
+    said: Placement[ChainRow] = Placement(section.path, boxes_of_chain, section.pictures, looked.left_out, hint=hint)
     looked.placement = said
     return (_of_chain(row, section.pictures) for row in said.kept(_pictured(chains, section.pictures, looked)))
 

@@ -130,6 +130,10 @@ def test_pairs_without_a_size_are_checked_and_know_it_afterwards(folder):
         load_preferences(pairs(folder, FRACTIONS, [0.6, 0.6, 0.8, 0.9]))
     with pytest.raises(UsageError, match="4 of 4 rows lie outside"):
         load_preferences(pairs(folder, GOOD, BESIDE))
+    few = [pairs(folder, GOOD, [1, 2, 30, 40]).path.read_text().splitlines()[i] for i in range(3)]
+    tiny = asked(3, win={"box": GOOD, "answer": "B"}, lose={"box": [0, 0, 0.9, 0.9], "answer": "A"})
+    (folder / "p.jsonl").write_text("\n".join([*few, json.dumps(tiny)]))  # a policy's own box, however small, stays
+    assert len(load_preferences(DataSection(path=folder / "p.jsonl", pictures=folder))) == 4
     assert {pair.sample.size for pair in load_preferences(pairs(folder, GOOD, [1, 2, 30, 40]))} == {(448, 448)}
 
 

@@ -142,7 +142,9 @@ def load_preferences(section: DataSection) -> list[Preference]:
             f"data.format {section.format} holds demonstrations, not preference pairs",
             "DPO reads visrl, official or world_oracle",
         )
-    placement: Placement[PairRow] = Placement(section.path, boxes_of_pair, _pictures(section), tally.left_out)
+    placement: Placement[PairRow] = Placement(
+        section.path, boxes_of_pair, _pictures(section), tally.left_out, sampled=True
+    )
     if section.format == "official":
         placement = replace(placement, boxes_of=boxes_on_square, area=square, hint=ON_SQUARE)
     found = [_sized(row, placement) for row in _usable(section, rows, placement)]

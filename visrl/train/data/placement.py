@@ -71,6 +71,7 @@ class Placement(Generic[Row]):
 
     source: how errors name the data. boxes_of: a row's boxes in pixels, given the size of its picture. area: the area they are to
     lie in, given the same: the picture itself, unless their frame has another. folder: that pictures are named relative to.
+    sampled: boxes are a model's, and one smaller than a pixel is what it said: such rows count for the frame, but stay.
 
     A picture's header is read once, and only for a row that has boxes and no ``size``. Where it cannot be read, the row stays:
     the picture is named when it is opened.
@@ -82,6 +83,7 @@ class Placement(Generic[Row]):
     left_out: dict[str, int]
     area: Callable[[Size], Size] = as_is
     hint: str = PIXELS
+    sampled: bool = False
     n: int = 0
     outside: list[str] = field(default_factory=list)
     fractions: list[str] = field(default_factory=list)
@@ -102,7 +104,7 @@ class Placement(Generic[Row]):
 
     def size_of(self, row: Row) -> Size | None:
         """(width, height) of a row's picture; None where neither the row nor a header says it."""
-        return row.size if row.size is not None else _measured(self.folder.resolve(), row.picture)
+        return row.size if row.size is not None else _measured(self.folder.absolute(), row.picture)
 
     def _is_placed(self, row: Row) -> bool:
         if not list(self.boxes_of(row, (1, 1))) or (size := self.size_of(row)) is None:
@@ -111,8 +113,9 @@ class Placement(Generic[Row]):
         boxes, area = list(self.boxes_of(row, size)), self.area(size)
         if any(is_fraction(box, area) for box in boxes):
             self.fractions.append(row.id)
-            self._leave_out(CORNER)
-            return False
+            if not self.sampled:
+                self._leave_out(CORNER)
+                return False
         if any(is_outside(box, area) for box in boxes):
             self.outside.append(row.id)
             self._leave_out(OUTSIDE)

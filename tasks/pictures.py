@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visrl.core.boxes import Size
 from visrl.core.types import Picture
 from visrl.errors import PictureError, UsageError
 
@@ -196,6 +197,19 @@ def decoded(data: bytes, name: str) -> Image:
     except Exception as error:
         reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else error
         raise PictureError(f"{name}: {reason or type(error).__name__}") from error
+
+
+def measured(source: bytes | Path, name: str) -> Size:
+    """(width, height) that :func:`decoded` gives a picture, from its header alone: no pixel is decoded, and of a file only the
+    beginning is read. source: encoded bytes, or the file. Raises PictureError for anything that is not one of FORMATS.
+    """
+    from PIL import Image as PillowImage
+
+    try:
+        with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return image.size
+    except Exception as error:
+        raise PictureError(f"{name}: {error or type(error).__name__}") from error
 
 
 def as_rgb(image: Image) -> Image:

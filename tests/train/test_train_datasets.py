@@ -12,6 +12,7 @@ from visrl.cli.train import run
 from visrl.errors import PictureError, UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.config.section import DatasetSection
+from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.load import load_demonstrations
 from visrl.train.data.questions import QuestionSection, load_questions
 from visrl.train.data.rows import is_there, picture_in
@@ -126,9 +127,94 @@ def test_what_is_not_there_is_named(places):
     refused(r"no split 'val'", split="val")
     refused(r"parquet \(val\): Unknown split", places / "parquet", split="val")
     refused(r"cannot load no/data_set_of_this_name \(train\)", "no/data_set_of_this_name")
-    refused(r"row 0: could not convert string to float: 'W'", columns={**COLUMNS, "box": "query"})
+    refused(
+        r"row 0: column 'query' \(box\): 'What is 0\?' \(str\), not a list of four numbers",
+        columns={**COLUMNS, "box": "query"},
+    )
     with pytest.raises(PictureError, match="#7"):
         picture_in(places, f"dataset:{places}/disk?split=train&column=photo#7").open()
+
+
+def rows_of(path, *, columns=None):
+    return dataset_rows(path, DatasetSection(columns=columns or {}), taught=True)
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps({"image": "a.png", "question": "q", **row}) + "\n" for row in rows))
+    return path
+
+
+def test_text_of_a_csv_file_is_what_stands_in_the_file(tmp_path):
+    """No cell is made a number, a truth or nothing: 007 stays three digits beside a gap, 1.50 has its zero, None and NA are words.
+    The gap is an empty answer, and a space is text.
+    """
+    cells = ["007", "12", "", "1.50", "None", "NA", "null", "nan", "True", " 2012-01-01"]
+    text = "image,question,answer\n" + "".join(f"{i}.png,q,{cell}\n" for i, cell in enumerate(cells))
+    (tmp_path / "c.csv").write_text(text)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/train.csv").write_text(text)
+    for path in (tmp_path / "c.csv", tmp_path / "folder", tmp_path / "c.csv"):  # the last one from the library's cache
+        rows, tally = rows_of(path)
+        assert [row.chain.answer for row in rows] == [cell for cell in cells if cell]
+        assert [row.id for row in rows][:3] == ["0", "1", "3"] and tally.left_out == {"empty answer": 1}
+    (tmp_path / "wide.csv").write_text("image,question,answer\na.png,q,x,y\n")
+    with pytest.raises(UsageError, match=r"wide\.csv: its rows have more cells than its header has columns"):
+        rows_of(tmp_path / "wide.csv")
+
+
+def test_dates_of_a_jsonl_file_are_the_texts_that_they_were(tmp_path):
+    found, _ = rows_of(jsonl(tmp_path / "d.jsonl", [{"answer": f"2012-01-0{i}"} for i in (1, 2)]))
+    assert [row.chain.answer for row in found] == ["2012-01-01", "2012-01-02"]
+    (found,), _ = rows_of(jsonl(tmp_path / "l.jsonl", [{"answers": ["2012-01-01 10:00:00", "2013-01-01 10:00:00"]}]))
+    assert found.answers == ("2012-01-01 10:00:00", "2013-01-01 10:00:00") and found.chain.answer == found.answers[0]
+
+
+def test_a_text_in_answers_is_one_answer(tmp_path):
+    (row,), _ = rows_of(jsonl(tmp_path / "a.jsonl", [{"answers": "red"}]))
+    assert (row.chain.answer, row.answers) == ("red", ("red",))
+    (row,), _ = rows_of(jsonl(tmp_path / "b.jsonl", [{"answers": ["red", "blue"], "answer": "blue"}]))
+    assert (row.chain.answer, row.answers) == ("blue", ("red", "blue"))
+    (row,), _ = rows_of(jsonl(tmp_path / "c.jsonl", [{"answer": 7}]))
+    assert (row.chain.answer, row.answers) == ("7", ("7",))
+
+
+SHAPES = {
+    "VQAv2": ({"answers": [{"answer": "red", "answer_id": 1}]}, "answers", ", item 0: an object with answer, answer_id, not text"),
+    "SQuAD": ({"answers": {"text": ["red"], "answer_start": [3]}}, "answers", ": an object with text, answer_start, not text"),
+    "null in a list": ({"answers": ["red", None]}, "answers", ", item 1: null, not text"),
+    "a list": ({"answer": ["red", "blue"]}, "answer", ": a list of 2, not text: map it as answers"),
+    "a truth": ({"answer": True}, "answer", r": True \(bool\), not text"),
+    "a decimal": ({"answer": 2.5}, "answer", r": 2\.5 \(float\), not text"),
+    "a question list": ({"question": ["q", "r"], "answer": "x"}, "question", ": a list of 2, not text"),
+    "an id list": ({"id": ["q"], "answer": "x"}, "id", ": a list of 1, not text"),
+    "digits as a box": ({"answer": "x", "box": "1234"}, "box", r": '1234' \(str\), not a list of four numbers"),
+    "a box of keys": ({"answer": "x", "box": {"x": 1, "y": 2, "w": 3, "h": 4}}, "box", ": an object with x, y, w, h, not a list of four"),
+    "a box in a list": ({"answer": "x", "box": [[1, 2, 3, 4]]}, "box", ": a list of 1, not a list of four numbers"),
+    "a box of text": ({"answer": "x", "box": ["1", "2", "3", "4"]}, "box", ": a list of 4, not a list of four numbers"),
+    "looks of numbers": ({"answer": "x", "looks": [1, 2, 3, 4]}, "looks", r": 1 \(int\), not a list of four numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_value_of_another_shape_names_its_row_and_column(tmp_path, name):
+    row, column, said = SHAPES[name]
+    path = jsonl(tmp_path / "s.jsonl", [row])
+    with pytest.raises(UsageError, match=rf"s\.jsonl \(train\): row 0: column '{column}' \({column}\){said}"):
+        rows_of(path)
+
+
+def test_lists_of_class_labels_have_names_and_minus_one_is_no_label(tmp_path):
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features(
+        image=datasets.Value("string"), question=datasets.Value("string"), answers=datasets.List(names), answer=names
+    )
+    rows = [{"image": "a.png", "question": "q", "answers": [1, 0], "answer": label} for label in (1, -1)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "d")
+    found, _ = rows_of(tmp_path / "d")
+    assert [(row.chain.answer, row.answers) for row in found] == [("yes", ("yes", "no")), ("yes", ("yes", "no"))]
+    datasets.load_from_disk(str(tmp_path / "d")).remove_columns("answers").save_to_disk(tmp_path / "e")
+    found, tally = rows_of(tmp_path / "e")
+    assert [row.chain.answer for row in found] == ["yes"] and tally.left_out == {"empty answer": 1}
 
 
 def test_a_phase_is_trained_on_a_data_set(places, monkeypatch):

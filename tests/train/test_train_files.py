@@ -12,6 +12,7 @@ from visrl.errors import PictureError, UsageError
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.importers import import_chains, import_pairs
 from visrl.train.data.load import load_demonstrations, load_preferences
+from visrl.train.data.placement import Placement, boxes_of_chain
 from visrl.train.data.rows import Chain, PairRow, picture_in, read_rows, write_rows
 
 ROW = PairRow(
@@ -110,6 +111,19 @@ def test_official_pairs_are_measured_on_the_padded_square(tmp_path):
     assert tally.left_out == {"picture not readable": 1, "no box in chosen_step or rejected_step": 1}
 
 
+@pytest.mark.parametrize("key", ["chosen", "rejected", "chosen_step"])
+@pytest.mark.parametrize("value", [["here"], None, {"value": 3}], ids=["a list", "null", "a number"])
+def test_what_is_no_text_in_an_official_pair_names_item_and_key(tmp_path, key, value):
+    Image.new("RGB", (200, 100)).save(tmp_path / "p.png")
+    item = {
+        "image": "p.png", "conversations": [{"from": "human", "value": "Where?"}], "chosen": "here", "rejected": "there",
+        "chosen_step": "[0.250, 0.500, 0.500, 0.625]", "rejected_step": "[0.000, 0.300, 0.100, 0.400]",
+    }  # fmt: skip
+    (tmp_path / "o.json").write_text(json.dumps([item, {**item, key: value}]))
+    with pytest.raises(UsageError, match=rf"item 2 is not of layout official: {key}: .*, not text"):
+        import_pairs(tmp_path / "o.json", tmp_path)
+
+
 def test_a_file_of_another_layout_names_the_item(tmp_path):
     (tmp_path / "x.json").write_text('[{"question": "?"}]')
     with pytest.raises(UsageError, match="item 1 is not of layout cot: no 'bboxs'"):
@@ -156,7 +170,10 @@ def test_real_viscot_boxes_in_pixels_are_the_padded_square_numbers_of_the_text(s
 
 @pytest.mark.parametrize(("name", "n"), [("cub", 10056), ("sroie", 2486), ("vsr", 3376), ("dude", 11735)])
 def test_real_cot_files_import_what_lies_in_its_picture(shared, name, n):
-    rows, tally = import_chains(shared / "viscot_train" / f"{name}_cot_train.jsonl.gz", "cot")
+    chains, tally = import_chains(shared / "viscot_train" / f"{name}_cot_train.jsonl.gz", "cot")
+    placement = Placement(name, boxes_of_chain, shared, tally.left_out)
+    rows = list(placement.kept(chains))
+    placement.check()
     assert len(rows) + sum(tally.left_out.values()) == n
     # dude: of 11,735 rows 4 have an empty box and 701 one of which less than half lies in the picture
     assert n - len(rows) == (705 if name == "dude" else 0)
@@ -181,12 +198,13 @@ def cot(tmp_path, boxes, name="c.jsonl", mark=b""):
     return path
 
 
-def test_training_boxes_outside_their_picture_are_left_out_and_counted(tmp_path):
+def test_training_boxes_outside_their_picture_are_left_out_and_counted(tmp_path, capsys):
     # 100 x 50: inside; half of it inside (25 of 50 wide): stays; less than half (24 of 50): left out; empty: left out
     boxes = [[10, 10, 40, 40], [75, 10, 125, 40], [76, 10, 126, 40], [5, 5, 5, 9]]
-    rows, tally = import_chains(cot(tmp_path, boxes), "cot")
-    assert [row.id for row in rows] == ["d-1", "d-2"]
-    assert tally.left_out == {"box outside the picture": 1, "empty box": 1}
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    rows = load_demonstrations(DataSection(path=cot(tmp_path, boxes), pictures=tmp_path, format="cot"))
+    assert [row.sample.id for row in rows] == ["d-1", "d-2"]
+    assert "left out: 1 box outside the picture; 1 empty box\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -197,8 +215,9 @@ def test_training_boxes_outside_their_picture_are_left_out_and_counted(tmp_path)
     ],
 )
 def test_training_boxes_of_another_frame_are_an_error(tmp_path, boxes, said):
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match=rf"2 of 2 rows .*{said}"):
-        import_chains(cot(tmp_path, boxes), "cot")
+        load_demonstrations(DataSection(path=cot(tmp_path, boxes), pictures=tmp_path, format="cot"))
 
 
 def test_importers_read_a_byte_order_mark_and_u2028(tmp_path):

@@ -62,6 +62,67 @@ def test_every_exchange_of_a_conversation_is_a_row_that_asks_for_no_box(folder, 
         ("Where is it?", ("In a street.",)),
         ("Who are they?", ("Two players.",)),
     ]
+    assert "c.json: left out: 1 no picture; 1 several pictures\n" in capsys.readouterr().err
+
+
+PAIRS = """kind: pairs
+output: out
+policy: {model: sft}
+critic: {kind: likelihood, model: base}
+"""
+GRPO = """kind: grpo
+output: out
+model: {path: sft}
+grpo: {box: {format: 1.0}, answer: {answer: 1.0}}
+"""
+CHAIN = [{"from": who, "value": "x"} for who in ("human", "gpt", "human", "gpt")]
+
+
+@pytest.mark.parametrize("start", [PAIRS, GRPO], ids=["pairs", "grpo"])
+def test_what_is_left_out_of_questions_is_said_by_every_format_also_in_a_dry_run(folder, start, monkeypatch, capsys):
+    """One row of each reason; a box of 35 to 60 in 40 pixels has a fifth of its width in the picture."""
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (40, 30)).save("d.png")
+
+    def viscot(box, answer="x"):
+        return {"image": ["d.png", f"d.png###{box}"], "conversations": [*CHAIN[:3], {"from": "gpt", "value": answer}]}
+
+    def cot(box, answer="x"):
+        size = {"width": 40, "height": 30}
+        return {"dataset": "d", "image": "d.png", **size, "bboxs": [box], "question": "q", "answer": answer}
+
+    inside, empty = [1, 2, 30, 20], [5, 5, 5, 9]
+    beside = [35, 2, 60, 20]
+    items = [
+        viscot(inside),
+        viscot(inside),
+        viscot(beside),
+        viscot(empty),
+        viscot(inside, " "),
+        {**viscot(empty), "image": "d.png"},
+    ]
+    (folder / "viscot.json").write_text(json.dumps(items))
+    (folder / "cot.json").write_text(json.dumps([cot(inside), cot(empty), cot(inside, " ")]))
+    rows = [{"images": images, "question": "q", "answer": answer} for images, answer in
+            ((["d.png"], "x"), (["d.png", "b.png"], "x"), (["d.png"], " "))]  # fmt: skip
+    (folder / "datasets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {
+        "viscot.json": "1 box outside the picture; 1 empty answer; 1 empty box; 1 no second picture with ###[x1, y1, x2, y2]",
+        "cot.json": "1 empty answer; 1 empty box",
+        "datasets.jsonl": "1 empty answer; 1 several pictures",
+        "c.json": "1 no picture; 1 several pictures",
+    }
+    for name, reasons in said.items():
+        form = "llava" if name == "c.json" else name.partition(".")[0]
+        (folder / "r.yaml").write_text(start + f"data: {{path: {name}, pictures: ., format: {form}}}\n")
+        assert run(["r.yaml", "--dry-run", "--quiet"]) == 0
+        assert f"{name}: left out: {reasons}\n" in capsys.readouterr().err
+
+
+def test_no_question_left_says_what_was_left_out(folder):
+    (folder / "two.json").write_text(json.dumps([{**SHAREGPT, "images": ["b.png", "coco/a.png"]}] * 2))
+    with pytest.raises(UsageError, match=r"no questions in .*two\.json: left out: 2 several pictures"):
+        load_questions(QuestionSection(path=folder / "two.json", pictures=folder, format="llava"))
 
 
 @pytest.mark.parametrize(

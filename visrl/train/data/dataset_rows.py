@@ -8,6 +8,7 @@ stay in their rows (dataset_tables.py); where the column holds texts these are f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from pydantic import ValidationError
 from visrl.core.boxes import Box
 from visrl.core.json_files import MALFORMED, reason
 from visrl.errors import PictureError, UsageError, nearest
+from visrl.tasks.pictures import measured
 from visrl.train.config.section import DatasetSection
 from visrl.train.data.dataset_tables import (
     DATASET,
     Place,
     label_names,
     picture_columns,
-    picture_named,
     picture_names,
+    stored_bytes,
     table_of,
 )
 from visrl.train.data.importers import Imported, llava_rows
@@ -53,10 +55,11 @@ def dataset_rows(path: Path, asked: DatasetSection, *, taught: bool) -> tuple[li
     names = label_names(table)
     wanted = [name for name in dict.fromkeys(columns.values()) if name not in picture_columns(table)]
     texts = table.select_columns(wanted)
+    absent = (None, "") if table.info.builder_name == "csv" else (None,)  # an empty cell
     for number in range(len(table)):
         held = texts[number] if wanted else {}
-        row = {ours: held[theirs] for ours, theirs in columns.items() if theirs in held}
-        row = {ours: _named(value, names.get(columns[ours])) for ours, value in row.items() if value is not None}
+        row = {ours: _named(held[theirs], names.get(theirs)) for ours, theirs in columns.items() if theirs in held}
+        row = {ours: value for ours, value in row.items() if value not in absent}
         if (
             taught
             and {"box", "looks"} & set(columns)
@@ -97,45 +100,95 @@ def _rows_of(
 def _row(
     place: Place, asked: DatasetSection, number: int, row: dict[str, Any], picture: str, tally: Imported
 ) -> ChainRow | None:
-    """A row with its box in pixels; None, counted, where it is to have one and has none."""
-    answers = [str(answer) for answer in row.get("answers", ())] or [str(row["answer"])] if _says(row) else []
+    """A row with its box in pixels; None, counted, where it is to have one and has none. Raises ValueError naming the column
+    of a value of another shape.
+    """
+    named = partial(_column, asked)
     fields: dict[str, Any] = {name: row[name] for name in ("instruction", "kind", "protocol", "size") if name in row}
     asked_for_box = "box" in row or "looks" in row
     size = _size(picture, fields) if asked_for_box and asked.frame == "unit" else None
-    box = _box(row["box"], asked, size) if "box" in row else None
-    looks = [_box(numbers, asked, size) for numbers in row["looks"]] if "looks" in row else None
+    box = _box(row["box"], asked, size, named("box")) if "box" in row else None
+    looks = (
+        [_box(one, asked, size, named("looks")) for one in _listed(row["looks"], named("looks"))]
+        if "looks" in row
+        else None
+    )
     if any(one.is_empty for one in (box, *(looks or ())) if one is not None):
         tally.skip("empty box")
         return None
-    answer = str(row["answer"]) if "answer" in row else answers[0] if answers else ""
+    given = [_text(row["answer"], named("answer"), "map it as answers")] if "answer" in row else []
+    answers = _answers(row["answers"], named("answers")) if row.get("answers") is not None else given
+    answer = next(iter((*given, *answers)), "")
     if not answer.strip() and row.get("kind") != "rec":
         tally.skip("empty answer")
         return None
     return ChainRow(
-        id=str(row.get("id", number)),
+        id=_text(row.get("id", number), named("id")),
         picture=picture,
-        question=str(row["question"]).replace("<image>", "").strip(),
+        question=_text(row["question"], named("question")).replace("<image>", "").strip(),
         chain=Chain(
             box=None if box is None else box.xyxy,
             looks=None if looks is None else tuple(one.xyxy for one in looks),
             answer=answer,
         ),
-        answers=tuple(answers),
+        answers=tuple(answers or given),
         **{**({} if asked_for_box else {"protocol": "direct"}), **fields},
     )
 
 
+def _column(asked: DatasetSection, field: str) -> str:
+    """How an error names a column: theirs, and our field."""
+    return f"column {asked.columns.get(field, field)!r} ({field})"
+
+
 def _named(value: Any, names: Mapping[int, str] | None) -> Any:
-    """A value; of a class label what its number is called."""
-    return value if names is None else names.get(value, value)
+    """A value; of a class label what its number is called, None where it has none (-1), and of a list those of its items."""
+    if names is None or value is None:
+        return value
+    return [names.get(one) for one in value] if isinstance(value, list) else names.get(value)
 
 
-def _says(row: Mapping[str, Any]) -> bool:
-    return "answer" in row or bool(row.get("answers"))
+def _answers(value: Any, column: str) -> list[str]:
+    """Reference answers: a text is one, a list of texts each of them. Raises ValueError for another shape: of several people's
+    answers (VQAv2) or spans (SQuAD), which are right is for the data to say.
+    """
+    if isinstance(value, list | tuple):
+        return [_text(one, f"{column}, item {number}") for number, one in enumerate(value)]
+    return [_text(value, column)] if value != "" else []
 
 
-def _box(numbers: Any, asked: DatasetSection, size: tuple[int, int] | None) -> Box:
-    a, b, c, d = (float(number) for number in numbers)
+def _text(value: Any, column: str, otherwise: str = "") -> str:
+    """A text as it is, or the digits of a whole number. Raises ValueError naming the column for anything else: 1.50, 1.5 and 3/2
+    are one number, True, true and yes one truth, and what was written is not known any more.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    hint = otherwise if otherwise and isinstance(value, list) else "name a column of text"
+    raise ValueError(f"{column}: {_shape(value)}, not text: {hint}")
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value))}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "null" if value is None else f"{value!r:.40} ({type(value).__name__})"
+
+
+def _listed(value: Any, column: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{column}: {_shape(value)}, not a list of boxes")
+    return list(value)
+
+
+def _box(numbers: Any, asked: DatasetSection, size: tuple[int, int] | None, column: str) -> Box:
+    """In pixels. Raises ValueError naming the column for anything but a list of four numbers."""
+    four = isinstance(numbers, list | tuple) and len(numbers) == 4
+    if not four or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+        raise ValueError(f"{column}: {_shape(numbers)}, not a list of four numbers")
+    a, b, c, d = map(float, numbers)
     if asked.boxes == "xywh":
         c, d = a + c, b + d
     width, height = size or (1, 1)
@@ -149,7 +202,7 @@ def _size(picture: str, fields: Mapping[str, Any]) -> tuple[int, int]:
     if not picture.startswith(DATASET):
         raise ValueError("a box in fractions of a picture that is a file needs its size: map data.dataset.columns.size")
     try:
-        return picture_named(picture).open().size
+        return measured(stored_bytes(picture), picture)
     except PictureError as error:
         raise ValueError(str(error)) from error
 

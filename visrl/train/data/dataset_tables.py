@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 @lru_cache(maxsize=8)
 def table_of(place: Place) -> Any:
-    """The rows of a place. Raises UsageError where they cannot be read."""
+    """The rows of a place; text as it stands in its file (:func:`_read`). Raises UsageError where they cannot be read."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -37,16 +37,69 @@ def table_of(place: Place) -> Any:
             found = datasets.load_from_disk(str(path))
             return found if isinstance(found, datasets.Dataset) else _split(place, found)
         if path.is_file():
-            return datasets.load_dataset(_builder(path), data_files=str(path), split="train")
+            return _read(_builder(path), split="train", data_files=str(path))
         if not path.is_dir():
             settle()
-        return datasets.load_dataset(place.path, place.subset, split=place.split, revision=place.revision)
+        return _read(place.path, split=place.split, name=place.subset, revision=place.revision)
     except (OSError, ValueError, RuntimeError, TypeError, DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]  # of a file that is none: what is wrong in it
         hint = (
             "data.path: a folder of save_to_disk, of parquet or jsonl files, or a hub id; data.dataset: split, subset"
         )
         raise UsageError(f"cannot load {place.path} ({place.split}): {reason}", hint) from error
+
+
+def _read(path: str, split: str, **named: Any) -> Any:
+    """``load_dataset``, but that text is never made into something else and back: CSV columns are text, all of them, and JSON
+    columns in which it sees dates are read as they stand. Class labels that a data set declares are kept.
+
+    Raises ValueError for a CSV file whose rows have more cells than its header.
+    """
+    import datasets
+
+    builder = datasets.load_dataset_builder(path, **named)
+    kind, files = type(builder).__module__.rpartition(".")[2], builder.config.data_files
+    if kind == "csv" and files and builder.config.features is None:
+        labels = {k: v for k, v in (builder.info.features or {}).items() if isinstance(v, datasets.ClassLabel)}
+        columns = _csv_columns(files, split)
+        features = datasets.Features({name: labels.get(name, datasets.Value("string")) for name in columns})
+        return datasets.load_dataset(path, split=split, features=features, na_filter=False, **named)
+    found = datasets.load_dataset(path, split=split, **named)
+    dates = {name for name, feature in found.features.items() if _has_times(feature)}
+    if kind != "json" or not dates:
+        return found
+    features = datasets.Features({k: datasets.Json() if k in dates else v for k, v in found.features.items()})
+    return datasets.load_dataset(path, split=split, features=features, **named)
+
+
+def _csv_columns(files: Mapping[Any, Any], split: str) -> list[str]:
+    """The header of the first file of a split, where there is such a split: else what is said of it is said later."""
+    import pandas as pd
+
+    first = next(iter(files.get(split) or next(iter(files.values()))))
+    head = pd.read_csv(first, nrows=1, dtype=str, na_filter=False)
+    if not isinstance(head.index, pd.RangeIndex):
+        raise ValueError(f"{first}: its rows have more cells than its header has columns")
+    return [str(name) for name in head.columns]
+
+
+def _inner(feature: Any) -> Any:
+    """Of a list's type that of its items; else the type itself."""
+    import datasets
+
+    return feature.feature if isinstance(feature, datasets.Sequence | datasets.List) else feature
+
+
+def _has_times(feature: Any) -> bool:
+    """Whether there are dates or times in a column of this type, however deep."""
+    import datasets
+
+    inner = _inner(feature)
+    if inner is not feature:
+        return _has_times(inner)
+    if isinstance(feature, Mapping):
+        return any(map(_has_times, feature.values()))
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time", "duration"))
 
 
 def _split(place: Place, found: Mapping[str, Any]) -> Any:
@@ -66,18 +119,18 @@ def picture_columns(table: Any) -> set[str]:
     import datasets
 
     def is_picture(feature: Any) -> bool:
-        inner = feature.feature if isinstance(feature, datasets.Sequence | datasets.List) else feature
+        inner = _inner(feature)
         return isinstance(inner, datasets.Image) or (isinstance(inner, dict) and {"bytes", "path"} <= set(inner))
 
     return {name for name, feature in table.features.items() if is_picture(feature)}
 
 
 def label_names(table: Any) -> dict[str, dict[int, str]]:
-    """Of columns of class labels, what their numbers are called."""
+    """Of columns of class labels, or of lists of them, what their numbers are called."""
     import datasets
 
-    found = ((name, f) for name, f in table.features.items() if isinstance(f, datasets.ClassLabel))
-    return {name: dict(enumerate(feature.names)) for name, feature in found}
+    found = ((name, _inner(feature)) for name, feature in table.features.items())
+    return {name: dict(enumerate(f.names)) for name, f in found if isinstance(f, datasets.ClassLabel)}
 
 
 @lru_cache(maxsize=8)
@@ -107,22 +160,22 @@ def picture_named(name: str) -> Picture:
     """The picture of a row that names its own. Raises UsageError, when opened PictureError, where it is not there."""
     from visrl.tasks.pictures import decoded
 
+    return Picture(name, lambda: decoded(stored_bytes(name), name))
+
+
+def stored_bytes(name: str) -> bytes:
+    """The encoded picture of that name. Raises PictureError where it is not there."""
     path, _, rest = name.removeprefix(DATASET).partition("?")
     query, _, at = rest.partition("#")
     facts = dict(parse_qsl(query))
     number, _, which = at.partition("/")
     place = Place(path, facts.get("subset"), facts.get("split", "train"), facts.get("revision"))
-
-    def load() -> Any:
-        try:
-            held = _stored(place, facts["column"])[int(number)][facts["column"]]
-            held = held[int(which)] if which else held
-            data = held["bytes"] or Path(held["path"]).read_bytes()
-        except (LookupError, TypeError, ValueError, OSError, UsageError) as error:
-            raise PictureError(f"{name}: {error}") from error
-        return decoded(data, name)
-
-    return Picture(name, load)
+    try:
+        held = _stored(place, facts["column"])[int(number)][facts["column"]]
+        held = held[int(which)] if which else held
+        return bytes(held["bytes"] or Path(held["path"]).read_bytes())
+    except (LookupError, TypeError, ValueError, OSError, UsageError) as error:
+        raise PictureError(f"{name}: {error}") from error
 
 
 def picture_names(place: Place, column: str, number: int, row: Mapping[str, Any]) -> list[str]:
@@ -130,7 +183,10 @@ def picture_names(place: Place, column: str, number: int, row: Mapping[str, Any]
     table = table_of(place)
     if column not in picture_columns(table):
         named = row.get("image")
-        return [named] if isinstance(named, str) else [str(name) for name in named or ()]
+        names = [named] if isinstance(named, str) else list(named or ())
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"column {column!r} (image): {type(wrong[0]).__name__}, not the name of a file")
+        return names
     whole = _stored(place, column)
     held = True if _is_full(place, column) else whole[number][column]
     query = urlencode(

@@ -28,7 +28,6 @@ from visrl.core.json_files import MALFORMED, UNREADABLE, decode_foreign, reason
 from visrl.core.prompts import P_BOX, P_RL
 from visrl.core.types import Unparsed
 from visrl.errors import PictureError, UsageError
-from visrl.train.data.placement import in_their_pictures
 from visrl.train.data.rows import Chain, ChainRow, PairRow, picture_in
 
 _PIXELS = re.compile(r"###\[(-?\d+), ?(-?\d+), ?(-?\d+), ?(-?\d+)\]$")
@@ -144,6 +143,7 @@ def asked_and_said(item: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for (asks, question), (says, answer) in zip(turns[::2], turns[1::2], strict=True):
         if asks not in ("human", "user") or says not in ("gpt", "assistant"):
             raise ValueError(f"turns of {asks} and {says}, not of a person and a model in turn")
+        _said(what, question), _said(what, answer)
         yield _question(question), answer
 
 
@@ -175,8 +175,16 @@ def import_conversations(path: Path) -> tuple[list[ChainRow], Imported]:
     return [row for rows in many for row in rows], tally
 
 
-def _value(item: Any) -> str:
-    return str(item["value"]) if isinstance(item, dict) else str(item)
+def _value(item: dict[str, Any], key: str) -> str:
+    """What a step or an answer says. Raises ValueError naming the key of anything but text: its notation is no answer."""
+    said = item[key]["value"] if isinstance(item[key], dict) else item[key]
+    return _said(key, said)
+
+
+def _said(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: {type(value).__name__} {value!r:.40}, not text")
+    return value
 
 
 def official_row(number: int, item: dict[str, Any], tally: Imported, size: Callable[[str], Size]) -> PairRow | None:
@@ -188,7 +196,7 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
         tally.skip("picture not readable")
         return None
     square = FORMATS["padded_square_3dp"]
-    chosen, rejected = (square.parse(_value(item[key]), measured) for key in ("chosen_step", "rejected_step"))
+    chosen, rejected = (square.parse(_value(item, key), measured) for key in ("chosen_step", "rejected_step"))
     if isinstance(chosen, Unparsed) or isinstance(rejected, Unparsed):
         tally.skip("no box in chosen_step or rejected_step")
         return None
@@ -200,14 +208,9 @@ def official_row(number: int, item: dict[str, Any], tally: Imported, size: Calla
         picture=picture,
         size=measured,
         question=_question(asked[0]),
-        chosen=Chain(box=chosen.xyxy, answer=_value(item["chosen"])),
-        rejected=Chain(box=rejected.xyxy, answer=_value(item["rejected"])),
+        chosen=Chain(box=chosen.xyxy, answer=_value(item, "chosen")),
+        rejected=Chain(box=rejected.xyxy, answer=_value(item, "rejected")),
     )
-
-
-def boxes_of_chain(row: ChainRow) -> list[Box]:
-    """The boxes of a chain in pixels; none under ``direct``."""
-    return [Box(*box) for box in (row.chain.box, *(row.chain.looks or ())) if box is not None]
 
 
 def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:
@@ -216,8 +219,7 @@ def import_chains(path: Path, layout: str) -> tuple[list[ChainRow], Imported]:
     """
     reader = {"viscot": viscot_row, "cot": cot_row}[layout]
     tally = Imported()
-    rows = _collect(path, layout, lambda number, item: reader(number, item, tally))
-    return in_their_pictures(rows, boxes_of_chain, path, tally.left_out), tally
+    return _collect(path, layout, lambda number, item: reader(number, item, tally)), tally
 
 
 def import_pairs(path: Path, pictures: Path) -> tuple[list[PairRow], Imported]:

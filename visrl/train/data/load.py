@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from visrl.core.boxes import Box
 from visrl.core.prompts import ProtocolName
 from visrl.errors import UsageError
 from visrl.train.config.protocols import most_looks, protocol_of, several
 from visrl.train.config.recipe import DataSection
 from visrl.train.data.candidates import Demonstration, Preference
 from visrl.train.data.dataset_rows import dataset_rows
-from visrl.train.data.importers import boxes_of_chain, import_chains, import_conversations, import_pairs
-from visrl.train.data.placement import in_their_pictures
+from visrl.train.data.importers import Imported, import_chains, import_conversations, import_pairs
+from visrl.train.data.placement import (
+    IN_COLUMNS,
+    ON_SQUARE,
+    PIXELS,
+    Placement,
+    boxes_of_chain,
+    boxes_of_pair,
+    boxes_on_square,
+    reasons,
+    square,
+)
 from visrl.train.data.rows import (
     Chain,
     ChainRow,
@@ -34,28 +44,27 @@ Row = TypeVar("Row", ChainRow, PairRow)
 def load_demonstrations(section: DataSection) -> list[Demonstration]:
     """SFT chains of ``visrl``, ``viscot``, ``cot`` or ``llava`` files, or of ``datasets``.
 
-    Raises UsageError for another format or an empty file.
+    Raises UsageError for another format or an empty file, and for boxes in another frame than pixels of the picture.
     """
     if section.format == "visrl":
-        left_out: dict[str, int] = {}
-        placed = placed_rows(section.file, ChainRow)
-        whole = (_whole(place, _asked_by(row, section.protocol)) for place, row in placed)
-        rows = in_their_pictures(whole, boxes_of_chain, section.file, left_out)
+        tally = Imported()
+        rows = [_whole(place, _asked_by(row, section.protocol)) for place, row in placed_rows(section.file, ChainRow)]
     elif section.format in ("viscot", "cot"):
         rows, tally = import_chains(section.file, section.format)
-        left_out = tally.left_out
     elif section.format == "llava":
         rows, tally = import_conversations(section.file)
-        left_out = tally.left_out
     elif section.format == "datasets":
         rows, tally = dataset_rows(section.file, section.dataset, taught=True)
-        left_out = tally.left_out
     else:
         raise UsageError(
             f"data.format {section.format} holds preference pairs, not demonstrations",
             "SFT reads visrl, viscot, cot, llava or datasets",
         )
-    usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, left_out)]
+    hint = IN_COLUMNS if section.format == "datasets" else PIXELS
+    placement: Placement[ChainRow] = Placement(
+        section.path, boxes_of_chain, _pictures(section), tally.left_out, hint=hint
+    )
+    usable = [_asked_by(row, section.protocol) for row in _usable(section, rows, placement)]
     return demonstrations(usable, _pictures(section))
 
 
@@ -123,24 +132,28 @@ def load_preferences(section: DataSection) -> list[Preference]:
     if section.format == "visrl":
         if section.protocol is not None:
             raise UsageError("data.protocol: pairs already have the protocol they were sampled with", "leave it out")
-        left_out: dict[str, int] = {}
-        whole = (_both_boxes(place, row) for place, row in placed_rows(section.file, PairRow))
-        rows = in_their_pictures(whole, _boxes_of_pair, section.file, left_out)
+        tally = Imported()
+        rows = [_both_boxes(place, row) for place, row in placed_rows(section.file, PairRow)]
     elif section.format == "official":
         imported, tally = import_pairs(section.file, section.pictures)
         rows = [_asked_by(row, section.protocol) for row in imported]
-        left_out = tally.left_out
     else:
         raise UsageError(
             f"data.format {section.format} holds demonstrations, not preference pairs",
             "DPO reads visrl, official or world_oracle",
         )
-    return preferences(_usable(section, rows, left_out), _pictures(section))
+    placement: Placement[PairRow] = Placement(
+        section.path, boxes_of_pair, _pictures(section), tally.left_out, sampled=True
+    )
+    if section.format == "official":
+        placement = replace(placement, boxes_of=boxes_on_square, area=square, hint=ON_SQUARE)
+    found = [_sized(row, placement) for row in _usable(section, rows, placement)]
+    return preferences(found, _pictures(section))
 
 
-def _boxes_of_pair(row: PairRow) -> list[Box]:
-    chains = (row.chosen, row.rejected)
-    return [Box(*box) for chain in chains for box in (chain.box, *(chain.looks or ())) if box is not None]
+def _sized(row: PairRow, placement: Placement[PairRow]) -> PairRow:
+    """The row with the size of its picture, on which it hangs how its boxes are written."""
+    return row if row.size is not None else row.model_copy(update={"size": placement.size_of(row)})
 
 
 def _pictures(section: DataSection) -> Path:
@@ -148,19 +161,19 @@ def _pictures(section: DataSection) -> Path:
     return root_of(section.file) if section.format == "visrl" and is_sharded(section.file) else section.pictures
 
 
-def _usable(section: DataSection, rows: Sequence[Row], left_out: Mapping[str, int]) -> list[Row]:
-    """The rows whose pictures are there, up to ``limit``; says how many were left out and why."""
+def _usable(section: DataSection, rows: Sequence[Row], placement: Placement[Row]) -> list[Row]:
+    """The rows whose pictures are there and whose boxes lie in them, up to ``limit``; says how many were left out and why."""
     missing = missing_pictures(rows, _pictures(section))
     gone = set(missing.names)
     usable = [row for row in rows if row.picture not in gone]
-    reasons = [f"{count} {reason}" for reason, count in sorted(left_out.items())]
-    reasons += [f"{len(rows) - len(usable)} without their picture: {missing}"] if missing else []
-    kept = list(islice(usable, section.limit))
+    kept = list(islice(placement.kept(usable), section.limit))
+    placement.check()
+    said = reasons(placement.left_out, len(rows) - len(usable), missing)
     if not kept:
-        said = "; ".join(reasons) or "it is empty"
-        raise UsageError(f"{section.path} has no usable row: {said}", "are data.path and data.pictures right?")
-    if reasons:
-        print(f"{section.path}: left out: {'; '.join(reasons)}", file=sys.stderr)
+        hint = "are data.path and data.pictures right?"
+        raise UsageError(f"{section.path} has no usable row: {said or 'it is empty'}", hint)
+    if said:
+        print(f"{section.path}: left out: {said}", file=sys.stderr)
     _unique(section, kept)
     return kept
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from visrl.tasks.pictures import Missing
 from visrl.train.config.section import DatasetSection, Section
 from visrl.train.data.dataset_rows import dataset_rows
 from visrl.train.data.importers import import_chains, import_conversations
+from visrl.train.data.placement import IN_COLUMNS, PIXELS, Placement, boxes_of_chain, boxes_of_question, reasons
 from visrl.train.data.rows import ChainRow, Corners, QuestionRow, is_there, picture_in, read_rows
 from visrl.train.data.shards import is_sharded, root_of
 from visrl.world.textured.scenery import PLAIN, Scenery
@@ -52,21 +53,24 @@ class QuestionSection(Section):
 
 
 def load_questions(section: QuestionSection) -> list[CoTSample]:
-    """The questions, in order. Those whose picture is not there are left out before anything is skipped or counted, as SFT leaves
-    them out, and said on stderr. Raises UsageError for what cannot be read, for ids that occur twice, and for none at all.
+    """The questions, in order. Those whose picture is not there, or whose true box lies elsewhere, are left out before anything
+    is skipped or counted, as SFT leaves them out, and said on stderr.
+
+    Raises UsageError for what cannot be read, for boxes in another frame, for ids that occur twice, and for none at all.
     """
     looked = LookedFor()
     usable = _all(section, looked)
     n_skipped = sum(1 for _ in islice(usable, section.skip))
     samples = list(islice(usable, section.limit))
-    missing = Missing(list(looked.missing), len(looked.missing | looked.found), str(section.pictures))
+    looked.check()
+    said = looked.said(section.pictures)
     if not samples:
-        said = f": it has {n_skipped:,}, and data.skip leaves out {section.skip:,}" if n_skipped else ""
-        said += f": {missing}" if missing else ""
+        skipped = f": it has {n_skipped:,}, and data.skip leaves out {section.skip:,}" if n_skipped else ""
         hint = "check data.path, data.pictures, data.skip and data.limit"
-        raise UsageError(f"no questions in {section.path or section.format}{said}", hint)
-    if missing:
-        print(f"{section.path}: left out: {looked.rows} without their picture: {missing}", file=sys.stderr)
+        what = f"no questions in {section.path or section.format}{skipped}" + (f": left out: {said}" if said else "")
+        raise UsageError(what, hint)
+    if said:
+        print(f"{section.path}: left out: {said}", file=sys.stderr)
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
@@ -77,24 +81,39 @@ def load_questions(section: QuestionSection) -> list[CoTSample]:
     return samples
 
 
-def check_questions(section: QuestionSection) -> None:
-    """Raises UsageError as :func:`load_questions` does. The small world has no file that may be missing or damaged, and takes
-    long to draw: of it one question is asked for.
+def check_questions(section: QuestionSection) -> list[CoTSample]:
+    """The questions, or of the small world one of each domain: it has no file that may be missing or damaged, and takes long to
+    draw. Raises UsageError as :func:`load_questions` does.
     """
-    load_questions(section.model_copy(update={"limit": 1}) if section.format == "world" else section)
+    few = min(section.limit or len(section.tasks), len(section.tasks))
+    return load_questions(section.model_copy(update={"limit": few}) if section.format == "world" else section)
 
 
 @dataclass(slots=True)
 class LookedFor:
-    """Names of pictures, in order, that were found and not; rows: of questions left out for it."""
+    """What was looked at: names of pictures, in order, that were found and not, and the rows left out for it; where boxes lie;
+    and how many rows were left out for other reasons.
+    """
 
     found: dict[str, None] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
     rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    placement: Placement[Any] | None = None
+
+    def check(self) -> None:
+        """Raises UsageError where most true boxes are in another frame."""
+        if self.placement is not None:
+            self.placement.check()
+
+    def said(self, folder: Path) -> str:
+        """What was left out and why; empty where nothing was. folder: of pictures."""
+        missing = Missing(list(self.missing), len(self.missing | self.found), str(folder))
+        return reasons(self.left_out, self.rows, missing)
 
 
 def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
-    """Every question with a picture."""
+    """Every question with a picture, its true box in it where it has one."""
     if section.format == "world":
         return _world(section)
     if section.path is None:
@@ -102,14 +121,21 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
     if section.format == "visrl":
         pictures = root_of(section.path) if is_sharded(section.path) else section.pictures
         rows = read_rows(section.path, QuestionRow)
-        return (_sample(row, pictures, row.answers, row.box, row.boxes) for row in _pictured(rows, pictures, looked))
+        asked: Placement[QuestionRow] = Placement(section.path, boxes_of_question, pictures, looked.left_out)
+        looked.placement = asked
+        placed = asked.kept(_pictured(rows, pictures, looked))
+        return (_sample(row, pictures, row.answers, row.box, row.boxes) for row in placed)
     if section.format == "llava":
-        chains, _ = import_conversations(section.path)
+        chains, tally = import_conversations(section.path)
     elif section.format == "datasets":
-        chains, _ = dataset_rows(section.path, section.dataset, taught=False)
+        chains, tally = dataset_rows(section.path, section.dataset, taught=False)
     else:
-        chains, _ = import_chains(section.path, section.format)
-    return (_of_chain(row, section.pictures) for row in _pictured(chains, section.pictures, looked))
+        chains, tally = import_chains(section.path, section.format)
+    looked.left_out.update(tally.left_out)
+    hint = IN_COLUMNS if section.format == "datasets" else PIXELS
+    said: Placement[ChainRow] = Placement(section.path, boxes_of_chain, section.pictures, looked.left_out, hint=hint)
+    looked.placement = said
+    return (_of_chain(row, section.pictures) for row in said.kept(_pictured(chains, section.pictures, looked)))
 
 
 def _pictured(rows: Iterable[Row], folder: Path, looked: LookedFor) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from visrl.core.boxes import LONGEST_SIDE, Box, hull
+from visrl.core.boxes import LONGEST_SIDE, Box, Size, hull
 from visrl.core.json_files import reason
 from visrl.core.records import write_atomically
 from visrl.core.types import CoTSample, Picture, Score
@@ -24,7 +24,7 @@ from visrl.errors import PictureError, UsageError
 from visrl.tasks.pictures import Missing
 from visrl.train.config.protocols import ProtocolChoice, several
 from visrl.train.data.candidates import Candidate, CandidateLook, Demonstration, Preference
-from visrl.train.data.dataset_tables import DATASET, picture_named
+from visrl.train.data.dataset_tables import DATASET, picture_named, stored_bytes
 from visrl.train.data.shards import is_sharded, picture_bytes, shard_rows, split_name
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ class _Row(BaseModel):
 
 
 Corners = tuple[float, float, float, float]
+
+
+def _checked(box: Corners | None, which: str = "") -> Corners | None:
+    """The box. Raises ValueError for one without area."""
+    if box is not None and Box(*box).is_empty:
+        raise ValueError(f"{which}x2 <= x1 or y2 <= y1")
+    return box
 
 
 class Chain(_Row):
@@ -58,16 +65,13 @@ class Chain(_Row):
     @field_validator("box")
     @classmethod
     def _ordered(cls, box: Corners | None) -> Corners | None:
-        if box is not None and Box(*box).is_empty:
-            raise ValueError("x2 <= x1 or y2 <= y1")
-        return box
+        return _checked(box)
 
     @field_validator("looks")
     @classmethod
     def _each_ordered(cls, looks: tuple[Corners | None, ...] | None) -> tuple[Corners | None, ...] | None:
         for number, box in enumerate(looks or (), 1):
-            if box is not None and Box(*box).is_empty:
-                raise ValueError(f"look {number}: x2 <= x1 or y2 <= y1")
+            _checked(box, f"look {number}: ")
         return looks
 
     @model_validator(mode="after")
@@ -111,6 +115,18 @@ class QuestionRow(_Question):
         default=None, description="the true box, where known: for reports and the oracle, never shown to a model"
     )
     boxes: tuple[Corners, ...] = Field(default=(), description="the true boxes of several looks, in order, likewise")
+
+    @field_validator("box")
+    @classmethod
+    def _ordered(cls, box: Corners | None) -> Corners | None:
+        return _checked(box)
+
+    @field_validator("boxes")
+    @classmethod
+    def _each_ordered(cls, boxes: tuple[Corners, ...]) -> tuple[Corners, ...]:
+        for number, box in enumerate(boxes, 1):
+            _checked(box, f"box {number}: ")
+        return boxes
 
 
 class PairRow(_Question):
@@ -180,9 +196,6 @@ def picture_in(folder: Path, name: str) -> Picture:
     if name.startswith(DATASET):
         return picture_named(name)
     root, path = _resolved(folder, name)
-    if not path.is_relative_to(root):
-        raise UsageError(f"picture {name!r} lies outside {folder}", "pictures are named relative to data.pictures")
-
     packed = split_name(name)
     if packed is not None and not path.is_file():
         from visrl.tasks.pictures import decoded
@@ -202,13 +215,34 @@ def picture_in(folder: Path, name: str) -> Picture:
     return Picture(name, load)
 
 
+def size_in(folder: Path, name: str) -> Size:
+    """(width, height) of the picture that :func:`picture_in` gives, from its header where it has one. Raises PictureError where
+    that cannot be read, and UsageError likewise.
+    """
+    from visrl.tasks.pictures import measured
+
+    packed = split_name(name)
+    if name.startswith(WORLD):
+        return picture_in(folder, name).open().size
+    if name.startswith(DATASET):
+        return measured(stored_bytes(name), name)
+    root, path = _resolved(folder, name)
+    if packed is not None and not path.is_file():
+        return measured(picture_bytes(root / packed[0], packed[1]), name)
+    return measured(path, name)
+
+
 def _resolved(folder: Path, name: str) -> tuple[Path, Path]:
+    """The folder and the picture's place in it. Raises UsageError for a name that leads out of the folder."""
+    hint = "pictures are named relative to data.pictures"
     try:
         root = folder.resolve()
-        return root, (root / name).resolve()
+        path = (root / name).resolve()
     except (ValueError, OSError) as error:  # a null byte, a loop of links
-        hint = "pictures are named relative to data.pictures"
         raise UsageError(f"picture {name!r} in {str(folder)!r}: {error}", hint) from error
+    if not path.is_relative_to(root):
+        raise UsageError(f"picture {name!r} lies outside {folder}", hint)
+    return root, path
 
 
 def sample_of(row: _Question, folder: Path) -> CoTSample:

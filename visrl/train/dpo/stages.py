@@ -46,6 +46,7 @@ from visrl.train.data.fingerprint import preferences_hash
 from visrl.train.data.load import load_preferences
 from visrl.train.dpo.collator import PairCollator, has_term
 from visrl.train.dpo.losses import Term, stage_terms
+from visrl.train.dpo.same_texts import check_differ
 from visrl.train.dpo.trainer import StepDPOTrainer
 
 OFFICIAL: dict[str, Any] = {  # configs/train_rl.yaml, docs/method.md e
@@ -164,8 +165,8 @@ def check(recipe: DPORecipe) -> None:
     """Raises UsageError for a model or for pairs that are not there, unless every stage is finished."""
     if not all(finished(recipe.output / f"stage{stage}") for stage in recipe.step.stages):
         check_model(recipe.model, recipe.lora)
-        pairs = load_preferences(recipe.data)
-        _usable(recipe, pairs, recipe.step.stages[-1])
+        pairs, terms = _usable(recipe, load_preferences(recipe.data), recipe.step.stages[-1])
+        check_differ(pairs, terms, None, own_crop=recipe.step.context == "own_crop")
 
 
 def _starting_point(recipe: DPORecipe, before: Path | None) -> ModelSection:
@@ -191,6 +192,7 @@ def run_stage(recipe: DPORecipe, stage: int, trainable: TrainableModel, pairs: l
     """One stage from the model in memory to ``final/``. Raises UsageError where it cannot begin (see StepDPOTrainer)."""
     folder, step = recipe.output / f"stage{stage}", recipe.step
     pairs, terms = _usable(recipe, pairs, stage)
+    check_differ(pairs, terms, trainable.encoder.box_format, own_crop=step.context == "own_crop")
     reason = why_not_shared(trainable.base)
     collator = PairCollator(
         pairs,

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trl import GRPOConfig
@@ -38,7 +39,7 @@ from visrl.train.grpo.batches import GroupEncoder
 from visrl.train.grpo.credit import RewardPlan
 from visrl.train.grpo.engine import Engine, engine_policy, load_engine
 from visrl.train.grpo.recipe import GRPORecipe, GRPOSection
-from visrl.train.grpo.rewards import RewardTools
+from visrl.train.grpo.rewards import RewardTools, check_scored
 from visrl.train.grpo.rollouts import RolloutPlan
 from visrl.train.grpo.trainer import GroupTrainer
 
@@ -46,6 +47,7 @@ from visrl.train.grpo.trainer import GroupTrainer
 def run(recipe: GRPORecipe) -> int:
     """Train what is not finished. Raises UsageError."""
     questions = load_questions(recipe.data)
+    check_rewards_of(recipe, questions)
     asked, data = recipe.model_dump(mode="json", exclude={"output"}), questions_hash(questions)
     weights = starting_weights(recipe.model)
     check_or_renew(recipe.output, asked, data, weights)
@@ -71,11 +73,20 @@ def check(recipe: GRPORecipe) -> None:
         check_model(recipe.model, recipe.lora)
         if recipe.critic is not None and recipe.critic.model is not None:
             check_policy(recipe.critic.model, recipe.critic.args)
-        check_questions(recipe.data)
+        check_rewards_of(recipe, check_questions(recipe.data))
         if recipe.grpo.engine is not None:
             if world_size() > 1:
                 raise UsageError("grpo.engine runs in one process", "without a launcher, or without the engine")
             check_policy(*engine_policy(recipe))
+
+
+def check_rewards_of(recipe: GRPORecipe, questions: Sequence[CoTSample]) -> None:
+    """Raises UsageError for a reward of the recipe that none of its questions can have."""
+    section = recipe.grpo
+    weights = {
+        name: section.box.get(name) or section.answer.get(name, 0.0) for name in {**section.box, **section.answer}
+    }
+    check_scored(weights, questions, section.protocol is None or bool(protocol_of(section.protocol).looks))
 
 
 def reward_plan(recipe: GRPORecipe) -> RewardPlan:

@@ -20,6 +20,7 @@ from typing import Any
 
 from visrl.core.boxes import iou
 from visrl.core.plugins import Registry
+from visrl.core.types import CoTSample
 from visrl.errors import UsageError
 from visrl.evals.judge import JudgeItem, make_judge
 from visrl.rollout.retry import total
@@ -78,6 +79,38 @@ def check_rewards(weights: Mapping[str, float], critic: bool, judge: str) -> Non
         if name in ("box_critic", "answer_critic") and not critic:
             raise UsageError(f"the reward {name} needs a critic", "add the section critic, with kind and model")
     check_offline(judge, "grpo.judge")
+
+
+def check_scored(weights: Mapping[str, float], questions: Sequence[CoTSample], looks: bool) -> None:
+    """Before a model is loaded. Raises UsageError for a reward with a weight that no question can have: nothing would be learned
+    from it. looks: whether the protocol does, or may.
+    """
+    for name, weight in weights.items():
+        can, lacks = _NEEDS.get(name, (None, ""))
+        if weight and can is not None and not any(can(question, looks) for question in questions):
+            raise UsageError(
+                f"none of the {len(questions):,} questions can have the reward {name}: {lacks}",
+                "name other rewards in grpo.box and grpo.answer (docs/training-grpo.md), or other questions in data",
+            )
+
+
+def _has_box(question: CoTSample, looks: bool) -> bool:
+    return (question.box is not None or bool(question.boxes)) and _says_box(question, looks)
+
+
+def _says_box(question: CoTSample, looks: bool) -> bool:
+    return looks or question.kind == "rec"
+
+
+def _has_answer(question: CoTSample, looks: bool) -> bool:
+    return question.kind == "qa" and bool(question.answers)
+
+
+_NEEDS: Mapping[str, tuple[Callable[[CoTSample, bool], bool], str]] = {
+    **dict.fromkeys(("iou", "acc@0.5"), (_has_box, "it needs a true box (`box`), and a protocol that asks for one")),
+    "box_critic": (_says_box, "it needs a protocol that asks for a box"),
+    **dict.fromkeys(("answer", "answer_critic"), (_has_answer, "it needs standard answers (`answers`)")),
+}
 
 
 def each(value: Callable[[Group, Chain], float | None]) -> Reward:

@@ -18,6 +18,7 @@ from visrl.train.config.recipe import Recipe, Resolved
 from visrl.train.data.load import load_demonstrations
 from visrl.train.data.questions import check_questions
 from visrl.train.dpo.stages import DPORecipe
+from visrl.train.grpo.phase import check_rewards_of
 from visrl.train.grpo.recipe import GRPORecipe
 from visrl.train.loop.looks import Formats, Look, check_looks, look_of, scored
 from visrl.train.loop.phase_state import is_finished
@@ -90,7 +91,7 @@ def _checked(recipe: LoopRecipe, phase: Phase, resolved: Resolved) -> set[str]:
         check_critic(found if _names_its_critic(recipe) else _without_critic(found))
         check_questions(found.data)
     elif isinstance(found, GRPORecipe):
-        check_questions(found.data)  # its model and its critic are the loop's
+        check_rewards_of(found, check_questions(found.data))  # its model and its critic are the loop's
     elif not isinstance(found, DPORecipe):
         resolved.kind.check(found.model_copy(update={"start": None}))  # it starts from the loop's base
     return set()

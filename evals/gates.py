@@ -1,4 +1,4 @@
-"""Gates: what must hold before a change is merged. Pure functions; visrl/regression/gates.py makes what they judge.
+"""Gates: what must hold before a change is merged. Pure functions; visrl/regression makes what they judge.
 
 prompt  every task x protocol x family renders fixture documents to the texts on file. A changed text fails and shows its
         diff; so does a bumped task or protocol version until ``visrl-eval accept --prompts`` has put its texts on file.

@@ -59,8 +59,8 @@ FAULTS = [
     Fault("the gate looks the wrong way", "evals/gates.py", "if found.delta < -limit:", "if found.delta > limit:", T + "evals/test_gates.py::test_verdict"),
     Fault("min for max of floor and noise", "evals/gates.py", "limit = max(floor, z * se)", "limit = min(floor, z * se)", T + "evals/test_gates.py::test_verdict"),
     Fault("too few samples pass", "evals/gates.py", "if z * se > floor:", "if False:", T + "evals/test_gates.py::test_verdict"),
-    Fault("a missing baseline passes", "visrl/regression/gates.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
-    Fault("unparsed samples unlimited", "visrl/regression/gates.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
+    Fault("a missing baseline passes", "visrl/regression/paired.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
+    Fault("unparsed samples unlimited", "visrl/regression/paired.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
     Fault("any judge will do", "evals/baselines.py", '"crop", "judge",', '"crop",', T + "evals/test_gates.py::test_another_judge_fails"),
     # runs, training
     Fault("DPO's sign", "visrl/train/dpo/losses.py", "beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)", "beta * (rejected - ref_rejected) - beta * (chosen - ref_chosen)", T + "train/test_train_losses.py"),

@@ -208,7 +208,7 @@ def accept(
             changed = record_replays(Path(scratch))
         print("\n".join(f"changed: {key}" for key in changed) or "nothing changed")
     elif run is not None:
-        from visrl.regression.gates import accept_run
+        from visrl.regression.paired import accept_run
         from visrl.runs.store import slug
 
         check_there(run)

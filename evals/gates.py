@@ -4,9 +4,10 @@ prompt  every task x protocol x family renders fixture documents to the texts on
         diff; so does a bumped task or protocol version until ``visrl-eval accept --prompts`` has put its texts on file.
 replay  recorded outputs, scored again, give the recorded numbers, to 1e-12.
 paired  a fresh run against an accepted one on the same samples. With d the mean difference and se its standard error,
-        cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **inconclusive** when z se > floor, because
-        a drop as large as the floor could not have been told from noise; else **pass**. It says the smallest drop it could
-        have seen: max(floor, z se) + 0.84 se is failed with 80 % power.
+        cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **inconclusive** when more samples than
+        max_unscored lack a value in one of the runs, or when z se > floor, because a drop as large as the floor could not have
+        been told from noise; else **pass**. It says the smallest drop it could have seen: max(floor, z se) + 0.84 se is failed
+        with 80 % power.
 paper   the verdict per cell of the paper's tables: information, it never fails.
 
 Nothing passes because something was absent: no baseline, no value, samples missing, unscored or unparsed beyond their limit,
@@ -198,10 +199,11 @@ def z_for(cells: int) -> float:
     return max(2.0, NormalDist().inv_cdf(1.0 - ALARMS / max(cells, 1)))
 
 
-def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding:
+def check_difference(found: Difference, floor: float, z: float = 2.0, *, max_unpaired: float = 1.0) -> Finding:
     """The verdict on one paired difference. floor: the smallest drop that matters, in the metric's unit; z: standard errors.
 
-    Raises UsageError for a floor below ``LEAST_FLOOR``, and for a floor or z that is not finite.
+    max_unpaired: the share (0..1) of samples without a value in one of the runs, beyond which nothing passes. Raises UsageError
+    for a floor below ``LEAST_FLOOR``, and for a floor or z that is not finite.
     """
     for what, value, least in (("floor", floor, LEAST_FLOOR), ("z", z, 0.0)):
         if not within(value, least, LARGEST):
@@ -221,11 +223,22 @@ def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding
     seen = f"smallest drop it could have seen: {limit + POWER_Z * se:.3g}"
     if found.delta < -limit:
         return Finding("paired", name, "fail", f"dropped by more than {limit:.3g}; {seen}", _worst(found), facts)
+    if found.unpaired > max_unpaired * (found.n + found.unpaired):
+        return Finding("paired", name, "inconclusive", _unpaired(found, max_unpaired), facts=facts)
     if z * se > floor:
         needed = round(found.n * (z * se / floor) ** 2)
         reason = f"n {found.n} is too small for a floor of {floor:g}: about {needed} samples are needed; {seen}"
         return Finding("paired", name, "inconclusive", reason, facts={**facts, "n_needed": needed})
     return Finding("paired", name, "pass", f"no drop beyond {limit:.3g}; {seen}", facts=facts)
+
+
+def _unpaired(found: Difference, most: float) -> str:
+    """``200 of 400 samples have no value in one of the runs, 0.0% allowed: …``."""
+    total = found.n + found.unpaired
+    return (
+        f"{found.unpaired} of {total} samples have no value in one of the runs, {most:.1%} allowed: "
+        "a drop among these cannot be seen"
+    )
 
 
 def _facts(found: Difference, floor: float, z: float, visible: float | None) -> dict[str, Any]:

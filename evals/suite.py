@@ -64,7 +64,8 @@ class Paired(_Strict):
     """A fresh run and the accepted one it is held against.
 
     model, model_args, tasks, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
-    max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value.
+    max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value;
+    with more than max_unscored that have no value in one of the two runs it does not pass.
     """
 
     baseline: str

@@ -192,6 +192,10 @@ def accept(
             help="with --prompts: also accept texts that changed without a new version; say why in the commit",
         ),
     ] = False,
+    allow_unscored: Annotated[
+        bool,
+        typer.Option("--allow-unscored", help="with RUN: also accept one with failed samples; the baseline says so"),
+    ] = False,
 ) -> None:
     """Make a run, prompts or scores the new baseline.
 
@@ -212,7 +216,8 @@ def accept(
         from visrl.runs.store import slug
 
         check_there(run)
-        print("\n".join(accept_run(run, slug(name or run.resolve().name), baseline)))
+        name = slug(name or run.resolve().name)
+        print("\n".join(accept_run(run, name, baseline, allow_unscored=allow_unscored)))
         print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
 
 

@@ -6,18 +6,20 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records
-from visrl.errors import UsageError
+from visrl.errors import UsageError, printable
 from visrl.evals import gates
-from visrl.evals.baselines import Baseline, mismatches, missing_samples, read_baseline
+from visrl.evals.baselines import COMPLETE, Baseline, accept, mismatches, missing_samples, read_baseline, read_entries
+from visrl.evals.benchmarks import UPSTREAM
 from visrl.evals.compare import Difference, compare, difference, pair_task, pool
 from visrl.evals.gates import Finding
 from visrl.evals.sample_scores import Rows, of_run
 from visrl.evals.suite import Cell, Paired
+from visrl.runs.lines import read_episodes
 from visrl.runs.meta import read_evaluation
 from visrl.runs.store import fresh_folder
 
@@ -50,9 +52,11 @@ def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], r
     for cell in gate.cells:
         reasons = [r for what in cell.whats for r in _why_not(gate, baseline, what, by_cell.get(what), rows)]
         wrong = gates.invalid(cell.name, dict.fromkeys(reasons))
-        yield wrong or replace(
-            gates.check_difference(cell_difference(cell, baseline.rows, rows), cell.floor, z), name=cell.name
-        )
+        yield wrong or _verdict(gate, cell, cell_difference(cell, baseline.rows, rows), z)
+
+
+def _verdict(gate: Paired, cell: Cell, found: Difference, z: float) -> Finding:
+    return replace(gates.check_difference(found, cell.floor, z, max_unpaired=gate.max_unscored), name=cell.name)
 
 
 def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
@@ -89,17 +93,30 @@ def _why_not(
             yield f"{count} of {total} samples {word}, {most:.1%} allowed{': ' + reason if reason else ''}"
 
 
-def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
-    """Make a finished run a baseline; returns a line per number, as ``old → new``. Raises UsageError as baselines.accept."""
-    from visrl.evals.baselines import accept, read_entries
-
+def accept_run(folder: Path, name: str, baselines: Path, *, allow_unscored: bool = False) -> list[str]:
+    """Make a finished run a baseline; returns a line per number, as ``old → new``. Raises UsageError as baselines.accept, also
+    for failed samples of lmms-eval's own tasks, which count as wrong there.
+    """
     request = read_evaluation(folder)["request"]
     old = read_entries(baselines).get(name)
     before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
-    entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])
+    if not allow_unscored:
+        _refuse_failed(folder, request["tasks"])
+    results, rows = read_records(folder), of_run(folder)
+    entry = accept(baselines, name, results, rows, request["seed"], allow_unscored=allow_unscored)
     return [
         f"{n.task} {n.metric}: {_change(before.get((n.task, n.metric)), n.value)}, n = {n.n}" for n in entry.numbers
     ]
+
+
+def _refuse_failed(folder: Path, tasks: Iterable[str]) -> None:
+    """Records of ours count failed samples as unscored; lmms-eval's code has no such count, but the outputs say it."""
+    if not any(task.startswith(UPSTREAM) for task in tasks):
+        return
+    last = {(e.task, e.sample_id): e.error for e in read_episodes(folder / "episodes.jsonl")}
+    if failed := {f"{task} {name}": error for (task, name), error in last.items() if error is not None}:
+        first, reason = next(iter(failed.items()))
+        raise UsageError(f"{len(failed)} samples failed, for example {first}: {printable(reason)}", COMPLETE)
 
 
 def _change(old: float | None, new: float | None) -> str:

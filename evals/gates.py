@@ -11,7 +11,8 @@ paired  a fresh run against an accepted one on the same samples. With d the mean
 paper   the verdict per cell of the paper's tables: information, it never fails.
 
 Nothing passes because something was absent: no baseline, no value, samples missing, unscored or unparsed beyond their limit,
-another protocol, judge, task version, parser, crop or data: each fails with its reason.
+another protocol, judge, task version, parser, crop or data: each fails with its reason. What an error kept from being judged is
+inconclusive.
 
 Departures from "2 x standard error": 1. z is 2 for one or two gated cells, and for k cells the normal quantile of 1 - .05 / k
 where that is more, so that a suite's alarm rate stays below 5 % however many cells it has. 2. se is never taken below
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -32,7 +34,8 @@ from visrl.errors import EXIT_DONE, EXIT_GATE_FAILED, EXIT_INCOMPLETE, UsageErro
 from visrl.evals.compare import Difference
 
 Status = Literal["pass", "fail", "inconclusive", "info"]
-Gate = Literal["prompt", "replay", "paired", "paper"]
+Gate = Literal["prompt", "replay", "paired", "paper", "suite"]
+"""suite: what is said of a check as a whole, where it ended early."""
 TOLERANCE = 1e-12
 ALARMS = 0.05
 POWER_Z = NormalDist().inv_cdf(0.80)
@@ -50,6 +53,17 @@ class Finding:
     reason: str
     detail: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def not_judged(gate: Gate, name: str, error: Exception) -> Finding:
+    """An error kept a gate from its verdict: inconclusive, so that the rest is judged and all is published. detail: a traceback
+    where the error is none that a user can mend.
+    """
+    if isinstance(error, UsageError):
+        hint = f" ({error.hint})" if error.hint else ""
+        return Finding(gate, name, "inconclusive", f"could not be judged: {error.message}{hint}")
+    said = f"could not be judged: {type(error).__name__}: {error}"
+    return Finding(gate, name, "inconclusive", said, "".join(traceback.format_exception(error)))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

@@ -63,7 +63,7 @@ class Cell(_Strict):
 class Paired(_Strict):
     """A fresh run and the accepted one it is held against.
 
-    model, model_args, tasks, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
+    model, model_args, tasks, data, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
     max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value;
     with more than max_unscored that have no value in one of the two runs it does not pass.
     """
@@ -73,6 +73,7 @@ class Paired(_Strict):
     tasks: str
     cells: tuple[Cell, ...] = Field(min_length=1)
     model_args: dict[str, str] = {}
+    data: Path | None = None
     limit: int | None = Field(default=None, ge=1)
     protocol: str | None = None
     focus: str = "predicted"

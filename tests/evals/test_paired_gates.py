@@ -9,6 +9,8 @@ import yaml
 from visrl.cli.evaluate import main
 from visrl.evals.compare import compare
 from visrl.evals.sample_scores import Row
+from visrl.policies import registry
+from visrl.regression.prompt_snapshots import data_folder
 from visrl.tasks import load
 
 TASK = "world_viscot_doc"
@@ -159,3 +161,130 @@ def test_failed_samples_of_lmms_eval_count_as_wrong_there_and_refuse_the_run(cap
     capsys.readouterr()
     assert accept("base") == 2
     assert "1 samples failed, for example lmms:x 0: no memory" in capsys.readouterr().err
+
+
+# --- data in a folder, and runs that cannot be made
+
+EXACT = data_folder() / "exact"
+REC = {"task": "refcoco_val", "metric": "acc@0.5", "floor": 20.0}  # 12 pictures: 2 x 100 / 12 = 16.7
+
+
+def rec_baseline():
+    """A constant box, accepted, and the gate that runs it again."""
+    args = ["--model", "constant:[0, 0, 1, 1]", "--tasks", "refcoco_val", "--data", str(EXACT), "-q", "-o", "rec"]
+    assert main([*args, "--fail-on-error", "1000"]) == 0
+    assert main(["accept", "rec", "--name", "b", *BASELINES]) == 0
+    return {
+        "baseline": "b",
+        "model": "constant:[0, 0, 1, 1]",
+        "tasks": "refcoco_val",
+        "cells": [REC],
+        "max_unparsed": 1.0,
+    }
+
+
+def suite_of(*gates):
+    Path("suite.yaml").write_text(yaml.safe_dump({"paired": list(gates)}))
+
+
+def test_a_gate_runs_on_the_folder_of_its_suite_or_of_the_command_line(capsys):
+    gate = rec_baseline()
+    suite_of({**gate, "data": str(EXACT)})
+    assert check() == 0
+    suite_of({**gate, "data": "nowhere"})
+    assert check("--data", str(EXACT)) == 0  # the command line wins
+    suite_of(gate)
+    assert check("--data", str(EXACT)) == 0
+    capsys.readouterr()
+    assert check("--data", "nowhere") == 2
+    assert "--data nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_made_leaves_its_cells_inconclusive_and_the_rest_is_published(place, capsys):
+    """Two gates pass and one has no data: exit code 3, and all three findings are in every file."""
+    gate = rec_baseline()
+    good = {**gate, "data": str(EXACT)}
+    suite_of(good, {**gate, "data": "nowhere", "cells": [REC, {**REC, "metric": "miou"}]}, good)
+    code, found = findings(capsys, "--save", "out")
+    assert code == 3
+    assert [f["status"] for f in found] == ["pass", "inconclusive", "inconclusive", "pass"]
+    assert found[1]["name"] == "refcoco_val acc@0.5" and found[2]["name"] == "refcoco_val miou"
+    assert "could not be judged: no data folder nowhere" in found[1]["reason"]
+    assert json.loads((place / "out/check.json").read_text())["counts"] == {
+        "pass": 2,
+        "fail": 0,
+        "inconclusive": 2,
+        "info": 0,
+    }
+    assert "no data folder nowhere" in (place / "out/check.md").read_text()
+    assert 'errors="2"' in (place / "out/check.xml").read_text()
+
+
+def test_a_model_that_crashes_is_inconclusive_with_its_traceback(monkeypatch, capsys):
+    gate = rec_baseline()
+
+    def crash(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("visrl.policies.registry.load_policy", crash)
+    suite_of({**gate, "data": str(EXACT)})
+    code, (found,) = findings(capsys)
+    assert (code, found["status"]) == (3, "inconclusive")
+    assert found["reason"] == "could not be judged: RuntimeError: out of memory" and "in crash" in found["detail"]
+
+
+def test_a_damaged_run_is_inconclusive(place, capsys):
+    gate = rec_baseline()
+    suite_of(gate)
+    (place / "rec/scores.jsonl").write_text("x")
+    code, (found,) = findings(capsys, "--run", "rec")
+    assert (code, found["status"]) == (3, "inconclusive") and "scores.jsonl:1: damaged" in found["reason"]
+
+
+def test_an_error_in_another_gate_is_a_finding_too(monkeypatch, capsys):
+    def crash(*_):
+        raise KeyError("x")
+
+    monkeypatch.setattr("visrl.regression.gates.check_replays", crash)
+    gate = rec_baseline()
+    Path("suite.yaml").write_text(yaml.safe_dump({"exact": ["shipped"], "paired": [{**gate, "data": str(EXACT)}]}))
+    code, found = findings(capsys)
+    assert code == 3 and [(f["gate"], f["status"]) for f in found] == [("replay", "inconclusive"), ("paired", "pass")]
+
+
+def test_what_was_found_is_published_when_the_check_is_stopped(place, monkeypatch, capsys):
+    gate = rec_baseline()
+    calls = []
+
+    def load(*arguments, load=registry.load_policy):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return load(*arguments)
+
+    monkeypatch.setattr(registry, "load_policy", load)
+    good = {**gate, "data": str(EXACT)}
+    suite_of(good, good)
+    assert check("--save", "out") == 3
+    saved = json.loads((place / "out/check.json").read_text())
+    assert [(f["gate"], f["status"]) for f in saved["findings"]] == [("paired", "pass"), ("suite", "inconclusive")]
+    assert saved["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tasks": "nosuch"}, {"protocol": "nosuch"}, {"cells": [{"task": "nosuch", "floor": 1}]}]
+)
+def test_unknown_names_in_a_suite_are_said_before_anything_is_judged(wrong, capsys):
+    gate = {"baseline": "b", "model": "constant:x", "tasks": "refcoco_val", "cells": [REC]}
+    Path("suite.yaml").write_text(yaml.safe_dump({"exact": ["shipped"], "paired": [{**gate, **wrong}]}))
+    assert check("--save", "out") == 2 and not Path("out").exists()
+    assert "unknown" in capsys.readouterr().err
+
+
+def test_the_table_is_printed_where_the_files_are_refused(capsys):
+    gate = rec_baseline()
+    suite_of(gate)
+    Path("out").write_text("a file")
+    capsys.readouterr()
+    assert check("--save", "out", "--run", "rec") == 2
+    assert "1 pass: exit code 0" in capsys.readouterr().out

@@ -129,6 +129,12 @@ def check(
         list[Path] | None,
         typer.Option("--run", help="a finished run for a paired gate, in the suite's order; default: run it now"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="folder with the benchmark files (docs/data.md), for the runs made; else the suite's `data`"
+        ),
+    ] = None,
     records: Annotated[Path, typer.Option(help="folder of our records, for the paper gate")] = Path("results/records"),
     save: Annotated[
         Path | None, typer.Option(help="folder for check.json, check.xml (JUnit), check.md and the runs made")
@@ -140,39 +146,64 @@ def check(
 
     Exit code 0, 1 (a gate failed) or 3 (inconclusive).
     """
-    from visrl.evals.gates import exit_code
+    from visrl.evals.gates import Finding, exit_code
     from visrl.evals.suite import load_suite
+    from visrl.evaluation.evaluate import check_data
     from visrl.regression.gates import Request, run_suite
     from visrl.regression.reports import check_format
 
     check_format(format_)
     check_there(*(run or ()))
+    check_data(data)
     loaded = load_suite(suite)
-    with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
-        runs = Path(scratch) if save is None else save / "runs"
-        findings: list[Finding] = []
-        for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records)):
-            findings.append(finding)
-            if finding.status in ("fail", "inconclusive"):
-                print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
+    findings: list[Finding] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
+            runs = Path(scratch) if save is None else save / "runs"
+            for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records, data)):
+                findings.append(finding)
+                if finding.status in ("fail", "inconclusive"):
+                    print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
+    except BaseException:  # Ctrl-C, or the end of a job's time: what was found before it stays
+        if findings:
+            findings.append(Finding("suite", "the rest", "inconclusive", "the check was stopped before all was judged"))
+            _publish(Path(suite).stem, findings, save, json_, format_)
+        raise
     code = exit_code(findings)
     _publish(Path(suite).stem, findings, save, json_, format_)
     raise typer.Exit(code)
 
 
 def _publish(suite: str, findings: list[Finding], save: Path | None, json_: bool, format_: str) -> None:
-    from visrl.core.records import dump_json, write_atomically
-    from visrl.regression.reports import to_json, to_junit, to_markdown, to_rich
+    """The files first, then stdout: also where the files are refused."""
+    try:
+        if save is not None:
+            _save(suite, findings, save)
+    finally:
+        _print_findings(suite, findings, json_, format_)
 
-    title = f"visrl-eval check {suite}"
-    if save is not None:
-        write_atomically(save / "check.json", dump_json(to_json(suite, findings)))
-        write_atomically(save / "check.xml", to_junit(suite, findings))
-        write_atomically(save / "check.md", to_markdown(title, findings))
+
+def _save(suite: str, findings: list[Finding], folder: Path) -> None:
+    from visrl.core.records import dump_json, write_atomically
+    from visrl.regression.reports import to_json, to_junit, to_markdown
+
+    write_atomically(folder / "check.json", dump_json(to_json(suite, findings)))
+    write_atomically(folder / "check.xml", to_junit(suite, findings))
+    write_atomically(folder / "check.md", to_markdown(_title(suite), findings))
+
+
+def _title(suite: str) -> str:
+    return f"visrl-eval check {suite}"
+
+
+def _print_findings(suite: str, findings: list[Finding], json_: bool, format_: str) -> None:
+    from visrl.core.records import dump_json
+    from visrl.regression.reports import to_json, to_markdown, to_rich
+
     if json_:
         sys.stdout.write(dump_json(to_json(suite, findings)))
     elif format_ == "md":
-        sys.stdout.write(to_markdown(title, findings))
+        sys.stdout.write(to_markdown(_title(suite), findings))
     else:
         from rich.console import Console
 

@@ -90,6 +90,11 @@ def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, 
     resolve(tasks)
     ready_judge(judge)
     check_names(**named)
+    check_data(data)
+
+
+def check_data(data: Path | None) -> None:
+    """Raises UsageError for ``--data`` of what is no folder."""
     if data is not None and not data.is_dir():
         raise UsageError(f"--data {data}: no such folder", "docs/data.md describes its layout")
 

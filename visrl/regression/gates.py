@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,14 @@ from visrl.core.boxes import Box
 from visrl.core.json_files import read_object
 from visrl.core.records import read_records, write_atomically
 from visrl.core.types import Episode, Unparsed
-from visrl.errors import UsageError
+from visrl.errors import Interrupted, UsageError
 from visrl.evals import gates
-from visrl.evals.gates import Finding
+from visrl.evals.benchmarks import UPSTREAM, resolve
+from visrl.evals.gates import Finding, Gate
 from visrl.evals.suite import Suite
-from visrl.regression.paired import check_paired
+from visrl.regression.paired import Place, check_paired
 from visrl.regression.prompt_snapshots import data_folder, prompts_file, read_prompts, render_all
+from visrl.rollout.config import check_names
 from visrl.runs.lines import read_episodes
 from visrl.runs.store import fresh_folder
 
@@ -40,31 +43,65 @@ _RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asked of ``check``. runs: finished runs to use for the suite's paired gates, in their order."""
+    """What a user asked of ``check``. runs: finished runs to use for the suite's paired gates, in their order.
+
+    data: folder of the benchmark files for the runs that are made, in place of the gates' own.
+    """
 
     suite: Suite
     baselines: Path
     scratch: Path
     runs: tuple[Path, ...] = ()
     records: Path = Path("results/records")
+    data: Path | None = None
 
 
 def run_suite(request: Request) -> Iterator[Finding]:
-    """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, not for what a gate finds."""
+    """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, before the first of them, not for what
+    a gate finds; an error in a gate is a finding, too.
+    """
     suite = request.suite
     if request.runs and len(request.runs) != len(suite.paired):
         raise UsageError(
             f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "give --run once for each paired gate"
         )
+    check_suite(suite, runs_are_made=not request.runs)
     if suite.prompts:
-        yield from gates.check_prompts(read_prompts(prompts_file()), render_all())
+        yield from _kept("prompt", "prompts", _check_prompts)
     for origin in suite.exact:
-        yield from check_replays(origin, request.scratch)
+        yield from _kept("replay", origin, partial(check_replays, origin, request.scratch))
     for number, gate in enumerate(suite.paired):
         finished = request.runs[number] if request.runs else None
-        yield from check_paired(gate, request.baselines, request.scratch, finished)
+        place = Place(request.baselines, request.scratch, request.data)
+        yield from _kept("paired", gate.baseline, partial(check_paired, gate, place, finished))
     for table in suite.paper:
-        yield from check_paper(table, request.records)
+        yield from _kept("paper", table, partial(check_paper, table, request.records))
+
+
+def check_suite(suite: Suite, *, runs_are_made: bool) -> None:
+    """Raises UsageError for names in a suite that nobody knows: of tasks, protocols, crops and boxes."""
+    for gate in suite.paired:
+        if runs_are_made:
+            resolve(gate.tasks.split(","))
+        given = {"protocol": gate.protocol, "focus": gate.focus, "crop": gate.crop}
+        check_names(**given)
+        for task in (task for cell in gate.cells for task, _ in cell.whats):
+            if not task.startswith(UPSTREAM):
+                resolve([task])
+
+
+def _kept(gate: Gate, name: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What a gate finds; an error in it is a finding, after those it had."""
+    try:
+        yield from find()
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, what was found before must be published
+        yield gates.not_judged(gate, name, error)
+
+
+def _check_prompts() -> list[Finding]:
+    return gates.check_prompts(read_prompts(prompts_file()), render_all())
 
 
 # --- replay gate

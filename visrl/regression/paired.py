@@ -7,11 +7,11 @@ code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visrl.core.records import TaskResult, read_records
-from visrl.errors import UsageError, printable
+from visrl.errors import Interrupted, UsageError, printable
 from visrl.evals import gates
 from visrl.evals.baselines import COMPLETE, Baseline, accept, mismatches, missing_samples, read_baseline, read_entries
 from visrl.evals.benchmarks import UPSTREAM
@@ -24,25 +24,52 @@ from visrl.runs.meta import read_evaluation
 from visrl.runs.store import fresh_folder
 
 
-def check_paired(gate: Paired, baselines: Path, scratch: Path, finished: Path | None = None) -> Iterator[Finding]:
-    """The findings of one paired gate, one per cell. finished: a run to judge; without it one is made below ``scratch``."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things lie. baselines: the file of accepted runs. scratch: the folder of runs that are made. data: the folder of the
+    benchmark files for these; None: the one that the gate names, else the hub.
+    """
+
+    baselines: Path
+    scratch: Path
+    data: Path | None = None
+
+
+def check_paired(gate: Paired, place: Place, finished: Path | None = None) -> Iterator[Finding]:
+    """The findings of one paired gate, one per cell. finished: a run to judge; without it one is made.
+
+    A run that cannot be made or read leaves every cell inconclusive.
+    """
     names = [cell.name for cell in gate.cells]
     try:
-        baseline = read_baseline(baselines, gate.baseline)
+        baseline = read_baseline(place.baselines, gate.baseline)
     except UsageError as error:
         yield from (Finding("paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
         return
-    folder = finished or _run(gate, fresh_folder(scratch, gate.baseline))
-    yield from judge_run(gate, baseline, read_records(folder), of_run(folder))
+    try:
+        folder = finished or _run(gate, place)
+        results, rows = read_records(folder), of_run(folder)
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a model or its server, and whatever it is: the other gates are judged
+        yield from (gates.not_judged("paired", name, error) for name in names)
+        return
+    yield from judge_run(gate, baseline, results, rows)
 
 
-def _run(gate: Paired, folder: Path) -> Path:
-    from visrl.evaluation.evaluate import Options, evaluate
-    from visrl.policies.registry import load_policy
+def _run(gate: Paired, place: Place) -> Path:
+    """Make the gate's run; what can be seen to be missing is said before a model is loaded. Raises UsageError."""
+    from visrl.evaluation.evaluate import Options, check_before, check_pictures, evaluate
+    from visrl.policies.registry import load_policy, looks_at_pictures
 
+    tasks, data = gate.tasks.split(","), place.data or gate.data
+    check_before(tasks, judge=gate.judge)
+    if looks_at_pictures(gate.model):
+        check_pictures(tasks, data, gate.limit)
     policy = load_policy(gate.model, gate.model_args)
     given = gate.model_dump(include={"protocol", "focus", "crop", "limit", "judge", "seed", "batch_size"})
-    return evaluate(policy, gate.tasks.split(","), Options(**given, output=folder, quiet=True)).folder
+    folder = fresh_folder(place.scratch, gate.baseline)
+    return evaluate(policy, tasks, Options(**given, data=data, output=folder, quiet=True)).folder
 
 
 def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:

@@ -7,9 +7,12 @@ import pytest
 import yaml
 
 from visrl.cli.evaluate import main
+from visrl.errors import UsageError
 from visrl.evals.compare import compare
 from visrl.evals.sample_scores import Row
+from visrl.evals.suite import Cell
 from visrl.policies import registry
+from visrl.regression.paired import pair_cell
 from visrl.regression.prompt_snapshots import data_folder
 from visrl.tasks import load
 
@@ -288,3 +291,70 @@ def test_the_table_is_printed_where_the_files_are_refused(capsys):
     capsys.readouterr()
     assert check("--save", "out", "--run", "rec") == 2
     assert "1 pass: exit code 0" in capsys.readouterr().out
+
+
+# --- metrics without scores per sample
+
+
+def with_record(run, metric, **about):
+    """The run with a further number in its record, as protocols of several looks have them."""
+    path = Path(run) / "records" / f"{TASK}.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([*records, {**records[0], "metric": metric, **about}]))
+
+
+def test_a_metric_that_only_records_have_is_inconclusive_before_a_model_is_loaded(monkeypatch, capsys):
+    made("base", lambda i, true: true)
+    for metric in ("answer/looks=1", "looks", "faulty_calls"):
+        with_record("base", metric)
+    assert accept("base") == 0
+
+    def load(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(registry, "load_policy", load)
+    suite([{"task": TASK, "metric": m, "floor": 0.1} for m in ("answer/looks=1", "looks", "faulty_calls")])
+    code, found = findings(capsys)
+    assert code == 3 and {f["status"] for f in found} == {"inconclusive"}
+    assert (
+        f"{TASK} answer/looks=1 has no scores per sample" in found[0]["reason"]
+        and "gate one of answer" in found[0]["reason"]
+    )
+    suite([{"pool": {TASK: "looks"}, "floor": 1.0}])
+    assert "has no scores per sample" in findings(capsys)[1][0]["reason"]
+    suite(
+        [{"task": TASK, "metric": "nosuch", "floor": 0.1}]
+    )  # nor is one loaded for a number that the baseline has not
+    code, (found,) = findings(capsys)
+    assert (code, found["reason"]) == (1, f"the baseline has no {TASK} nosuch")
+
+
+def test_the_other_cells_are_judged(capsys):
+    made("base", lambda i, true: true)
+    with_record("base", "looks")
+    accept("base")
+    suite([{"task": TASK, "metric": "looks", "floor": 0.1}, {"task": TASK, "floor": 0.05}], max_unparsed=1.0)
+    code, found = findings(capsys, "--run", "base")
+    assert code == 3 and [f["status"] for f in found] == ["inconclusive", "pass"]
+
+
+def test_a_run_without_the_scores_that_the_baseline_has_is_inconclusive(capsys):
+    made("base", lambda i, true: true)
+    accept("base")
+    scores = Path("base/scores.jsonl")
+    scores.write_text(scores.read_text().replace('"answer"', '"other"'))
+    suite([{"task": TASK, "floor": 0.05}], max_unparsed=1.0)
+    code, (found,) = findings(capsys, "--run", "base")
+    assert (code, found["status"]) == (3, "inconclusive") and "has no scores per sample" in found["reason"]
+
+
+def test_no_member_of_a_pool_is_left_out():
+    rows = {task: {"a": Row("p", "", {"answer": 1.0})} for task in ("viscot_cub", "viscot_vsr")}
+    assert (
+        pair_cell(Cell(pool={"viscot_cub": "answer", "viscot_vsr": "answer"}, floor=1), rows, rows).pairs[0].before.size
+        == 2
+    )
+    with pytest.raises(UsageError, match="viscot_vsr looks has no scores per sample"):
+        pair_cell(Cell(pool={"viscot_cub": "answer", "viscot_vsr": "looks"}, floor=1), rows, rows)
+    with pytest.raises(UsageError, match="pope f1 has no scores per sample"):
+        pair_cell(Cell(task="pope", floor=1), rows, rows)

@@ -14,8 +14,9 @@ from visrl.core.records import TaskResult, read_records
 from visrl.errors import Interrupted, UsageError, printable
 from visrl.evals import gates
 from visrl.evals.baselines import COMPLETE, Baseline, accept, mismatches, missing_samples, read_baseline, read_entries
-from visrl.evals.benchmarks import UPSTREAM
-from visrl.evals.compare import Difference, compare, difference, pair_task, pool
+from visrl.evals.benchmarks import GROUPS, UPSTREAM
+from visrl.evals.compare import Difference, difference, pair_group, pair_task, pool
+from visrl.evals.compare import Paired as Pairs
 from visrl.evals.gates import Finding
 from visrl.evals.sample_scores import Rows, of_run
 from visrl.evals.suite import Cell, Paired
@@ -36,9 +37,8 @@ class Place:
 
 
 def check_paired(gate: Paired, place: Place, finished: Path | None = None) -> Iterator[Finding]:
-    """The findings of one paired gate, one per cell. finished: a run to judge; without it one is made.
-
-    A run that cannot be made or read leaves every cell inconclusive.
+    """The findings of one paired gate, one per cell. finished: a run to judge; without it one is made, unless the baseline alone
+    decides every cell. A run that cannot be made or read leaves the other cells inconclusive.
     """
     names = [cell.name for cell in gate.cells]
     try:
@@ -46,15 +46,32 @@ def check_paired(gate: Paired, place: Place, finished: Path | None = None) -> It
     except UsageError as error:
         yield from (Finding("paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
         return
+    refused = [_refused(cell, baseline) for cell in gate.cells]
+    if all(refused):
+        yield from (found for found in refused if found)
+        return
     try:
         folder = finished or _run(gate, place)
         results, rows = read_records(folder), of_run(folder)
     except Interrupted:
         raise
     except Exception as error:  # noqa: BLE001 - of a model or its server, and whatever it is: the other gates are judged
-        yield from (gates.not_judged("paired", name, error) for name in names)
+        for name, found in zip(names, refused, strict=True):
+            yield found or gates.not_judged("paired", name, error)
         return
     yield from judge_run(gate, baseline, results, rows)
+
+
+def _refused(cell: Cell, baseline: Baseline) -> Finding | None:
+    """Why no run can be held against the baseline in this cell, as far as the baseline tells; None where one can."""
+    lost = [f"the baseline has no {' '.join(what)}" for what in cell.whats if baseline.number(*what) is None]
+    if lost:
+        return gates.invalid(cell.name, lost)
+    try:
+        pair_cell(cell, baseline.rows, baseline.rows)
+    except UsageError as error:
+        return gates.not_judged("paired", cell.name, error)
+    return None
 
 
 def _run(gate: Paired, place: Place) -> Path:
@@ -79,23 +96,50 @@ def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], r
     for cell in gate.cells:
         reasons = [r for what in cell.whats for r in _why_not(gate, baseline, what, by_cell.get(what), rows)]
         wrong = gates.invalid(cell.name, dict.fromkeys(reasons))
-        yield wrong or _verdict(gate, cell, cell_difference(cell, baseline.rows, rows), z)
+        yield _refused(cell, baseline) or wrong or _verdict(gate, cell, baseline.rows, rows, z)
 
 
-def _verdict(gate: Paired, cell: Cell, found: Difference, z: float) -> Finding:
+def _verdict(gate: Paired, cell: Cell, before: Rows, after: Rows, z: float) -> Finding:
+    try:
+        found = cell_difference(cell, before, after)
+    except UsageError as error:  # the run has the number, and no scores per sample
+        return gates.not_judged("paired", cell.name, error)
     return replace(gates.check_difference(found, cell.floor, z, max_unpaired=gate.max_unscored), name=cell.name)
 
 
 def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
-    """The cell's paired difference. Raises UsageError for a pool of what cannot be pooled."""
+    """The cell's paired difference. Raises UsageError as :func:`pair_cell`."""
+    return difference(pair_cell(cell, before, after))
+
+
+def pair_cell(cell: Cell, before: Rows, after: Rows) -> Pairs:
+    """The cell's samples in both runs. Raises UsageError for a metric without scores per sample (what only records have), and for
+    a pool of what cannot be pooled.
+    """
+    found = [_pair(task, metric, before, after) for task, metric in cell.whats]
     if not cell.pool:
-        return next(d for d in compare(before, after) if [(d.task, d.metric)] == cell.whats)
+        return found[0]
     try:
-        return difference(
-            pool([p for task, m in cell.whats for p in pair_task(task, before[task], after[task]) if p.metric == m])
-        )
+        return pool(found)
     except ValueError as error:
         raise UsageError(f"{cell.name}: {error}", "docs/ci.md describes pools") from error
+
+
+def _pair(name: str, metric: str, before: Rows, after: Rows) -> Pairs:
+    """A metric of a task or group. Raises UsageError where the runs have no scores of it sample by sample."""
+    tasks = {
+        task: pair_task(task, before[task], after[task])
+        for task in GROUPS.get(name, (name,))
+        if task in before and task in after
+    }
+    pairs = pair_group(name, tasks) if name in GROUPS else tasks.get(name, [])
+    known = [found.metric for found in pairs]
+    if metric not in known:
+        raise UsageError(
+            f"{name} {metric} has no scores per sample, which a paired gate compares",
+            f"gate one of {', '.join(known)}" if known else "docs/ci.md describes what can be gated",
+        )
+    return pairs[known.index(metric)]
 
 
 def _why_not(

@@ -34,7 +34,9 @@ SAME = ("task_version", "protocol", "focus", "crop", "judge", "box_format", "sam
 
 
 class Number(BaseModel):
-    """One accepted number with all that it may be compared under; see TaskResult."""
+    """One accepted number with all that it may be compared under; see TaskResult. higher_is_better: None in baselines of an older
+    visrl, which did not write it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -55,6 +57,7 @@ class Number(BaseModel):
     sampling: dict[str, Any]
     limit: int | None
     data: dict[str, Any]
+    higher_is_better: bool | None = None
 
 
 class Entry(BaseModel):
@@ -175,6 +178,8 @@ def mismatches(number: Number, fresh: TaskResult) -> Iterator[str]:
         old, new = getattr(number, name), getattr(fresh, name)
         if old != new:
             yield f"{name} is {_short(new)}, the baseline's {_short(old)}"
+    if number.higher_is_better not in (None, fresh.higher_is_better):
+        yield f"higher_is_better is {fresh.higher_is_better}, the baseline's {number.higher_is_better}"
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visrl.evals import stats
-from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, Unit, has_mean
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, Better, Unit, has_mean
 from visrl.evals.sample_scores import Row, Rows
 from visrl.evals.stats import Estimate, Floats, Part
 
@@ -230,12 +230,15 @@ def pool(whats: Sequence[Paired]) -> Paired:
     return Paired("pooled", name, "percent", (Pair(before, after, clusters),), flips, unpaired)
 
 
-def difference(paired: Paired) -> Difference:
-    """The numbers of a pair of runs. ``delta`` is after - before to the last bit that addition allows."""
+def difference(paired: Paired, better: Better = "more") -> Difference:
+    """The numbers of a pair of runs. ``delta`` is after - before to the last bit that addition allows.
+
+    better: which way ``worst`` looks; where neither is better, at the largest changes.
+    """
     before, after, change = (_estimate(paired, which) for which in ("before", "after", "change"))
     scale = SCALE[paired.unit] if paired.statistic is not None else 1.0
     change = change.scaled(scale)
-    worst = sorted(paired.flips, key=lambda flip: flip.after - flip.before)
+    worst = sorted(paired.flips, key=lambda flip: loss(flip.after - flip.before, better), reverse=True)
     return Difference(
         task=paired.task,
         metric=paired.metric,
@@ -252,8 +255,15 @@ def difference(paired: Paired) -> Difference:
         fixed=sum(flip.after > flip.before for flip in paired.flips),
         broken=sum(flip.after < flip.before for flip in paired.flips),
         unpaired=paired.unscored,
-        worst=tuple(flip for flip in worst[:WORST] if flip.after < flip.before),
+        worst=tuple(flip for flip in worst[:WORST] if loss(flip.after - flip.before, better) > 0),
     )
+
+
+def loss(delta: float, better: Better) -> float:
+    """How much worse a change is; where neither direction is better, how large."""
+    if better == "neither":
+        return abs(delta)
+    return -delta if better == "more" else delta
 
 
 def _estimate(paired: Paired, which: str) -> Estimate:

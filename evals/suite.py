@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from visrl.core.arguments import LARGEST_SEED, check_magnitude
 from visrl.core.json_files import reason
 from visrl.errors import UsageError, nearest
-from visrl.evals.benchmarks import GROUPS, TASKS, resolve
+from visrl.evals.benchmarks import GROUPS, LESS_IS_BETTER, NEITHER_IS_BETTER, TASKS, better_of, resolve
 from visrl.evals.gates import LEAST_FLOOR
 from visrl.evals.plain_yaml import read_plain
 
@@ -43,6 +43,8 @@ class Cell(_Strict):
     def _one_of_both(self) -> Cell:
         if bool(self.task) == bool(self.pool) or (self.pool and self.metric):
             raise ValueError("a cell has a task (and metric), or a pool")
+        if len({better_of(metric, metric not in LESS_IS_BETTER) for metric in self.pool.values()}) > 1:
+            raise ValueError("a pool has metrics of one direction: of all of them more is better, or less, or neither")
         return self
 
     @property
@@ -54,6 +56,11 @@ class Cell(_Strict):
             return [(self.task, self.metric)]
         first = TASKS[GROUPS[self.task][0]] if self.task in GROUPS else resolve([self.task])[0]
         return [(self.task, first.primary)]
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether a change in either direction fails: of metrics of which neither is better."""
+        return any(metric in NEITHER_IS_BETTER for _, metric in self.whats)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """The paired gate where runs are incomplete, data lie in a folder, or a metric is none of which more is better."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from visrl.cli.evaluate import main
 from visrl.errors import UsageError
+from visrl.evals.baselines import read_baseline
 from visrl.evals.compare import compare
 from visrl.evals.sample_scores import Row
 from visrl.evals.suite import Cell
@@ -354,7 +356,77 @@ def test_no_member_of_a_pool_is_left_out():
         pair_cell(Cell(pool={"viscot_cub": "answer", "viscot_vsr": "answer"}, floor=1), rows, rows).pairs[0].before.size
         == 2
     )
-    with pytest.raises(UsageError, match="viscot_vsr looks has no scores per sample"):
-        pair_cell(Cell(pool={"viscot_cub": "answer", "viscot_vsr": "looks"}, floor=1), rows, rows)
+    with pytest.raises(UsageError, match="viscot_vsr box_acc has no scores per sample"):
+        pair_cell(Cell(pool={"viscot_cub": "answer", "viscot_vsr": "box_acc"}, floor=1), rows, rows)
     with pytest.raises(UsageError, match="pope f1 has no scores per sample"):
         pair_cell(Cell(task="pope", floor=1), rows, rows)
+
+
+# --- metrics of which less is better, or neither
+
+
+def pope(output, word):
+    args = ["--model", f"constant:{word}", "--tasks", "world_pope_random", "-q", "-o", output]
+    assert main(args) == 0
+    return output
+
+
+@pytest.mark.parametrize(("before", "after", "delta"), [("no", "yes", 100.0), ("yes", "no", -100.0)])
+def test_more_and_less_yes_both_fail(before, after, delta, capsys):
+    """Always no, then always yes, of 200 questions about 36 pictures: 0 -> 100 %, and back."""
+    accept(pope("base", before))
+    cells = [{"task": "world_pope_random", "metric": "yes_ratio", "floor": 10.0}]
+    suite(cells, tasks="world_pope_random", max_unparsed=1.0)
+    code, (found,) = findings(capsys, "--run", pope("new", after))
+    assert (code, found["status"], found["facts"]["delta"]) == (1, "fail", delta)
+    assert "changed by more than 10" in found["reason"] and len(found["detail"].splitlines()) == 5
+    assert findings(capsys, "--run", "base")[0] == 0
+
+
+def test_a_cell_of_which_both_directions_fail_counts_as_two(capsys):
+    """Three alarms at stake in two cells: z = 2.13, the normal quantile of 1 - .05 / 3."""
+    accept(pope("base", "no"))
+    cells = [{"task": "world_pope_random", "metric": metric, "floor": 10.0} for metric in ("yes_ratio", "accuracy")]
+    suite(cells, tasks="world_pope_random", max_unparsed=1.0)
+    assert [round(f["facts"]["z"], 2) for f in findings(capsys, "--run", "base")[1]] == [2.13, 2.13]
+
+
+def lower_is_better(run, to):
+    path = Path(run) / "records" / f"{TASK}.json"
+    path.write_text(json.dumps([{**r, "higher_is_better": to} for r in json.loads(path.read_text())]))
+
+
+def test_a_rise_of_what_should_be_low_fails_and_a_drop_passes(capsys):
+    """All right -> half right and back, of a metric whose record says that less is better; also against a baseline that was
+    accepted before the direction was recorded.
+    """
+    made("low", lambda i, true: true if i % 2 else "wrong")
+    made("high", lambda i, true: true)
+    suite([{"task": TASK, "floor": 0.2}], max_unparsed=1.0)
+    for run in ("low", "high"):
+        lower_is_better(run, False)
+    for old in (False, True):
+        for before, after, code in (("low", "high", 1), ("high", "low", 0), ("low", "low", 0)):
+            accept(before)
+            path = Path("baselines.yaml")
+            assert "higher_is_better: false" in path.read_text()
+            if old:
+                path.write_text(re.sub(r"\n *higher_is_better: false", "", path.read_text()))
+                assert read_baseline(path, "b").entry.numbers[0].higher_is_better is None
+            assert findings(capsys, "--run", after)[0] == code, (old, before, after)
+    accept("low")
+    lower_is_better("low", True)
+    code, (found,) = findings(capsys, "--run", "low")
+    assert code == 1 and "higher_is_better is True, the baseline's False" in found["reason"]
+
+
+def test_a_comparison_calls_no_change_of_the_yes_ratio_better(capsys):
+    capsys.readouterr()
+    assert main(["compare", pope("a", "no"), pope("b", "yes"), "--format", "md"]) == 0
+    rows = {
+        line.split("|")[1].strip().replace("\\", ""): line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    }
+    assert rows["world_pope_random accuracy"].rstrip(" |").endswith("100/100")
+    assert rows["world_pope_random yes_ratio"].rstrip(" |").endswith("—")

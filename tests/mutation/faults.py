@@ -56,7 +56,7 @@ FAULTS = [
     Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "replay gate"),
     Fault("the error of two independent means for the paired one", "evals/compare.py", "return pair.after - pair.before", "return pair.after - pair.before.mean()", T + "evals/test_compare.py"),
     # the gates themselves
-    Fault("the gate looks the wrong way", "evals/gates.py", "if found.delta < -limit:", "if found.delta > limit:", T + "evals/test_gates.py::test_verdict"),
+    Fault("the gate looks the wrong way", "evals/gates.py", "if loss(found.delta, better) > limit:", "if loss(found.delta, better) < -limit:", T + "evals/test_gates.py::test_verdict"),
     Fault("min for max of floor and noise", "evals/gates.py", "limit = max(floor, z * se)", "limit = min(floor, z * se)", T + "evals/test_gates.py::test_verdict"),
     Fault("too few samples pass", "evals/gates.py", "if z * se > floor:", "if False:", T + "evals/test_gates.py::test_verdict"),
     Fault("a missing baseline passes", "visrl/regression/paired.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),

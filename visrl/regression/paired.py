@@ -14,7 +14,7 @@ from visrl.core.records import TaskResult, read_records
 from visrl.errors import Interrupted, UsageError, printable
 from visrl.evals import gates
 from visrl.evals.baselines import COMPLETE, Baseline, accept, mismatches, missing_samples, read_baseline, read_entries
-from visrl.evals.benchmarks import GROUPS, UPSTREAM
+from visrl.evals.benchmarks import GROUPS, UPSTREAM, Better, better_of
 from visrl.evals.compare import Difference, difference, pair_group, pair_task, pool
 from visrl.evals.compare import Paired as Pairs
 from visrl.evals.gates import Finding
@@ -91,25 +91,35 @@ def _run(gate: Paired, place: Place) -> Path:
 
 def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:
     """The verdict on every cell of a run that was made, against its baseline."""
-    z = gates.z_for(len(gate.cells))
+    z = gates.z_for(sum(1 + cell.two_sided for cell in gate.cells))
     by_cell = {(r.task, r.metric): r for r in results}
     for cell in gate.cells:
         reasons = [r for what in cell.whats for r in _why_not(gate, baseline, what, by_cell.get(what), rows)]
         wrong = gates.invalid(cell.name, dict.fromkeys(reasons))
-        yield _refused(cell, baseline) or wrong or _verdict(gate, cell, baseline.rows, rows, z)
+        yield (
+            _refused(cell, baseline)
+            or wrong
+            or _verdict(gate, cell, (baseline.rows, rows), z, _better(by_cell[cell.whats[0]]))
+        )
 
 
-def _verdict(gate: Paired, cell: Cell, before: Rows, after: Rows, z: float) -> Finding:
+def _better(fresh: TaskResult) -> Better:
+    """By the run's own record: baselines of an older visrl do not say it. Where they do, both say the same (``mismatches``)."""
+    return better_of(fresh.metric, fresh.higher_is_better)
+
+
+def _verdict(gate: Paired, cell: Cell, sides: tuple[Rows, Rows], z: float, better: Better) -> Finding:
     try:
-        found = cell_difference(cell, before, after)
+        found = cell_difference(cell, *sides, better)
     except UsageError as error:  # the run has the number, and no scores per sample
         return gates.not_judged("paired", cell.name, error)
-    return replace(gates.check_difference(found, cell.floor, z, max_unpaired=gate.max_unscored), name=cell.name)
+    verdict = gates.check_difference(found, cell.floor, z, better=better, max_unpaired=gate.max_unscored)
+    return replace(verdict, name=cell.name)
 
 
-def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
+def cell_difference(cell: Cell, before: Rows, after: Rows, better: Better = "more") -> Difference:
     """The cell's paired difference. Raises UsageError as :func:`pair_cell`."""
-    return difference(pair_cell(cell, before, after))
+    return difference(pair_cell(cell, before, after), better)
 
 
 def pair_cell(cell: Cell, before: Rows, after: Rows) -> Pairs:

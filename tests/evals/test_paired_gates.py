@@ -202,7 +202,7 @@ def test_a_gate_runs_on_the_folder_of_its_suite_or_of_the_command_line(capsys):
     assert check("--data", str(EXACT)) == 0
     capsys.readouterr()
     assert check("--data", "nowhere") == 2
-    assert "--data nowhere: no such folder" in capsys.readouterr().err
+    assert "error: no data folder nowhere" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_made_leaves_its_cells_inconclusive_and_the_rest_is_published(place, capsys):

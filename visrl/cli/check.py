@@ -15,8 +15,6 @@ from visrl.cli.results.show import check_there, print_comparison
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from visrl.evals.gates import Finding
 
 BASELINES = Path("results/baselines.yaml")
@@ -41,25 +39,20 @@ def compare(
 ) -> None:
     """Compare runs sample by sample (paired)."""
     from visrl.core.records import dump_json
-    from visrl.evals.compare import compare as compare_rows
-    from visrl.evals.sample_scores import of_run
+    from visrl.regression.comparisons import compare_runs
     from visrl.regression.reports import check_format
 
     check_format(format_)
     check_there(first, *others)
-    rows = of_run(first)
     found: list[dict[str, Any]] = []
-    for other in others:
-        _refuse_other_documents(first, other)
-        differences = compare_rows(rows, of_run(other))
-        if not differences:
-            raise UsageError(f"{first} and {other} have no scored sample in common", "compare runs of the same tasks")
-        notes = _unlike(first, other)
+    for one in compare_runs(first, others):
+        notes = [f"warning: {note}" for note in one.notes]
         if json_:
-            item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
-            found.append(item)
+            differences = [asdict(d) for d in one.differences]
+            found.append({"a": str(first), "b": str(one.other), "notes": notes, "differences": differences})
         else:
-            print_comparison(f"{_called(first, other)} → {_called(other, first)}", differences, notes, format_)
+            title = f"{_called(first, one.other)} → {_called(one.other, first)}"
+            print_comparison(title, one.differences, notes, format_)
     if json_:
         sys.stdout.write(dump_json(found))
 
@@ -67,38 +60,6 @@ def compare(
 def _called(folder: Path, beside: Path) -> str:
     """A run by its folder's name; where two have the same (``score`` of two phases of a loop), by the one above too."""
     return f"{folder.parent.name}/{folder.name}" if folder.name == beside.name else folder.name
-
-
-def _refuse_other_documents(first: Path, other: Path) -> None:
-    """A difference between answers to different questions says nothing, however alike the samples' ids are."""
-    from visrl.runs.meta import read_evaluation, unlike_documents
-
-    if unlike := unlike_documents(*(read_evaluation(folder)["request"] for folder in (first, other))):
-        raise UsageError(
-            f"{first} and {other} ran on different documents of {', '.join(unlike)}",
-            "run both on the same data; see `data` in each run.json",
-        )
-
-
-def _unlike(first: Path, other: Path) -> list[str]:
-    """What two runs did differently besides the model: the difference may be that."""
-    from visrl.runs.meta import read_evaluation
-
-    a, b = read_evaluation(first), read_evaluation(other)
-    sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
-    expected = {"model", "model_info", "data_folder", "tasks", "data"}
-    names = [n for n in {**sides[0], **sides[1]} if n not in expected and sides[0].get(n) != sides[1].get(n)]
-    return [
-        f"warning: settings differ: {name} ({_setting(sides[0], name)} / {_setting(sides[1], name)})" for name in names
-    ]
-
-
-def _setting(side: Mapping[str, Any], name: str) -> str:
-    """A setting in words: a box format by its name and, where they are needed, the frame and the parser's mode."""
-    value = side.get(name)
-    if name == "box_format" and isinstance(value, dict):
-        return " ".join(str(value[key]) for key in ("name", "frame", "mode") if value.get(key))
-    return str(value)
 
 
 def reproduction_page(

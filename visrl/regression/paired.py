@@ -76,13 +76,11 @@ def _refused(cell: Cell, baseline: Baseline) -> Finding | None:
 
 def _run(gate: Paired, place: Place) -> Path:
     """Make the gate's run; what can be seen to be missing is said before a model is loaded. Raises UsageError."""
-    from visrl.evaluation.evaluate import Options, check_before, check_pictures, evaluate
-    from visrl.policies.registry import load_policy, looks_at_pictures
+    from visrl.evaluation.evaluate import Options, check_first, evaluate
+    from visrl.policies.registry import load_policy
 
     tasks, data = gate.tasks.split(","), place.data or gate.data
-    check_before(tasks, judge=gate.judge)
-    if looks_at_pictures(gate.model):
-        check_pictures(tasks, data, gate.limit)
+    check_first(gate.model, gate.model_args, tasks, gate.limit, judge=gate.judge, data=data)
     policy = load_policy(gate.model, gate.model_args)
     given = gate.model_dump(include={"protocol", "focus", "crop", "limit", "judge", "seed", "batch_size"})
     folder = fresh_folder(place.scratch, gate.baseline)

@@ -123,6 +123,12 @@ FAULTS = [
     Fault("no turn is kept for the answer", "visrl/rollout/dialogue.py", "self.spent < 2 * tokens", "self.spent < tokens", T + "test_several_looks.py::test_the_limit_of_new_tokens"),
     Fault("V*Bench's options as its files list them", "tasks/zoom.py", "key=lambda option: hashlib", 'key=lambda option: "" and hashlib', T + "tasks/test_zoom_benchmarks.py::test_vstar_shuffles_what_its_files_list_right_first"),
     Fault("TreeBench's rule takes the first box", "evals/scorers/zoom/choice.py", "sum(max((iou(box, target) for box in boxes), default=0.0)", "sum(next((iou(box, target) for box in boxes), 0.0)", T + "tasks/test_zoom_benchmarks.py::test_the_rule_of_treebench"),
+    # incomplete runs, directions, comparisons
+    Fault("a run with failed samples becomes a baseline", "evals/baselines.py", "if worst.n_unscored:", "if False:", T + "evals/test_paired_gates.py::test_a_run_with_failed_samples_is_no_baseline_unless_that_is_said"),
+    Fault("samples without a value in one run pass", "evals/gates.py", "if found.unpaired > max_unpaired * (found.n + found.unpaired):", "if False:", T + "evals/test_gate_rules.py::test_unpaired_samples_beyond_the_limit_do_not_pass_and_hide_no_drop"),
+    Fault("more yes is no change", "evals/compare.py", "return abs(delta)", "return -delta", T + "evals/test_gate_rules.py::test_a_loss_is_a_drop_a_rise_or_any_change"),
+    Fault("a rise of what should be low is for the better", "evals/compare.py", 'return -delta if better == "more" else delta', "return -delta", T + "evals/test_gate_rules.py::test_a_loss_is_a_drop_a_rise_or_any_change"),
+    Fault("runs on other documents are compared", "visrl/regression/comparisons.py", "if unlike := unlike_documents(", "if unlike := not unlike_documents and unlike_documents(", T + "test_api.py::test_runs_on_other_documents_are_not_compared_here_either"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: the replay gate alone, about two seconds each."""

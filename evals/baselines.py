@@ -25,12 +25,18 @@ from visrl.evals.sample_scores import Rows, compact, of_baseline
 
 _WRITES = "visrl-eval accept RUN writes it"
 _HEADER = "# Accepted runs; written by `visrl-eval accept RUN`, reviewed as a diff. Scores per sample lie beside it.\n"
+COMPLETE = (
+    "accept a run that is complete: the same command tries failed samples again; --allow-unscored accepts it as it is, and the "
+    "baseline says so"
+)
 SAME = ("task_version", "protocol", "focus", "crop", "judge", "box_format", "sampling", "limit", "data", "unit")
 """Fields of a TaskResult that must be equal in both runs of a pair. Model, weights, seed and library versions may differ."""
 
 
 class Number(BaseModel):
-    """One accepted number with all that it may be compared under; see TaskResult."""
+    """One accepted number with all that it may be compared under; see TaskResult. higher_is_better: None in baselines of an older
+    visrl, which did not write it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -51,10 +57,11 @@ class Number(BaseModel):
     sampling: dict[str, Any]
     limit: int | None
     data: dict[str, Any]
+    higher_is_better: bool | None = None
 
 
 class Entry(BaseModel):
-    """An accepted run."""
+    """An accepted run. allow_unscored: it was accepted although samples of it have no score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,6 +70,7 @@ class Entry(BaseModel):
     seed: int
     scores: str = Field(description="file of the scores per sample, beside the yaml")
     sha256: str
+    allow_unscored: bool = False
     numbers: list[Number]
 
 
@@ -108,11 +116,18 @@ def read_baseline(path: Path, name: str) -> Baseline:
     return Baseline(name, entries[name], of_baseline(scores))
 
 
-def accept(path: Path, name: str, results: Sequence[TaskResult], rows: Rows, seed: int) -> Entry:
-    """Write a run as baseline ``name``. Raises UsageError for a run without values: it can be no measure of another."""
+def accept(
+    path: Path, name: str, results: Sequence[TaskResult], rows: Rows, seed: int, *, allow_unscored: bool = False
+) -> Entry:
+    """Write a run as baseline ``name``; other entries stay as they are. allow_unscored: also one with unscored samples.
+
+    Raises UsageError for a run without values, or with unscored samples: it can be no measure of another.
+    """
     empty = {r.task for r in results} - {r.task for r in results if r.value is not None}
     if empty or not results:
         raise UsageError(f"no value for {', '.join(sorted(empty)) or 'anything'}", "accept a run that is complete")
+    if not allow_unscored:
+        _refuse_unscored(results)
     packed = compact(rows)
     scores = Path("baselines") / f"{name}.jsonl.gz"
     first = results[0]
@@ -122,13 +137,26 @@ def accept(path: Path, name: str, results: Sequence[TaskResult], rows: Rows, see
         seed=seed,
         scores=str(scores),
         sha256=hashlib.sha256(packed).hexdigest(),
+        **({"allow_unscored": True} if allow_unscored else {}),
         numbers=[Number.model_validate(r.model_dump(include=set(Number.model_fields))) for r in results],
     )
     entries = {**read_entries(path), name: entry}
     _write_packed(path.parent / scores, packed)
-    value = {key: entries[key].model_dump(mode="json") for key in sorted(entries)}
+    value = {key: entries[key].model_dump(mode="json", exclude_unset=True) for key in sorted(entries)}
     write_atomically(path, _HEADER + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
     return entry
+
+
+def _refuse_unscored(results: Sequence[TaskResult]) -> None:
+    """A sample without a score is not compared: a drop among these would pass. Raises UsageError naming the worst number."""
+    worst = max(results, key=lambda result: result.n_unscored)
+    if worst.n_unscored:
+        reason = next(iter(worst.unscored_reasons), "")
+        raise UsageError(
+            f"{worst.n_unscored} of {worst.n + worst.n_unscored} samples of {worst.task} {worst.metric} are unscored"
+            + (f": {reason}" if reason else ""),
+            COMPLETE,
+        )
 
 
 def _write_packed(path: Path, packed: bytes) -> None:
@@ -150,6 +178,8 @@ def mismatches(number: Number, fresh: TaskResult) -> Iterator[str]:
         old, new = getattr(number, name), getattr(fresh, name)
         if old != new:
             yield f"{name} is {_short(new)}, the baseline's {_short(old)}"
+    if number.higher_is_better not in (None, fresh.higher_is_better):
+        yield f"higher_is_better is {fresh.higher_is_better}, the baseline's {number.higher_is_better}"
 
 
 def _short(value: Any) -> str:

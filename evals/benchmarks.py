@@ -48,6 +48,12 @@ PRIMARY: dict[Benchmark, str] = {
     "way": "answer",
 }
 """The metric that stands in the paper's tables. Which of POPE's the paper printed is not stated: F1 is an inference (b5)."""
+Better = Literal["more", "less", "neither"]
+LESS_IS_BETTER = frozenset({"faulty_calls"})
+NEITHER_IS_BETTER = frozenset({"yes_ratio", "looks"})
+"""How often yes is said and how often a model looks describe an answer and do not judge it. Their records, as those of
+``LESS_IS_BETTER``, have ``higher_is_better: false``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,13 @@ def has_mean(group: str) -> bool:
     """Whether the mean over a group's tasks is a number that the field reports: tasks of one averaged benchmark."""
     benchmarks = {TASKS[member].benchmark for member in GROUPS[group]}
     return len(benchmarks) == 1 and benchmarks <= _AVERAGED and group not in _NO_MEAN
+
+
+def better_of(metric: str, higher_is_better: bool) -> Better:
+    """Which change of a metric is for the better. higher_is_better: as its record has it."""
+    if metric in NEITHER_IS_BETTER:
+        return "neither"
+    return "more" if higher_is_better else "less"
 
 
 def resolve(names: Iterable[str]) -> list[TaskSpec]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visrl.evals import stats
-from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, Unit, has_mean
+from visrl.evals.benchmarks import GROUPS, TASKS, UPSTREAM, Better, Unit, has_mean
 from visrl.evals.sample_scores import Row, Rows
 from visrl.evals.stats import Estimate, Floats, Part
 
@@ -68,7 +68,8 @@ class Difference:
     """after - before in ``unit``, over the ``n`` samples that have a value in both runs. None where nothing is defined.
 
     least_se: what one picture's change alone would give; a smaller ``se`` only says that too few pictures were seen.
-    fixed, broken: samples that score more, or less, than before. unpaired: samples without a value in one of the runs.
+    fixed, broken: samples that score more, or less, than before. unpaired: samples (of circular accuracy questions) without a
+    value in one of the runs.
     """
 
     task: str
@@ -102,9 +103,9 @@ def pair_task(task: str, a: Mapping[str, Row], b: Mapping[str, Row]) -> list[Pai
     unit: Unit = TASKS[task].unit if task in TASKS else "raw" if task.startswith(UPSTREAM) else "fraction"
     benchmark = TASKS[task].benchmark if task in TASKS else ""
     both = [sample_id for sample_id in a if sample_id in b]
-    lost = [(a.get(i) or b[i]).values for i in a.keys() ^ b.keys()]
+    lost = [a.get(i) or b[i] for i in a.keys() ^ b.keys()]
     metrics = dict.fromkeys(m for i in both for m in a[i].values if m in b[i].values)
-    found = {m: _mean_of(task, m, unit, a, b, both, sum(m in values for values in lost)) for m in metrics}
+    found = {m: _mean_of(task, m, unit, (a, b), both, lost) for m in metrics}
     if benchmark == "pope":
         return [*found.values(), *_ratios(task, found, a, b, both)]
     if benchmark == "mme":
@@ -138,20 +139,30 @@ def _average(group: str, whats: Sequence[Paired]) -> Paired:
 
 
 def _mean_of(
-    task: str, metric: str, unit: Unit, a: Mapping[str, Row], b: Mapping[str, Row], both: Sequence[str], lost: int
+    task: str,
+    metric: str,
+    unit: Unit,
+    runs: tuple[Mapping[str, Row], Mapping[str, Row]],
+    both: Sequence[str],
+    lost: Sequence[Row],
 ) -> Paired:
-    """A metric that is a mean over samples, or for circular accuracy over questions."""
+    """A metric that is a mean over samples, or for circular accuracy over questions. both: ids; lost: rows of one run alone."""
     scale = SCALE[unit]
-    asked = [i for i in both if metric in a[i].values and metric in b[i].values]
-    scored = [i for i in asked if a[i].values[metric] is not None and b[i].values[metric] is not None]
-    rows = list({a[i].group: i for i in reversed(scored)}.values())[::-1] if metric == "circular" else scored
-    before, after = (np.array([scale * _value(run[i], metric) for i in rows], dtype=np.float64) for run in (a, b))
+    asked = [i for i in both if any(metric in run[i].values for run in runs)]
+    scored = [i for i in asked if all(run[i].values.get(metric) is not None for run in runs)]
+    alone = [row for row in lost if metric in row.values]
+    if metric == "circular":
+        rows = list({runs[0][i].group: i for i in reversed(scored)}.values())[::-1]
+        unscored = len({row.group for row in (*(runs[0][i] for i in asked), *alone)}) - len(rows)
+    else:
+        rows, unscored = scored, len(asked) + len(alone) - len(scored)
+    before, after = (np.array([scale * _value(run[i], metric) for i in rows], dtype=np.float64) for run in runs)
     flips = tuple(
         Flip(task, i, float(x), float(y)) for i, x, y in zip(rows, before, after, strict=True) if float(x) != float(y)
     )
-    pair = Pair(before, after, tuple(a[i].cluster for i in rows))
+    pair = Pair(before, after, tuple(runs[0][i].cluster for i in rows))
     shown = TASKS[task].unit_of(metric) if task in TASKS else unit
-    return Paired(task, metric, shown, (pair,), flips, len(asked) - len(scored) + lost)
+    return Paired(task, metric, shown, (pair,), flips, unscored)
 
 
 def _value(row: Row, metric: str) -> float:
@@ -219,12 +230,15 @@ def pool(whats: Sequence[Paired]) -> Paired:
     return Paired("pooled", name, "percent", (Pair(before, after, clusters),), flips, unpaired)
 
 
-def difference(paired: Paired) -> Difference:
-    """The numbers of a pair of runs. ``delta`` is after - before to the last bit that addition allows."""
+def difference(paired: Paired, better: Better = "more") -> Difference:
+    """The numbers of a pair of runs. ``delta`` is after - before to the last bit that addition allows.
+
+    better: which way ``worst`` looks; where neither is better, at the largest changes.
+    """
     before, after, change = (_estimate(paired, which) for which in ("before", "after", "change"))
     scale = SCALE[paired.unit] if paired.statistic is not None else 1.0
     change = change.scaled(scale)
-    worst = sorted(paired.flips, key=lambda flip: flip.after - flip.before)
+    worst = sorted(paired.flips, key=lambda flip: loss(flip.after - flip.before, better), reverse=True)
     return Difference(
         task=paired.task,
         metric=paired.metric,
@@ -241,8 +255,15 @@ def difference(paired: Paired) -> Difference:
         fixed=sum(flip.after > flip.before for flip in paired.flips),
         broken=sum(flip.after < flip.before for flip in paired.flips),
         unpaired=paired.unscored,
-        worst=tuple(flip for flip in worst[:WORST] if flip.after < flip.before),
+        worst=tuple(flip for flip in worst[:WORST] if loss(flip.after - flip.before, better) > 0),
     )
+
+
+def loss(delta: float, better: Better) -> float:
+    """How much worse a change is; where neither direction is better, how large."""
+    if better == "neither":
+        return abs(delta)
+    return -delta if better == "more" else delta
 
 
 def _estimate(paired: Paired, which: str) -> Estimate:

@@ -1,16 +1,18 @@
-"""Gates: what must hold before a change is merged. Pure functions; visrl/regression/gates.py makes what they judge.
+"""Gates: what must hold before a change is merged. Pure functions; visrl/regression makes what they judge.
 
 prompt  every task x protocol x family renders fixture documents to the texts on file. A changed text fails and shows its
         diff; so does a bumped task or protocol version until ``visrl-eval accept --prompts`` has put its texts on file.
 replay  recorded outputs, scored again, give the recorded numbers, to 1e-12.
 paired  a fresh run against an accepted one on the same samples. With d the mean difference and se its standard error,
-        cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **inconclusive** when z se > floor, because
-        a drop as large as the floor could not have been told from noise; else **pass**. It says the smallest drop it could
-        have seen: max(floor, z se) + 0.84 se is failed with 80 % power.
+        cluster-robust by picture: **fail** when d < -max(floor, z se); otherwise **inconclusive** when more samples than
+        max_unscored lack a value in one of the runs, or when z se > floor, because a drop as large as the floor could not have
+        been told from noise; else **pass**. It says the smallest drop it could have seen: max(floor, z se) + 0.84 se is failed
+        with 80 % power. Where less is better, d is before - after; where neither is (benchmarks.py), -|d| stands for d.
 paper   the verdict per cell of the paper's tables: information, it never fails.
 
 Nothing passes because something was absent: no baseline, no value, samples missing, unscored or unparsed beyond their limit,
-another protocol, judge, task version, parser, crop or data: each fails with its reason.
+another protocol, judge, task version, parser, crop or data: each fails with its reason. What an error kept from being judged is
+inconclusive.
 
 Departures from "2 x standard error": 1. z is 2 for one or two gated cells, and for k cells the normal quantile of 1 - .05 / k
 where that is more, so that a suite's alarm rate stays below 5 % however many cells it has. 2. se is never taken below
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -28,10 +31,12 @@ from typing import Any, Literal
 
 from visrl.core.arguments import LARGEST, within
 from visrl.errors import EXIT_DONE, EXIT_GATE_FAILED, EXIT_INCOMPLETE, UsageError
-from visrl.evals.compare import Difference
+from visrl.evals.benchmarks import Better
+from visrl.evals.compare import Difference, loss
 
 Status = Literal["pass", "fail", "inconclusive", "info"]
-Gate = Literal["prompt", "replay", "paired", "paper"]
+Gate = Literal["prompt", "replay", "paired", "paper", "suite"]
+"""suite: what is said of a check as a whole, where it ended early."""
 TOLERANCE = 1e-12
 ALARMS = 0.05
 POWER_Z = NormalDist().inv_cdf(0.80)
@@ -49,6 +54,17 @@ class Finding:
     reason: str
     detail: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def not_judged(gate: Gate, name: str, error: Exception) -> Finding:
+    """An error kept a gate from its verdict: inconclusive, so that the rest is judged and all is published. detail: a traceback
+    where the error is none that a user can mend.
+    """
+    if isinstance(error, UsageError):
+        hint = f" ({error.hint})" if error.hint else ""
+        return Finding(gate, name, "inconclusive", f"could not be judged: {error.message}{hint}")
+    said = f"could not be judged: {type(error).__name__}: {error}"
+    return Finding(gate, name, "inconclusive", said, "".join(traceback.format_exception(error)))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -193,15 +209,28 @@ def _leaves(value: Any) -> int:
 # --- paired gate
 
 
+_SAID: dict[Better, tuple[str, str]] = {
+    "more": ("drop", "dropped"),
+    "less": ("rise", "rose"),
+    "neither": ("change", "changed"),
+}
+
+
 def z_for(cells: int) -> float:
-    """Standard errors a drop must exceed when ``cells`` are gated together: 2, or more from three cells on."""
+    """Standard errors a drop must exceed when ``cells`` are gated together: 2, or more from three cells on. A cell of which a
+    change in either direction fails counts as two.
+    """
     return max(2.0, NormalDist().inv_cdf(1.0 - ALARMS / max(cells, 1)))
 
 
-def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding:
-    """The verdict on one paired difference. floor: the smallest drop that matters, in the metric's unit; z: standard errors.
+def check_difference(
+    found: Difference, floor: float, z: float = 2.0, *, better: Better = "more", max_unpaired: float = 1.0
+) -> Finding:
+    """The verdict on one paired difference. floor: the smallest loss that matters, in the metric's unit; z: standard errors.
 
-    Raises UsageError for a floor below ``LEAST_FLOOR``, and for a floor or z that is not finite.
+    better: a loss is a drop where more is better, a rise where less is, any change where neither is. max_unpaired: the share
+    (0..1) of samples without a value in one of the runs, beyond which nothing passes. Raises UsageError for a floor below
+    ``LEAST_FLOOR``, and for a floor or z that is not finite.
     """
     for what, value, least in (("floor", floor, LEAST_FLOOR), ("z", z, 0.0)):
         if not within(value, least, LARGEST):
@@ -212,26 +241,38 @@ def check_difference(found: Difference, floor: float, z: float = 2.0) -> Finding
         return Finding("paired", name, "fail", f"no difference: {found.n} samples have a value in both runs")
     if found.se is None or found.least_se is None:
         reason = f"no standard error from {found.n_clusters} pictures: more are needed"
-        return Finding("paired", name, "inconclusive", reason, facts=_facts(found, floor, z, None))
+        return Finding("paired", name, "inconclusive", reason, facts=_facts(found, floor, z, None, better))
     if not all(within(value, -LARGEST, LARGEST) for value in (found.delta, found.se, found.least_se)):
         return Finding("paired", name, "fail", f"a difference of {found.delta:.3g} is of no scores: is a file damaged?")
     se = max(found.se, found.least_se)
     limit = max(floor, z * se)
-    facts = _facts(found, floor, z, limit + POWER_Z * se)
-    seen = f"smallest drop it could have seen: {limit + POWER_Z * se:.3g}"
-    if found.delta < -limit:
-        return Finding("paired", name, "fail", f"dropped by more than {limit:.3g}; {seen}", _worst(found), facts)
+    facts = _facts(found, floor, z, limit + POWER_Z * se, better)
+    noun, verb = _SAID[better]
+    seen = f"smallest {noun} it could have seen: {limit + POWER_Z * se:.3g}"
+    if loss(found.delta, better) > limit:
+        return Finding("paired", name, "fail", f"{verb} by more than {limit:.3g}; {seen}", _worst(found), facts)
+    if found.unpaired > max_unpaired * (found.n + found.unpaired):
+        return Finding("paired", name, "inconclusive", _unpaired(found, max_unpaired, noun), facts=facts)
     if z * se > floor:
         needed = round(found.n * (z * se / floor) ** 2)
         reason = f"n {found.n} is too small for a floor of {floor:g}: about {needed} samples are needed; {seen}"
         return Finding("paired", name, "inconclusive", reason, facts={**facts, "n_needed": needed})
-    return Finding("paired", name, "pass", f"no drop beyond {limit:.3g}; {seen}", facts=facts)
+    return Finding("paired", name, "pass", f"no {noun} beyond {limit:.3g}; {seen}", facts=facts)
 
 
-def _facts(found: Difference, floor: float, z: float, visible: float | None) -> dict[str, Any]:
+def _unpaired(found: Difference, most: float, noun: str) -> str:
+    """``200 of 400 samples have no value in one of the runs, 0.0% allowed: …``."""
+    total = found.n + found.unpaired
+    return (
+        f"{found.unpaired} of {total} samples have no value in one of the runs, {most:.1%} allowed: "
+        f"a {noun} among these cannot be seen"
+    )
+
+
+def _facts(found: Difference, floor: float, z: float, visible: float | None, better: Better) -> dict[str, Any]:
     names = ("before", "after", "delta", "se", "ci", "p", "n", "n_clusters", "fixed", "broken", "unpaired", "unit")
     numbers = {name: getattr(found, name) for name in names}
-    return {**numbers, "floor": floor, "z": z, "smallest_visible": visible}
+    return {**numbers, "floor": floor, "z": z, "smallest_visible": visible, "better": better}
 
 
 def _worst(found: Difference) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from visrl.core.arguments import LARGEST_SEED, check_magnitude
 from visrl.core.json_files import reason
 from visrl.errors import UsageError, nearest
-from visrl.evals.benchmarks import GROUPS, TASKS, resolve
+from visrl.evals.benchmarks import GROUPS, LESS_IS_BETTER, NEITHER_IS_BETTER, TASKS, better_of, resolve
 from visrl.evals.gates import LEAST_FLOOR
 from visrl.evals.plain_yaml import read_plain
 
@@ -43,6 +43,8 @@ class Cell(_Strict):
     def _one_of_both(self) -> Cell:
         if bool(self.task) == bool(self.pool) or (self.pool and self.metric):
             raise ValueError("a cell has a task (and metric), or a pool")
+        if len({better_of(metric, metric not in LESS_IS_BETTER) for metric in self.pool.values()}) > 1:
+            raise ValueError("a pool has metrics of one direction: of all of them more is better, or less, or neither")
         return self
 
     @property
@@ -56,6 +58,11 @@ class Cell(_Strict):
         return [(self.task, first.primary)]
 
     @property
+    def two_sided(self) -> bool:
+        """Whether a change in either direction fails: of metrics of which neither is better."""
+        return any(metric in NEITHER_IS_BETTER for _, metric in self.whats)
+
+    @property
     def name(self) -> str:
         return " + ".join(" ".join(what) for what in self.pool.items()) or " ".join(self.whats[0])
 
@@ -63,8 +70,9 @@ class Cell(_Strict):
 class Paired(_Strict):
     """A fresh run and the accepted one it is held against.
 
-    model, model_args, tasks, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
-    max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value.
+    model, model_args, tasks, data, limit, protocol, focus, crop, judge, seed, batch_size: as ``visrl-eval run`` takes them.
+    max_unscored, max_unparsed: fractions of a cell's samples beyond which it fails whatever its value;
+    with more than max_unscored that have no value in one of the two runs it does not pass.
     """
 
     baseline: str
@@ -72,6 +80,7 @@ class Paired(_Strict):
     tasks: str
     cells: tuple[Cell, ...] = Field(min_length=1)
     model_args: dict[str, str] = {}
+    data: Path | None = None
     limit: int | None = Field(default=None, ge=1)
     protocol: str | None = None
     focus: str = "predicted"

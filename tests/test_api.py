@@ -3,11 +3,15 @@
 import doctest
 import importlib
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from runs_made import drawn
 
 import visrl
 from visrl.errors import UsageError
@@ -91,6 +95,81 @@ def test_wrong_use_is_said_with_a_hint(call, message, hint, tmp_path, monkeypatc
     with pytest.raises(UsageError, match=message) as wrong:
         call()
     assert hint in wrong.value.hint and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"limit": 0}, {"limit": -1}, {"limit": 2.5}, {"limit": "8"}, {"limit": True}, {"limit": 10**13}, {"seed": -1},
+        {"seed": 2**32}, {"batch_size": 0}, {"max_tokens": 0}, {"limit": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_out_of_the_command_line_s_ranges_are_refused(choices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"{next(iter(choices))} .* is not a whole number from"):
+        visrl.evaluate("constant:no", "world_pope_random", **choices)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numpy_s_whole_numbers_are_numbers(tmp_path):
+    run = visrl.evaluate("constant:no", "world_pope_random", limit=np.int64(2), seed=np.uint8(3), output=tmp_path / "r")
+    assert (run.request["limit"], run.request["seed"]) == (2, 3)
+
+
+def test_missing_pictures_are_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    data = drawn(tmp_path / "data")
+    shutil.rmtree(data / "images")
+    monkeypatch.setattr("visrl.policies.registry.load_policy", None)
+    with pytest.raises(UsageError, match="no pictures: "):
+        visrl.evaluate("tiny", "viscot_vsr", data=data, output=tmp_path / "r")
+
+
+def test_runs_on_other_documents_are_not_compared_here_either(tmp_path):
+    """Two folders whose questions have the same ids and are others: as `visrl-eval compare`, word for word."""
+    for name, n in (("a", 12), ("b", 10)):
+        visrl.evaluate("constant:red", "viscot_vsr", data=drawn(tmp_path / f"data-{name}", n), output=tmp_path / name)
+    with pytest.raises(UsageError, match="ran on different documents of viscot_vsr") as wrong:
+        visrl.compare(tmp_path / "a", visrl.load(tmp_path / "b"))
+    assert "run both on the same data" in wrong.value.hint
+
+
+def test_settings_that_differ_give_a_warning_and_equal_ones_none(no, tmp_path):
+    other = visrl.evaluate("constant:no", "world_pope_random", limit=2, seed=1, output=tmp_path / "other")
+    with pytest.warns(UserWarning, match=r"settings differ: seed \(0 / 1\)") as said:
+        visrl.compare(no, other)
+    assert len(said) == 1 and said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert visrl.compare(no, no.folder)
+
+
+def test_rows_with_numpy_s_numbers_are_scored(tmp_path):
+    data = drawn(tmp_path / "data", 2)  # red, then green; ids 1000 and 1001
+    rows = [{"id": np.int64(1000), "text": "red", "seconds": np.float32(0.5)}, {"id": 1001, "text": np.str_("red")}]
+    run = visrl.score(rows, "viscot_vsr", data=data, output=tmp_path / "r", protocol="direct")
+    assert run.value("viscot_vsr", "answer") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"id": "1", "text": "a"}, {"id": "2", "text": object()}],
+            "row 2: 'text' cannot be written as JSON: it is a object",
+        ),
+        ([["1", "a"]], "row 1 is a list, not a mapping"),
+        ({"id": "1", "text": "a"}, "predictions are a dict, not rows"),
+        (None, "predictions are a NoneType, not rows"),
+        ([{"text": "a"}], "the rows: unknown layout of predictions"),
+        ([], "the rows is empty"),
+    ],
+    ids=str,
+)
+def test_what_is_no_row_is_said(rows, message, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(message)) as wrong:
+        visrl.score(rows, "world_pope_random", output=tmp_path / "r")
+    assert wrong.value.hint
 
 
 def test_without_pandas_the_error_says_what_to_install(no, monkeypatch):

@@ -6,9 +6,11 @@ Every function raises ``visrl.errors.UsageError`` with a hint, as the command li
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,23 +139,21 @@ def evaluate(model: str | Policy, tasks: str | Sequence[str], **choices: Unpack[
 
     model: a name as ``--model`` takes it, or a Policy. Raises UsageError, also where samples are left without a result.
     """
-    from visrl.evaluation.evaluate import Options, check_before
+    from visrl.evaluation.evaluate import Options, check_first, check_numbers
     from visrl.evaluation.evaluate import evaluate as run_tasks
     from visrl.policies.registry import load_policy
 
     unknown = [name for name in choices if name not in Choices.__annotations__]
     if unknown:
         raise UsageError(f"evaluate has no option {unknown[0]!r}", nearest(unknown[0], Choices.__annotations__))
-    given = dict(choices)
-    arguments, size = choices.get("model_args") or {}, choices.get("batch_size")
-    for name in ("model_args", "batch_size"):
-        given.pop(name, None)
+    given = check_numbers(choices)
+    arguments, size = given.pop("model_args", None) or {}, given.pop("batch_size", None)
     for name in ("data", "output"):
         given[name] = None if given.get(name) is None else Path(str(given[name]))
     options: dict[str, Any] = {"quiet": True, **given}
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    named = {name: options.get(name) for name in ("protocol", "crop")}
-    check_before(names, judge=options.get("judge", "exact"), data=options["data"], **named)
+    named = {name: options.get(name) for name in ("protocol", "focus", "crop", "data")}
+    check_first(model, arguments, names, options.get("limit"), judge=options.get("judge", "exact"), **named)
     policy = load_policy(model, arguments) if isinstance(model, str) else model
     outcome = run_tasks(policy, names, Options(batch_size=size or policy.batch_size, **options))
     if outcome.problems or outcome.n_failed:
@@ -174,11 +174,37 @@ def score(predictions: Path | str | Iterable[Prediction], task: str, **choices: 
         return evaluate(f"replay:{predictions}", task, **choices)
     with TemporaryDirectory() as place:
         file = Path(place) / "predictions.jsonl"
-        file.write_text("".join(json.dumps(dict(row)) + "\n" for row in predictions), encoding="utf-8")
+        file.write_text("".join(_lines(predictions)), encoding="utf-8")
         try:
             return evaluate(f"replay:{file}", task, **choices)
         except UsageError as error:  # the caller knows rows, and no file
             raise type(error)(error.message.replace(str(file), "the rows"), error.hint) from error
+
+
+def _lines(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """Rows as lines of JSON, numpy's numbers as Python's. Raises UsageError for what are no rows, and for a row that is none."""
+    hint = 'rows are like {"id": …, "text": …}; of a pandas table: table.to_dict("records")'
+    if not isinstance(predictions, Iterable) or isinstance(predictions, Mapping):
+        raise UsageError(f"predictions are a {type(predictions).__name__}, not rows", hint)
+    for number, row in enumerate(predictions, 1):
+        if not isinstance(row, Mapping):
+            raise UsageError(f"row {number} is a {type(row).__name__}, not a mapping", hint)
+        fields = []
+        for key, value in row.items():
+            try:
+                fields.append(f"{json.dumps(str(key))}: {json.dumps(value, default=_plain)}")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UsageError(f"row {number}: {key!r} cannot be written as JSON: {error}", hint) from error
+        yield f"{{{', '.join(fields)}}}\n"
+
+
+def _plain(value: object) -> int | float:
+    """A number of another library. Raises TypeError for anything else."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"it is a {type(value).__name__}")
 
 
 def load(run: Path | str) -> EvaluatedRun:
@@ -191,17 +217,16 @@ def load(run: Path | str) -> EvaluatedRun:
 def compare(a: EvaluatedRun | Path | str, b: EvaluatedRun | Path | str) -> list[Difference]:
     """The paired difference b - a of every task, group and metric that both have, in the metric's unit (evals/compare.py).
 
-    Raises UsageError where the runs have no scored sample in common.
+    Raises UsageError where the runs ran on different documents or have no scored sample in common, and warns of every setting
+    besides the model that differs, as ``visrl-eval compare`` does.
     """
-    from visrl.evals.compare import compare as compare_rows
+    from visrl.regression.comparisons import compare_runs
 
     first, second = (run if isinstance(run, EvaluatedRun) else load(run) for run in (a, b))
-    found = compare_rows(first.scores, second.scores)
-    if not found:
-        raise UsageError(
-            f"{first.folder} and {second.folder} have no scored sample in common", "compare runs of the same tasks"
-        )
-    return found
+    (found,) = compare_runs(first.folder, [second.folder])
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    return found.differences
 
 
 def audit(

@@ -17,6 +17,7 @@ import numpy as np
 from visrl.core.types import CoTSample, Episode, Score
 from visrl.errors import UsageError
 from visrl.evals import stats
+from visrl.evals.benchmarks import LESS_IS_BETTER, NEITHER_IS_BETTER
 from visrl.evals.scorers.columns import SampleScores
 from visrl.evals.stats import Estimate, Floats, Part
 
@@ -112,7 +113,7 @@ def measured(what: Estimand, unit: str, n_task: int) -> Measured:
         n_unscored=n_unscored,
         n_unparsed=what.unparsed,
         unscored_reasons=commonest(what.unscored),
-        higher_is_better=what.metric not in ("yes_ratio", "looks", "faulty_calls"),
+        higher_is_better=what.metric not in LESS_IS_BETTER | NEITHER_IS_BETTER,
         judge=what.judge,
         notes=notes,
     )

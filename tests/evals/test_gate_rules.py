@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 
 from visrl.errors import UsageError
 from visrl.evals import gates
-from visrl.evals.compare import Difference
+from visrl.evals.compare import Difference, Flip, Pair, difference
+from visrl.evals.compare import Paired as PairedRuns
 from visrl.evals.gates import Prompt, check_difference, check_prompts
 from visrl.evals.suite import load_suite
 
@@ -27,6 +29,50 @@ def test_the_larger_of_both_errors_counts_in_limit_power_and_need():
     # z 3: limit 3 * .5 = 1.5
     assert check_difference(diff(-1.4, 0.5), floor=1.0, z=3.0).status == "inconclusive"
     assert check_difference(diff(-1.6, 0.5), floor=1.0, z=3.0).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("better", "delta", "status"),
+    [
+        ("more", -1.1, "fail"), ("more", 9.0, "pass"),
+        ("less", 1.1, "fail"), ("less", 1.0, "pass"), ("less", -9.0, "pass"),
+        ("neither", 1.1, "fail"), ("neither", -1.1, "fail"), ("neither", 1.0, "pass"), ("neither", -1.0, "pass"),
+    ],
+)  # fmt: skip
+def test_a_loss_is_a_drop_a_rise_or_any_change(better, delta, status):
+    """Limit max(1, 2 x .4) = 1."""
+    found = check_difference(diff(delta, 0.4), 1.0, better=better)
+    assert (found.status, found.facts["better"]) == (status, better)
+    noun, verb = {"more": ("drop", "dropped"), "less": ("rise", "rose"), "neither": ("change", "changed")}[better]
+    assert f"{verb} by more than 1" in found.reason if status == "fail" else f"no {noun} beyond 1" in found.reason
+    assert f"smallest {noun} it could have seen" in found.reason
+
+
+def test_unpaired_samples_beyond_the_limit_do_not_pass_and_hide_no_drop():
+    """10 of 1,000 + 10 samples are 0.99 %."""
+    found = replace(diff(0.0, 0.4), unpaired=10)
+    assert check_difference(found, 1.0, max_unpaired=0.0099).status == "inconclusive"
+    assert check_difference(found, 1.0, max_unpaired=0.0100).status == "pass"
+    assert check_difference(replace(diff(-5.0, 0.4), unpaired=10), 1.0, max_unpaired=0.0).status == "fail"
+
+
+def test_the_worst_flips_are_those_against_the_direction():
+    flips = tuple(Flip("t", name, 0.0, change) for name, change in (("a", -0.5), ("b", 1.0), ("c", 0.2), ("d", 0.0)))
+    pair = Pair(np.zeros(3), np.zeros(3), ("x", "y", "z"))
+    whole = PairedRuns("t", "m", "fraction", (pair,), flips)
+    worst = {
+        better: "".join(f.sample_id for f in difference(whole, better).worst) for better in ("more", "less", "neither")
+    }
+    assert worst == {"more": "a", "less": "bc", "neither": "bac"}
+
+
+def test_a_metric_s_direction():
+    from visrl.evals.benchmarks import better_of
+
+    found = [
+        better_of(*what) for what in (("f1", True), ("faulty_calls", False), ("yes_ratio", False), ("looks", False))
+    ]
+    assert found == ["more", "less", "neither", "neither"]
 
 
 def test_two_standard_errors_that_are_just_the_floor_are_enough():
@@ -164,6 +210,9 @@ def test_what_a_cell_gates():
     for wrong in ({}, {"task": "pope", "pool": {"mme": "x"}}, {"pool": {"pope": "f1"}, "metric": "f1"}):
         with pytest.raises(ValueError, match="a cell has a task"):
             Cell(floor=1, **wrong)
+    with pytest.raises(ValueError, match="a pool has metrics of one direction"):
+        Cell(pool={"pope": "yes_ratio", "refcoco_val": "miou"}, floor=1)
+    assert Cell(pool={"pope": "yes_ratio"}, floor=1).two_sided and not pool.two_sided
 
 
 def test_long_values_of_a_mismatch_are_cut_at_sixty_characters():

@@ -212,7 +212,7 @@ def place(tmp_path, monkeypatch):
     """A folder with run `base`, accepted as `b`, and a suite that gates it."""
     monkeypatch.chdir(tmp_path)
     run("base")
-    assert main(["accept", "base", "--name", "b", "--baseline", "baselines.yaml"]) == 0
+    assert main(["accept", "base", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"]) == 0
     suite("suite.yaml")
     return tmp_path
 
@@ -295,7 +295,7 @@ def test_what_cannot_be_paired_fails_with_the_reason(place, capsys, change, opti
 def test_another_judge_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run("base", tasks="viscot_cub", protocol="viscot_eval")
-    main(["accept", "base", "--name", "b", "--baseline", "baselines.yaml"])
+    main(["accept", "base", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"])
     run("new", tasks="viscot_cub", protocol="viscot_eval", judge="anls")
     suite("suite.yaml", cells=[{"task": "viscot_cub", "floor": 0.5}], tasks="viscot_cub")
     assert check() == 1
@@ -338,15 +338,15 @@ def test_baseline_file_holds_no_nan_and_stays_in_its_folder(place):
 
 def test_accept_is_a_diff_with_equal_bytes_for_equal_runs(place, capsys):
     before = {p: p.read_bytes() for p in (place / "baselines.yaml", place / "baselines/b.jsonl.gz")}
-    assert main(["accept", "base", "--name", "b", "--baseline", "baselines.yaml"]) == 0
+    assert main(["accept", "base", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"]) == 0
     assert {p: p.read_bytes() for p in before} == before
     run("new", lost(2))
     capsys.readouterr()
-    assert main(["accept", "new", "--name", "b", "--baseline", "baselines.yaml"]) == 0
+    assert main(["accept", "new", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"]) == 0
     assert "refcoco_val acc@0.5: 71.43 → " in capsys.readouterr().out
     assert str(place) not in (place / "baselines.yaml").read_text()  # no path of this machine
     run("failed", lambda i, row: {**row, "error": "no memory"})
-    assert main(["accept", "failed", "--name", "b", "--baseline", "baselines.yaml"]) == 2
+    assert main(["accept", "failed", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"]) == 2
 
 
 def test_check_runs_the_model_itself(place, capsys):
@@ -369,7 +369,7 @@ def test_a_pooled_cell(place, capsys):
     exact = data_folder() / "exact"
     args = ["--model", f"replay:{exact}/outputs.jsonl", "--tasks", "refcoco_val,viscot_cub", "--data", str(exact), "-q"]
     assert main([*args, "-o", "new", "--fail-on-error", "1000"]) == 0
-    assert main(["accept", "new", "--name", "b", "--baseline", "baselines.yaml"]) == 0
+    assert main(["accept", "new", "--allow-unscored", "--name", "b", "--baseline", "baselines.yaml"]) == 0
     suite(
         "p.yaml",
         tasks="refcoco_val,viscot_cub",

@@ -7,7 +7,7 @@ import pytest
 from visrl.evals.baselines import read_baseline
 from visrl.evals.gates import check_difference, z_for
 from visrl.evals.suite import load_suite
-from visrl.regression.gates import cell_difference
+from visrl.regression.paired import cell_difference
 
 ROOT = Path(__file__).parents[2]
 

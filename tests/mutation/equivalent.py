@@ -56,9 +56,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_CHUNK = 1001 # samples a scorer has in hand: enough for numpy and for the requests of a judge",
     ): "how many are in hand at a time: the scores are the same",
     (
-        "evals/scorers/letters.py",
-        "return next((i for i in range(len(words) - len(own) + 1) if words[i : i + len(own)] == own), -1)",
-        "return next((i for i in range(len(words) - len(own) + 2) if words[i : i + len(own)] == own), -1)",
+        "evals/scorers/option_texts.py",
+        "return any(_equal(own, said[i : i + len(own)]) for i in range(len(said) - len(own) + 1))",
+        "return any(_equal(own, said[i : i + len(own)]) for i in range(len(said) - len(own) + 2))",
     ): "one place more, where too few words are left to be equal: no option without words comes here",
     (
         "visrl/train/pairs/diversity.py",

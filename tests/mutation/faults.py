@@ -56,11 +56,11 @@ FAULTS = [
     Fault("1.96 for Student's t", "evals/stats.py", "return float(stdtrit(degrees, 0.975))", "return 1.96", "replay gate"),
     Fault("the error of two independent means for the paired one", "evals/compare.py", "return pair.after - pair.before", "return pair.after - pair.before.mean()", T + "evals/test_compare.py"),
     # the gates themselves
-    Fault("the gate looks the wrong way", "evals/gates.py", "if found.delta < -limit:", "if found.delta > limit:", T + "evals/test_gates.py::test_verdict"),
+    Fault("the gate looks the wrong way", "evals/gates.py", "if loss(found.delta, better) > limit:", "if loss(found.delta, better) < -limit:", T + "evals/test_gates.py::test_verdict"),
     Fault("min for max of floor and noise", "evals/gates.py", "limit = max(floor, z * se)", "limit = min(floor, z * se)", T + "evals/test_gates.py::test_verdict"),
     Fault("too few samples pass", "evals/gates.py", "if z * se > floor:", "if False:", T + "evals/test_gates.py::test_verdict"),
-    Fault("a missing baseline passes", "visrl/regression/gates.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
-    Fault("unparsed samples unlimited", "visrl/regression/gates.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
+    Fault("a missing baseline passes", "visrl/regression/paired.py", 'yield from (Finding("paired", name, "fail", f"{error.message}', 'yield from (Finding("paired", name, "pass", f"{error.message}', T + "evals/test_gates.py::test_missing_baseline_cell_and_tampered_scores_fail"),
+    Fault("unparsed samples unlimited", "visrl/regression/paired.py", "if count > most * total:", "if count > total:", T + "evals/test_gates.py::test_what_cannot_be_paired_fails_with_the_reason"),
     Fault("any judge will do", "evals/baselines.py", '"crop", "judge",', '"crop",', T + "evals/test_gates.py::test_another_judge_fails"),
     # runs, training
     Fault("DPO's sign", "visrl/train/dpo/losses.py", "beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)", "beta * (rejected - ref_rejected) - beta * (chosen - ref_chosen)", T + "train/test_train_losses.py"),
@@ -123,6 +123,12 @@ FAULTS = [
     Fault("no turn is kept for the answer", "visrl/rollout/dialogue.py", "self.spent < 2 * tokens", "self.spent < tokens", T + "test_several_looks.py::test_the_limit_of_new_tokens"),
     Fault("V*Bench's options as its files list them", "tasks/zoom.py", "key=lambda option: hashlib", 'key=lambda option: "" and hashlib', T + "tasks/test_zoom_benchmarks.py::test_vstar_shuffles_what_its_files_list_right_first"),
     Fault("TreeBench's rule takes the first box", "evals/scorers/zoom/choice.py", "sum(max((iou(box, target) for box in boxes), default=0.0)", "sum(next((iou(box, target) for box in boxes), 0.0)", T + "tasks/test_zoom_benchmarks.py::test_the_rule_of_treebench"),
+    # incomplete runs, directions, comparisons
+    Fault("a run with failed samples becomes a baseline", "evals/baselines.py", "if worst.n_unscored:", "if False:", T + "evals/test_paired_gates.py::test_a_run_with_failed_samples_is_no_baseline_unless_that_is_said"),
+    Fault("samples without a value in one run pass", "evals/gates.py", "if found.unpaired > max_unpaired * (found.n + found.unpaired):", "if False:", T + "evals/test_gate_rules.py::test_unpaired_samples_beyond_the_limit_do_not_pass_and_hide_no_drop"),
+    Fault("more yes is no change", "evals/compare.py", "return abs(delta)", "return -delta", T + "evals/test_gate_rules.py::test_a_loss_is_a_drop_a_rise_or_any_change"),
+    Fault("a rise of what should be low is for the better", "evals/compare.py", 'return -delta if better == "more" else delta', "return -delta", T + "evals/test_gate_rules.py::test_a_loss_is_a_drop_a_rise_or_any_change"),
+    Fault("runs on other documents are compared", "visrl/regression/comparisons.py", "if unlike := unlike_documents(", "if unlike := not unlike_documents and unlike_documents(", T + "test_api.py::test_runs_on_other_documents_are_not_compared_here_either"),
 ]  # fmt: skip
 SMOKE = (">= for > at IoU 0.5", "the padded square's offset off by one", "the cluster key lost")
 """Those that the default test run seeds: the replay gate alone, about two seconds each."""

@@ -36,7 +36,7 @@ from visrl.evals import gates
 from visrl.evals.benchmarks import resolve
 from visrl.evals.sample_scores import Row, compact, of_baseline
 from visrl.evals.suite import load_suite
-from visrl.regression import gates as suite_gates
+from visrl.regression.paired import cell_difference
 from visrl.tasks import load
 
 METRICS = {"rec": ("acc@0.5",), "viscot": ("box_acc", "answer"), "pope": ("accuracy",)}
@@ -164,7 +164,7 @@ def spoil(rows, share, rng, by_picture):
 
 def verdicts(gate, before, after):
     z = gates.z_for(len(gate.cells))
-    return [gates.check_difference(suite_gates.cell_difference(c, before, after), c.floor, z) for c in gate.cells]
+    return [gates.check_difference(cell_difference(c, before, after), c.floor, z) for c in gate.cells]
 
 
 def rate(outcomes):

@@ -15,8 +15,6 @@ from visrl.cli.results.show import check_there, print_comparison
 from visrl.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from visrl.evals.gates import Finding
 
 BASELINES = Path("results/baselines.yaml")
@@ -41,25 +39,20 @@ def compare(
 ) -> None:
     """Compare runs sample by sample (paired)."""
     from visrl.core.records import dump_json
-    from visrl.evals.compare import compare as compare_rows
-    from visrl.evals.sample_scores import of_run
+    from visrl.regression.comparisons import compare_runs
     from visrl.regression.reports import check_format
 
     check_format(format_)
     check_there(first, *others)
-    rows = of_run(first)
     found: list[dict[str, Any]] = []
-    for other in others:
-        _refuse_other_documents(first, other)
-        differences = compare_rows(rows, of_run(other))
-        if not differences:
-            raise UsageError(f"{first} and {other} have no scored sample in common", "compare runs of the same tasks")
-        notes = _unlike(first, other)
+    for one in compare_runs(first, others):
+        notes = [f"warning: {note}" for note in one.notes]
         if json_:
-            item = {"a": str(first), "b": str(other), "notes": notes, "differences": [asdict(d) for d in differences]}
-            found.append(item)
+            differences = [asdict(d) for d in one.differences]
+            found.append({"a": str(first), "b": str(one.other), "notes": notes, "differences": differences})
         else:
-            print_comparison(f"{_called(first, other)} → {_called(other, first)}", differences, notes, format_)
+            title = f"{_called(first, one.other)} → {_called(one.other, first)}"
+            print_comparison(title, one.differences, notes, format_)
     if json_:
         sys.stdout.write(dump_json(found))
 
@@ -67,38 +60,6 @@ def compare(
 def _called(folder: Path, beside: Path) -> str:
     """A run by its folder's name; where two have the same (``score`` of two phases of a loop), by the one above too."""
     return f"{folder.parent.name}/{folder.name}" if folder.name == beside.name else folder.name
-
-
-def _refuse_other_documents(first: Path, other: Path) -> None:
-    """A difference between answers to different questions says nothing, however alike the samples' ids are."""
-    from visrl.runs.meta import read_evaluation, unlike_documents
-
-    if unlike := unlike_documents(*(read_evaluation(folder)["request"] for folder in (first, other))):
-        raise UsageError(
-            f"{first} and {other} ran on different documents of {', '.join(unlike)}",
-            "run both on the same data; see `data` in each run.json",
-        )
-
-
-def _unlike(first: Path, other: Path) -> list[str]:
-    """What two runs did differently besides the model: the difference may be that."""
-    from visrl.runs.meta import read_evaluation
-
-    a, b = read_evaluation(first), read_evaluation(other)
-    sides = [{**meta["request"], "judge": meta.get("judge")} for meta in (a, b)]
-    expected = {"model", "model_info", "data_folder", "tasks", "data"}
-    names = [n for n in {**sides[0], **sides[1]} if n not in expected and sides[0].get(n) != sides[1].get(n)]
-    return [
-        f"warning: settings differ: {name} ({_setting(sides[0], name)} / {_setting(sides[1], name)})" for name in names
-    ]
-
-
-def _setting(side: Mapping[str, Any], name: str) -> str:
-    """A setting in words: a box format by its name and, where they are needed, the frame and the parser's mode."""
-    value = side.get(name)
-    if name == "box_format" and isinstance(value, dict):
-        return " ".join(str(value[key]) for key in ("name", "frame", "mode") if value.get(key))
-    return str(value)
 
 
 def reproduction_page(
@@ -129,6 +90,12 @@ def check(
         list[Path] | None,
         typer.Option("--run", help="a finished run for a paired gate, in the suite's order; default: run it now"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="folder with the benchmark files (docs/data.md), for the runs made; else the suite's `data`"
+        ),
+    ] = None,
     records: Annotated[Path, typer.Option(help="folder of our records, for the paper gate")] = Path("results/records"),
     save: Annotated[
         Path | None, typer.Option(help="folder for check.json, check.xml (JUnit), check.md and the runs made")
@@ -140,39 +107,64 @@ def check(
 
     Exit code 0, 1 (a gate failed) or 3 (inconclusive).
     """
-    from visrl.evals.gates import exit_code
+    from visrl.evals.gates import Finding, exit_code
     from visrl.evals.suite import load_suite
+    from visrl.evaluation.evaluate import check_data
     from visrl.regression.gates import Request, run_suite
     from visrl.regression.reports import check_format
 
     check_format(format_)
     check_there(*(run or ()))
+    check_data(data)
     loaded = load_suite(suite)
-    with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
-        runs = Path(scratch) if save is None else save / "runs"
-        findings: list[Finding] = []
-        for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records)):
-            findings.append(finding)
-            if finding.status in ("fail", "inconclusive"):
-                print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
+    findings: list[Finding] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="visrl-check-") as scratch:
+            runs = Path(scratch) if save is None else save / "runs"
+            for finding in run_suite(Request(loaded, baseline, runs, tuple(run or ()), records, data)):
+                findings.append(finding)
+                if finding.status in ("fail", "inconclusive"):
+                    print(f"{finding.status}: {finding.gate} gate: {finding.name}: {finding.reason}", file=sys.stderr)
+    except BaseException:  # Ctrl-C, or the end of a job's time: what was found before it stays
+        if findings:
+            findings.append(Finding("suite", "the rest", "inconclusive", "the check was stopped before all was judged"))
+            _publish(Path(suite).stem, findings, save, json_, format_)
+        raise
     code = exit_code(findings)
     _publish(Path(suite).stem, findings, save, json_, format_)
     raise typer.Exit(code)
 
 
 def _publish(suite: str, findings: list[Finding], save: Path | None, json_: bool, format_: str) -> None:
-    from visrl.core.records import dump_json, write_atomically
-    from visrl.regression.reports import to_json, to_junit, to_markdown, to_rich
+    """The files first, then stdout: also where the files are refused."""
+    try:
+        if save is not None:
+            _save(suite, findings, save)
+    finally:
+        _print_findings(suite, findings, json_, format_)
 
-    title = f"visrl-eval check {suite}"
-    if save is not None:
-        write_atomically(save / "check.json", dump_json(to_json(suite, findings)))
-        write_atomically(save / "check.xml", to_junit(suite, findings))
-        write_atomically(save / "check.md", to_markdown(title, findings))
+
+def _save(suite: str, findings: list[Finding], folder: Path) -> None:
+    from visrl.core.records import dump_json, write_atomically
+    from visrl.regression.reports import to_json, to_junit, to_markdown
+
+    write_atomically(folder / "check.json", dump_json(to_json(suite, findings)))
+    write_atomically(folder / "check.xml", to_junit(suite, findings))
+    write_atomically(folder / "check.md", to_markdown(_title(suite), findings))
+
+
+def _title(suite: str) -> str:
+    return f"visrl-eval check {suite}"
+
+
+def _print_findings(suite: str, findings: list[Finding], json_: bool, format_: str) -> None:
+    from visrl.core.records import dump_json
+    from visrl.regression.reports import to_json, to_markdown, to_rich
+
     if json_:
         sys.stdout.write(dump_json(to_json(suite, findings)))
     elif format_ == "md":
-        sys.stdout.write(to_markdown(title, findings))
+        sys.stdout.write(to_markdown(_title(suite), findings))
     else:
         from rich.console import Console
 
@@ -192,6 +184,10 @@ def accept(
             help="with --prompts: also accept texts that changed without a new version; say why in the commit",
         ),
     ] = False,
+    allow_unscored: Annotated[
+        bool,
+        typer.Option("--allow-unscored", help="with RUN: also accept one with failed samples; the baseline says so"),
+    ] = False,
 ) -> None:
     """Make a run, prompts or scores the new baseline.
 
@@ -208,11 +204,12 @@ def accept(
             changed = record_replays(Path(scratch))
         print("\n".join(f"changed: {key}" for key in changed) or "nothing changed")
     elif run is not None:
-        from visrl.regression.gates import accept_run
+        from visrl.regression.paired import accept_run
         from visrl.runs.store import slug
 
         check_there(run)
-        print("\n".join(accept_run(run, slug(name or run.resolve().name), baseline)))
+        name = slug(name or run.resolve().name)
+        print("\n".join(accept_run(run, name, baseline, allow_unscored=allow_unscored)))
         print(f"wrote {baseline}: review and commit it with the scores beside it", file=sys.stderr)
 
 

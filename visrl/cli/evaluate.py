@@ -29,7 +29,7 @@ from visrl.cli.results.export import export
 from visrl.cli.results.leaderboard import leaderboard
 from visrl.cli.results.show import JsonOption, looks_of
 from visrl.cli.results.tables import tables
-from visrl.cli.running import Asked, batch_size_of, check_first, finish, run_all
+from visrl.cli.running import Asked, batch_size_of, finish, load_quietly, run_all
 from visrl.cli.start import held_to_the_end, wait_without_spinning
 from visrl.core.arguments import LARGEST_SEED, MOST_PROCESSES
 from visrl.errors import EXIT_DONE, EXIT_USAGE, Interrupted, UsageError, printable, refused
@@ -150,7 +150,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no library messages")] = False,
 ) -> None:
     """Evaluate a model; the same command resumes a run."""
-    from visrl.evaluation.evaluate import Options, own_and_upstream
+    from visrl.evaluation.evaluate import Options, check_first, own_and_upstream
     from visrl.evaluation.on_ray import policy_and_engine
     from visrl.policies.registry import parse_model_args
     from visrl.runs.distributed import init
@@ -162,6 +162,7 @@ def run(
     own, upstream = own_and_upstream(tasks, ray)
     looks = looks_of(max_looks, upstream)
     arguments = parse_model_args(model_args)
+    load_quietly(model)
     check_first(model, arguments, own, limit, judge=judge, data=data, protocol=protocol, focus=focus, crop=crop)
     with held_to_the_end():
         policy, engine = policy_and_engine(model, arguments, ray)

@@ -18,7 +18,7 @@ from visrl.errors import EXIT_INCOMPLETE, UsageError, printable
 from visrl.runs.distributed import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from visrl.evaluation.evaluate import Options, Outcome
     from visrl.policies.protocol import Policy
@@ -82,22 +82,7 @@ def _run_upstream(policy: Policy, tasks: list[str], options: Options, second: st
     return Ended(outcome, _run_beside(theirs, tasks, second, options, outcome, json_))
 
 
-def check_first(model: str, arguments: Mapping[str, str], own: Sequence[str], limit: int | None, **asked: Any) -> None:
-    """Raises UsageError for what can be seen to be missing or wrong before a model is loaded; then readies its loading."""
-    from visrl.evaluation.evaluate import check_before, check_pictures
-    from visrl.policies.before import check_policy
-    from visrl.policies.registry import looks_at_pictures
-
-    if own:
-        check_before(own, **asked)
-        if looks_at_pictures(model):
-            check_pictures(own, asked["data"], limit)
-    _load_quietly(model)
-    if model.startswith(("endpoint:", "openai:")):
-        check_policy(model, arguments)
-
-
-def _load_quietly(model: str) -> None:
+def load_quietly(model: str) -> None:
     """No bar for weights that are here; one that tells of a download stays. transformers reads this when it is imported."""
     name = model.rpartition("blind:")[2].removeprefix("hf:")
     if Path(name).exists() or name.count("/") != 1:

@@ -11,19 +11,22 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visrl.core.arguments import LARGEST, LARGEST_SEED
 from visrl.core.plugins import used
 from visrl.core.prompts import Protocol
 from visrl.core.types import CoTSample, Episode
-from visrl.errors import Incomplete, Interrupted, UsageError
+from visrl.errors import Incomplete, Interrupted, UsageError, printable
 from visrl.evals.benchmarks import UPSTREAM, TaskSpec, resolve
 from visrl.evaluation.audit import run_hints
 from visrl.evaluation.live_score import live_scorer
 from visrl.evaluation.rescore import score, unjudged
 from visrl.policies.protocol import Policy, Sampling
 from visrl.policies.recorded.replay import AmbiguousPredictions, own_documents
+from visrl.policies.registry import looks_at_pictures
 from visrl.rollout.config import RolloutConfig, check_names, protocol_named, rollout_config, with_looks
 from visrl.rollout.rollout import look_then_answer
 from visrl.runs.distributed import init, rank
@@ -80,6 +83,22 @@ def own_and_upstream(tasks: str, ray: int | None) -> tuple[list[str], list[str]]
     return [name for name in names if name not in upstream], upstream
 
 
+def check_first(
+    model: str | Policy, arguments: Mapping[str, str], tasks: Sequence[str], limit: int | None, **asked: Any
+) -> None:
+    """Raises UsageError for what can be seen to be missing or wrong before a model is loaded, from the command line and from
+    Python. tasks: of ours; asked: as :func:`check_before`.
+    """
+    if tasks:
+        check_before(tasks, **asked)
+        if looks_at_pictures(model) if isinstance(model, str) else model.needs_pictures:
+            check_pictures(tasks, asked["data"], limit)
+    if isinstance(model, str) and model.startswith(("endpoint:", "openai:")):
+        from visrl.policies.before import check_policy
+
+        check_policy(model, arguments)
+
+
 def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, **named: str | None) -> None:
     """What can be known to be wrong before a model is loaded, which may take minutes. named: protocol, focus, crop, where given.
 
@@ -90,8 +109,13 @@ def check_before(tasks: Sequence[str], *, judge: str, data: Path | None = None, 
     resolve(tasks)
     ready_judge(judge)
     check_names(**named)
+    check_data(data)
+
+
+def check_data(data: Path | None) -> None:
+    """Raises UsageError for what is no folder; None is the hub."""
     if data is not None and not data.is_dir():
-        raise UsageError(f"--data {data}: no such folder", "docs/data.md describes its layout")
+        raise UsageError(f"no data folder {data}", "docs/data.md describes the layout of --data DIR")
 
 
 def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = None) -> None:
@@ -104,6 +128,33 @@ def check_pictures(tasks: Sequence[str], data: Path | None, limit: int | None = 
             raise UsageError(f"{spec.name}: {missing}", "docs/data.md describes where to put pictures")
         if missing and rank() == 0:
             log.warning("%s: %s; their samples will fail", spec.name, missing)
+
+
+RANGES: dict[str, tuple[int, int]] = {
+    "limit": (1, LARGEST),
+    "batch_size": (1, LARGEST),
+    "max_tokens": (1, LARGEST),
+    "seed": (0, LARGEST_SEED),
+    "max_looks": (0, LARGEST),
+}
+"""The options that are whole numbers: from, to."""
+
+
+def check_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with numpy's whole numbers as Python's. Raises UsageError for one of ``RANGES`` that is no whole number in
+    its range; None stands for a default.
+    """
+    checked = dict(options)
+    for name, (low, high) in RANGES.items():
+        if (value := options.get(name)) is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+            raise UsageError(
+                f"{name} {printable(repr(value), 60)} is not a whole number from {low} to {high}",
+                f"for example {name}=8",
+            )
+        checked[name] = int(value)
+    return checked
 
 
 def config_of(policy: Policy, options: Options) -> RolloutConfig:

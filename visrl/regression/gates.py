@@ -1,16 +1,16 @@
 """``visrl-eval check``: runs what a suite's gates judge (evals/gates.py) and collects their findings.
 
-The replay gate goes the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records. The
-paired gate's run is always a fresh one, in a folder of its own: a finished run that is found again would prove nothing about
-today's code.
+The replay gate goes the whole way of a run: documents -> samples -> rollout -> episodes on disk -> scores -> records.
+paired.py has the paired gate.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +19,18 @@ from pydantic import BaseModel, ConfigDict
 
 from visrl.core.boxes import Box
 from visrl.core.json_files import read_object
-from visrl.core.records import TaskResult, read_records, write_atomically
+from visrl.core.records import read_records, write_atomically
 from visrl.core.types import Episode, Unparsed
-from visrl.errors import UsageError
+from visrl.errors import Interrupted, UsageError
 from visrl.evals import gates
-from visrl.evals.baselines import Baseline, mismatches, missing_samples, read_baseline
-from visrl.evals.compare import Difference, compare, difference, pair_task, pool
-from visrl.evals.gates import Finding
-from visrl.evals.sample_scores import Rows, of_run
-from visrl.evals.suite import Cell, Paired, Suite
+from visrl.evals.benchmarks import UPSTREAM, resolve
+from visrl.evals.gates import Finding, Gate
+from visrl.evals.suite import Suite
+from visrl.regression.paired import Place, check_paired
 from visrl.regression.prompt_snapshots import data_folder, prompts_file, read_prompts, render_all
+from visrl.rollout.config import check_names
 from visrl.runs.lines import read_episodes
-from visrl.runs.meta import read_evaluation
-from visrl.runs.store import slug
+from visrl.runs.store import fresh_folder
 
 if TYPE_CHECKING:
     from visrl.evaluation.evaluate import Outcome
@@ -44,30 +43,65 @@ _RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asked of ``check``. runs: finished runs to use for the suite's paired gates, in their order."""
+    """What a user asked of ``check``. runs: finished runs to use for the suite's paired gates, in their order.
+
+    data: folder of the benchmark files for the runs that are made, in place of the gates' own.
+    """
 
     suite: Suite
     baselines: Path
     scratch: Path
     runs: tuple[Path, ...] = ()
     records: Path = Path("results/records")
+    data: Path | None = None
 
 
 def run_suite(request: Request) -> Iterator[Finding]:
-    """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, not for what a gate finds."""
+    """Findings of every gate of the suite, as they come. Raises UsageError for wrong use, before the first of them, not for what
+    a gate finds; an error in a gate is a finding, too.
+    """
     suite = request.suite
     if request.runs and len(request.runs) != len(suite.paired):
         raise UsageError(
             f"{len(request.runs)} runs for {len(suite.paired)} paired gates", "give --run once for each paired gate"
         )
+    check_suite(suite, runs_are_made=not request.runs)
     if suite.prompts:
-        yield from gates.check_prompts(read_prompts(prompts_file()), render_all())
+        yield from _kept("prompt", "prompts", _check_prompts)
     for origin in suite.exact:
-        yield from check_replays(origin, request.scratch)
+        yield from _kept("replay", origin, partial(check_replays, origin, request.scratch))
     for number, gate in enumerate(suite.paired):
-        yield from check_paired(gate, request, request.runs[number] if request.runs else None)
+        finished = request.runs[number] if request.runs else None
+        place = Place(request.baselines, request.scratch, request.data)
+        yield from _kept("paired", gate.baseline, partial(check_paired, gate, place, finished))
     for table in suite.paper:
-        yield from check_paper(table, request.records)
+        yield from _kept("paper", table, partial(check_paper, table, request.records))
+
+
+def check_suite(suite: Suite, *, runs_are_made: bool) -> None:
+    """Raises UsageError for names in a suite that nobody knows: of tasks, protocols, crops and boxes."""
+    for gate in suite.paired:
+        if runs_are_made:
+            resolve(gate.tasks.split(","))
+        given = {"protocol": gate.protocol, "focus": gate.focus, "crop": gate.crop}
+        check_names(**given)
+        for task in (task for cell in gate.cells for task, _ in cell.whats):
+            if not task.startswith(UPSTREAM):
+                resolve([task])
+
+
+def _kept(gate: Gate, name: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What a gate finds; an error in it is a finding, after those it had."""
+    try:
+        yield from find()
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, what was found before must be published
+        yield gates.not_judged(gate, name, error)
+
+
+def _check_prompts() -> list[Finding]:
+    return gates.check_prompts(read_prompts(prompts_file()), render_all())
 
 
 # --- replay gate
@@ -171,14 +205,6 @@ def _box(episode: Episode) -> Any:
     return episode.box.reason if isinstance(episode.box, Unparsed) else None
 
 
-def fresh_folder(scratch: Path, name: str) -> Path:
-    """An unused folder below ``scratch``."""
-    folder = scratch / slug(name)
-    while folder.exists():
-        folder = folder.with_name(f"{folder.name}_")
-    return folder
-
-
 def record_replays(scratch: Path) -> list[str]:
     """Write recorded.json anew from today's scoring; returns the replays whose numbers changed. For ``accept --exact``."""
     path = recorded_file()
@@ -212,76 +238,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-# --- paired gate
-
-
-def check_paired(gate: Paired, request: Request, finished: Path | None = None) -> Iterator[Finding]:
-    """The findings of one paired gate, one per cell."""
-    names = [cell.name for cell in gate.cells]
-    try:
-        baseline = read_baseline(request.baselines, gate.baseline)
-    except UsageError as error:
-        yield from (Finding("paired", name, "fail", f"{error.message} ({error.hint})") for name in names)
-        return
-    folder = finished or _run(gate, fresh_folder(request.scratch, gate.baseline))
-    yield from judge_run(gate, baseline, read_records(folder), of_run(folder))
-
-
-def _run(gate: Paired, folder: Path) -> Path:
-    from visrl.evaluation.evaluate import Options, evaluate
-    from visrl.policies.registry import load_policy
-
-    policy = load_policy(gate.model, gate.model_args)
-    given = gate.model_dump(include={"protocol", "focus", "crop", "limit", "judge", "seed", "batch_size"})
-    return evaluate(policy, gate.tasks.split(","), Options(**given, output=folder, quiet=True)).folder
-
-
-def judge_run(gate: Paired, baseline: Baseline, results: Sequence[TaskResult], rows: Rows) -> Iterator[Finding]:
-    """The verdict on every cell of a run that was made, against its baseline."""
-    z = gates.z_for(len(gate.cells))
-    by_cell = {(r.task, r.metric): r for r in results}
-    for cell in gate.cells:
-        reasons = [r for what in cell.whats for r in _why_not(gate, baseline, what, by_cell.get(what), rows)]
-        wrong = gates.invalid(cell.name, dict.fromkeys(reasons))
-        yield wrong or replace(
-            gates.check_difference(cell_difference(cell, baseline.rows, rows), cell.floor, z), name=cell.name
-        )
-
-
-def cell_difference(cell: Cell, before: Rows, after: Rows) -> Difference:
-    """The cell's paired difference. Raises UsageError for a pool of what cannot be pooled."""
-    if not cell.pool:
-        return next(d for d in compare(before, after) if [(d.task, d.metric)] == cell.whats)
-    try:
-        return difference(
-            pool([p for task, m in cell.whats for p in pair_task(task, before[task], after[task]) if p.metric == m])
-        )
-    except ValueError as error:
-        raise UsageError(f"{cell.name}: {error}", "docs/ci.md describes pools") from error
-
-
-def _why_not(
-    gate: Paired, baseline: Baseline, what: tuple[str, str], fresh: TaskResult | None, rows: Rows
-) -> Iterator[str]:
-    number = baseline.number(*what)
-    if number is None or fresh is None:
-        yield f"{'the baseline' if number is None else 'the run'} has no {' '.join(what)}"
-        return
-    if fresh.value is None:
-        yield f"no value: {'; '.join([*fresh.notes, *fresh.unscored_reasons]) or 'nothing was scored'}"
-    yield from mismatches(number, fresh)
-    if missing := missing_samples(baseline, rows, what[0]):
-        yield f"{len(missing)} samples of the baseline were not run, for example {missing[0]}"
-    total = fresh.n + fresh.n_unscored
-    for count, most, word in (
-        (fresh.n_unscored, gate.max_unscored, "unscored"),
-        (fresh.n_unparsed, gate.max_unparsed, "unparsed"),
-    ):
-        if count > most * total:
-            reason = next(iter(fresh.unscored_reasons), "") if word == "unscored" else ""
-            yield f"{count} of {total} samples {word}, {most:.1%} allowed{': ' + reason if reason else ''}"
-
-
 # --- paper gate
 
 
@@ -298,22 +254,3 @@ def check_paper(table: str, records: Path) -> Iterator[Finding]:
         shown = "—" if row["value"] is None else f"{row['value']:.2f}"
         reason = f"{shown}: {reason}"
         yield Finding("paper", f"{table} {row['column']} · {row['row']}", "info", reason, facts=dict(row))
-
-
-def accept_run(folder: Path, name: str, baselines: Path) -> list[str]:
-    """Make a finished run a baseline; returns a line per number, as ``old → new``. Raises UsageError as baselines.accept."""
-    from visrl.evals.baselines import accept, read_entries
-
-    request = read_evaluation(folder)["request"]
-    old = read_entries(baselines).get(name)
-    before = {(n.task, n.metric): n.value for n in old.numbers} if old else {}
-    entry = accept(baselines, name, read_records(folder), of_run(folder), request["seed"])
-    return [
-        f"{n.task} {n.metric}: {_change(before.get((n.task, n.metric)), n.value)}, n = {n.n}" for n in entry.numbers
-    ]
-
-
-def _change(old: float | None, new: float | None) -> str:
-    """``new baseline: 1.000``, or ``0.984 → 1.000``."""
-    shown = "no value" if new is None else f"{new:.4g}"
-    return f"new baseline: {shown}" if old is None else f"{old:.4g} → {shown}"

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree  # writes only: nothing is parsed here
 
 from visrl.errors import UsageError, nearest
+from visrl.evals.benchmarks import NEITHER_IS_BETTER
 from visrl.evals.compare import Difference
 from visrl.evals.gates import Finding, exit_code
 from visrl.tables.formats import UNIT_SHOWN, Cell, Row, Table, plain
@@ -42,7 +43,9 @@ def change(before: float | None, after: float | None, delta: float | None, se: f
 
 
 def comparison_table(title: str, differences: Sequence[Difference], notes: Sequence[str]) -> Table:
-    """A row per task and metric: the change, p, n, and how many samples score more, or less, by that metric; the worst below."""
+    """A row per task and metric: the change, p, n, and how many samples score better, or worse, by that metric; the worst below.
+    Of a metric of which neither more nor less is better, neither is said.
+    """
     rows = []
     for d in differences:
         said = change_shown(d.before, d.after, d.delta, d.se, d.unit)
@@ -50,10 +53,14 @@ def comparison_table(title: str, differences: Sequence[Difference], notes: Seque
             f"{d.unpaired:,} more are not compared: no score in one of the runs, or in both" if d.unpaired else ""
         )
         texts = (said, UNIT_SHOWN[d.unit], _p(d.p))
-        counts = (Cell((f"{d.n:,}",), unpaired), Cell((f"{d.fixed}/{d.broken}",)))
+        counts = (Cell((f"{d.n:,}",), unpaired), Cell((_flips(d),)))
         rows.append(Row(plain(f"{d.task} {d.metric.removeprefix('mme/')}"), (*(Cell((t,)) for t in texts), *counts)))
     columns = (("change ± SE", "change"), ("unit", "unit"), ("p", "p"), ("n", "n"), ("better/worse", "better/worse"))
     return Table(title, "task and metric", columns, tuple(rows), (*notes, *_worst(differences)))
+
+
+def _flips(d: Difference) -> str:
+    return "—" if d.metric in NEITHER_IS_BETTER else f"{d.fixed}/{d.broken}"
 
 
 def _p(value: float | None) -> str:
@@ -67,7 +74,7 @@ def _worst(differences: Sequence[Difference]) -> list[str]:
     seen: set[str] = set()
     lines = []
     for d in differences:
-        if d.worst and d.task not in seen:
+        if d.worst and d.task not in seen and d.metric not in NEITHER_IS_BETTER:
             seen.add(d.task)
             flips = ", ".join(
                 plain(f"{flip.sample_id} ({shown(flip.before, d.unit)} → {shown(flip.after, d.unit)})", 60)

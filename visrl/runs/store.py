@@ -57,6 +57,14 @@ def request_hash(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(deciding(request), sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def fresh_folder(scratch: Path, name: str) -> Path:
+    """An unused folder below ``scratch``."""
+    folder = scratch / slug(name)
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}_")
+    return folder
+
+
 def slug(text: str) -> str:
     """A file name from user text: word characters, dot, plus and minus; at most 60, never empty or hidden."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60] or "run"

@@ -123,6 +123,9 @@ def test_a_phase_that_two_runs_share_costs_once():
     assert minutes([*lines, cost("less", 0, "more", None, None)], both) is None
     said = rerun("recipes/a.yaml", both, lines)
     assert said == "`visrl-train recipes/a.yaml` measures this again (2 runs; 4 processor minutes, scoring left out).\n"
+    said = rerun("recipes/a.yaml", {*both, ("full", 1)}, lines)
+    assert "(3 runs; 4 processor minutes for the 2 of them whose time is on file, scoring left out)" in said
+    assert "(1 runs; processor time not recorded)" in rerun("recipes/a.yaml", {("full", 1)}, lines)
 
 
 def test_methods_are_compared_by_what_follows_the_warm_up_and_only_where_all_of_it_is_known(made):

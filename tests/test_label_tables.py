@@ -168,9 +168,9 @@ def test_the_section_of_the_page(made, costs):
     assert f"Boxes: the gain of reinforcement over that of continued SFT {expected}" in shown
     assert f"Answers: the gain of reinforcement over that of continued SFT {expected}" in shown
     assert "figures/labels.svg" in shown
-    assert (
-        "`visrl-train recipes/world-labels.yaml` measures this again (12 runs; processor time not recorded)." in shown
-    )
+    # 170 + 182 + 194 of `full`, 90 of each `more40` beside the warm-up that it shares, 30 of two seeds of rl160: 876 s
+    timed = "15 processor minutes for the 8 of them whose time is on file, scoring left out"
+    assert f"`visrl-train recipes/world-labels.yaml` measures this again (12 runs; {timed})." in shown
     on_page = text([record("sft", 0.4)], Apart(labels=made)).partition("## Labels against reinforcement")[2]
     assert "| 40 | 50.0 ± 1.2 |" in on_page
     nothing = text([record("sft", 0.4)]).partition("## Labels against reinforcement")[2].partition("## ")[0]

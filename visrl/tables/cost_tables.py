@@ -79,8 +79,11 @@ def runs_of(results: Iterable[TaskResult]) -> set[tuple[str, int]]:
 
 def rerun(recipe: str, runs: Collection[tuple[str, int]], costs: Sequence[Cost]) -> str:
     """A paragraph: the command that makes these runs again, and what they took."""
-    spent = cost_of(costs, runs)
-    took = f"processor time {spent}" if spent == NOT_RECORDED else f"{spent} processor minutes, scoring left out"
+    timed = {run for run in runs if minutes(costs, {run}) is not None}  # not one that was begun again after a kill
+    took = f"processor time {NOT_RECORDED}"
+    if timed:
+        of_some = "" if len(timed) == len(runs) else f" for the {len(timed)} of them whose time is on file"
+        took = f"{cost_of(costs, timed)} processor minutes{of_some}, scoring left out"
     return f"`visrl-train {recipe}` measures this again ({len(runs)} runs; {took}).\n"
 
 

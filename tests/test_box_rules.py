@@ -276,3 +276,5 @@ def test_the_declared_key_counts_and_no_other():
     assert read('{"image_size": [0, 0, 640, 480], "bbox_2d": [158, 140, 473, 440]}', (1000, 1000)) == right
     assert read('Of [0, 0, 640, 480] it is {"bbox_2d": [158, 140, 473, 440]}.', (1000, 1000)) == right
     assert read('{"bbox": [158, 140, 473, 440]}', (1000, 1000)) == right  # the only list there is
+    several = '{"size": [0, 0, 640, 480], "bbox_2d": [[158, 140, 473, 440], [1, 2, 300, 400]]}'
+    assert FORMATS["json_1000"].parse_all(several, (1000, 1000)) == [right, Box(1, 2, 300, 400)]

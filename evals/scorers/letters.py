@@ -89,17 +89,20 @@ def _by_statement(text: str, options: OptionTexts) -> str | Unparsed | None:
 def _said(text: str, options: OptionTexts, patterns: Sequence[re.Pattern[str]]) -> list[_Said]:
     """What the patterns find, less what is denied, supposed or an article."""
     found = []
-    of_options = options.spans(text)
+    parts = options.parts(text)
     for pattern in patterns:
         for match in pattern.finditer(text):
             end = match.end("letter")
-            if _within(of_options, end) or not _is_letter(text, match) or worded.DENIED.match(text, match.end()):
+            if not _is_letter(text, match) or worded.DENIED.match(text, match.end()):
                 continue
             if worded.SUPPOSED.search(text[max(0, match.start() - _CONTEXT) : match.start()]):
                 continue
             if worded.MISTAKEN.search(text[max(0, match.start("letter") - _CONTEXT) : match.start("letter")]):
                 continue
             name = match["letter"].upper()
+            if end in parts:  # "Vitamin C" is no C, unless it is C's own text
+                found += [_Said(name, match.start(), end)] if parts[end] == {name} else []
+                continue
             several = _one_of_several(text, match.start("letter"), match.end(), name)
             found.append(
                 _Said("" if several or _contradicts(text, match.end(), name, options) else name, match.start(), end)
@@ -131,11 +134,6 @@ def _is_article(text: str, end: int) -> bool:
     return text[end - 1] in "AI" and word is not None and word.group().lower() not in worded.GOES_ON
 
 
-def _within(spans: Sequence[tuple[int, int]], end: int) -> bool:
-    """Whether the letter before ``end`` is a part of one of the spans: the C of "Vitamin C"."""
-    return any(start < end <= stop for start, stop in spans)
-
-
 def _contradicts(text: str, end: int, name: str, options: OptionTexts) -> bool:
     rest = text[end : end + 400]
     return options.contradict(name, rest[worded.MARK.match(rest).end() :])  # type: ignore[union-attr]  # matches ""
@@ -161,7 +159,7 @@ def _at_an_end(text: str, options: OptionTexts) -> str | Unparsed | None:
     ):
         name = (first["inside"] or first["lower"] or first["letter"]).upper()
         at = next(first.end(group) for group in ("inside", "lower", "letter") if first[group])
-        if name in options and not _within(options.spans(text), at):
+        if name in options and at not in options.parts(text):
             if _one_of_several(text, first.start(), first.end() - len(first["mark"].lstrip(")]}>")), name):
                 return Unparsed("more than one option is named")
             return (

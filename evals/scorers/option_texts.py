@@ -8,7 +8,7 @@ none where it stands so in an option: "St. Louis", "It is red. It is large."
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -43,17 +43,19 @@ class OptionTexts:
                 return found[0] if len(found) == 1 else None
         return None
 
-    def spans(self, answer: str) -> list[tuple[int, int]]:
-        """Where texts with a single letter in them ("Vitamin C", "E. coli") stand in the answer: no choice of that letter."""
-        return [
-            match.span()
-            for text in self.texts.values()
-            if len(text) > 1 and _SINGLE_LETTER.search(text)
-            for match in re.finditer(rf"(?<![^\W_]){re.escape(text)}(?![^\W_])", answer, re.IGNORECASE)
-        ]
+    def parts(self, answer: str) -> dict[int, set[str]]:
+        """Where letters end that are part of an option's text ("Vitamin C") -> the options whose texts stand there."""
+        found = defaultdict[int, set[str]](set)
+        for name, text in self.texts.items():
+            if len(text) > 1 and _SINGLE_LETTER.search(text):
+                for match in re.finditer(rf"(?<![^\W_]){re.escape(text)}(?![^\W_])", answer, re.IGNORECASE):
+                    for one in _SINGLE_LETTER.finditer(match.group()):
+                        found[match.start() + one.end()].add(name)
+        return found
 
     def contradict(self, name: str, following: str) -> bool:
         """Whether what follows a letter is another option's text and not its own: "B. cat"."""
+        following = following[: 2 * self._longest + 40]
         own = self._words.get(name, [])
         said = words(next(self._sentences(following.lstrip("\n")), ""))
         if not said or _equal(own, words(following)[: len(own)], at_least=len(said)):
@@ -99,6 +101,10 @@ class OptionTexts:
     @cached_property
     def _words(self) -> dict[str, list[Word]]:
         return {name: words(text) for name, text in self.texts.items()}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.texts.values()), default=0)
 
     @cached_property
     def _inner_ends(self) -> set[str]:

@@ -13,7 +13,8 @@ HEAD = 20_000
 
 _COMMANDS = re.compile(
     r"\\(?:boxed|fbox|text[a-z]{0,2}|math[a-z]{0,2})(?=\s?\{)|\\[()\[\]]|```[a-z]{0,10}|<br ?/?>"
-    r"|</?(?:b|i|u|em|strong|mark|code|span|p)>",
+    r"|<(?P<tag>b|i|u|em|strong|mark|code|span|p)>(?=[^<>]{1,400}</(?P=tag)>)"  # in pairs: "<B>" is a letter
+    r"|(?<=[^<>])</(?:b|i|u|em|strong|mark|code|span|p)>",
     re.IGNORECASE,
 )
 _LINE_END = re.compile(r"\\n(?![a-z])")  # of a string that was escaped once more than unescaped; not LaTeX's \nu

@@ -1,6 +1,7 @@
 """Yes or no, read as a careful reader would: for sure, or not at all. Beside the published rules of POPE and MME, never for them.
 
-In this order: the answer begins with a word for yes or no; it states one ("the answer is no", "Answer: **No**"); a short answer
+In this order: the answer begins with a word for yes or no; it states one ("the answer is no", "Answer: **No**"), or
+ends with one ("Based on the picture, yes."); a short answer
 says whether what is asked for is there ("There is no dog", "I don't see a dog", "There is a dog"). Doubt ("not sure", "yes and
 no", "maybe") is neither. Words of some fifteen languages.
 """
@@ -31,6 +32,11 @@ _STATED = re.compile(
     r"(?:\b(?:answer|ans|antwort|réponse|respuesta|resposta|risposta|ответ|antwoord)|答案|回答|答え|정답)"
     r"(?:\W{0,4}(?:is|would be|should be|must be|ist|lautet|est|es|é|è|это|是|为|は|은)|\W{0,2}[:=—–-]|(?<=[案答え답]))"
     rf"\W{{0,6}}{_EITHER}(?! ?(?:and|or|/) ?(?:yes|no)\b)",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(
+    r"(?:(?<!yes)(?<!no)[,.:;!\n] ?|(?<!n't )(?<!not )\b(?:is|be|think|say|answer|option|probably|so|thus|therefore),? )"
+    r"(?P<said>yes|no)\W{0,8}\Z",
     re.IGNORECASE,
 )
 _ABSENT = re.compile(
@@ -76,13 +82,15 @@ def yes_or_no(text: str, question: str = "") -> str | Unparsed:
 
 
 def said_in_words(answer: str) -> str | Unparsed | None:
-    """Which of the two words a plain answer begins with or states, whatever was asked; None of one that does neither."""
+    """Which of the two words a plain answer begins with, states or ends with, whatever was asked; None of one that does not."""
     first = answer.partition("\n")[0][:_SHORT]
     if opening := _OPENS.match(answer):
         denied = _ASSENTS.match(first) is not None and _ABSENT.search(first) is not None
         return UNSURE if denied or _UNDECIDED.search(first) else "yes" if opening["yes"] else "no"
     if said := list(_STATED.finditer(answer)):
         return "yes" if said[-1]["yes"] else "no"
+    if end := _ENDS.search(answer[-_SHORT:]):
+        return UNSURE if _UNDECIDED.search(answer[-_SHORT:]) else end["said"].lower()
     return None
 
 

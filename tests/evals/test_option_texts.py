@@ -5,6 +5,7 @@ import pytest
 from visrl.core.types import Unparsed
 from visrl.evals.equal_words import exact
 from visrl.evals.scorers.letters import letter
+from visrl.evals.scorers.yes_no import yes_or_no
 
 
 def named(*texts):
@@ -178,3 +179,50 @@ def test_a_number_may_lack_its_zero():
         and exact("-.87", "-0.87") == 1
         and exact("$.50", "$0.50") == 1
     )
+
+
+REASONING = "The picture has several parts that have to be compared. " * 8
+LETTERED = {letter: f"Option {letter}" for letter in "ABCD"}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "right"),
+    [
+        ("The answer is Option B.", LETTERED, "B"),
+        ("Answer: Option B", LETTERED, "B"),
+        ("Option B is correct.", LETTERED, "B"),
+        ("Figure B is correct", {letter: f"Figure {letter}" for letter in "ABCD"}, "B"),
+        ("The answer is (b).", {letter: f"({letter.lower()})" for letter in "ABCD"}, "B"),
+        ("The answer is B. subtilis.", named("E. coli", "B. subtilis"), "B"),
+    ],
+)
+def test_an_option_that_names_its_own_letter_is_chosen_behind_any_reasoning(text, options, right):
+    assert letter(text, options) == right
+    assert letter(f"{REASONING}\n{text}", options) == right
+
+
+@pytest.mark.parametrize("text", ["<B>", "Answer: <B>", "The answer is <B>", "<answer><B></answer>", "<b>B</b>"])
+def test_a_letter_in_angle_brackets_is_no_markup(text):
+    assert letter(text, named("a lamp", "a jug", "a radio")) == "B"
+
+
+ENDINGS = {
+    "Based on the image, yes.": "yes",
+    "It is yes.": "yes",
+    "The answer to the question is no.": "no",
+    "The answer, based on the image, is yes.": "yes",
+    "I think yes": "yes",
+    "The dog is on the left, so no.": "no",
+    "Result: no": "no",
+    "Answer yes": "yes",
+    "I would not say no.": None,
+    "It is one of two: yes, no.": None,
+    "I am not sure, so no.": None,
+}
+
+
+@pytest.mark.parametrize("text", ENDINGS)
+def test_a_yes_or_no_at_the_end(text):
+    found, chosen = yes_or_no(text, "Is there a dog?"), letter(text, YES_NO)
+    assert (None if isinstance(found, Unparsed) else found) == ENDINGS[text]
+    assert (None if isinstance(chosen, Unparsed) else chosen) == {"yes": "A", "no": "B", None: None}[ENDINGS[text]]

@@ -36,6 +36,7 @@ _SEVERAL = re.compile(r"<box>[\s\d.,eE+\[\]-]{1,4000}</box>")
 _SINGLE = re.compile(_NUMBER)
 _NEXT = re.compile(r"\][\s,]{1,8}\[")
 _KEYED = re.compile(r'"\w{1,40}"\s{0,8}:\s{0,8}\[?\s{0,8}$')
+_NEXT_BOX = re.compile(r"\s{0,8},\s{0,8}")
 _BETWEEN = re.compile(r"[\s,;\[\]]*")
 _LABEL = re.compile(
     r"<ref>[^<>]{0,200}</ref>|<\|object_ref_start\|>[^<>]{0,200}<\|object_ref_end\|>|<\|box_(?:start|end)\|>"
@@ -199,7 +200,11 @@ class JsonObject:
     def find(self, text: str) -> list[Numbers] | Unparsed:
         matches = list(_BRACKETED.finditer(text[:READ]))
         keyed = re.compile(rf"[\"']{re.escape(self.key)}[\"']\s{{0,8}}:\s{{0,8}}\[?\s{{0,8}}$")
-        own = [match for match in matches if keyed.search(text[max(0, match.start() - 100) : match.start()])]
+        own: list[re.Match[str]] = []
+        for match in matches:
+            goes_on = bool(own) and _NEXT_BOX.fullmatch(text, own[-1].end(), match.start())
+            if goes_on or keyed.search(text[max(0, match.start() - 100) : match.start()]):
+                own.append(match)
         if own and len(own) < len(matches):  # beside lists of four under other keys: "image_size"
             return _unless_in_prose([ordered(as_numbers(match), self.order) for match in own], text, own)
         return Brackets(self.digits, self.order).find(text)

@@ -61,7 +61,7 @@ def _read(path: str, split: str, **named: Any) -> Any:
     kind, files = type(builder).__module__.rpartition(".")[2], builder.config.data_files
     if kind == "csv" and files and builder.config.features is None:
         labels = {k: v for k, v in (builder.info.features or {}).items() if isinstance(v, datasets.ClassLabel)}
-        columns = _csv_columns(files, split)
+        columns = _csv_columns(files, split, builder.config.pd_read_csv_kwargs)
         features = datasets.Features({name: labels.get(name, datasets.Value("string")) for name in columns})
         return datasets.load_dataset(path, split=split, features=features, na_filter=False, **named)
     found = datasets.load_dataset(path, split=split, **named)
@@ -72,12 +72,12 @@ def _read(path: str, split: str, **named: Any) -> Any:
     return datasets.load_dataset(path, split=split, features=features, **named)
 
 
-def _csv_columns(files: Mapping[Any, Any], split: str) -> list[str]:
+def _csv_columns(files: Mapping[Any, Any], split: str, asked: Mapping[str, Any]) -> list[str]:
     """The header of the first file of a split, where there is such a split: else what is said of it is said later."""
     import pandas as pd
 
     first = next(iter(files.get(split) or next(iter(files.values()))))
-    head = pd.read_csv(first, nrows=1, dtype=str, na_filter=False)
+    head = pd.read_csv(first, **{**asked, "nrows": 1, "dtype": str, "na_filter": False, "chunksize": None})
     if not isinstance(head.index, pd.RangeIndex):
         raise ValueError(f"{first}: its rows have more cells than its header has columns")
     return [str(name) for name in head.columns]

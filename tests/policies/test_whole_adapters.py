@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from visrl.errors import UsageError
 from visrl.policies.hf.hashes import weights_hash
 from visrl.policies.registry import load_policy
-from visrl.train.common.models import load_trainable
+from visrl.train.common.models import load_trainable, starting_weights
 from visrl.train.config.recipe import LoraSection, ModelSection
 
 
@@ -165,6 +165,18 @@ def test_an_adapter_of_a_base_that_was_replaced_in_its_place_is_said(made, caplo
     change(made.base / "model.safetensors", lambda t: [tensor.mul_(1.5) for tensor in t.values()])
     load_policy(f"hf:{made.base}", {"adapter": str(made.lora)})
     assert f"was trained on other weights than {made.base} now holds" in caplog.text
+
+
+def test_a_phase_begins_from_the_base_of_a_lora_folder_and_its_adapter(made, monkeypatch):
+    """Base first, whichever way the two are named; known to the first process alone."""
+    base, lora = weights_hash(made.base), weights_hash(made.lora)
+    for section in (ModelSection(path=str(made.lora)), ModelSection(path=str(made.base), adapter=str(made.lora))):
+        assert starting_weights(section) == f"{base}+{lora}"
+    assert starting_weights(ModelSection(path=str(made.base))) == base
+    assert starting_weights(ModelSection(path=str(made.base / "gone"))) is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert starting_weights(ModelSection(path=str(made.base))) is None
 
 
 @pytest.mark.parametrize(

@@ -266,3 +266,18 @@ def test_measuring_holds_no_pictures(tmp_path):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1e6 < 200 * len(noise.getvalue())
+
+
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_a_frame_is_judged_by_more_rows_than_a_small_limit(folder, limit, capsys):
+    """Three odd rows before twelve good ones: 3 of 15 are no other frame, whatever the limit; only those before the limit count as
+    left out.
+    """
+    boxes = list(enumerate([BESIDE] * 3 + [GOOD] * 12))
+    rows = [asked(i, picture=f"{i % 4}.png", chain={"box": box, "answer": "B"}) for i, box in boxes]
+    path = lines(folder / "c.jsonl", rows)
+    assert sft(path, folder, limit=limit) == [f"q{i}" for i in range(3, 15)][:limit]
+    assert "left out: 3 box outside the picture" in capsys.readouterr().err
+    questions = lines(folder / "q.jsonl", [asked(i, picture=f"{i % 4}.png", box=box) for i, box in boxes])
+    found = load_questions(QuestionSection(path=questions, pictures=folder, limit=limit))
+    assert [question.id for question in found] == [f"q{i}" for i in range(3, 15)][:limit]

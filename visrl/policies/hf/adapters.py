@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from visrl.core.json_files import decode_foreign, read_object
 from visrl.errors import UsageError
 from visrl.policies.hf.hashes import weights_hash
+from visrl.runs.distributed import rank
 
 log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,7 +73,12 @@ def load_adapter(model: Any, folder: str, base: str, *, trainable: bool = False)
     trained_on = config.get("base_model_name_or_path")
     if trained_on and not _same_place(str(trained_on), base):
         log.warning("the adapter %s was trained on %s, and is applied to %s", folder, trained_on, base)
-    elif Path(base).is_dir() and (known := _base_weights(Path(folder))) and known != weights_hash(Path(base)):
+    elif (
+        rank() == 0
+        and Path(base).is_dir()
+        and (known := _base_weights(Path(folder)))
+        and known != weights_hash(Path(base))
+    ):
         log.warning("the adapter %s was trained on other weights than %s now holds", folder, base)
     try:
         with warnings.catch_warnings():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visrl.errors import UsageError
 from visrl.policies.families import family_class
 from visrl.policies.families.base import Family
+from visrl.runs.distributed import rank
 from visrl.train.common.encoding import ConversationEncoder
 from visrl.train.common.vision_cache import FeatureStore, freeze_vision, vision_is_frozen
 from visrl.train.config.recipe import LoraSection, ModelSection
@@ -108,7 +109,7 @@ def shipped(path: str) -> str:
     return str(checkpoint_path(path)) if path in CHECKPOINTS else path
 
 
-def weights_id(model: str, adapter: str | None = None, revision: str = "") -> str:
+def weights_id(model: str, adapter: str | None = None) -> str:
     """sha256 of the weights' bytes, an adapter's behind a ``+``; of a hub id its commit, which names them before they are here.
 
     Raises UsageError where there are none.
@@ -120,18 +121,28 @@ def weights_id(model: str, adapter: str | None = None, revision: str = "") -> st
         found = _hash_of(path)
     else:
         try:
-            found = f"{model}@{folder_of(model, revision).name}"
+            found = f"{model}@{folder_of(model, '').name}"
         except OSError as error:
             raise UsageError(f"no weights at {model}", "give a bundled model, a folder, or a hub id") from error
     return found if adapter is None else f"{found}+{_hash_of(Path(adapter))}"
 
 
 def starting_weights(section: ModelSection) -> str | None:
-    """:func:`weights_id` of what a phase begins from; None where that is gone, as it may be once a phase is finished."""
-    try:
-        return weights_id(section.path, section.adapter, section.revision or "")
-    except UsageError:
+    """sha256 of the weights that a phase begins from, those of an adapter behind a ``+``; on the first of several processes.
+
+    None where they are not here: not yet (a hub id), or no longer, as they may be once a phase is finished.
+    """
+    from visrl.policies.hf.adapters import base_and_adapter
+    from visrl.policies.hf.loading import folder_of
+
+    if rank() != 0:
         return None
+    try:
+        base, adapter = base_and_adapter(shipped(section.path), section.adapter or "")
+        folder = _hash_of(folder_of(base, section.revision or ""))
+    except (UsageError, OSError):
+        return None
+    return f"{folder}+{_hash_of(Path(adapter))}" if adapter else folder
 
 
 def _hash_of(folder: Path) -> str:

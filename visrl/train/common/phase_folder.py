@@ -29,6 +29,7 @@ from visrl.core.json_files import read_object
 from visrl.core.plugins import included
 from visrl.core.records import dump_json, write_atomically
 from visrl.errors import UsageError
+from visrl.runs.distributed import rank
 from visrl.train.common.checkpoints import newest_whole, read_window, restore_window, seal, window_of, write_window
 from visrl.train.common.models import TrainableModel, bare
 from visrl.train.common.progress import Progress, draw_curves, write_history
@@ -156,7 +157,7 @@ def claim(folder: Path, settings: Mapping[str, Any], data: str, weights: str | N
     """Say what this folder is for, when there is something to write to it. Raises UsageError as :func:`check_claim` does."""
     check_claim(folder, settings, data, weights)
     path = folder / "settings.json"
-    if not path.is_file() or not _holds_more(folder):
+    if rank() == 0 and (not path.is_file() or not _holds_more(folder)):  # the others do not know the weights
         write_atomically(path, dump_json(_claimed(settings, data, weights)))
 
 
@@ -218,7 +219,15 @@ def train(trainer: PhaseTrainer, trainable: TrainableModel, folder: Path) -> Non
     if at_work.num_processes > 1 and at_work.is_main_process:
         print(f"{at_work.num_processes} processes ({at_work.distributed_type.value})", file=sys.stderr)
     trainer.resumed = _newest(trainer, folder)
-    trainer.train(resume_from_checkpoint=None if trainer.resumed is None else str(trainer.resumed))
+    try:
+        trainer.train(resume_from_checkpoint=None if trainer.resumed is None else str(trainer.resumed))
+    except ValueError as error:
+        if trainer.resumed is None or "parameter group" not in str(error):
+            raise
+        raise UsageError(
+            f"{trainer.resumed} is of a model that trained other parameters: {error}",
+            "an older visrl or another library made it: delete it to begin again",
+        ) from error
     with writing(folder / "final"):
         conclude(trainer, trainable, folder)
     trainer.accelerator.wait_for_everyone()

@@ -107,6 +107,7 @@ def _row(
     fields: dict[str, Any] = {name: row[name] for name in ("instruction", "kind", "protocol", "size") if name in row}
     asked_for_box = "box" in row or "looks" in row
     size = _size(picture, fields) if asked_for_box and asked.frame == "unit" else None
+    fields |= {"size": size} if size is not None else {}
     box = _box(row["box"], asked, size, named("box")) if "box" in row else None
     looks = (
         [_box(one, asked, size, named("looks")) for one in _listed(row["looks"], named("looks"))]

@@ -166,8 +166,9 @@ def _usable(section: DataSection, rows: Sequence[Row], placement: Placement[Row]
     missing = missing_pictures(rows, _pictures(section))
     gone = set(missing.names)
     usable = [row for row in rows if row.picture not in gone]
-    kept = list(islice(placement.kept(usable), section.limit))
-    placement.check()
+    rest = iter(usable)
+    kept = list(islice(placement.kept(rest), section.limit))
+    placement.check(rest)
     said = reasons(placement.left_out, len(rows) - len(usable), missing)
     if not kept:
         hint = "are data.path and data.pictures right?"

@@ -17,6 +17,7 @@ from visrl.errors import PictureError, UsageError
 from visrl.tasks.pictures import Missing
 from visrl.train.data.rows import ChainRow, PairRow, QuestionRow, size_in
 
+LEAST = 20  # rows by which a frame is judged, where the data have as many
 OUTSIDE = "box outside the picture"
 CORNER = "box smaller than a pixel"
 PIXELS = "boxes are x1, y1, x2, y2 in pixels of the original picture"
@@ -94,8 +95,18 @@ class Placement(Generic[Row]):
             if self._is_placed(row):
                 yield row
 
-    def check(self) -> None:
-        """When the rows have been looked at. Raises UsageError naming the first row where most boxes are in another frame."""
+    def check(self, rest: Iterable[Row]) -> None:
+        """When the rows have been looked at. Raises UsageError naming the first row where most boxes are in another frame.
+
+        rest: the rows behind a limit. The first few may be odd ones: of these, up to LEAST in all are looked at.
+        """
+        used = dict(self.left_out)
+        for row in rest:
+            if self.n >= LEAST:
+                break
+            self._is_placed(row)
+        self.left_out.clear()
+        self.left_out.update(used)
         if 2 * len(self.fractions) > self.n:
             raise self._another_frame(self.fractions, "are smaller than a pixel: fractions of the picture?")
         if 2 * len(self.outside) > self.n:

@@ -100,11 +100,14 @@ class LookedFor:
     rows: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     placement: Placement[Any] | None = None
+    rest: Iterable[Any] = ()
 
     def check(self) -> None:
         """Raises UsageError where most true boxes are in another frame."""
         if self.placement is not None:
-            self.placement.check()
+            missing, rows = dict(self.missing), self.rows
+            self.placement.check(self.rest)
+            self.missing, self.rows = missing, rows  # of the questions that are used
 
     def said(self, folder: Path) -> str:
         """What was left out and why; empty where nothing was. folder: of pictures."""
@@ -123,7 +126,8 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
         rows = read_rows(section.path, QuestionRow)
         asked: Placement[QuestionRow] = Placement(section.path, boxes_of_question, pictures, looked.left_out)
         looked.placement = asked
-        placed = asked.kept(_pictured(rows, pictures, looked))
+        looked.rest = _pictured(rows, pictures, looked)
+        placed = asked.kept(looked.rest)
         return (_sample(row, pictures, row.answers, row.box, row.boxes) for row in placed)
     if section.format == "llava":
         chains, tally = import_conversations(section.path)
@@ -135,7 +139,8 @@ def _all(section: QuestionSection, looked: LookedFor) -> Iterator[CoTSample]:
     hint = IN_COLUMNS if section.format == "datasets" else PIXELS
     said: Placement[ChainRow] = Placement(section.path, boxes_of_chain, section.pictures, looked.left_out, hint=hint)
     looked.placement = said
-    return (_of_chain(row, section.pictures) for row in said.kept(_pictured(chains, section.pictures, looked)))
+    looked.rest = _pictured(chains, section.pictures, looked)
+    return (_of_chain(row, section.pictures) for row in said.kept(looked.rest))
 
 
 def _pictured(rows: Iterable[Row], folder: Path, looked: LookedFor) -> Iterator[Row]:

@@ -45,8 +45,8 @@ def _is_same(pair: Preference, term: TermName, box_format: BoxFormat | None) -> 
     if look is None:
         return (pair.chosen.answer, pair.chosen.answer_text) == (pair.rejected.answer, pair.rejected.answer_text)
     chosen, rejected = (chain.all_looks[look] for chain in (pair.chosen, pair.rejected))
-    size, known = pair.sample.size, box_format is not None and not several(pair.protocol)
-    if box_format is None or size is None or not known:
+    size = pair.sample.size
+    if box_format is None or size is None or several(pair.protocol):
         return (chosen.box, chosen.text) == (rejected.box, rejected.text)
     first, second = (box_text(box_format, one, size, pair.sample.id) for one in (chosen, rejected))
     return first == second

@@ -36,7 +36,7 @@ _STATED = re.compile(
 )
 _ENDS = re.compile(
     r"(?:(?<!yes)(?<!no)[,.:;!\n] ?|(?<!n't )(?<!not )\b(?:is|be|think|say|answer|option|probably|so|thus|therefore),? )"
-    r"(?P<said>yes|no)\W{0,8}\Z",
+    r"(?P<said>yes|no)[^\w?]{0,8}\Z",
     re.IGNORECASE,
 )
 _ABSENT = re.compile(
@@ -90,7 +90,9 @@ def said_in_words(answer: str) -> str | Unparsed | None:
     if said := list(_STATED.finditer(answer)):
         return "yes" if said[-1]["yes"] else "no"
     if end := _ENDS.search(answer[-_SHORT:]):
-        return UNSURE if _UNDECIDED.search(answer[-_SHORT:]) else end["said"].lower()
+        said_at_end, tail = end["said"].lower(), answer[-_SHORT:]
+        contrary = (_ABSENT if said_at_end == "yes" else _PRESENT).search(tail)
+        return UNSURE if contrary or _UNDECIDED.search(tail) else said_at_end
     return None
 
 

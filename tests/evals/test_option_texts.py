@@ -218,6 +218,9 @@ ENDINGS = {
     "I would not say no.": None,
     "It is one of two: yes, no.": None,
     "I am not sure, so no.": None,
+    "There is not. Yes?": None,
+    "There is no dog. Yes.": None,
+    "There is a dog, so no.": None,
 }
 
 

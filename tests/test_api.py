@@ -155,8 +155,8 @@ def test_rows_with_numpy_s_numbers_are_scored(tmp_path):
     ("rows", "message"),
     [
         (
-            [{"id": "1", "text": "a"}, {"id": "2", "text": object()}],
-            "row 2: 'text' cannot be written as JSON: it is a object",
+            [{"id": "1", "text": "a"}, {"id": "2", "text": 1j}],
+            "row 2: 'text' cannot be written as JSON: it is a complex",
         ),
         ([["1", "a"]], "row 1 is a list, not a mapping"),
         ({"id": "1", "text": "a"}, "predictions are a dict, not rows"),

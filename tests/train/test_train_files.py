@@ -173,7 +173,7 @@ def test_real_cot_files_import_what_lies_in_its_picture(shared, name, n):
     chains, tally = import_chains(shared / "viscot_train" / f"{name}_cot_train.jsonl.gz", "cot")
     placement = Placement(name, boxes_of_chain, shared, tally.left_out)
     rows = list(placement.kept(chains))
-    placement.check()
+    placement.check(())
     assert len(rows) + sum(tally.left_out.values()) == n
     # dude: of 11,735 rows 4 have an empty box and 701 one of which less than half lies in the picture
     assert n - len(rows) == (705 if name == "dude" else 0)

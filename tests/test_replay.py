@@ -1,15 +1,17 @@
 """Published prediction layouts find their documents by id or by (picture, question)."""
 
 import gzip
+import io
 import json
 
 import openpyxl
+import pandas
 import pytest
 
 from visrl.core.boxes import Box
 from visrl.core.types import CoTSample
 from visrl.errors import UsageError
-from visrl.evals.mmbench_tables import table_rows
+from visrl.evals.mmbench_tables import NOTHING, table_rows
 from visrl.policies.protocol import Request, Sampling
 from visrl.policies.recorded.prediction_files import picture_key, question_key
 from visrl.policies.recorded.replay import AmbiguousPredictions, ReplayPolicy
@@ -387,6 +389,15 @@ def test_a_carriage_return_in_a_workbook(tmp_path):
 
 
 HEADER = ["index", "question", "A", "B", "C", "D", "answer", "prediction"]
+
+
+def test_what_pandas_reads_as_empty():
+    """By pandas itself, one word per row; a word that it keeps is no lost option."""
+    words = [form(word) for word in sorted(NOTHING) for form in (str, str.upper, str.capitalize)]
+    words += ["NaN", "-NaN", "nothing", "none of them", "nil", "0", "-"]
+    read = pandas.read_csv(io.StringIO("word\n" + "\n".join(words) + "\n"))["word"]
+    lost = {word for word, empty in zip(words, read.isna(), strict=True) if empty}
+    assert {word.lower() for word in lost} == NOTHING
 
 
 def test_an_option_that_pandas_read_as_empty(tmp_path):

@@ -1,9 +1,9 @@
 """Yes or no, read as a careful reader would: for sure, or not at all. Beside the published rules of POPE and MME, never for them.
 
-In this order: the answer begins with a word for yes or no; it states one ("the answer is no", "Answer: **No**"), or
-ends with one ("Based on the picture, yes."); a short answer
-says whether what is asked for is there ("There is no dog", "I don't see a dog", "There is a dog"). Doubt ("not sure", "yes and
-no", "maybe") is neither. Words of some fifteen languages.
+In this order: the answer begins with a word for yes or no; it states one ("the answer is no", "Answer: **No**"), or ends with
+one ("Based on the picture, yes.") and says nothing to the contrary; a short answer says whether what is asked for is there
+("There is no dog", "I don't see a dog", "There is a dog"). Doubt ("not sure", "yes and no", "maybe") is neither. Words of some
+fifteen languages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _ENDS = re.compile(
-    r"(?:(?<!yes)(?<!no)[,.:;!\n] ?|(?<!n't )(?<!not )\b(?:is|be|think|say|answer|option|probably|so|thus|therefore),? )"
+    r"(?:(?<!yes)(?<!no)[,.:;!\n] ?|(?<!n't )(?<!not )(?<!to )\b(?:is|be|think|say|answer|option|probably|so|thus|therefore),? )"
     r"(?P<said>yes|no)[^\w?]{0,8}\Z",
     re.IGNORECASE,
 )

@@ -216,6 +216,7 @@ ENDINGS = {
     "Result: no": "no",
     "Answer yes": "yes",
     "I would not say no.": None,
+    "It is hard to say yes.": None,
     "It is one of two: yes, no.": None,
     "I am not sure, so no.": None,
     "There is not. Yes?": None,
